@@ -1,0 +1,1 @@
+"""KubeProxyConfiguration and the kube-proxy flags: fields, defaults, validation."""

@@ -1,0 +1,1 @@
+"""What kproxy serves over HTTP: healthz, per-Service health checks, metrics, status."""

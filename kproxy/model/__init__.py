@@ -1,0 +1,1 @@
+"""Pure: Services, endpoints, topology, traffic policy, and the plans that follow from them."""

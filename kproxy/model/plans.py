@@ -1,0 +1,112 @@
+"""What the modes are told: for each Service port and IP family, what leads to it and where it leads.
+
+A ServicePlan holds every decision that Kubernetes' Service semantics asks for, so that a mode only has to translate it.
+Plans are immutable values; two equal plans need the same rules.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+
+__all__ = ["Endpoint", "Family", "PortKey", "Protocol", "ServicePlan", "address_port"]
+
+
+class Family(StrEnum):
+    """An IP family, named as in Service.spec.ipFamilies."""
+
+    IPV4 = "IPv4"
+    IPV6 = "IPv6"
+
+
+class Protocol(StrEnum):
+    """A Service port's protocol; the value is the API's, `.value.lower()` is the kernel tools'."""
+
+    TCP = "TCP"
+    UDP = "UDP"
+    SCTP = "SCTP"
+
+
+class PortKey(NamedTuple):
+    """Names one Service port within one IP family. `port` is the port's name, "" when it has none."""
+
+    namespace: str
+    name: str
+    port: str
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        """namespace/name or namespace/name:port, as kube-proxy writes it in comments and hashes it into chain names."""
+        return f"{self.namespace}/{self.name}:{self.port}" if self.port else f"{self.namespace}/{self.name}"
+
+
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """One address and port that serves a Service port. local: it runs on this node."""
+
+    ip: str
+    port: int
+    local: bool = False
+
+    def __str__(self) -> str:
+        """10.0.0.1:80 or [fd00::1]:80"""
+        return address_port(self.ip, self.port)
+
+
+class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """One Service port in one IP family.
+
+    All addresses are in the family and in canonical text. The three endpoint lists are sorted and free of duplicates:
+    `cluster` serves traffic under policy Cluster (empty when nothing uses that policy), `local` under policy Local (empty
+    when nothing uses it), `reachable` is their union. Readiness, termination and topology hints are accounted for.
+
+    has_endpoints: the Service has a usable endpoint somewhere in the cluster, on this node or not. When it is false
+    traffic is rejected; when it is true and the list of a policy is empty, that policy's traffic is dropped.
+    source_ranges: loadBalancerSourceRanges of this family; empty means that every source may connect.
+    node_in_source_ranges: this node's own IP lies in one of them.
+    affinity_seconds: the timeout of client IP affinity, 0 without affinity.
+    health_check_node_port: 0 unless the Service asks for one (LoadBalancer with policy Local).
+    """
+
+    key: PortKey
+    family: Family
+    cluster_ip: str
+    port: int
+    node_port: int = 0
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
+    node_in_source_ranges: bool = False
+    affinity_seconds: int = 0
+    internal_local: bool = False
+    external_local: bool = False
+    health_check_node_port: int = 0
+    cluster: tuple[Endpoint, ...] = ()
+    local: tuple[Endpoint, ...] = ()
+    reachable: tuple[Endpoint, ...] = ()
+    has_endpoints: bool = False
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.key.protocol
+
+    @property
+    def externally_accessible(self) -> bool:
+        """Something other than the cluster IP leads here."""
+        return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+    @property
+    def internal_endpoints(self) -> tuple[Endpoint, ...]:
+        """Those that traffic to the cluster IP may reach."""
+        return self.local if self.internal_local else self.cluster
+
+    @property
+    def external_endpoints(self) -> tuple[Endpoint, ...]:
+        """Those that traffic from outside may reach."""
+        return self.local if self.external_local else self.cluster
+
+
+def address_port(ip: str, port: int) -> str:
+    """ip:port, with brackets around an IPv6 address."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"

@@ -1,0 +1,1 @@
+"""The loop: coalesce changes, plan, apply, retry, report."""

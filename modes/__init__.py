@@ -1,0 +1,1 @@
+"""The interchangeable modes. Imported as kproxy.modes."""

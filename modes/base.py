@@ -1,0 +1,66 @@
+"""The seam between the sync loop and a mode: one Programmer per mode and IP family.
+
+The loop says which plans the kernel should hold and which of them changed; the mode writes the difference. A mode keeps
+what it has written to itself and replaces it only after the kernel took the whole transaction, so the loop needs no
+knowledge of chains, sets or virtual servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.model.plans import Protocol as L4Protocol
+
+__all__ = ["Frontend", "Outcome", "Programmer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """An address (or, with ip "", a node port) and port that leads, or led, to a Service."""
+
+    ip: str
+    port: int
+    protocol: L4Protocol
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one apply did.
+
+    rejected: the ports that the kernel refused, with one line of why; everything else is programmed.
+    abandoned: frontends found in the kernel that lead to no Service any more (stale UDP flows to them must go).
+    rules_total, rules_written: per table, for the metrics; bytes_written and transactions for benchmarks.
+    repaired: a full check found differences that were not asked for (somebody else edited or flushed).
+    """
+
+    rejected: dict[PortKey, str] = field(default_factory=dict)
+    abandoned: tuple[Frontend, ...] = ()
+    rules_total: dict[str, int] = field(default_factory=dict)
+    rules_written: dict[str, int] = field(default_factory=dict)
+    bytes_written: int = 0
+    transactions: int = 0
+    repaired: bool = False
+
+
+class Programmer(Protocol):
+    """Writes one IP family's plans to the kernel."""
+
+    @property
+    def family(self) -> Family: ...
+
+    def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
+        """Bring the kernel to `wanted`.
+
+        touched: the ports that may differ from the last successful apply, missing from `wanted` when they are gone.
+        None: nothing is known, compare everything with what the kernel really holds and write what differs.
+        Raises KernelError when nothing could be had; then the next call must be a full one.
+        """
+
+    def drifted(self) -> bool:
+        """Cheap: has somebody else changed what this programmer wrote since its last apply?"""
+
+    def cleanup(self) -> None:
+        """Remove everything that this mode ever writes."""

@@ -1,0 +1,1 @@
+"""iptables mode: chains and rules as kube-proxy writes them."""
