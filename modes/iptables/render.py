@@ -1,0 +1,350 @@
+"""Rules of iptables mode, as pure text: one fragment a Service port, one base a node.
+
+Decides nothing about Services: the plan has all decisions, this module writes them in kube-proxy's chains. What it leaves
+out: what the kernel holds already (delta, apply) and how text gets there (kproxy.kernel.iptables).
+Rules are in the option order in which iptables-save prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
+from kproxy.modes.iptables import names
+from kproxy.modes.iptables.fragments import Base, Chain, Fragment, SharedRule
+
+__all__ = ["INVALID_COUNTER", "LOCALHOST_COUNTER", "Settings", "render_base", "render_port", "text"]
+
+INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
+LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
+LAST_RULE = '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
+NEW = "-m conntrack --ctstate NEW"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that rules depend on besides the plans.
+
+    masquerade_mark: the bit of the packet mark that asks for masquerading, as a mask (1 << masqueradeBit).
+    localhost_node_ports: node ports answer on 127.0.0.1 (IPv4 only; needs the sysctl route_localnet).
+    nfacct: the kernel has nfacct counters, count in them as kube-proxy does.
+    comments: per-rule comments in the ports' own chains; off in large clusters, where they cost memory.
+    """
+
+    family: Family
+    masquerade_mark: int = 1 << 14
+    masquerade_all: bool = False
+    localhost_node_ports: bool = True
+    detect_local: DetectLocal = field(default_factory=DetectLocal)
+    node_port_addresses: NodePortAddresses = field(default_factory=NodePortAddresses)
+    nfacct: bool = False
+    tcp_be_liberal: bool = False
+    random_fully: bool = True
+    comments: bool = True
+
+    @property
+    def serves_localhost(self) -> bool:
+        """Whether 127.0.0.1 takes node ports, and so whether the node needs route_localnet and its guard rule."""
+        return self.family is Family.IPV4 and self.localhost_node_ports and self.node_port_addresses.loopback
+
+
+# ---------------------------------------------------------------- one Service port
+
+
+def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
+    """The chains and rules that one Service port needs."""
+    port = _Port(plan, settings)
+    return Fragment(tuple(port.chains()), tuple(port.shared()))
+
+
+class _Port:
+    """One port's rules while they are written; only to share the names that every part needs."""
+
+    __slots__ = ("_chains", "_name", "_plan", "_proto", "_settings", "_width")
+
+    def __init__(self, plan: ServicePlan, settings: Settings) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._name = str(plan.key)
+        self._chains = names.PortChains(plan.key)
+        self._proto = plan.key.protocol.lower()
+        self._width = 32 if plan.family is Family.IPV4 else 128
+
+    # -- rules in the chains that all ports share
+
+    def shared(self) -> Iterator[SharedRule]:
+        plan, name = self._plan, self._name
+        yield from self._cluster_ip()
+        target = self._external_filter()
+        for ip in plan.external_ips:
+            if plan.has_endpoints:
+                yield SharedRule("nat", names.SERVICES, self._to(ip, f"{name} external IP", self._chains.external))
+            if target:
+                yield SharedRule("filter", names.EXTERNAL_SERVICES, self._to(ip, *target))
+        yield from self._load_balancer(target)
+        yield from self._node_port(target)
+        if plan.health_check_node_port:
+            check = f'-p tcp -m comment --comment "{name} health check node port" -m tcp'
+            yield SharedRule("filter", names.NODE_PORTS, f"{check} --dport {plan.health_check_node_port} -j ACCEPT")
+
+    def _cluster_ip(self) -> Iterator[SharedRule]:
+        plan = self._plan
+        if plan.internal_endpoints:
+            chain = self._chains.local if plan.internal_local else self._chains.cluster
+            rule = self._to(plan.cluster_ip, f"{self._name} cluster IP", chain)
+            yield SharedRule("nat", names.SERVICES, rule)
+        elif not plan.has_endpoints:
+            yield SharedRule("filter", names.SERVICES, self._to(plan.cluster_ip, *self._rejected()))
+        else:
+            yield SharedRule("filter", names.SERVICES, self._to(plan.cluster_ip, *self._dropped()))
+
+    def _load_balancer(self, target: tuple[str, str] | None) -> Iterator[SharedRule]:
+        plan, name = self._plan, self._name
+        chain = self._chains.firewall if self._firewalled else self._chains.external
+        for ip in plan.load_balancer_ips:
+            if plan.has_endpoints:
+                yield SharedRule("nat", names.SERVICES, self._to(ip, f"{name} loadbalancer IP", chain))
+            if self._firewalled:
+                why = f"{name} traffic not accepted by {self._chains.firewall}"
+                yield SharedRule("filter", names.PROXY_FIREWALL, self._to(ip, why, "DROP"))
+            if target:
+                yield SharedRule("filter", names.EXTERNAL_SERVICES, self._to(ip, *target))
+
+    def _node_port(self, target: tuple[str, str] | None) -> Iterator[SharedRule]:
+        plan = self._plan
+        if not plan.node_port:
+            return
+        rule = f'-p {self._proto} -m comment --comment "{self._name}" -m {self._proto} --dport {plan.node_port}'
+        if plan.has_endpoints:
+            if self._settings.nfacct and self._settings.serves_localhost:
+                count = f"-m nfacct --nfacct-name {LOCALHOST_COUNTER} -j {self._chains.external}"
+                yield SharedRule("nat", names.NODE_PORTS, f"-d 127.0.0.0/8 {rule} {count}")
+            yield SharedRule("nat", names.NODE_PORTS, f"{rule} -j {self._chains.external}")
+        if target:
+            why, verdict = target
+            local = f'-p {self._proto} -m comment --comment "{why}" -m addrtype --dst-type LOCAL -m {self._proto}'
+            rule = f"{local} --dport {plan.node_port} -j {verdict}"
+            yield SharedRule("filter", names.EXTERNAL_SERVICES, rule)
+
+    def _to(self, ip: str, comment: str, target: str) -> str:
+        proto = self._proto
+        match = f'-d {ip}/{self._width} -p {proto} -m comment --comment "{comment}" -m {proto}'
+        return f"{match} --dport {self._plan.port} -j {target}"
+
+    def _external_filter(self) -> tuple[str, str] | None:
+        """Comment and verdict for outside traffic that no endpoint may take; None when one may."""
+        if not self._plan.has_endpoints:
+            return self._rejected()
+        return None if self._plan.external_endpoints else self._dropped()
+
+    def _rejected(self) -> tuple[str, str]:
+        return f"{self._name} has no endpoints", "REJECT"
+
+    def _dropped(self) -> tuple[str, str]:
+        return f"{self._name} has no local endpoints", "DROP"
+
+    @property
+    def _firewalled(self) -> bool:
+        plan = self._plan
+        return bool(plan.has_endpoints and plan.load_balancer_ips and plan.source_ranges)
+
+    # -- chains of this port alone
+
+    def chains(self) -> Iterator[Chain]:
+        plan, chains = self._plan, self._chains
+        sep = [(names.endpoint_chain(plan.key, e), e) for e in plan.reachable]
+        of = {(e.ip, e.port): chain for chain, e in sep}
+        for chain, endpoint in sep:
+            yield Chain(chain, tuple(self._endpoint(chain, endpoint)))
+        for name, uses, endpoints in (
+            (chains.cluster, not plan.internal_local, plan.cluster),
+            (chains.local, plan.internal_local, plan.local),
+        ):
+            if endpoints:
+                head = self._masquerade_off_cluster(uses)
+                yield Chain(name, (*head, *self._balance([(of[e.ip, e.port], e) for e in endpoints])))
+        if plan.has_endpoints and plan.externally_accessible:
+            yield Chain(chains.external, tuple(self._external()))
+        if self._firewalled:
+            yield Chain(chains.firewall, tuple(self._firewall()))
+
+    def _masquerade_off_cluster(self, uses_cluster_ip: bool) -> tuple[str, ...]:
+        """Traffic to the cluster IP that does not come from a pod is masqueraded, so that replies find back."""
+        plan, settings = self._plan, self._settings
+        if not uses_cluster_ip:
+            return ()
+        cluster = f'-p {self._proto} -m comment --comment "{self._name} cluster IP" -m {self._proto}'
+        tail = f"-d {plan.cluster_ip}/{self._width} {{}}{cluster} --dport {plan.port} -j {names.MARK_MASQ}"
+        if settings.masquerade_all:
+            return (tail.format(""),)
+        if settings.detect_local.by is DetectLocalBy.CIDR:
+            return (f"! -s {settings.detect_local.value} {tail.format('')}",)
+        if settings.detect_local.by is DetectLocalBy.INTERFACE:
+            return (tail.format(f"! -i {settings.detect_local.value} "),)
+        return ()
+
+    def _balance(self, endpoints: list[tuple[str, Endpoint]]) -> Iterator[str]:
+        """Client IP affinity first, then an even choice: the i-th of n gets 1/(n-i) of what the others left."""
+        if self._plan.affinity_seconds:
+            for chain, endpoint in endpoints:
+                recent = f"-m recent --rcheck --seconds {self._plan.affinity_seconds} --reap --name {chain}"
+                yield f"{self._comment(f'{self._name} -> {endpoint}')}{recent} -j {chain}"
+        left = len(endpoints)
+        for chain, endpoint in endpoints:
+            chance = f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
+            yield f"{self._comment(f'{self._name} -> {endpoint}')}{chance}-j {chain}"
+            left -= 1
+
+    def _endpoint(self, chain: str, endpoint: Endpoint) -> Iterator[str]:
+        comment = self._comment(self._name)
+        # An endpoint that reaches itself through the Service would see its own address and answer past the Service.
+        yield f"-s {endpoint.ip}/{self._width} {comment}-j {names.MARK_MASQ}"
+        recent = f"-m recent --set --name {chain} " if self._plan.affinity_seconds else ""
+        yield f"-p {self._proto} {comment}{recent}-m {self._proto} -j DNAT --to-destination {endpoint}"
+
+    def _external(self) -> Iterator[str]:
+        plan, detect = self._plan, self._settings.detect_local
+        about = f"{self._name} external destinations"
+        if not plan.external_local:
+            # The endpoint may be on another node, which would answer past this one.
+            yield f"{self._comment(f'masquerade traffic for {about}')}-j {names.MARK_MASQ}"
+        else:
+            cluster = self._chains.cluster
+            if detect:
+                source = f"-s {detect.value} " if detect.by is DetectLocalBy.CIDR else f"-i {detect.value} "
+                yield f"{source}{self._comment(f'pod traffic for {about}')}-j {cluster}"
+            local = "-m addrtype --src-type LOCAL"
+            yield f"{self._comment(f'masquerade LOCAL traffic for {about}')}{local} -j {names.MARK_MASQ}"
+            yield f"{self._comment(f'route LOCAL traffic for {about}')}{local} -j {cluster}"
+        if plan.external_endpoints:
+            yield f"-j {self._chains.local if plan.external_local else self._chains.cluster}"
+
+    def _firewall(self) -> Iterator[str]:
+        plan, name = self._plan, self._name
+        comment = f'-m comment --comment "{name} loadbalancer IP"'
+        for cidr in plan.source_ranges:
+            yield f"-s {cidr} {comment} -j {self._chains.external}"
+        if plan.node_in_source_ranges:
+            # A load balancer may make its IP an address of the node, whose own traffic then carries it as source.
+            for ip in plan.load_balancer_ips:
+                yield f"-s {ip}/{self._width} {comment} -j {self._chains.external}"
+        yield f'-m comment --comment "other traffic to {name} will be dropped by {names.PROXY_FIREWALL}"'
+
+    def _comment(self, text: str) -> str:
+        return f'-m comment --comment "{text}" ' if self._settings.comments else ""
+
+
+# ---------------------------------------------------------------- the node
+
+
+def render_base(settings: Settings) -> Base:
+    """The chains, jumps and rules that a node needs whatever its Services are."""
+    mark = f"{settings.masquerade_mark:#x}"
+    shared = {
+        ("filter", names.SERVICES): (),
+        ("filter", names.EXTERNAL_SERVICES): (),
+        ("filter", names.NODE_PORTS): (),
+        ("filter", names.PROXY_FIREWALL): (),
+        ("nat", names.SERVICES): tuple(_node_port_jumps(settings)),
+        ("nat", names.NODE_PORTS): (),
+    }
+    owned = {
+        ("filter", names.FORWARD): tuple(_forward(settings, mark)),
+        ("nat", names.MARK_MASQ): (f"-j MARK --set-xmark {mark}/{mark}",),
+        ("nat", names.POSTROUTING): (
+            f"-m mark ! --mark {mark}/{mark} -j RETURN",
+            # Cleared, so that the packet is not masqueraded again when it comes back through another stack.
+            f"-j MARK --set-xmark {mark}/0x0",
+            '-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE'
+            + (" --random-fully" if settings.random_fully else ""),
+        ),
+    }
+    joint = {("filter", names.FIREWALL): (_GUARD,)} if settings.serves_localhost else {}
+    return Base(owned, shared, joint, _jumps(settings))
+
+
+# Services on 127.0.0.1 need route_localnet, which would let neighbours reach what listens there: this forbids it again.
+_GUARD = (
+    '! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" '
+    "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+)
+
+
+def _forward(settings: Settings, mark: str) -> Iterator[str]:
+    if not settings.tcp_be_liberal:
+        # An INVALID packet passes NAT unchanged and would make the client reset a living connection.
+        count = f"-m nfacct --nfacct-name {INVALID_COUNTER} " if settings.nfacct else ""
+        yield f"-m conntrack --ctstate INVALID {count}-j DROP"
+    yield f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark}/{mark} -j ACCEPT'
+    established = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    yield f'-m comment --comment "kubernetes forwarding conntrack rule" {established}'
+
+
+def _node_port_jumps(settings: Settings) -> Iterator[str]:
+    addresses, ipv4 = settings.node_port_addresses, settings.family is Family.IPV4
+    if addresses.match_all:
+        # ::1 never takes node ports: IPv6 has no route_localnet.
+        skip = "" if ipv4 and settings.localhost_node_ports else f"! -d {'127.0.0.0/8' if ipv4 else '::1/128'} "
+        yield f"{skip}{LAST_RULE} -m addrtype --dst-type LOCAL -j {names.NODE_PORTS}"
+        return
+    for ip in addresses.ips:
+        loopback = ip.startswith("127.") if ipv4 else ip == "::1"
+        if not loopback or (ipv4 and settings.localhost_node_ports):
+            yield f"-d {ip}/{32 if ipv4 else 128} {LAST_RULE} -j {names.NODE_PORTS}"
+
+
+def _jumps(settings: Settings) -> dict[tuple[str, str], tuple[str, ...]]:
+    def jump(comment: str, target: str, match: str = "") -> str:
+        return f'{match}{" " if match else ""}-m comment --comment "{comment}" -j {target}'
+
+    external = jump("kubernetes externally-visible service portals", names.EXTERNAL_SERVICES, NEW)
+    firewall = jump("kubernetes load balancer firewall", names.PROXY_FIREWALL, NEW)
+    portals = jump("kubernetes service portals", names.SERVICES, NEW)
+    guard = (f"-j {names.FIREWALL}",)
+    return {
+        ("filter", "INPUT"): (
+            *guard,
+            firewall,
+            jump("kubernetes health check service ports", names.NODE_PORTS),
+            external,
+        ),
+        ("filter", "FORWARD"): (
+            firewall,
+            jump("kubernetes forwarding rules", names.FORWARD),
+            portals,
+            external,
+        ),
+        ("filter", "OUTPUT"): (*guard, firewall, portals),
+        ("nat", "PREROUTING"): (jump("kubernetes service portals", names.SERVICES),),
+        ("nat", "OUTPUT"): (jump("kubernetes service portals", names.SERVICES),),
+        ("nat", "POSTROUTING"): (jump("kubernetes postrouting rules", names.POSTROUTING),),
+    }
+
+
+# ---------------------------------------------------------------- whole tables, to read
+
+
+def text(base: Base, fragments: Iterable[tuple[PortKey, Fragment]]) -> str:
+    """Everything as one iptables-save text, in the order of the ports' names."""
+    tables: dict[str, dict[str, list[str]]] = {"filter": {}, "nat": {}}
+    for table, chain in (*base.jumps, *base.shared, *base.owned, *base.joint):
+        tables[table].setdefault(chain, [])
+    for rules in (base.jumps, base.owned, base.joint):
+        for (table, chain), lines in rules.items():
+            tables[table][chain].extend(lines)
+    for _, fragment in sorted(fragments, key=lambda pair: pair[0]):
+        for name, lines in fragment.chains:
+            tables["nat"].setdefault(name, []).extend(lines)
+        for table, chain, rule in fragment.shared:
+            tables[table][chain].append(rule)
+    for (table, chain), lines in base.shared.items():
+        tables[table][chain].extend(lines)
+    return "".join(_table(name, chains) for name, chains in tables.items())
+
+
+def _table(name: str, chains: dict[str, list[str]]) -> str:
+    declared = "".join(f":{c} {'-' if c.startswith('KUBE-') else 'ACCEPT'} [0:0]\n" for c in chains)
+    rules = "".join(f"-A {chain} {rule}\n" for chain, lines in chains.items() for rule in lines)
+    return f"*{name}\n{declared}{rules}COMMIT\n"
