@@ -1,4 +1,4 @@
-"""What a source tells the model. A source only ever sends these four values, in the order in which it learnt of them."""
+"""What a source tells the model: these four values, in the order in which the source learnt of them."""
 
 from __future__ import annotations
 

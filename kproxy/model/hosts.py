@@ -53,7 +53,7 @@ def family_of(text: str) -> Family:
 def node_port_addresses(
     family: Family, cidrs: Iterable[str], node_ips: Iterable[str], addresses: Iterable[str]
 ) -> NodePortAddresses:
-    """Which of the host's `addresses` (texts without a prefix length) take node ports under --nodeport-addresses `cidrs`.
+    """Which of the host's `addresses` (without a prefix length) take node ports under --nodeport-addresses `cidrs`.
 
     No CIDR of the family means all; the single word "primary" means the node's own IPs. A zero CIDR means all as well.
     """

@@ -58,8 +58,8 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One Service port in one IP family.
 
     All addresses are in the family and in canonical text. The three endpoint lists are sorted and free of duplicates:
-    `cluster` serves traffic under policy Cluster (empty when nothing uses that policy), `local` under policy Local (empty
-    when nothing uses it), `reachable` is their union. Readiness, termination and topology hints are accounted for.
+    `cluster` serves traffic under policy Cluster (empty when nothing uses that policy), `local` under policy Local
+    (empty when nothing uses it), `reachable` is their union. Readiness, termination and topology hints are accounted for.
 
     has_endpoints: the Service has a usable endpoint somewhere in the cluster, on this node or not. When it is false
     traffic is rejected; when it is true and the list of a policy is empty, that policy's traffic is dropped.

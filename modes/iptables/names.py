@@ -36,7 +36,7 @@ def _hash(text: str) -> str:
 
 
 class PortChains:
-    """The chains of one Service port: cluster (KUBE-SVC-), local (KUBE-SVL-), external (KUBE-EXT-), firewall (KUBE-FW-)."""
+    """One Service port's chains: cluster (KUBE-SVC-), local (KUBE-SVL-), external (KUBE-EXT-), firewall (KUBE-FW-)."""
 
     __slots__ = ("cluster", "external", "firewall", "local")
 

@@ -1,7 +1,7 @@
 """Rules of iptables mode, as pure text: one fragment a Service port, one base a node.
 
-Decides nothing about Services: the plan has all decisions, this module writes them in kube-proxy's chains. What it leaves
-out: what the kernel holds already (delta, apply) and how text gets there (kproxy.kernel.iptables).
+Decides nothing about Services: the plan has all decisions, this module writes them in kube-proxy's chains. What it
+leaves out: what the kernel holds already (delta, apply) and how text gets there (kproxy.kernel.iptables).
 Rules are in the option order in which iptables-save prints them.
 """
 
@@ -242,7 +242,7 @@ class _Port:
 def render_base(settings: Settings) -> Base:
     """The chains, jumps and rules that a node needs whatever its Services are."""
     mark = f"{settings.masquerade_mark:#x}"
-    shared = {
+    shared: dict[tuple[str, str], tuple[str, ...]] = {
         ("filter", names.SERVICES): (),
         ("filter", names.EXTERNAL_SERVICES): (),
         ("filter", names.NODE_PORTS): (),
@@ -250,7 +250,7 @@ def render_base(settings: Settings) -> Base:
         ("nat", names.SERVICES): tuple(_node_port_jumps(settings)),
         ("nat", names.NODE_PORTS): (),
     }
-    owned = {
+    owned: dict[tuple[str, str], tuple[str, ...]] = {
         ("filter", names.FORWARD): tuple(_forward(settings, mark)),
         ("nat", names.MARK_MASQ): (f"-j MARK --set-xmark {mark}/{mark}",),
         ("nat", names.POSTROUTING): (
@@ -261,7 +261,9 @@ def render_base(settings: Settings) -> Base:
             + (" --random-fully" if settings.random_fully else ""),
         ),
     }
-    joint = {("filter", names.FIREWALL): (_GUARD,)} if settings.serves_localhost else {}
+    joint: dict[tuple[str, str], tuple[str, ...]] = {("filter", names.FIREWALL): (_GUARD,)}
+    if not settings.serves_localhost:
+        joint = {}
     return Base(owned, shared, joint, _jumps(settings))
 
 
