@@ -1,0 +1,127 @@
+"""All HTTP servers of kproxy behind one object that other threads may call.
+
+They share one asyncio loop in a thread of its own. Which pages there are is in `pages` and `service_checks`, how an
+address is opened and guarded in `listeners`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from kproxy.errors import InvalidConfig, KernelError
+from kproxy.health.clocks import Clock
+from kproxy.health.listeners import Handler, Listener, Retry, parse_address
+from kproxy.health.loops import LoopThread
+from kproxy.health.metrics import Metrics
+from kproxy.health.pages import Identity, health_pages, metrics_pages, serve_pages
+from kproxy.health.proxier_health import ProxierHealth
+from kproxy.health.service_checks import HealthCheck, ServiceChecks
+
+__all__ = ["HealthCheck", "Identity", "ServerSettings", "Servers"]
+
+_RETRY = Retry(first=1.0, most=5.0)
+"""kube-proxy tries every 5 s; starting at 1 s bridges the moment in which its predecessor still holds the port."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """healthz, metrics: healthzBindAddress and metricsBindAddress, "" for no such server.
+
+    hard_fail: bindAddressHardFail; `start` fails when one of the two cannot be opened, instead of trying again.
+    """
+
+    healthz: str
+    metrics: str
+    hard_fail: bool = False
+
+
+class Servers:
+    """Starts with `start`, ends with `stop`; both block until done.
+
+    on_check_failure(port, check, error): a Service's health check port could not be opened; called in the servers'
+    thread, so it must only pass the news on. It is tried again without further ado.
+    Raises InvalidConfig when a bind address is not IP:PORT.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        identity: Identity,
+        health: ProxierHealth,
+        metrics: Metrics,
+        clock: Clock,
+        on_check_failure: Callable[[int, HealthCheck, KernelError], None] = lambda port, check, error: None,
+    ) -> None:
+        self._hard_fail = settings.hard_fail
+        self._thread = LoopThread("http")
+        self._checks = ServiceChecks(health.healthy, on_check_failure)
+        self._listeners: dict[str, Listener] = {}
+        self._add("healthzBindAddress", settings.healthz, serve_pages(health_pages(health, metrics)))
+        self._add("metricsBindAddress", settings.metrics, serve_pages(metrics_pages(metrics, identity, clock)))
+        self._lock = threading.Lock()
+        self._last: tuple[dict[int, HealthCheck], frozenset[str]] = ({}, frozenset())
+
+    def _add(self, field: str, bind: str, handler: Handler) -> None:
+        if not bind:
+            return
+        try:
+            self._listeners[field] = Listener(parse_address(bind), handler, _RETRY)
+        except ValueError as error:
+            raise InvalidConfig([f"{field}: {error}"]) from error
+
+    @property
+    def healthz_port(self) -> int | None:
+        """The port that /healthz is served on, None while it is not."""
+        return self._port("healthzBindAddress")
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The port that /metrics is served on, None while it is not."""
+        return self._port("metricsBindAddress")
+
+    def _port(self, field: str) -> int | None:
+        listener = self._listeners.get(field)
+        return listener.port if listener else None
+
+    def start(self) -> None:
+        """Open the addresses. Raises KernelError when one cannot be opened and hard_fail is set."""
+        self._thread.start()
+        try:
+            self._thread.submit(self._open()).result()
+        except KernelError:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Close everything. Safe to call twice, not from the servers' thread."""
+        with self._lock:
+            if self._thread.running:
+                self._thread.submit(self._close()).result()
+            self._thread.stop()
+
+    def update_health_checks(
+        self, checks: Mapping[int, HealthCheck], ips: Collection[str] | None = None
+    ) -> Future[None] | None:
+        """Serve CHECKS, by port, on the node's addresses IPS (None: on all), and no others. From any thread.
+
+        Does not block; only differences cost anything; does nothing while stopped. The future, None when there is
+        nothing to do, is done when each new port has been opened or its opening has failed for the first time.
+        """
+        wanted = (dict(checks), frozenset(ips) if ips is not None else frozenset({""}))
+        with self._lock:
+            if wanted == self._last or not self._thread.running:
+                return None
+            self._last = wanted
+            return self._thread.submit(self._checks.update(*wanted))
+
+    async def _open(self) -> None:
+        for listener in self._listeners.values():
+            await (listener.open() if self._hard_fail else listener.open_or_retry())
+
+    async def _close(self) -> None:
+        await self._checks.close()
+        for listener in self._listeners.values():
+            await listener.close()
