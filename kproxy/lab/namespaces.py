@@ -1,0 +1,133 @@
+"""One network namespace, held by an open file descriptor, with a few threads of this process that live in it.
+
+A thread may be in another network namespace than the rest of its process (setns(2)), and a socket stays in the
+namespace in which it was made. So a probe costs a function call and no process has to be started for it, and a
+command started from such a thread runs in the namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, ParamSpec, TypeVar
+
+from kproxy.errors import CommandError, KernelError
+
+__all__ = ["Namespace", "unavailable"]
+
+CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
+THREADS = 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Namespace:
+    """A new, empty network namespace. Close it to remove it; the processes started in it are ended first."""
+
+    def __init__(self, name: str) -> None:
+        """Raises KernelError where this process may not make one."""
+        self.name = name
+        self._processes: list[subprocess.Popen[bytes]] = []
+        with ThreadPoolExecutor(1) as maker:  # the thread that leaves our namespace must not come back to the caller
+            self.fd = maker.submit(_unshare).result()
+        self._pool = ThreadPoolExecutor(
+            THREADS, thread_name_prefix=f"lab-{name}", initializer=_enter, initargs=(self.fd,)
+        )
+
+    @property
+    def path(self) -> str:
+        """What `nsenter --net=PATH` takes while this process lives."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Call FUNCTION in a thread of this namespace; at most THREADS of them run at once."""
+        return self._pool.submit(function, *args, **kwargs)
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call FUNCTION in this namespace and return its result."""
+        return self.submit(function, *args, **kwargs).result()
+
+    def sysctl(self, values: Mapping[str, str]) -> None:
+        """Set kernel parameters, named as under /proc/sys/net; one that this kernel lacks is passed over."""
+
+        def write() -> None:
+            for key, value in values.items():
+                path = Path("/proc/sys/net") / key
+                if path.exists():
+                    path.write_text(value)
+
+        self.call(write)
+
+    def run(
+        self, argv: Sequence[str], stdin: str = "", timeout: float = 30, env: Mapping[str, str] | None = None
+    ) -> str:
+        """Run a command to its end and return its standard output; raises CommandError when it fails."""
+        done = self.call(
+            subprocess.run, argv, input=stdin, capture_output=True, text=True, timeout=timeout, env=_environment(env)
+        )
+        if done.returncode:
+            raise CommandError(argv, done.returncode, done.stderr)
+        return str(done.stdout)
+
+    def spawn(
+        self, argv: Sequence[str], output: IO[bytes] | int, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command that runs on; OUTPUT takes both its streams. The kernel kills it should we die first."""
+        guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+        process = self.call(_popen, [*guard, *argv], output, _environment(env))
+        self._processes.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what was started here, and let go of the namespace; with its last user gone the kernel removes it."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait(timeout=10)
+        self._processes.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def unavailable(tools: Sequence[str] = ("iptables-save", "iptables-restore")) -> str:
+    """Why no lab can be built here, as one line; "" when it can. TOOLS: the commands that must be there."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} not found"
+    try:
+        Namespace("check").close()
+    except KernelError as error:
+        return str(error)
+    return ""
+
+
+def _unshare() -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET):
+        code = ctypes.get_errno()
+        hint = " (root or CAP_SYS_ADMIN is needed)" if code == errno.EPERM else ""
+        raise KernelError(f"cannot make a network namespace: {os.strerror(code)}{hint}")
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _enter(fd: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(fd, CLONE_NEWNET):
+        raise KernelError(f"cannot enter a network namespace: {os.strerror(ctypes.get_errno())}")
+
+
+def _popen(argv: Sequence[str], output: IO[bytes] | int, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env)
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    return {**os.environ, **(extra or {})}

@@ -1,0 +1,132 @@
+"""Clients: one connection or datagram each, with what became of it as a value.
+
+Every function makes its socket in the thread that calls it, so run it through Namespace.call or submit.
+All times are seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kproxy.lab.outcomes import Answered, Nothing, Outcome
+
+__all__ = ["Ask", "Held", "UdpClient", "http_status", "tcp", "udp", "udp_client"]
+
+Ask = Callable[[str, int, float, str], Outcome]
+"""tcp or udp: address, port, timeout, the client's own address."""
+
+REFUSALS = {errno.ECONNREFUSED}
+NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM}
+
+
+def tcp(ip: str, port: int, timeout: float = 2, source: str = "") -> Outcome:
+    """Connect and read who answers. SOURCE: the client's own address, "" for any."""
+    try:
+        with _stream(ip, port, timeout, source) as connection:
+            return _read(connection)
+    except OSError as error:
+        return _nothing(error)
+
+
+def udp(ip: str, port: int, timeout: float = 2, source: str = "") -> Outcome:
+    """Send one datagram from a new source port and read who answers."""
+    with udp_client(ip, port, source) as client:
+        return client.ask(timeout)
+
+
+@dataclass(slots=True)
+class UdpClient:
+    """A client that keeps its source port, so that connection tracking takes all its datagrams for one flow."""
+
+    socket: socket.socket
+
+    def ask(self, timeout: float = 2) -> Outcome:
+        """One datagram, one answer. A refusal of an earlier datagram counts as this one's."""
+        self.socket.settimeout(timeout)
+        try:
+            self.socket.send(b"who\n")
+            return _introduced(self.socket.recv(4096))
+        except OSError as error:
+            return _nothing(error)
+
+
+@contextlib.contextmanager
+def udp_client(ip: str, port: int, source: str = "") -> Iterator[UdpClient]:
+    """A UdpClient that talks to one address and port, closed in the end."""
+    with socket.socket(_family(ip), socket.SOCK_DGRAM) as own:
+        if source:
+            own.bind((source, 0))
+        own.connect((ip, port))
+        yield UdpClient(own)
+
+
+class Held:
+    """A TCP connection that stays open. `first` is who answered when it was made."""
+
+    def __init__(self, ip: str, port: int, timeout: float = 2, source: str = "") -> None:
+        """Raises OSError when there is no connection."""
+        self._socket = _stream(ip, port, timeout, source)
+        self.first = _read(self._socket)
+
+    def alive(self, timeout: float = 2) -> bool:
+        """Send a line and see it come back."""
+        try:
+            self._socket.settimeout(timeout)
+            self._socket.sendall(b"still there?\n")
+            return self._socket.recv(4096).endswith(b"\n")
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def http_status(ip: str, port: int, path: str = "/", timeout: float = 2) -> tuple[int, dict[str, str], str]:
+    """GET PATH: status, headers (names in lower case) and body; status 0 when nothing answers."""
+    connection = http.client.HTTPConnection(ip, port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read().decode()
+    except OSError:
+        return 0, {}, ""
+    finally:
+        connection.close()
+
+
+def _stream(ip: str, port: int, timeout: float, source: str) -> socket.socket:
+    return socket.create_connection((ip, port), timeout, (source, 0) if source else None)
+
+
+def _read(connection: socket.socket) -> Outcome:
+    data = b""
+    while not data.endswith(b"\n"):
+        chunk = connection.recv(4096)
+        if not chunk:
+            return Nothing.CUT
+        data += chunk
+    return _introduced(data)
+
+
+def _introduced(data: bytes) -> Answered:
+    return Answered(**json.loads(data))
+
+
+def _nothing(error: OSError) -> Nothing:
+    if isinstance(error, TimeoutError):
+        return Nothing.TIMED_OUT
+    if error.errno in REFUSALS:
+        return Nothing.REFUSED
+    if error.errno in NO_WAY:
+        return Nothing.UNREACHABLE
+    return Nothing.CUT
+
+
+def _family(ip: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET

@@ -1,0 +1,83 @@
+"""A lab leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from kproxy.errors import CommandError
+from kproxy.lab.clusters import Pod, build
+from kproxy.lab.namespaces import Namespace
+
+ORPHAN = """
+import subprocess, sys, time
+from kproxy.lab.namespaces import Namespace
+space = Namespace("orphan")
+print(space.spawn(["sleep", "60"], subprocess.DEVNULL).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def host_interfaces() -> set[str]:
+    with IPRoute() as ip:
+        return {link.get("ifname") for link in ip.get_links()}
+
+
+def gone(pid: int, seconds: float = 10) -> bool:
+    """Whether the process ends in time (a zombie has ended)."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_failure_inside_leaves_no_process_thread_descriptor_or_interface() -> None:
+    before = host_interfaces(), threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ZeroDivisionError), build([Pod("one", 1, 11)]) as cluster:  # noqa: PT012
+        sleeper = cluster.spaces["node1"].spawn(["sleep", "60"], subprocess.DEVNULL)
+        assert host_interfaces() == before[0]
+        _ = 1 / 0
+    assert sleeper.returncode == -signal.SIGKILL
+    assert (host_interfaces(), threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+
+
+def test_a_process_in_a_namespace_dies_with_the_one_that_made_it() -> None:
+    maker = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True)
+    assert maker.stdout is not None
+    pid = int(maker.stdout.readline())
+    maker.kill()
+    maker.wait()
+    maker.stdout.close()
+    assert gone(pid)
+
+
+def test_a_command_runs_inside_and_its_failure_is_named() -> None:
+    with build([]) as cluster:
+        assert "172.30.0.12" in cluster.spaces["node2"].run(["ip", "-br", "address"])
+        with pytest.raises(CommandError, match="exit status 3"):
+            cluster.spaces["node2"].run(["sh", "-c", "exit 3"])
+
+
+def test_parameters_stay_inside() -> None:
+    path = Path("/proc/sys/net/ipv4/conf/all/route_localnet")
+    before = path.read_text()
+    space = Namespace("knobs")
+    try:
+        space.sysctl({"ipv4/conf/all/route_localnet": "1" if before.strip() == "0" else "0"})
+        assert space.call(path.read_text) != before
+        assert path.read_text() == before
+    finally:
+        space.close()
