@@ -1,0 +1,216 @@
+"""From the text of a configuration file to its fields, with every problem of form found at once.
+
+msgspec stops at the first problem, so this walks the Structs field by field and lets msgspec judge single values. Only
+form is decided here (known fields, types); what values may mean is `validate`'s, and zero values are `defaults`'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+from enum import StrEnum
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
+
+import msgspec
+import yaml
+
+from kproxy.config import durations
+from kproxy.config.durations import Duration
+from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
+from kproxy.errors import InvalidConfig
+
+__all__ = ["decode", "parse_text"]
+
+NAMES = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: "a mapping",
+    list: "a list",
+    type(None): "null",
+}
+MISSING = object()
+
+
+class _Invalid(Exception):
+    """Something is wrong; the problems are in the collector already, this only ends the branch."""
+
+
+class _Duplicate(ValueError):
+    """A key stands twice in one mapping."""
+
+
+# ---------------------------------------------------------------- text
+
+
+class _Loader(yaml.CSafeLoader):
+    """Safe YAML in which a key that stands twice is an error, as it is for kube-proxy's strict decoder."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise _Duplicate(f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [k for k, _ in pairs]
+        raise _Duplicate(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+    return result
+
+
+def parse_text(text: str) -> Any:
+    """The plain values in TEXT, one JSON value or YAML document. Raises InvalidConfig when it is neither."""
+    try:
+        if text.lstrip().startswith("{"):
+            # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.
+            try:
+                return json.loads(text, object_pairs_hook=_unique)
+            except json.JSONDecodeError:
+                pass
+        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
+    except _Duplicate as error:
+        raise InvalidConfig([str(error)]) from error
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InvalidConfig([f"{where}not YAML or JSON: {error.problem or error.context}"]) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidConfig([f"not YAML or JSON: {' '.join(str(error).split())}"]) from error
+    if len(documents) > 1:
+        raise InvalidConfig([f"must hold one YAML document, holds {len(documents)}"])
+    return documents[0] if documents else {}
+
+
+# ---------------------------------------------------------------- values
+
+
+def decode(values: Any) -> tuple[KubeProxyConfiguration, list[str]]:
+    """The configuration that plain VALUES give, and a "field: reason" line for each that cannot be used.
+
+    A field with a problem has its default in the result, so that the rest can still be validated. Raises InvalidConfig
+    alone when VALUES are no KubeProxyConfiguration v1alpha1 at all.
+    """
+    if not isinstance(values, dict):
+        raise InvalidConfig([f"must be a mapping with apiVersion and kind, is {_shown(values)}"])
+    header = [
+        f"{name}: {'missing, ' if name not in values else ''}must be {expected}"
+        + (f", is {_shown(values[name])}" if name in values else "")
+        for name, expected in (("apiVersion", API_VERSION), ("kind", KIND))
+        if values.get(name) != expected
+    ]
+    if header:
+        raise InvalidConfig(header)
+    problems: list[str] = []
+    return _struct(values, KubeProxyConfiguration, "", problems), problems
+
+
+def _struct(values: Any, cls: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(values, dict):
+        raise _problem(problems, path, f"must be a mapping, is {_shown(values)}")
+    known = _fields(cls)
+    for name in values:
+        if name not in known:
+            problems.append(f"{_join(path, name)}: unknown field{_meant(name, known)}")
+    found = {}
+    for name, (attribute, kind) in known.items():
+        value = values.get(name)
+        if value is None:  # null stands for an absent field, as in Go
+            continue
+        try:
+            found[attribute] = _value(value, kind, _join(path, name), problems)
+        except _Invalid:
+            continue
+    return cls(**found)
+
+
+def _value(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return _struct(value, kind, path, problems)
+    if kind is Duration:
+        return _duration(value, path, problems)
+    origin = get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _problem(problems, path, f"must be a list, is {_shown(value)}")
+        items = (_try(item, get_args(kind)[0], f"{path}[{i}]", problems) for i, item in enumerate(value))
+        return tuple(item for item in items if item is not MISSING)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _problem(problems, path, f"must be a mapping, is {_shown(value)}")
+        pairs = {k: _try(v, get_args(kind)[1], f"{path}.{k}", problems) for k, v in value.items()}
+        return {str(k): v for k, v in pairs.items() if v is not MISSING}
+    return _scalar(value, kind, path, problems)
+
+
+def _scalar(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
+    if isinstance(kind, type) and issubclass(kind, StrEnum) and value == "":
+        return next(iter(kind))  # blank means the default, which stands first
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        raise _problem(problems, path, f"must be {_wanted(kind)}, is {_shown(value)}") from None
+
+
+def _duration(value: Any, path: str, problems: list[str]) -> Duration:
+    if not isinstance(value, str):
+        raise _problem(problems, path, f'must be text with a unit, such as "30s", is {_shown(value)}')
+    try:
+        return durations.parse(value)
+    except ValueError as error:
+        raise _problem(problems, path, f"{error}, is {_shown(value)}") from None
+
+
+def _try(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
+    try:
+        return _value(value, kind, path, problems)
+    except _Invalid:
+        return MISSING
+
+
+# ---------------------------------------------------------------- words
+
+
+def _problem(problems: list[str], path: str, reason: str) -> _Invalid:
+    problems.append(f"{path}: {reason}")
+    return _Invalid()
+
+
+def _wanted(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return f"one of {', '.join(kind)}"
+    if get_origin(kind) is Annotated:
+        return "a whole number of 32 bits"
+    parts = [kind] if isinstance(kind, type) else get_args(kind)
+    return " or ".join(NAMES[p] for p in parts)
+
+
+def _shown(value: Any) -> str:
+    """VALUE as the file has it, cut short; a collection by its kind alone."""
+    if isinstance(value, (dict, list)):
+        return NAMES[type(value)]
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _meant(name: Any, known: dict[str, tuple[str, Any]]) -> str:
+    """A hint for a name that differs only in case from a known one."""
+    near = next((k for k in known if k.lower() == str(name).lower()), None)
+    return f" (is {near} meant?)" if near else ""
+
+
+@cache
+def _fields(cls: type[msgspec.Struct]) -> dict[str, tuple[str, Any]]:
+    """Name in the file -> (attribute, type)."""
+    return {f.encode_name: (f.name, f.type) for f in msgspec.structs.fields(cls)}

@@ -1,0 +1,79 @@
+"""Zero values, which in Go cannot be told from absent ones, become kube-proxy's defaults."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from msgspec.structs import replace
+
+from kproxy.config.durations import MINUTE, SECOND, Duration
+from kproxy.config.fields import IPVS, ClientConnection, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
+
+__all__ = ["HEALTHZ_PORT", "METRICS_PORT", "complete", "default", "with_port"]
+
+HEALTHZ_PORT = 10256
+METRICS_PORT = 10249
+SYNC_PERIOD = Duration(30 * SECOND)
+MIN_SYNC_PERIOD = Duration(1 * SECOND)
+CONFIG_SYNC_PERIOD = Duration(15 * MINUTE)
+
+
+def default(mode: ProxyMode = ProxyMode.IPTABLES) -> KubeProxyConfiguration:
+    """The configuration that an empty file with this MODE gives."""
+    return complete(KubeProxyConfiguration(mode=mode), given=frozenset())
+
+
+def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxyConfiguration:
+    """CONFIG with defaults for its zero values.
+
+    given: names of the top-level fields that the file has; the two addresses follow bindAddress's family without.
+    Sync periods are completed in the section of the mode in use, the only one that has a meaning.
+    """
+    bind = config.bind_address or "0.0.0.0"
+    anywhere, loopback = ("[::]", "[::1]") if _is_ipv6(bind) else ("0.0.0.0", "127.0.0.1")
+    healthz = config.healthz_bind_address if "healthzBindAddress" in given else ""
+    metrics = config.metrics_bind_address if "metricsBindAddress" in given else ""
+    name, section = _section(config)
+    client, standard = config.client_connection, ClientConnection()
+    return replace(
+        config,
+        bind_address=bind,
+        healthz_bind_address=with_port(healthz or anywhere, HEALTHZ_PORT),
+        metrics_bind_address=with_port(metrics or loopback, METRICS_PORT),
+        config_sync_period=config.config_sync_period or CONFIG_SYNC_PERIOD,
+        client_connection=replace(
+            client,
+            content_type=client.content_type or standard.content_type,
+            qps=client.qps or standard.qps,
+            burst=client.burst or standard.burst,
+        ),
+        **{
+            name: replace(
+                section,
+                sync_period=section.sync_period or SYNC_PERIOD,
+                min_sync_period=section.min_sync_period or MIN_SYNC_PERIOD,
+            )
+        },
+    )
+
+
+def with_port(address: str, port: int) -> str:
+    """ADDRESS with PORT added when it is an IP alone; anything else as it is, for validation to judge."""
+    host = address[1:-1] if address.startswith("[") and address.endswith("]") else address
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return address
+    return f"[{host}]:{port}" if version == 6 else f"{host}:{port}"
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).version == 6
+    except ValueError:
+        return False
+
+
+def _section(config: KubeProxyConfiguration) -> tuple[str, IPTables | IPVS | NFTables]:
+    name = config.mode.value if config.mode is not ProxyMode.USERSPACE else "iptables"
+    return name, config.section

@@ -1,0 +1,95 @@
+"""Durations as Go writes them: "1h0m0s", "30s", "1.5ms", "0s".
+
+KubeProxyConfiguration and kube-proxy's flags have no other form, so they are read and written the way Go's
+time.ParseDuration and Duration.String do (https://pkg.go.dev/time#ParseDuration), to the nanosecond.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["HOUR", "LARGEST", "MILLISECOND", "MINUTE", "SECOND", "Duration", "parse"]
+
+MICROSECOND = 1_000
+MILLISECOND = 1_000_000
+SECOND = 1_000_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+LARGEST = 2**63 - 1
+
+UNITS = {
+    "ns": 1,
+    "us": MICROSECOND,
+    "µs": MICROSECOND,  # U+00B5, the micro sign
+    "μs": MICROSECOND,  # U+03BC, the Greek letter
+    "ms": MILLISECOND,
+    "s": SECOND,
+    "m": MINUTE,
+    "h": HOUR,
+}
+_PART = re.compile(r"(?P<whole>[0-9]*)(?:\.(?P<fraction>[0-9]*))?(?P<unit>[^0-9.]+)")
+
+
+class Duration(int):
+    """A length of time in whole nanoseconds, within 64 bits."""
+
+    __slots__ = ()
+
+    @property
+    def seconds(self) -> float:
+        return self / SECOND
+
+    def __str__(self) -> str:
+        """As Go writes it, without a unit that would stand in front as zero: "1m0s", "250ms", "0s"."""
+        sign, left = ("-", -int(self)) if self < 0 else ("", int(self))
+        if left == 0:
+            return "0s"
+        if left < SECOND:
+            unit, size = next((u, UNITS[u]) for u in ("ms", "µs", "ns") if left >= UNITS[u])
+            return f"{sign}{_decimal(left, size)}{unit}"
+        minutes, rest = divmod(left, MINUTE)
+        hours, minutes = divmod(minutes, 60)
+        front = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+        return f"{sign}{front}{_decimal(rest, SECOND)}s"
+
+    def __repr__(self) -> str:
+        return f"Duration({str(self)!r})"
+
+
+def _decimal(value: int, size: int) -> str:
+    whole, rest = divmod(value, size)
+    digits = f"{rest:0{len(str(size)) - 1}d}".rstrip("0") if rest else ""
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
+def parse(text: str) -> Duration:
+    """The duration that TEXT names; ValueError says in a few words what is wrong with it."""
+    unsigned = text[1:] if text[:1] in ("+", "-") else text
+    if unsigned == "0":
+        return Duration(0)
+    if not unsigned:
+        raise ValueError('must be a duration such as "30s" or "1h30m"')
+    total, at = 0, 0
+    while at < len(unsigned):
+        part = _PART.match(unsigned, at)
+        if part is None:
+            raise ValueError('needs a unit, as in "30s"' if unsigned[at] in ".0123456789" else _WRONG)
+        total += _nanoseconds(part)
+        at = part.end()
+    value = -total if text.startswith("-") else total
+    if not -LARGEST - 1 <= value <= LARGEST:
+        raise ValueError("must be shorter than 292 years")
+    return Duration(value)
+
+
+_WRONG = 'must be a duration such as "30s" or "1h30m"'
+
+
+def _nanoseconds(part: re.Match[str]) -> int:
+    whole, fraction, unit = part["whole"], part["fraction"] or "", part["unit"]
+    if not whole and not fraction:
+        raise ValueError(_WRONG)
+    if unit not in UNITS:
+        raise ValueError(f"has the unknown unit {unit!r}; units are ns, us, ms, s, m, h")
+    # Go cuts what is finer than a nanosecond.
+    return int(whole or 0) * UNITS[unit] + int(fraction or 0) * UNITS[unit] // int(10 ** len(fraction))

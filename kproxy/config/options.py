@@ -1,0 +1,45 @@
+"""What the command line and the configuration file say together: all that the daemon is told at its start."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.errors import InvalidConfig
+
+__all__ = ["Options", "node_name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run.
+
+    config: complete and valid, the flags applied.
+    node_name: the Node that this host is, lower-cased.
+    manifests: folders to follow in place of an API server; empty means the API server.
+    kubeconfig, master: "" means the file's, else the pod's own service account.
+    config_file: the file that `config` came from, None without; a change of it asks for a restart.
+    iptables_backend: auto, nft or legacy.
+    init_only: do what needs full privileges, then end.
+    warnings: one line each, to be logged.
+    """
+
+    config: KubeProxyConfiguration
+    node_name: str
+    manifests: tuple[Path, ...] = ()
+    kubeconfig: str = ""
+    master: str = ""
+    config_file: Path | None = None
+    iptables_backend: str = "auto"
+    init_only: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def node_name(override: str) -> str:
+    """The name of this host's Node: OVERRIDE, else the host name, lower-cased as the kubelet registers it."""
+    name = (override.strip() or socket.gethostname().strip()).lower()
+    if not name:
+        raise InvalidConfig(["hostnameOverride: must be set, because this host has no name"])
+    return name

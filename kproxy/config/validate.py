@@ -1,0 +1,204 @@
+"""What the values of a configuration may be, and which of them kproxy takes without acting on them.
+
+Every check is a small generator of (field, reason) pairs; `problems` runs them all, so that one look at the output is
+enough to mend a file. The rules are kube-proxy 1.36's, and stricter where it would only fail later.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from kproxy.config.durations import Duration
+from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables
+
+__all__ = ["SCHEDULERS", "Problem", "ignored", "problems"]
+
+Problem = tuple[str, str]
+
+# Those of the kernel's net/netfilter/ipvs.
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos")
+LONGEST_INTERFACE = 15  # IFNAMSIZ - 1
+_INTERFACE = re.compile(r"[^\s/:\"'+*!\\\x00-\x1f\x7f]+")
+_CIDR = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}")
+_RANGE = re.compile(r"([0-9]{1,5})([-+][0-9]{1,5})?")
+
+
+def problems(config: KubeProxyConfiguration) -> list[Problem]:
+    """All that is wrong with CONFIG, as (path of the field, reason), in the order of the fields."""
+    checks = (_client, _logging, _addresses, _sections, _detect_local, _cidrs, _node_ports, _limits)
+    return [problem for check in checks for problem in check(config)]
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _client(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    yield from _not_negative("clientConnection.burst", config.client_connection.burst)
+    if not math.isfinite(config.client_connection.qps):
+        yield "clientConnection.qps", "must be a finite number"
+
+
+def _logging(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    logging = config.logging
+    yield from _not_negative("logging.verbosity", logging.verbosity)
+    yield from _not_negative("logging.flushFrequency", logging.flush_frequency)
+    for i, module in enumerate(logging.vmodule):
+        yield from _not_negative(f"logging.vmodule[{i}].verbosity", module.verbosity)
+        if not module.file_pattern or re.search(r"[=,\s]", module.file_pattern):
+            yield f"logging.vmodule[{i}].filePattern", "must be a name without '=', ',' or spaces"
+
+
+def _addresses(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    if not _is_ip(config.bind_address):
+        yield "bindAddress", f"must be an IP address, is {_quoted(config.bind_address)}"
+    yield from _ip_port("healthzBindAddress", config.healthz_bind_address)
+    yield from _ip_port("metricsBindAddress", config.metrics_bind_address)
+
+
+def _ip_port(field: str, value: str) -> Iterator[Problem]:
+    if not value:  # not served
+        return
+    host, _, port = value.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not _is_ip(host[1:-1] if bracketed else host) or bracketed != (":" in host):
+        yield field, f'must be IP:port, such as "0.0.0.0:10256" or "[::]:10256", is {_quoted(value)}'
+    elif not re.fullmatch("[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+        yield field, f"must have a port from 1 to 65535, is {_quoted(value)}"
+
+
+def _sections(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    for name in ("iptables", "ipvs", "nftables"):
+        section = getattr(config, name)
+        yield from _periods(name, section, in_use=section is config.section)
+        if not isinstance(section, IPVS) and not 0 <= section.masquerade_bit <= 31:
+            yield f"{name}.masqueradeBit", f"must be from 0 to 31, is {section.masquerade_bit}"
+    ipvs = config.ipvs
+    if ipvs.scheduler and ipvs.scheduler not in SCHEDULERS:
+        yield "ipvs.scheduler", f"must be one of {', '.join(SCHEDULERS)}, is {_quoted(ipvs.scheduler)}"
+    for i, cidr in enumerate(ipvs.exclude_cidrs):
+        yield from _cidr(f"ipvs.excludeCIDRs[{i}]", cidr)
+    yield from _not_negative("ipvs.tcpTimeout", ipvs.tcp_timeout)
+    yield from _not_negative("ipvs.tcpFinTimeout", ipvs.tcp_fin_timeout)
+    yield from _not_negative("ipvs.udpTimeout", ipvs.udp_timeout)
+
+
+def _periods(name: str, section: IPTables | IPVS | NFTables, in_use: bool) -> Iterator[Problem]:
+    longest, least = section.sync_period, section.min_sync_period
+    if in_use and longest <= 0:
+        yield f"{name}.syncPeriod", f"must be greater than 0, is {longest}"
+    else:
+        yield from _not_negative(f"{name}.syncPeriod", longest)
+    yield from _not_negative(f"{name}.minSyncPeriod", least)
+    if longest > 0 and least > longest:
+        yield f"{name}.minSyncPeriod", f"must not be longer than {name}.syncPeriod ({longest}), is {least}"
+
+
+def _detect_local(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    mode, detect = config.detect_local_mode, config.detect_local
+    for field, value, needed, room in (
+        ("bridgeInterface", detect.bridge_interface, DetectLocalMode.BRIDGE_INTERFACE, 0),
+        # The wildcard that follows a prefix in a rule takes one of the characters.
+        ("interfaceNamePrefix", detect.interface_name_prefix, DetectLocalMode.INTERFACE_NAME_PREFIX, 1),
+    ):
+        path = f"detectLocal.{field}"
+        if not value:
+            if mode is needed:
+                yield path, f"must be set, because detectLocalMode is {mode}"
+        elif not _INTERFACE.fullmatch(value):
+            yield path, f"must be the name of an interface, is {_quoted(value)}"
+        elif len(value.encode()) > LONGEST_INTERFACE - room:
+            yield path, f"must be at most {LONGEST_INTERFACE - room} bytes long, is {_quoted(value)}"
+
+
+def _cidrs(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    cidrs = config.cluster_cidrs
+    wrong = [problem for cidr in cidrs for problem in _cidr("clusterCIDR", cidr)]
+    yield from wrong
+    if not wrong and (len(cidrs) > 2 or len({":" in c for c in cidrs}) < len(cidrs)):
+        pair = "one CIDR, or one of IPv4 and one of IPv6 (10.244.0.0/16,fd00:244::/48)"
+        yield "clusterCIDR", f"must be {pair}, is {_quoted(config.cluster_cidr)}"
+
+
+def _node_ports(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    asked = config.node_port_addresses
+    if "primary" in asked:
+        if len(asked) > 1:
+            yield "nodePortAddresses", "must hold nothing else when it holds primary"
+        return
+    for i, cidr in enumerate(asked):
+        yield from _cidr(f"nodePortAddresses[{i}]", cidr, other='"primary" alone or ')
+
+
+def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    if not -1000 <= config.oom_score_adj <= 1000:
+        yield "oomScoreAdj", f"must be from -1000 to 1000, is {config.oom_score_adj}"
+    conntrack = config.conntrack
+    for field in msgspec.structs.fields(conntrack):
+        if field.type is not bool:
+            yield from _not_negative(f"conntrack.{field.encode_name}", getattr(conntrack, field.name))
+    if config.config_sync_period <= 0:
+        yield "configSyncPeriod", f"must be greater than 0, is {config.config_sync_period}"
+    if config.port_range and not _RANGE.fullmatch(config.port_range):
+        yield "portRange", f"must be a range of ports such as 30000-30100, is {_quoted(config.port_range)}"
+
+
+# ---------------------------------------------------------------- single values
+
+
+def _not_negative(field: str, value: int | Duration) -> Iterator[Problem]:
+    if value < 0:
+        yield field, f"must not be negative, is {value}"
+
+
+def _cidr(field: str, value: str, other: str = "") -> Iterator[Problem]:
+    try:
+        # Python takes more than a CIDR: bare addresses, netmasks and zones.
+        if _CIDR.fullmatch(value):
+            ipaddress.ip_network(value, strict=False)
+            return
+    except ValueError:
+        pass
+    yield field, f"must be {other}a CIDR such as 10.0.0.0/8 or fd00::/64, is {_quoted(value)}"
+
+
+def _is_ip(value: str) -> bool:
+    try:
+        return "%" not in value and bool(ipaddress.ip_address(value))
+    except ValueError:
+        return False
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"'
+
+
+# ---------------------------------------------------------------- without meaning
+
+
+def ignored(config: KubeProxyConfiguration) -> list[str]:
+    """The paths of fields that CONFIG sets and that have no meaning for kproxy: Windows', profiling's, buffering's."""
+    standard = KubeProxyConfiguration()
+    found = [
+        *_changed("clientConnection", config.client_connection, standard.client_connection, _CLIENT),
+        *_changed("logging.options.text", config.logging.options.text, standard.logging.options.text),
+        *_changed("logging.options.json", config.logging.options.json, standard.logging.options.json),
+        *_changed("winkernel", config.winkernel, standard.winkernel),
+        *_changed("", config, standard, _TOP),
+    ]
+    return sorted([*found, *(f"featureGates.{gate}" for gate in config.feature_gates)])
+
+
+_CLIENT = ("acceptContentTypes", "contentType")
+_TOP = ("enableProfiling", "portRange", "showHiddenMetricsForVersion", "windowsRunAsService")
+
+
+def _changed(path: str, value: Any, standard: Any, only: tuple[str, ...] = ()) -> Iterator[str]:
+    for field in msgspec.structs.fields(value):
+        if (not only or field.encode_name in only) and getattr(value, field.name) != getattr(standard, field.name):
+            yield f"{path}.{field.encode_name}" if path else field.encode_name
