@@ -59,7 +59,7 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     All addresses are in the family and in canonical text. The three endpoint lists are sorted and free of duplicates:
     `cluster` serves traffic under policy Cluster (empty when nothing uses that policy), `local` under policy Local
-    (empty when nothing uses it), `reachable` is their union. Readiness, termination and topology hints are accounted for.
+    (empty when nothing uses it), `reachable` is their union. Readiness, termination, hints are accounted for.
 
     has_endpoints: the Service has a usable endpoint somewhere in the cluster, on this node or not. When it is false
     traffic is rejected; when it is true and the list of a policy is empty, that policy's traffic is dropped.

@@ -261,9 +261,7 @@ def render_base(settings: Settings) -> Base:
             + (" --random-fully" if settings.random_fully else ""),
         ),
     }
-    joint: dict[tuple[str, str], tuple[str, ...]] = {("filter", names.FIREWALL): (_GUARD,)}
-    if not settings.serves_localhost:
-        joint = {}
+    joint = {("filter", names.FIREWALL): (_GUARD,) if settings.serves_localhost else ()}
     return Base(owned, shared, joint, _jumps(settings))
 
 

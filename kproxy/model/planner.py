@@ -1,0 +1,88 @@
+"""From the state of the cluster to plans: one Service at a time, for every port and family it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from kproxy.model.addresses import contains
+from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan
+from kproxy.model.slices import Slice
+from kproxy.model.state import ClusterState, ServiceName
+from kproxy.model.topology import Candidate, choose
+
+__all__ = ["Place", "plan_all", "plan_service"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the plans are for: the node's name, its zone ("" for none), its own address in each family."""
+
+    node: str
+    zone: str = ""
+    ipv4: str = ""
+    ipv6: str = ""
+
+    def ip(self, family: Family) -> str:
+        return self.ipv4 if family is Family.IPV4 else self.ipv6
+
+
+def plan_all(state: ClusterState, place: Place) -> Iterator[ServicePlan]:
+    """The plans of every Service."""
+    for name in state.names():
+        yield from plan_service(state, name, place)
+
+
+def plan_service(state: ClusterState, name: ServiceName, place: Place) -> list[ServicePlan]:
+    """The plans of one Service, in the order of its ports; empty when it is gone or not for this proxy."""
+    templates = state.service(name)
+    if not templates:
+        return []
+    slices = tuple(state.slices(name))
+    return [_plan(template, slices, place) for template in templates]
+
+
+def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> ServicePlan:
+    accessible = template.externally_accessible
+    choice = choose(
+        candidates(slices, template.key.port, template.protocol, template.family, place.node),
+        uses_cluster=not template.internal_local or accessible,
+        uses_local=template.internal_local or (template.external_local and accessible),
+        node_name=place.node,
+        zone=place.zone,
+    )
+    own = place.ip(template.family)
+    return replace(
+        template,
+        node_in_source_ranges=bool(own) and any(contains(cidr, own) for cidr in template.source_ranges),
+        cluster=choice.cluster,
+        local=choice.local,
+        reachable=choice.reachable,
+        has_endpoints=choice.anywhere,
+    )
+
+
+def candidates(
+    slices: Iterable[Slice], port_name: str, protocol: Protocol, family: Family, node: str
+) -> list[Candidate]:
+    """The endpoints of one Service port over all its slices, each address and port once, sorted by text.
+
+    While a controller moves an endpoint between slices, or a pod's address is used again, the copies of an endpoint may
+    disagree. The last one counts (slices in the order of their names), but one that terminates never hides one that
+    does not.
+    """
+    found: dict[str, Candidate] = {}
+    for piece in slices:
+        if piece.family is not family:
+            continue
+        for name, proto, number in piece.ports:
+            if proto is protocol and name == port_name:
+                for address in piece.addresses:
+                    new = Candidate(Endpoint(address.ip, number, bool(node) and address.node == node), address)
+                    text = str(new.endpoint)
+                    old = found.get(text)
+                    if old is None or old.address.terminating or not address.terminating:
+                        found[text] = new
+    return [found[text] for text in sorted(found)]

@@ -1,0 +1,125 @@
+"""From an EndpointSlice to what a plan needs of it, in a form that stays small in memory.
+
+A slice that cannot be read as a whole is refused; one bad address in it only costs that address.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import msgspec
+
+from kproxy.errors import InvalidObject
+from kproxy.model import objects
+from kproxy.model.addresses import canonical_ip
+from kproxy.model.hosts import family_of
+from kproxy.model.plans import Family, Protocol
+from kproxy.model.services import handled, unusable_name
+
+__all__ = ["MAX_ENDPOINTS", "SERVICE_LABEL", "Slice", "SliceAddress", "parse"]
+
+SERVICE_LABEL = "kubernetes.io/service-name"
+MAX_ENDPOINTS = 1000  # the API's own limit, discovery.k8s.io/v1
+
+
+class SliceAddress(msgspec.Struct, frozen=True, gc=False):
+    """One endpoint of a slice: where it is and what its conditions and hints say. node: "" when unknown."""
+
+    ip: str
+    node: str = ""
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    zone_hints: tuple[str, ...] = ()
+    node_hints: tuple[str, ...] = ()
+
+
+class Slice(msgspec.Struct, frozen=True, gc=False):
+    """One EndpointSlice of one Service. ports: (name, protocol, port)."""
+
+    service: str
+    family: Family
+    ports: tuple[tuple[str, Protocol, int], ...]
+    addresses: tuple[SliceAddress, ...]
+
+
+def parse(source: objects.EndpointSlice) -> tuple[Slice | None, list[InvalidObject]]:
+    """What a plan needs of an EndpointSlice, None when it is not for this proxy; and what is wrong with it."""
+    reader = _Reader(source)
+    return reader.slice(), reader.problems
+
+
+class _Reader:
+    def __init__(self, source: objects.EndpointSlice) -> None:
+        self.problems: list[InvalidObject] = []
+        self._source = source
+        self._name = f"{source.metadata.namespace or 'default'}/{source.metadata.name}"
+
+    def slice(self) -> Slice | None:
+        source = self._source
+        if not handled(source.metadata) or source.address_type not in ("IPv4", "IPv6"):
+            if source.address_type not in ("IPv4", "IPv6", "FQDN"):
+                self._problem("addressType", f"{source.address_type!r} is not IPv4, IPv6 or FQDN")
+            return None
+        service = (source.metadata.labels or {}).get(SERVICE_LABEL)
+        if not service:
+            self._problem(f"metadata.labels[{SERVICE_LABEL}]", "is missing, so the slice belongs to no Service")
+            return None
+        if why := unusable_name(service):
+            self._problem(f"metadata.labels[{SERVICE_LABEL}]", why)
+            return None
+        if len(source.endpoints or ()) > MAX_ENDPOINTS:
+            self._problem("endpoints", f"{len(source.endpoints or ())} are more than the {MAX_ENDPOINTS} of the API")
+            return None
+        family = Family(source.address_type)
+        return Slice(service, family, tuple(self._ports()), tuple(self._addresses(family)))
+
+    def _ports(self) -> Iterator[tuple[str, Protocol, int]]:
+        for i, port in enumerate(self._source.ports or ()):
+            if port.port is None or port.name is None:
+                continue  # "all ports" and ports that no Service port can name are not for a Service proxy
+            if not 0 < port.port < 65536:
+                self._problem(f"ports[{i}].port", f"{port.port} is not between 1 and 65535")
+                continue
+            try:
+                yield sys.intern(port.name), Protocol(port.protocol or "TCP"), port.port
+            except ValueError:
+                self._problem(f"ports[{i}].protocol", f"{port.protocol!r} is not TCP, UDP or SCTP")
+
+    def _addresses(self, family: Family) -> Iterator[SliceAddress]:
+        for i, endpoint in enumerate(self._source.endpoints or ()):
+            if not endpoint.addresses:
+                self._problem(f"endpoints[{i}].addresses", "is empty")
+                continue
+            text = endpoint.addresses[0]  # the API says that only the first has a meaning
+            ip = canonical_ip(text)
+            if ip is None:
+                self._problem(f"endpoints[{i}].addresses[0]", f"{text!r} is not an IP address")
+            elif family_of(ip) is not family:
+                self._problem(f"endpoints[{i}].addresses[0]", f"{text!r} is not of family {family}")
+            else:
+                yield _address(ip, endpoint)
+
+    def _problem(self, field: str, reason: str) -> None:
+        self.problems.append(InvalidObject("EndpointSlice", self._name, field, reason))
+
+
+def _address(ip: str, endpoint: objects.SliceEndpoint) -> SliceAddress:
+    """An absent condition counts as the API says: ready and serving, not terminating."""
+    conditions, hints = endpoint.conditions, endpoint.hints
+    ready = conditions is None or conditions.ready is not False
+    serving = conditions is None or conditions.serving is not False
+    return SliceAddress(
+        ip,
+        sys.intern(endpoint.node_name or ""),
+        ready,
+        serving,
+        conditions is not None and conditions.terminating is True,
+        _names(hints.for_zones) if hints else (),
+        _names(hints.for_nodes) if hints else (),
+    )
+
+
+def _names(hints: list[objects.Hint] | None) -> tuple[str, ...]:
+    return tuple(sys.intern(h.name) for h in hints) if hints else ()

@@ -1,0 +1,93 @@
+"""Which of a Service port's endpoints serve which traffic on this node.
+
+A pure function of the endpoints, the Service's policies, and the node's name and zone. Sources: KEP-1669 (terminating
+endpoints), KEP-2433 (zone hints), KEP-3015 (node hints), KEP-2086 (internal traffic policy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from enum import Enum
+from typing import NamedTuple
+
+from kproxy.model.plans import Endpoint
+from kproxy.model.slices import SliceAddress
+
+__all__ = ["Candidate", "Choice", "choose"]
+
+
+class Candidate(NamedTuple):
+    """An endpoint with what its slice says of it."""
+
+    endpoint: Endpoint
+    address: SliceAddress
+
+
+class Choice(NamedTuple):
+    """The endpoints for policy Cluster, for policy Local, both together; and whether any is usable anywhere."""
+
+    cluster: tuple[Endpoint, ...] = ()
+    local: tuple[Endpoint, ...] = ()
+    reachable: tuple[Endpoint, ...] = ()
+    anywhere: bool = False
+
+
+class _Hints(Enum):
+    IGNORED = 0
+    NODE = 1
+    ZONE = 2
+
+
+def choose(
+    candidates: Collection[Candidate], uses_cluster: bool, uses_local: bool, node_name: str, zone: str
+) -> Choice:
+    """Sort `candidates` into a Choice.
+
+    uses_cluster, uses_local: whether the Service port has traffic under that policy; without it its list stays empty.
+    zone: the node's, "" when it has none.
+    """
+    cluster: list[Endpoint] = []
+    hints = _Hints.IGNORED
+    if uses_cluster:
+        ready = [c for c in candidates if c.address.ready]
+        hints = _usable_hints(ready, node_name, zone)
+        cluster = [c.endpoint for c in ready if _hinted(c.address, hints, node_name, zone)]
+        if not cluster:
+            cluster = _draining(candidates)
+    if not uses_local:
+        return Choice(tuple(cluster), (), tuple(cluster), bool(cluster))
+    here = [c for c in candidates if c.endpoint.local]
+    local = [c.endpoint for c in here if c.address.ready] or _draining(here)
+    if not uses_cluster:
+        anywhere = bool(local) or any(_alive(c.address) for c in candidates)
+        return Choice((), tuple(local), tuple(local), anywhere)
+    return Choice(tuple(cluster), tuple(local), _union(cluster, local), bool(cluster))
+
+
+def _usable_hints(ready: list[Candidate], node_name: str, zone: str) -> _Hints:
+    """Hints count only when every ready endpoint has them and one of them names this node or zone: all or nothing."""
+    if all(c.address.node_hints for c in ready) and any(node_name in c.address.node_hints for c in ready):
+        return _Hints.NODE
+    if all(c.address.zone_hints for c in ready) and any(zone in c.address.zone_hints for c in ready):
+        return _Hints.ZONE
+    return _Hints.IGNORED
+
+
+def _hinted(address: SliceAddress, hints: _Hints, node_name: str, zone: str) -> bool:
+    if hints is _Hints.NODE:
+        return node_name in address.node_hints
+    return hints is _Hints.IGNORED or zone in address.zone_hints
+
+
+def _draining(candidates: Iterable[Candidate]) -> list[Endpoint]:
+    """Endpoints that terminate but still serve: better than none."""
+    return [c.endpoint for c in candidates if c.address.serving and c.address.terminating]
+
+
+def _alive(address: SliceAddress) -> bool:
+    return address.ready or (address.serving and address.terminating)
+
+
+def _union(cluster: list[Endpoint], local: list[Endpoint]) -> tuple[Endpoint, ...]:
+    extra = set(local).difference(cluster)
+    return tuple(sorted((*cluster, *extra), key=str)) if extra else tuple(cluster)
