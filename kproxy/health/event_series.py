@@ -164,7 +164,8 @@ def event_json(event: Event, node: str) -> dict[str, Any]:
 
 def _event_name(about: str, event: Event) -> str:
     """A valid and unique name, even when the object's own is not valid."""
-    stem = re.sub(r"[^a-z0-9.-]+", "-", about.lower())[:200].strip(".-") or "object"
+    labels = (label.strip("-") for label in re.sub(r"[^a-z0-9.-]+", "-", about.lower())[:200].split("."))
+    stem = ".".join(label for label in labels if label) or "object"
     return f"{stem}.{int(event.last.timestamp() * 1e6):x}{event.number & 0xFFFF:04x}"
 
 

@@ -28,7 +28,7 @@ __all__ = ["ApiSink", "EventRecorder", "EventSink", "LogSink", "Notice", "Outcom
 Outcome = Literal["posted", "failed", "dropped"]
 
 _ATTEMPTS = 3
-_RETRY_SECONDS = 2.0
+_RETRY_SECONDS = 1.0
 _POLL_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 

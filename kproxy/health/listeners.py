@@ -31,10 +31,8 @@ MAX_CONNECTIONS = 128
 """Per address. With more, the one that has been without a new request for longest is cut."""
 
 _log = logging.getLogger(__name__)
-# The library's own complaints are about what clients sent; none of them is for an operator.
-_silent = logging.getLogger(f"{__name__}.client")
-_silent.propagate = False
-_silent.addHandler(logging.NullHandler())
+# What the library complains of is what clients sent. None of it is for an operator, and anybody could fill the log.
+_silent = logging.Logger(f"{__name__}.clients", logging.CRITICAL + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ def _listen(family: socket.AddressFamily, ip: str, port: int) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(ip != "::"))
         sock.bind((ip, port))
-        sock.listen(128)
+        sock.listen(socket.SOMAXCONN)
     except OSError:
         sock.close()
         raise
@@ -147,7 +145,9 @@ class Listener:
         )
         http = self._http
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Guarded(http(), self._clients), sock=sock)
+        self._server = await loop.create_server(
+            lambda: _Guarded(http(), self._clients), sock=sock, backlog=socket.SOMAXCONN
+        )
 
     async def open_or_retry(self) -> None:
         """Try now, and go on trying in the background when it fails. Never raises."""
@@ -166,10 +166,10 @@ class Listener:
             with suppress(asyncio.CancelledError):
                 await self._retrying
         if self._server is not None:
-            self._server.close()
-        if self._http is not None:
-            await self._http.shutdown(timeout=1.0)
+            await _close_server(self._server)
         self._clients.cut_all()
+        if self._http is not None:
+            await self._http.shutdown(timeout=0.1)
 
     async def _open_later(self) -> None:
         pause = self._retry.first
@@ -190,13 +190,28 @@ class Listener:
             return web.Response(status=500, text="internal error\n")
 
 
+async def _close_server(server: asyncio.Server) -> None:
+    # asyncio loses, unclosed, a connection that it has accepted but not yet attached when the server closes. So let
+    # those come in first, while no others do.
+    loop = asyncio.get_running_loop()
+    for sock in server.sockets:
+        loop.remove_reader(sock.fileno())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    server.close()
+
+
 class _Clients:
     """The connections of one listener, the one without a new request for longest first."""
 
     def __init__(self) -> None:
         self._cutters: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
+        self._over = False
 
     def joined(self, transport: asyncio.Transport) -> None:
+        if self._over:  # it was on its way in while the listener closed
+            transport.abort()
+            return
         while len(self._cutters) >= MAX_CONNECTIONS:
             oldest = next(iter(self._cutters))
             self.left(oldest)
@@ -214,6 +229,7 @@ class _Clients:
             cutter.cancel()
 
     def cut_all(self) -> None:
+        self._over = True
         for transport in list(self._cutters):
             self.left(transport)
             _cut(transport)

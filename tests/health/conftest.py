@@ -1,0 +1,119 @@
+"""What the tests of health share: a clock that stands, real servers on loopback, a small HTTP client."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+
+from kproxy.fakes.clocks import ManualClock
+from kproxy.health.metrics import Metrics
+from kproxy.health.proxier_health import ProxierHealth
+from kproxy.health.servers import Identity, Servers, ServerSettings
+from kproxy.health.service_checks import HealthCheck
+from kproxy.model.plans import Family
+
+SYNC_PERIOD = 30.0
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+@dataclass
+class Node:
+    """A node's servers and what feeds them."""
+
+    clock: ManualClock
+    health: ProxierHealth
+    metrics: Metrics
+    servers: Servers
+    failures: list[tuple[int, HealthCheck, str]]
+
+    def healthz(self, path: str) -> Answer:
+        assert self.servers.healthz_port is not None
+        return ask(self.servers.healthz_port, path)
+
+    def status(self, path: str) -> Answer:
+        assert self.servers.metrics_port is not None
+        return ask(self.servers.metrics_port, path)
+
+    def check(self, checks: dict[int, HealthCheck], ips: list[str] | None) -> bool:
+        """Update the health checks and wait for it; False when there was nothing to do."""
+        done = self.servers.update_health_checks(checks, ips)
+        if done is None:
+            return False
+        done.result(10)
+        return True
+
+
+def ask(port: int, path: str, ip: str = "127.0.0.1", method: str = "GET") -> Answer:
+    connection = http.client.HTTPConnection(ip, port, timeout=10)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def get() -> Callable[..., Answer]:
+    return ask
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[ServerSettings], Node]]:
+    """Starts servers; stops them at the end of the test."""
+    started: list[Servers] = []
+
+    def start_servers(settings: ServerSettings) -> Node:
+        clock = ManualClock()
+        health = ProxierHealth(SYNC_PERIOD, clock)
+        metrics = Metrics([Family.IPV4, Family.IPV6], "iptables", "1.2.3")
+        failures: list[tuple[int, HealthCheck, str]] = []
+        identity = Identity("1.2.3", "iptables", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"})
+        servers = Servers(
+            settings,
+            identity,
+            health,
+            metrics,
+            clock,
+            lambda port, check, error: failures.append((port, check, str(error))),
+        )
+        started.append(servers)
+        servers.start()
+        return Node(clock, health, metrics, servers, failures)
+
+    yield start_servers
+    for servers in started:
+        servers.stop()
+
+
+@pytest.fixture
+def node(start: Callable[[ServerSettings], Node]) -> Node:
+    return start(ServerSettings(healthz="127.0.0.1:0", metrics="127.0.0.1:0"))
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Ports that nobody listens on, on any address, each given once. Below those that clients' sockets get."""
+    candidates = iter(random.sample(range(20000, 32000), 500))
+
+    def find() -> int:
+        for port in candidates:
+            with socket.socket(socket.AF_INET6) as sock, suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                sock.bind(("::", port))
+                return port
+        raise AssertionError("no free port")
+
+    return find

@@ -1,0 +1,202 @@
+"""The exported metrics are kube-proxy's, by name, type, labels and buckets."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kproxy.errors import NetlinkError
+from kproxy.health.metrics import Metrics
+from kproxy.model.plans import Family
+
+SYNC = "kubeproxy_sync_proxy_rules_"
+DOUBLING = "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192 16.384 +Inf"
+PROGRAMMING = " ".join(
+    ["0.25", "0.5", *map(str, range(1, 60)), *map(str, range(60, 116, 5)), *map(str, range(120, 301, 30)), "+Inf"]
+)
+
+# (name, type, labels, buckets), as a scrape of kube-proxy 1.36 shows them.
+KUBE_PROXY = [
+    (f"{SYNC}duration_seconds", "histogram", "ip_family", DOUBLING),
+    ("kubeproxy_sync_full_proxy_rules_duration_seconds", "histogram", "ip_family", DOUBLING),
+    ("kubeproxy_sync_partial_proxy_rules_duration_seconds", "histogram", "ip_family", DOUBLING),
+    ("kubeproxy_network_programming_duration_seconds", "histogram", "ip_family", PROGRAMMING),
+    (f"{SYNC}last_timestamp_seconds", "gauge", "ip_family", ""),
+    (f"{SYNC}last_queued_timestamp_seconds", "gauge", "ip_family", ""),
+    (f"{SYNC}endpoint_changes_pending", "gauge", "", ""),
+    (f"{SYNC}service_changes_pending", "gauge", "", ""),
+    (f"{SYNC}endpoint_changes_total", "counter", "", ""),
+    (f"{SYNC}service_changes_total", "counter", "", ""),
+    (f"{SYNC}iptables_total", "gauge", "ip_family table", ""),
+    (f"{SYNC}iptables_last", "gauge", "ip_family table", ""),
+    (f"{SYNC}iptables_restore_failures_total", "counter", "ip_family", ""),
+    (f"{SYNC}iptables_partial_restore_failures_total", "counter", "ip_family", ""),
+    (f"{SYNC}nftables_sync_failures_total", "counter", "ip_family", ""),
+    (f"{SYNC}nftables_cleanup_failures_total", "counter", "ip_family", ""),
+    (f"{SYNC}no_local_endpoints_total", "gauge", "ip_family traffic_policy", ""),
+    ("kubeproxy_proxy_healthz_total", "counter", "code", ""),
+    ("kubeproxy_proxy_livez_total", "counter", "code", ""),
+    ("kubeproxy_conntrack_reconciler_sync_duration_seconds", "histogram", "ip_family", DOUBLING),
+    ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", "ip_family", ""),
+    ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "counter", "", ""),
+    ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", "counter", "", ""),
+]
+OWN = [
+    ("kproxy_build_info", "gauge", "mode python version", ""),
+    ("kproxy_sync_running", "gauge", "ip_family", ""),
+    ("kproxy_sync_failures_total", "counter", "ip_family", ""),
+    ("kproxy_invalid_objects_total", "counter", "kind", ""),
+    ("kproxy_foreign_changes_repaired_total", "counter", "ip_family", ""),
+    ("kproxy_rejected_service_ports", "gauge", "ip_family", ""),
+    ("kproxy_coalesced_changes_total", "counter", "", ""),
+    ("kproxy_kubernetes_events_total", "counter", "outcome", ""),
+]
+
+
+def used() -> Metrics:
+    """Metrics to which everything has happened once."""
+    metrics = Metrics([Family.IPV4], "iptables", "1.2.3")
+    v4 = Family.IPV4
+    metrics.read_nfacct_with(lambda: {"ct_state_invalid_dropped_pkts": 7, "localhost_nps_accepted_pkts": 9, "other": 1})
+    metrics.queued(v4, at=1000.5)
+    metrics.sync_started(v4)
+    metrics.sync_finished(v4, 0.003, full=True, at=1001.5)
+    metrics.sync_finished(v4, 20.0, full=False, at=1002.5)
+    metrics.sync_failed(Family.IPV6, 0.5, full=False)
+    metrics.network_programming(v4, 61.0)
+    metrics.endpoint_changes(5, 2)
+    metrics.service_changes(3, 1)
+    metrics.coalesced(4)
+    metrics.rules(v4, "nat", 120, 8)
+    metrics.no_local_endpoints("internal", v4, 6)
+    metrics.restore_failed(v4, partial=False)
+    metrics.restore_failed(v4, partial=True)
+    metrics.restore_failed(v4, partial=True)
+    metrics.nftables_failed(v4, cleanup=False)
+    metrics.nftables_failed(v4, cleanup=True)
+    metrics.nftables_failed(v4, cleanup=True)
+    metrics.conntrack(v4, 0.01, 11)
+    metrics.invalid_object("Service")
+    metrics.repaired(v4)
+    metrics.rejected(v4, 2)
+    metrics.healthz(200)
+    metrics.livez(503)
+    metrics.kubernetes_event("posted")
+    return metrics
+
+
+def samples(metrics: Metrics) -> dict[str, str]:
+    lines = metrics.exposition().decode().splitlines()
+    return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.parametrize(("name", "kind", "labels", "buckets"), KUBE_PROXY + OWN, ids=lambda value: str(value)[:60])
+def test_metric_has_its_type_labels_and_buckets(name: str, kind: str, labels: str, buckets: str) -> None:
+    text = used().exposition().decode()
+    assert f"\n# TYPE {name} {kind}\n" in "\n" + text
+    sample = f"{name}_bucket" if kind == "histogram" else name
+    found = [
+        dict(re.findall(r'(\w+)="([^"]*)"', line)) for line in text.splitlines() if re.match(rf"{sample}[{{ ]", line)
+    ]
+    assert found
+    expected = {*labels.split(), "le"} if kind == "histogram" else set(labels.split())
+    assert all(set(line) == expected for line in found)
+    if buckets:
+        assert [line["le"] for line in found if line["ip_family"] == "IPv4"] == buckets.split()
+
+
+def test_no_other_metric_has_a_proxy_prefix() -> None:
+    exported = re.findall(r"^# TYPE (\S+)", used().exposition().decode(), re.M)
+    ours = {name for name in exported if name.startswith(("kubeproxy_", "kproxy_"))}
+    assert ours == {name for name, *_ in KUBE_PROXY + OWN}
+    others = {name.split("_")[0] for name in exported} - {"kubeproxy", "kproxy"}
+    assert others == {"process", "python"}
+
+
+@pytest.mark.parametrize(
+    ("sample", "value"),
+    [
+        (f'{SYNC}last_queued_timestamp_seconds{{ip_family="IPv4"}}', 1000.5),
+        (f'{SYNC}last_timestamp_seconds{{ip_family="IPv4"}}', 1002.5),
+        (f'{SYNC}duration_seconds_count{{ip_family="IPv4"}}', 2),
+        (f'{SYNC}duration_seconds_bucket{{ip_family="IPv4",le="0.004"}}', 1),
+        (f'{SYNC}duration_seconds_bucket{{ip_family="IPv4",le="16.384"}}', 1),
+        (f'{SYNC}duration_seconds_count{{ip_family="IPv6"}}', 1),
+        ('kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"}', 1),
+        ('kubeproxy_sync_partial_proxy_rules_duration_seconds_sum{ip_family="IPv4"}', 20),
+        ('kproxy_sync_failures_total{ip_family="IPv6"}', 1),
+        ('kproxy_sync_failures_total{ip_family="IPv4"}', 0),
+        ('kproxy_sync_running{ip_family="IPv4"}', 0),
+        ('kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="60"}', 0),
+        ('kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="65"}', 1),
+        (f"{SYNC}endpoint_changes_total", 5),
+        (f"{SYNC}endpoint_changes_pending", 2),
+        (f"{SYNC}service_changes_total", 3),
+        (f"{SYNC}service_changes_pending", 1),
+        ("kproxy_coalesced_changes_total", 4),
+        (f'{SYNC}iptables_total{{ip_family="IPv4",table="nat"}}', 120),
+        (f'{SYNC}iptables_last{{ip_family="IPv4",table="nat"}}', 8),
+        (f'{SYNC}no_local_endpoints_total{{ip_family="IPv4",traffic_policy="internal"}}', 6),
+        (f'{SYNC}iptables_restore_failures_total{{ip_family="IPv4"}}', 1),
+        (f'{SYNC}iptables_partial_restore_failures_total{{ip_family="IPv4"}}', 2),
+        (f'{SYNC}nftables_sync_failures_total{{ip_family="IPv4"}}', 1),
+        (f'{SYNC}nftables_cleanup_failures_total{{ip_family="IPv4"}}', 2),
+        ('kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"}', 11),
+        ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", 7),
+        ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", 9),
+        ('kproxy_invalid_objects_total{kind="Service"}', 1),
+        ('kproxy_foreign_changes_repaired_total{ip_family="IPv4"}', 1),
+        ('kproxy_rejected_service_ports{ip_family="IPv4"}', 2),
+        ('kubeproxy_proxy_healthz_total{code="200"}', 1),
+        ('kubeproxy_proxy_healthz_total{code="503"}', 0),
+        ('kubeproxy_proxy_livez_total{code="503"}', 1),
+        ('kproxy_kubernetes_events_total{outcome="posted"}', 1),
+    ],
+)
+def test_what_happened_is_counted(sample: str, value: float) -> None:
+    assert float(samples(used())[sample]) == value
+
+
+def test_a_running_sync_shows() -> None:
+    metrics = Metrics([Family.IPV4], "iptables", "1.2.3")
+    metrics.sync_started(Family.IPV4)
+    assert samples(metrics)['kproxy_sync_running{ip_family="IPv4"}'] == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("mode", "there", "absent"),
+    [
+        ("iptables", "iptables_partial_restore_failures_total", "nftables_sync_failures_total"),
+        ("ipvs", "iptables_restore_failures_total", "iptables_partial_restore_failures_total"),
+        ("nftables", "nftables_cleanup_failures_total", "iptables_restore_failures_total"),
+    ],
+)
+def test_failures_of_the_mode_in_use_start_at_zero(mode: str, there: str, absent: str) -> None:
+    found = samples(Metrics([Family.IPV6], mode, "1.2.3"))
+    assert found[f'{SYNC}{there}{{ip_family="IPv6"}}'] == "0.0"
+    assert not [name for name in found if absent in name]
+
+
+def test_kernel_counters_that_do_not_exist_are_left_out() -> None:
+    metrics = Metrics([Family.IPV4], "iptables", "1.2.3")
+    metrics.read_nfacct_with(lambda: {"localhost_nps_accepted_pkts": 3})
+    found = samples(metrics)
+    assert found["kubeproxy_iptables_localhost_nodeports_accepted_packets_total"] == "3.0"
+    assert "kubeproxy_iptables_ct_state_invalid_dropped_packets_total" not in found
+
+
+def test_kernel_counters_that_cannot_be_read_cost_nothing_else() -> None:
+    def refuse() -> dict[str, int]:
+        raise NetlinkError("nfacct get", 1)
+
+    metrics = Metrics([Family.IPV4], "iptables", "1.2.3")
+    metrics.read_nfacct_with(refuse)
+    found = samples(metrics)
+    assert f"{SYNC}service_changes_total" in found
+    assert not [name for name in found if "dropped_packets" in name]
+
+
+def test_two_sets_of_metrics_do_not_meet() -> None:
+    used()
+    assert samples(Metrics([Family.IPV4], "iptables", "1.2.3"))[f"{SYNC}service_changes_total"] == "0.0"
