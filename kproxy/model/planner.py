@@ -46,8 +46,9 @@ def plan_service(state: ClusterState, name: ServiceName, place: Place) -> list[S
 
 def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> ServicePlan:
     accessible = template.externally_accessible
+    found = candidates(slices, template.key.port, template.protocol, template.family, place.node)
     choice = choose(
-        candidates(slices, template.key.port, template.protocol, template.family, place.node),
+        found,
         uses_cluster=not template.internal_local or accessible,
         uses_local=template.internal_local or (template.external_local and accessible),
         node_name=place.node,
@@ -61,7 +62,13 @@ def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> Ser
         local=choice.local,
         reachable=choice.reachable,
         has_endpoints=choice.anywhere,
+        ready_here=_ready_here(found) if template.health_check_node_port else (),
+        endpoint_count=len(found),
     )
+
+
+def _ready_here(found: Iterable[Candidate]) -> tuple[str, ...]:
+    return tuple(sorted({c.endpoint.ip for c in found if c.endpoint.local and c.address.ready}))
 
 
 def candidates(

@@ -67,6 +67,8 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     node_in_source_ranges: this node's own IP lies in one of them.
     affinity_seconds: the timeout of client IP affinity, 0 without affinity.
     health_check_node_port: 0 unless the Service asks for one (LoadBalancer with policy Local).
+    ready_here: IPs of the ready endpoints on this node, only for a Service with a health check node port.
+    endpoint_count: all endpoints of the port, usable or not; the size of a cluster is their sum.
     """
 
     key: PortKey
@@ -86,6 +88,8 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     local: tuple[Endpoint, ...] = ()
     reachable: tuple[Endpoint, ...] = ()
     has_endpoints: bool = False
+    ready_here: tuple[str, ...] = ()
+    endpoint_count: int = 0
 
     @property
     def protocol(self) -> Protocol:
