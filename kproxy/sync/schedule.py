@@ -29,10 +29,11 @@ class Schedule:
         self._min_period = min_period
         self._period = period
         self._last: float | None = None
-        self._checked: float | None = None
+        self._check_at: float | None = None
         self._changed = False
-        self._full_wanted = True
+        self._suspicious = True
         self._failures = 0
+        self._refusals = 0
 
     @property
     def failures(self) -> int:
@@ -45,45 +46,43 @@ class Schedule:
 
     def suspicious(self) -> None:
         """Somebody else touched the kernel: check everything, without waiting for the period."""
-        self._full_wanted = True
+        self._suspicious = True
 
     def succeeded(self, now: float, work: Work, left: bool = False) -> None:
-        """A sync ended well. left: parts of it were refused and are to be tried again."""
+        """A sync ended well. left: the kernel refused parts of it; they are tried again, and others need not wait."""
         self._last = now
-        self._changed = self._full_wanted = False
-        if work is Work.EVERYTHING:
-            self._checked = now
-        if left:
-            self._failed()
-        else:
-            self._failures = 0
+        self._changed = self._suspicious = False
+        self._failures = 0
+        if work is not Work.EVERYTHING and not left:
+            return
+        self._refusals = self._refusals + 1 if left else 0
+        self._check_at = now + (min(self._period, _backoff(self._refusals)) if left else self._period)
 
     def failed(self, now: float) -> None:
-        """A sync ended badly; what the kernel holds is unknown."""
+        """A sync ended badly; what the kernel holds is unknown, so the next one is a check of everything."""
         self._last = now
-        self._failed()
-
-    def _failed(self) -> None:
         self._failures += 1
-        self._full_wanted = True
+        self._suspicious = True
 
     def due(self, now: float) -> Work:
         """What is to be done at `now`."""
         if self.next(now) > now:
             return Work.NOTHING
-        return Work.EVERYTHING if self._full_wanted or self._check_at(now) <= now else Work.CHANGES
+        periodic = self._check_at is None or self._check_at <= now
+        return Work.EVERYTHING if self._suspicious or periodic else Work.CHANGES
 
     def next(self, now: float) -> float:
         """When something will be due, if nothing happens until then."""
+        if self._last is None:
+            return now
         if self._failures:
             # A change does not shorten the wait: it would meet the same failure.
-            return self._since(min(LAST_RETRY, FIRST_RETRY * 2 ** min(self._failures - 1, 30)), now)
-        if self._changed or self._full_wanted:
-            return self._since(self._min_period, now)
-        return self._check_at(now)
+            return self._last + _backoff(self._failures)
+        if self._changed or self._suspicious:
+            return self._last + self._min_period
+        return now if self._check_at is None else self._check_at
 
-    def _since(self, wait: float, now: float) -> float:
-        return now if self._last is None else self._last + wait
 
-    def _check_at(self, now: float) -> float:
-        return now if self._checked is None else self._checked + self._period
+def _backoff(tries: int) -> float:
+    """Seconds to wait after so many failures."""
+    return min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(tries - 1, 30))

@@ -1,0 +1,99 @@
+"""From configuration, Node and host to what the model and the modes are told. Pure.
+
+The host's part comes in as values, so `render` can show what another node would program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kproxy.config.fields import DetectLocalMode, KubeProxyConfiguration
+from kproxy.model.addresses import canonical_cidr, canonical_ip
+from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses, family_of, node_port_addresses
+from kproxy.model.nodes import NodeView
+from kproxy.model.planner import Place
+from kproxy.model.plans import Family
+from kproxy.modes.iptables.render import Settings
+
+__all__ = ["LARGE_CLUSTER_ENDPOINTS", "Host", "detect_local", "iptables_settings", "node_ips", "place"]
+
+LARGE_CLUSTER_ENDPOINTS = 1000  # beyond it, kube-proxy leaves out the comments of the Services' own chains
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the node itself shows. node_ips: its own address, at most one a family. addresses: all, without lengths."""
+
+    node_ips: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    nfacct: bool = False
+    random_fully: bool = True
+
+
+def node_ips(config: KubeProxyConfiguration, node: NodeView | None, found: Iterable[str]) -> tuple[str, ...]:
+    """The node's own addresses, one a family: the bind address, else the Node object's, else those found on the host."""
+    bind = canonical_ip(config.bind_address)
+    given = [bind] if bind and bind not in ("0.0.0.0", "::") else []
+    ips: dict[Family, str] = {}
+    for ip in (*given, *(node.ips if node else ()), *found):
+        ips.setdefault(family_of(ip), ip)
+    return tuple(ips.values())
+
+
+def place(node_name: str, node: NodeView | None, host: Host) -> Place:
+    """Where the plans are for."""
+    ips = {family_of(ip): ip for ip in reversed(host.node_ips)}
+    zone = node.zone if node else ""
+    return Place(node_name, zone, ips.get(Family.IPV4, ""), ips.get(Family.IPV6, ""))
+
+
+def detect_local(config: KubeProxyConfiguration, family: Family, node: NodeView | None) -> DetectLocal:
+    """How this node's pods are told apart in one family; nothing when the configuration has nothing for the family."""
+    match config.detect_local_mode:
+        case DetectLocalMode.BRIDGE_INTERFACE:
+            return DetectLocal(DetectLocalBy.INTERFACE, config.detect_local.bridge_interface)
+        case DetectLocalMode.INTERFACE_NAME_PREFIX:
+            return DetectLocal(DetectLocalBy.INTERFACE, config.detect_local.interface_name_prefix + "+")
+        case DetectLocalMode.NODE_CIDR:
+            cidrs: Iterable[str] = node.pod_cidrs if node else ()
+        case _:
+            cidrs = (text.strip() for text in config.cluster_cidrs)
+    for text in cidrs:
+        cidr = canonical_cidr(text)
+        if cidr and family_of(cidr) is family:
+            return DetectLocal(DetectLocalBy.CIDR, cidr)
+    return DetectLocal()
+
+
+def addresses_for_node_ports(config: KubeProxyConfiguration, family: Family, host: Host) -> NodePortAddresses:
+    """Where node ports answer in one family."""
+    return node_port_addresses(family, config.node_port_addresses, host.node_ips, host.addresses)
+
+
+def iptables_settings(
+    config: KubeProxyConfiguration, family: Family, node: NodeView | None, host: Host, endpoints: int
+) -> Settings:
+    """What the iptables rules of one family depend on besides the plans. endpoints: the size of the cluster."""
+    return Settings(
+        family=family,
+        masquerade_mark=1 << config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        localhost_node_ports=config.iptables.localhost_node_ports,
+        detect_local=detect_local(config, family, node),
+        node_port_addresses=addresses_for_node_ports(config, family, host),
+        nfacct=host.nfacct,
+        tcp_be_liberal=config.conntrack.tcp_be_liberal,
+        random_fully=host.random_fully,
+        comments=endpoints <= LARGE_CLUSTER_ENDPOINTS,
+    )
+
+
+def waits_for_pod_cidr(config: KubeProxyConfiguration, node: NodeView | None) -> bool:
+    """Mode NodeCIDR cannot work before the node has been given its pod CIDR."""
+    return config.detect_local_mode is DetectLocalMode.NODE_CIDR and not (node and node.pod_cidrs)
+
+
+def families(host_has_ipv6: bool) -> tuple[Family, ...]:
+    """The families to program: both, like kube-proxy, where the host has both."""
+    return (Family.IPV4, Family.IPV6) if host_has_ipv6 else (Family.IPV4,)
