@@ -15,13 +15,10 @@ from datetime import datetime
 from typing import Any
 
 from kproxy.health.clocks import ZERO_TIME, Clock, rfc3339
-from kproxy.model.objects import Node
+from kproxy.model.nodes import NodeView
 from kproxy.model.plans import Family
 
-__all__ = ["TO_BE_DELETED_TAINT", "FamilyHealth", "Health", "ProxierHealth"]
-
-TO_BE_DELETED_TAINT = "ToBeDeletedByClusterAutoscaler"
-"""The cluster autoscaler's mark on a node that it is about to remove."""
+__all__ = ["FamilyHealth", "Health", "ProxierHealth"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +99,9 @@ class ProxierHealth:
             self._waiting_since.pop(family, None)
             self._last_updated[family] = self._clock.now()
 
-    def node_changed(self, node: Node | None) -> None:
+    def node_changed(self, node: NodeView | None) -> None:
         """This node's object as it is now; None when it was deleted. Until the first call the node is eligible."""
-        eligible = node is not None and _eligible(node)
+        eligible = node is not None and node.eligible
         with self._lock:
             self._node_eligible = eligible
 
@@ -124,13 +121,6 @@ class ProxierHealth:
                 for family in {*self._last_updated, *self._waiting_since}
             }
             return Health(now=self._clock.now(), node_eligible=self._node_eligible, families=families)
-
-
-def _eligible(node: Node) -> bool:
-    if node.metadata.deletion_timestamp:
-        return False
-    taints = (node.spec.taints if node.spec else None) or []
-    return all(taint.key != TO_BE_DELETED_TAINT for taint in taints)
 
 
 def _time(moment: datetime | None) -> str:

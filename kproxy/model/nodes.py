@@ -9,7 +9,7 @@ from kproxy.model.addresses import canonical_cidr, canonical_ip
 from kproxy.model.hosts import family_of
 from kproxy.model.plans import Family
 
-__all__ = ["NodeView", "parse"]
+__all__ = ["AUTOSCALER_TAINT", "NodeView", "parse"]
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"

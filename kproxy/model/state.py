@@ -93,6 +93,11 @@ class ClusterState:
         """Changes of Services and of endpoints since the last take_dirty."""
         return self._service_changes, self._endpoint_changes
 
+    @property
+    def all_dirty(self) -> bool:
+        """Something changed that every plan depends on."""
+        return self._all_dirty
+
     def take_dirty(self) -> Dirty:
         """What changed since the last call."""
         dirty = Dirty(

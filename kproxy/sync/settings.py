@@ -32,7 +32,7 @@ class Host:
 
 
 def node_ips(config: KubeProxyConfiguration, node: NodeView | None, found: Iterable[str]) -> tuple[str, ...]:
-    """The node's own addresses, one a family: the bind address, else the Node object's, else those found on the host."""
+    """The node's own address in each family: the bind address, else the Node object's, else what the host shows."""
     bind = canonical_ip(config.bind_address)
     given = [bind] if bind and bind not in ("0.0.0.0", "::") else []
     ips: dict[Family, str] = {}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from kproxy.fakes.clocks import ManualClock
 from kproxy.health.clocks import rfc3339
-from kproxy.health.proxier_health import TO_BE_DELETED_TAINT, ProxierHealth
+from kproxy.health.proxier_health import ProxierHealth
+from kproxy.model.nodes import AUTOSCALER_TAINT, NodeView, parse
 from kproxy.model.objects import Metadata, Node, NodeSpec, Taint
 from kproxy.model.plans import Family
 
@@ -80,9 +81,9 @@ def test_healthy_means_that_no_family_has_waited_for_two_periods(steps: list[tup
     assert after(*steps).healthy() is all(now - since < 2 * PERIOD for since in oldest.values())
 
 
-def node(*taints: str, deleted: str | None = None) -> Node:
+def node(*taints: str, deleted: str | None = None) -> NodeView:
     spec = NodeSpec(taints=[Taint(key) for key in taints] or None)
-    return Node(Metadata("node1", deletion_timestamp=deleted), spec)
+    return parse(Node(Metadata("node1", deletion_timestamp=deleted), spec))
 
 
 @pytest.mark.parametrize(
@@ -90,15 +91,15 @@ def node(*taints: str, deleted: str | None = None) -> Node:
     [
         ([], True),
         ([node()], True),
-        ([Node(Metadata("node1"))], True),
+        ([parse(Node(Metadata("node1")))], True),
         ([node("node.kubernetes.io/unschedulable")], True),
-        ([node("other", TO_BE_DELETED_TAINT)], False),
+        ([node("other", AUTOSCALER_TAINT)], False),
         ([node(deleted="2026-01-01T00:00:00Z")], False),
         ([None], False),
-        ([node(TO_BE_DELETED_TAINT), node()], True),
+        ([node(AUTOSCALER_TAINT), node()], True),
     ],
 )
-def test_a_node_that_goes_away_fails_healthz_but_not_livez(seen: list[Node | None], eligible: bool) -> None:
+def test_a_node_that_goes_away_fails_healthz_but_not_livez(seen: list[NodeView | None], eligible: bool) -> None:
     health = after(("updated", V4), *(("node", n) for n in seen)).health()
     status, body = health.healthz()
     assert status == (200 if eligible else 503)

@@ -15,12 +15,13 @@ from kproxy.errors import InvalidConfig, KernelError
 from kproxy.fakes.clocks import ManualClock
 from kproxy.health.listeners import MAX_CONNECTIONS, Address, parse_address
 from kproxy.health.metrics import Metrics
-from kproxy.health.proxier_health import TO_BE_DELETED_TAINT, ProxierHealth
+from kproxy.health.proxier_health import ProxierHealth
 from kproxy.health.servers import Identity, Servers, ServerSettings
+from kproxy.model.nodes import AUTOSCALER_TAINT, parse
 from kproxy.model.objects import Metadata, Node, NodeSpec, Taint
 from kproxy.model.plans import Family
 
-DOOMED = Node(Metadata("node1"), NodeSpec(taints=[Taint(TO_BE_DELETED_TAINT)]))
+DOOMED = parse(Node(Metadata("node1"), NodeSpec(taints=[Taint(AUTOSCALER_TAINT)])))
 
 
 @pytest.mark.parametrize(

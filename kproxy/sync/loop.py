@@ -1,0 +1,150 @@
+"""The sync thread: takes in what happened, plans what is dirty, has the families write it, and says how it went.
+
+It decides when, not what: Service semantics are the model's, rules are the modes', times are the schedules'.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+from kproxy.errors import InvalidObject
+from kproxy.model.book import Book
+from kproxy.model.events import Event
+from kproxy.model.nodes import NodeView
+from kproxy.model.planner import Place
+from kproxy.model.plans import Family
+from kproxy.model.state import ClusterState
+from kproxy.sync.inbox import Inbox
+from kproxy.sync.schedule import Work
+from kproxy.sync.workers import Report, Worker
+
+__all__ = ["Afterwork", "Loop", "Observer"]
+
+POLL_SECONDS = 0.2
+"""How often the kernel is asked whether somebody else changed it; the question costs microseconds."""
+
+
+class Observer(Protocol):
+    """Told what happens: metrics, health, logs, Events."""
+
+    def problems(self, found: Collection[InvalidObject]) -> None:
+        """Objects of the cluster that cannot be used."""
+
+    def queued(self, families: Collection[Family], service_changes: int, endpoint_changes: int) -> None:
+        """Changes came in and wait; the numbers are all that wait."""
+
+    def planned(self, service_changes: int, endpoint_changes: int) -> None:
+        """That many changes were planned and are no longer pending."""
+
+    def drifted(self, family: Family) -> None:
+        """Somebody else changed the kernel."""
+
+    def starting(self, family: Family) -> None:
+        """A sync begins."""
+
+    def finished(self, report: Report, book: Book) -> None:
+        """A sync ended, well or not."""
+
+    def node(self, node: NodeView | None) -> None:
+        """The Node object changed."""
+
+
+class Afterwork(Protocol):
+    """What follows a successful sync of one family (stale flows, health checks)."""
+
+    def __call__(self, report: Report, book: Book) -> None: ...
+
+
+class Loop:
+    """Runs until the inbox is stopped.
+
+    place: where plans are for, asked again before each planning, since Node and host may change; None while that is
+    not known well enough to program anything.
+    """
+
+    def __init__(
+        self,
+        state: ClusterState,
+        inbox: Inbox,
+        workers: Collection[Worker],
+        place: Callable[[ClusterState], Place | None],
+        observer: Observer,
+        afterwork: Afterwork,
+    ) -> None:
+        self._state = state
+        self._inbox = inbox
+        self._workers: Mapping[Family, Worker] = {worker.family: worker for worker in workers}
+        self._place_of = place
+        self._place: Place | None = None
+        self._observer = observer
+        self._afterwork = afterwork
+        self._book = Book()
+        self._node: NodeView | None = None
+
+    def run(self) -> None:
+        """Work until `inbox.stop` was called; whatever is then in the kernel stays."""
+        with ThreadPoolExecutor(len(self._workers), thread_name_prefix="sync") as pool:
+            while not self._inbox.stopped:
+                self.step(pool, self._timeout())
+
+    def step(self, pool: ThreadPoolExecutor, timeout: float) -> None:
+        """One turn: wait at most `timeout` for news, then do what is due."""
+        self._absorb(self._inbox.take(timeout))
+        if not self._state.ready:
+            return
+        place = self._place_of(self._state)
+        if place is None:
+            return
+        for worker in self._workers.values():
+            if worker.drifted():
+                self._observer.drifted(worker.family)
+        now = time.monotonic()
+        due = {worker: work for worker in self._workers.values() if (work := worker.schedule.due(now))}
+        if due:
+            self._plan(place)
+            self._sync(pool, due)
+
+    def _timeout(self) -> float:
+        now = time.monotonic()
+        soonest = min((worker.schedule.next(now) for worker in self._workers.values()), default=now + POLL_SECONDS)
+        ready = self._state.ready
+        return max(0.0, min(POLL_SECONDS, soonest - now)) if ready else POLL_SECONDS
+
+    def _absorb(self, events: Collection[Event]) -> None:
+        before = self._state.pending
+        problems = [problem for event in events for problem in self._state.apply(event)]
+        if problems:
+            self._observer.problems(problems)
+        if self._state.node != self._node:
+            self._node = self._state.node
+            self._observer.node(self._node)
+        if self._state.pending != before or self._state.all_dirty:
+            for worker in self._workers.values():
+                worker.schedule.changed()
+            if self._state.ready:
+                self._observer.queued(self._workers.keys(), *self._state.pending)
+
+    def _plan(self, place: Place) -> None:
+        dirty = self._state.take_dirty()
+        if place != self._place:
+            self._place = place
+            dirty = dirty._replace(all=True)
+        touched = self._book.update(self._state, dirty, place)
+        triggers = [when for times in dirty.triggers.values() for when in times]
+        for family, worker in self._workers.items():
+            worker.touch(touched[family], triggers)
+        self._observer.planned(dirty.service_changes, dirty.endpoint_changes)
+
+    def _sync(self, pool: ThreadPoolExecutor, due: Mapping[Worker, Work]) -> None:
+        running = []
+        for worker, work in due.items():
+            self._observer.starting(worker.family)
+            running.append(pool.submit(worker.sync, work, self._book.pages[worker.family]))
+        for task in running:
+            report = task.result()
+            if report.outcome is not None:
+                self._afterwork(report, self._book)
+            self._observer.finished(report, self._book)

@@ -1,0 +1,102 @@
+"""One family's way to the kernel: what is still to be written, when, and how the last try ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from kproxy.errors import KernelError
+from kproxy.model.book import Page, Touched
+from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.modes.base import Outcome, Programmer
+from kproxy.sync.schedule import Schedule, Work
+
+__all__ = ["Report", "Worker"]
+
+
+@dataclass(slots=True)
+class Report:
+    """How one sync of one family ended. outcome: None when it failed, then `error` says why.
+
+    before, after: the plans that this sync replaced and wrote, by port, for what follows a sync (stale flows).
+    triggers: when the causes of the written changes happened, seconds since the epoch.
+    """
+
+    family: Family
+    work: Work
+    seconds: float
+    outcome: Outcome | None = None
+    error: KernelError | None = None
+    touched: Touched = field(default_factory=dict)
+    triggers: list[float] = field(default_factory=list)
+
+
+class Worker:
+    """Collects changes of one family and applies them. Used by the sync thread only, but for `sync`, which may run in
+    another thread while the sync thread waits for it.
+
+    configure: called before each sync with the family's page; hands the mode its settings, which may have changed.
+    """
+
+    def __init__(
+        self, programmer: Programmer, schedule: Schedule, configure: Callable[[Family, Page], None] | None = None
+    ) -> None:
+        self.family = programmer.family
+        self.schedule = schedule
+        self._programmer = programmer
+        self._configure = configure
+        self._touched: Touched = {}
+        self._triggers: list[float] = []
+        self._refused: frozenset[PortKey] = frozenset()
+
+    @property
+    def failing(self) -> bool:
+        return self.schedule.failures > 0
+
+    def touch(self, touched: Touched, triggers: Iterable[float]) -> None:
+        """Note plans that changed; several changes of one port become one."""
+        for key, (old, new) in touched.items():
+            first = self._touched[key][0] if key in self._touched else old
+            self._touched[key] = (first, new)
+        if touched:
+            self._triggers.extend(triggers)
+
+    def drifted(self) -> bool:
+        """Whether somebody else changed the kernel since the last sync; then everything is checked soon."""
+        if not self._programmer.drifted():
+            return False
+        self.schedule.suspicious()
+        return True
+
+    def sync(self, work: Work, page: Page) -> Report:
+        """Write what changed, or check everything. Never raises KernelError: a failure is in the report."""
+        start = time.monotonic()
+        report = Report(self.family, work, 0.0, touched=self._touched, triggers=self._triggers)
+        try:
+            if self._configure:
+                self._configure(self.family, page)
+            report.outcome = self._programmer.apply(page.plans, self._keys(work))
+        except KernelError as error:
+            report.error = error
+        report.seconds = time.monotonic() - start
+        self._settle(report)
+        return report
+
+    def _keys(self, work: Work) -> frozenset[PortKey] | None:
+        """The ports to look at. Ports that were refused stay in: their plan may have become acceptable."""
+        return None if work is Work.EVERYTHING else self._refused.union(self._touched)
+
+    def _settle(self, report: Report) -> None:
+        now = time.monotonic()
+        if report.outcome is None:
+            self.schedule.failed(now)
+            return
+        self._refused = frozenset(report.outcome.rejected)
+        self._touched, self._triggers = {}, []
+        self.schedule.succeeded(now, report.work, left=bool(self._refused))
+
+
+def replaced(touched: Touched) -> list[ServicePlan]:
+    """The plans that held before a sync."""
+    return [old for old, _ in touched.values() if old is not None]
