@@ -1,0 +1,71 @@
+"""The entry points `kproxy` and `kube-proxy`.
+
+A command's module is loaded when the command is used, so that `render` does not pay for the daemon's libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from kproxy import __version__
+from kproxy.cli.reports import guard
+
+__all__ = ["COMMANDS", "group", "kube_proxy_main", "main"]
+
+# name: (module, attribute, what it does)
+COMMANDS = {
+    "run": ("kproxy.cli.run", "command", "Keep this node's Services working: the daemon."),
+    "render": ("kproxy.cli.render", "command", "Print what would be programmed; writes nothing."),
+    "cleanup": ("kproxy.cli.cleanup", "command", "Remove everything that any proxy mode ever wrote."),
+    "demo": ("kproxy.cli.demo", "command", "Run a small cluster in network namespaces, with real traffic."),
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        found: click.Command = getattr(import_module(module), attribute)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+group = _Lazy(
+    "kproxy",
+    no_args_is_help=False,
+    help="A service proxy for Kubernetes nodes, in the place of kube-proxy.",
+    params=[],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+click.version_option(__version__, prog_name="kproxy", message="%(prog)s %(version)s")(group)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """`kproxy COMMAND ...`; the exit status: 0 done, 1 failed while running, 2 bad arguments or input."""
+    words = list(sys.argv[1:] if args is None else args)
+    return guard("kproxy", lambda: group.main(words, prog_name="kproxy", standalone_mode=False))
+
+
+def kube_proxy_main(args: Sequence[str] | None = None) -> int:
+    """`kube-proxy --flag ...`, where `run` is implied."""
+    from kproxy.cli.run import command
+
+    words = list(sys.argv[1:] if args is None else args)
+    return guard("kube-proxy", lambda: command.main(words, prog_name="kube-proxy", standalone_mode=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

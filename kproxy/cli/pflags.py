@@ -1,0 +1,71 @@
+"""Go's pflag conventions on top of click.
+
+    --flag=value  --flag value  --switch  --switch=false  --snake_case_too  -v 2  -v2  -v=2
+
+click takes over once every flag has the form --flag=value. Values stay texts here, as many as were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import click
+
+from kproxy.cli.flags import BY_NAME, FLAGS, Flag
+
+__all__ = ["PflagCommand", "normalise", "options"]
+
+BARE = {"bool": "true", "version[=true]": "true"}
+SHORT = {"v": "v"}
+
+
+class PflagCommand(click.Command):
+    """A command whose arguments follow pflag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(normalise(args)))
+
+
+def options(flags: Iterable[Flag] = FLAGS) -> list[click.Parameter]:
+    """A click option for each flag; its value is a tuple of texts, empty when it was not given."""
+    return [_option(flag) for flag in flags]
+
+
+def _option(flag: Flag) -> click.Option:
+    names = [f"--{flag.name}", flag.name.replace("-", "_")]
+    if flag.name in SHORT.values():
+        names.insert(0, f"-{flag.name}")
+    default = f"  [default: {flag.default}]" if flag.default else ""
+    return click.Option(names, type=str, multiple=True, metavar=f"={flag.type}", help=f"{flag.help}{default}")
+
+
+def normalise(args: Iterable[str]) -> Iterator[str]:
+    """ARGS with every known flag as --flag=value; what is not known stays, for click to refuse."""
+    left = iter(args)
+    for arg in left:
+        if arg == "--":
+            yield arg
+            yield from left
+            return
+        name, equals, value = _split(arg)
+        flag = BY_NAME.get(name)
+        if flag is None:
+            yield arg
+        elif equals:
+            yield f"--{name}={value}"
+        elif flag.type in BARE:
+            yield f"--{name}={BARE[flag.type]}"
+        else:
+            following = next(left, None)
+            yield f"--{name}" if following is None else f"--{name}={following}"
+
+
+def _split(arg: str) -> tuple[str, str, str]:
+    """Name, "=" when it has a value, value; an empty name for what is no flag."""
+    if arg.startswith("--"):
+        name, equals, value = arg[2:].partition("=")
+        return name.replace("_", "-"), equals, value
+    if arg[:1] == "-" and arg[1:2] in SHORT:
+        value = arg[2:].removeprefix("=")
+        return SHORT[arg[1]], "=" if arg[2:] else "", value
+    return "", "", ""

@@ -1,0 +1,61 @@
+"""`kproxy run`: kube-proxy's flags in, the daemon or one of the things that end at once out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from kproxy import __version__, logs
+from kproxy.cli import settings
+from kproxy.cli.flags import FLAGS
+from kproxy.cli.pflags import PflagCommand, options
+from kproxy.config import files
+from kproxy.config.fields import Logging
+from kproxy.config.options import Options
+
+__all__ = ["command"]
+
+
+def _run(**given: tuple[str, ...]) -> int:
+    wish = settings.read({flag.name: given[flag.name.replace("-", "_")] for flag in FLAGS})
+    if wish.version:
+        click.echo(f"kproxy {__version__} (kube-proxy v1.36)")
+        return 0
+    config = wish.options.config
+    _set_up_logs(config.logging)
+    for warning in wish.options.warnings:
+        logs.get("config").warning(warning)
+    if wish.write_config_to:
+        files.write(config, wish.write_config_to)
+        logs.get("config").info("Wrote configuration", file=str(wish.write_config_to))
+        return 0
+    return _clean_up() if wish.cleanup else _start(wish.options)
+
+
+def _set_up_logs(logging: Logging) -> None:
+    # The first of two entries for one name wins: those of the flags stand before those of the file.
+    modules = {m.file_pattern: m.verbosity for m in reversed(logging.vmodule)}
+    logs.setup(logging.format, logging.verbosity, modules)
+
+
+def _clean_up() -> int:
+    from kproxy.cli.cleanup import clean_up
+
+    return clean_up()
+
+
+def _start(wanted: Options) -> int:
+    from kproxy.sync import daemon
+
+    status: Any = daemon.run(wanted)
+    return status if isinstance(status, int) else 0
+
+
+command = PflagCommand(
+    "run",
+    callback=_run,
+    params=options(),
+    help="Keep this node's Services working, until SIGTERM. The rules stay in place then.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)

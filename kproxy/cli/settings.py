@@ -1,0 +1,153 @@
+"""Flags and configuration file together: which of them wins, and what that asks of kproxy.
+
+Without --config the flags change kube-proxy's defaults. With it the file is all that counts, but for the flags that are
+`kept`: those of logging, --hostname-override, and those that no file can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from kproxy.cli import values
+from kproxy.cli.flags import BY_NAME, Flag
+from kproxy.config import defaults, files, validate
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.options import Options, node_name
+from kproxy.errors import InvalidConfig
+
+__all__ = ["Wish", "read"]
+
+BACKENDS = ("auto", "nft", "legacy")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for: to run with `options`, or one of the things that end at once."""
+
+    options: Options
+    version: bool = False
+    cleanup: bool = False
+    write_config_to: Path | None = None
+
+
+def read(texts: Mapping[str, Sequence[str]]) -> Wish:
+    """What the flags ask for; TEXTS holds those given, by name. Raises InvalidConfig with every problem."""
+    given = _parse({name: text for name, text in texts.items() if text})
+    config, unused = _configuration(given)
+    _check(config, given)
+    path = given.get("config")
+    wish_to = given.get("write-config-to")
+    options = Options(
+        config=config,
+        node_name=node_name(config.hostname_override),
+        manifests=tuple(Path(folder) for folder in given.get("manifests", ())),
+        kubeconfig=config.client_connection.kubeconfig,
+        master=given.get("master", ""),
+        config_file=Path(path) if path else None,
+        iptables_backend=given.get("iptables-backend", "auto"),
+        init_only=given.get("init-only", False),
+        warnings=tuple(_warnings(config, given, unused)),
+    )
+    return Wish(options, bool(given.get("version")), given.get("cleanup", False), Path(wish_to) if wish_to else None)
+
+
+def _parse(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    given, problems = {}, []
+    for name, text in texts.items():
+        try:
+            given[name] = values.parse(BY_NAME[name].type, text)
+        except ValueError as error:
+            problems.append(f'--{name}: {error}, is "{text[-1]}"')
+    if given.get("iptables-backend", "auto") not in BACKENDS:
+        problems.append(f'--iptables-backend: must be one of {", ".join(BACKENDS)}, is "{given["iptables-backend"]}"')
+    if "hostname-override" in given and given["hostname-override"] and not given["hostname-override"].strip():
+        problems.append("--hostname-override: must not be blank")
+    problems += [f"--manifests: {p}: no such folder" for p in given.get("manifests", ()) if not Path(p).is_dir()]
+    if problems:
+        raise InvalidConfig(problems)
+    return given
+
+
+def _configuration(given: Mapping[str, Any]) -> tuple[KubeProxyConfiguration, list[str]]:
+    """The configuration, and the names of the flags that the file displaced."""
+    if not given.get("config"):
+        mode = given.get("proxy-mode", ProxyMode.IPTABLES)
+        return _apply(defaults.default(mode), given), []
+    config = files.read(Path(given["config"]))
+    if "vmodule" in given:
+        given = {**given, "vmodule": given["vmodule"] + config.logging.vmodule}
+    kept = {name: value for name, value in given.items() if BY_NAME[name].kept}
+    return _apply(config, kept), [name for name in given if name not in kept]
+
+
+def _apply(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> KubeProxyConfiguration:
+    for name, value in given.items():
+        field = _field(BY_NAME[name], config.mode)
+        if name == "healthz-bind-address":
+            value = defaults.with_port(value, defaults.HEALTHZ_PORT)
+        if name == "metrics-bind-address":
+            value = defaults.with_port(value, defaults.METRICS_PORT)
+        if field and not (name == "hostname-override" and not value):
+            config = _set(config, field, value)
+    return config
+
+
+def _field(flag: Flag, mode: ProxyMode) -> tuple[str, ...]:
+    """Where FLAG belongs in this MODE; () for nowhere. Some flags of iptables hold for what came after it."""
+    periods = flag.name.endswith("sync-period") and flag.name != "config-sync-period"
+    if periods and flag.name.startswith("ipvs-") != (mode is ProxyMode.IPVS):
+        return ()
+    if mode is ProxyMode.NFTABLES and (periods or flag.name == "masquerade-all"):
+        return ("nftables", flag.field[1])
+    return flag.field
+
+
+def _set(struct: Any, field: tuple[str, ...], value: Any) -> Any:
+    head, *rest = field
+    return replace(struct, **{head: _set(getattr(struct, head), tuple(rest), value) if rest else value})
+
+
+# ---------------------------------------------------------------- what is wrong with it
+
+
+def _check(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> None:
+    """Raise what is wrong with CONFIG, by the names of the flags where they could have set it."""
+    problems = validate.problems(config)
+    if not problems:
+        return
+    flags = [] if given.get("config") else [BY_NAME[name] for name in BY_NAME]
+    names = {_path(field): f"--{flag.name}" for flag in flags if (field := _field(flag, config.mode))}
+    raise InvalidConfig([f"{_named(path, names)}: {reason}" for path, reason in problems])
+
+
+def _named(path: str, names: Mapping[str, str]) -> str:
+    field = path.split("[", 1)[0]
+    return names[field] + path[len(field) :] if field in names else path
+
+
+def _path(field: tuple[str, ...]) -> str:
+    """The attributes FIELD by their names in the file: iptables.masqueradeBit."""
+    kind: Any = KubeProxyConfiguration
+    names = []
+    for attribute in field:
+        found = next(f for f in msgspec.structs.fields(kind) if f.name == attribute)
+        names.append(found.encode_name)
+        kind = found.type
+    return ".".join(names)
+
+
+def _warnings(config: KubeProxyConfiguration, given: Mapping[str, Any], unused: list[str]) -> list[str]:
+    idle = validate.ignored(config) + [f"--{name}" for name in given if BY_NAME[name].idle]
+    warnings = []
+    if idle:
+        warnings.append(f"these settings have no meaning here and are ignored: {', '.join(idle)}")
+    if unused:
+        names = ", ".join(f"--{name}" for name in unused)
+        warnings.append(f"these flags are ignored because --config is given: {names}")
+    return warnings
