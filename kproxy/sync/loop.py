@@ -6,7 +6,7 @@ It decides when, not what: Service semantics are the model's, rules are the mode
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from kproxy.sync.inbox import Inbox
 from kproxy.sync.schedule import Work
 from kproxy.sync.workers import Report, Worker
 
-__all__ = ["Afterwork", "Loop", "Observer"]
+__all__ = ["Afterwork", "Loop", "Observer", "Surroundings"]
 
 POLL_SECONDS = 0.2
 """How often the kernel is asked whether somebody else changed it; the question costs microseconds."""
@@ -58,26 +58,32 @@ class Afterwork(Protocol):
     def __call__(self, report: Report, book: Book) -> None: ...
 
 
-class Loop:
-    """Runs until the inbox is stopped.
+class Surroundings(Protocol):
+    """The node and host that the rules are for, which may change."""
 
-    place: where plans are for, asked again before each planning, since Node and host may change; None while that is
-    not known well enough to program anything.
-    """
+    def place(self, state: ClusterState) -> Place | None:
+        """Where plans are for; None while that is not known well enough to program anything."""
+
+    def changed(self) -> bool:
+        """Whether something that settings depend on changed since the last call."""
+
+
+class Loop:
+    """Runs until the inbox is stopped."""
 
     def __init__(
         self,
         state: ClusterState,
         inbox: Inbox,
         workers: Collection[Worker],
-        place: Callable[[ClusterState], Place | None],
+        surroundings: Surroundings,
         observer: Observer,
         afterwork: Afterwork,
     ) -> None:
         self._state = state
         self._inbox = inbox
         self._workers: Mapping[Family, Worker] = {worker.family: worker for worker in workers}
-        self._place_of = place
+        self._surroundings = surroundings
         self._place: Place | None = None
         self._observer = observer
         self._afterwork = afterwork
@@ -95,12 +101,15 @@ class Loop:
         self._absorb(self._inbox.take(timeout))
         if not self._state.ready:
             return
-        place = self._place_of(self._state)
+        place = self._surroundings.place(self._state)
         if place is None:
             return
+        changed = self._surroundings.changed() or place != self._place
         for worker in self._workers.values():
             if worker.drifted():
                 self._observer.drifted(worker.family)
+            if changed:
+                worker.schedule.changed()
         now = time.monotonic()
         due = {worker: work for worker in self._workers.values() if (work := worker.schedule.due(now))}
         if due:

@@ -1,0 +1,46 @@
+"""What a node would program, without touching one: for `render`, for tests, for benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.errors import InvalidObject
+from kproxy.model.book import Book
+from kproxy.model.events import Listed
+from kproxy.model.objects import Kind, Object
+from kproxy.model.plans import Family
+from kproxy.model.state import ClusterState
+from kproxy.modes.iptables.render import Settings, render_base, render_port, text
+from kproxy.sync.settings import Host, iptables_settings, place
+
+__all__ = ["Preview", "load"]
+
+
+def load(node_name: str, objects: Mapping[Kind, Iterable[Object]]) -> tuple[ClusterState, list[InvalidObject]]:
+    """The state that a cluster of just these objects leads to, and what is wrong with them."""
+    state = ClusterState(node_name)
+    # The Node comes first, as its zone decides about plans; a kind without objects is a list as well, an empty one.
+    kinds = (Kind.NODE, Kind.SERVICE_CIDR, Kind.SERVICE, Kind.ENDPOINT_SLICE)
+    return state, [p for kind in kinds for p in state.apply(Listed(kind, tuple(objects.get(kind, ()))))]
+
+
+class Preview:
+    """The plans of a state, and what each mode makes of them."""
+
+    def __init__(self, state: ClusterState, config: KubeProxyConfiguration, host: Host) -> None:
+        self._state, self._config, self._host = state, config, host
+        self.book = Book()
+        dirty = state.take_dirty()._replace(all=True)
+        self.book.update(state, dirty, place(state.node_name, state.node, host))
+
+    def settings(self, family: Family) -> Settings:
+        """What iptables mode's rules of one family depend on besides the plans."""
+        endpoints = self.book.pages[family].endpoints
+        return iptables_settings(self._config, family, self._state.node, self._host, endpoints)
+
+    def iptables(self, family: Family) -> str:
+        """iptables-save text of one family."""
+        settings = self.settings(family)
+        plans = self.book.pages[family].plans
+        return text(render_base(settings), ((key, render_port(plan, settings)) for key, plan in plans.items()))

@@ -1,0 +1,141 @@
+"""Tells operators what the loop does: metrics, health, log lines, Kubernetes Events."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection
+
+from kproxy import logs
+from kproxy.errors import InvalidObject, KernelError, RestoreError
+from kproxy.health.event_series import Notice
+from kproxy.health.events import EventRecorder
+from kproxy.health.metrics import Metrics
+from kproxy.health.proxier_health import ProxierHealth
+from kproxy.model.book import Book
+from kproxy.model.nodes import NodeView
+from kproxy.model.plans import Family, PortKey
+from kproxy.modes.base import Outcome
+from kproxy.sync.schedule import Work
+from kproxy.sync.workers import Report
+
+__all__ = ["Reporter"]
+
+_log = logs.get("sync")
+REMEMBERED_PROBLEMS = 4096
+
+
+class Reporter:
+    """The loop's Observer in production."""
+
+    def __init__(self, metrics: Metrics, health: ProxierHealth, events: EventRecorder, node_name: str) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._events = events
+        self._node_name = node_name
+        self._problems: OrderedDict[str, None] = OrderedDict()
+        self._refused: dict[Family, dict[PortKey, str]] = {}
+        self._node_seen = False
+        self._pending = (0, 0)
+        self._synced: set[Family] = set()
+
+    def problems(self, found: Collection[InvalidObject]) -> None:
+        """Count each; log and post each text once, since a relist brings the same objects again."""
+        for problem in found:
+            self._metrics.invalid_object(problem.kind)
+            text = str(problem)
+            if text in self._problems:
+                continue
+            self._problems[text] = None
+            if len(self._problems) > REMEMBERED_PROBLEMS:
+                self._problems.popitem(last=False)
+            _log.warning("Object cannot be used", kind=problem.kind, object=problem.name, err=text)
+            namespace, _, name = problem.name.rpartition("/")
+            if problem.kind in ("Service", "EndpointSlice"):
+                api = "v1" if problem.kind == "Service" else "discovery.k8s.io/v1"
+                notice = Notice(problem.kind, namespace, name, "Unusable", "Sync", text, api_version=api)
+                self._events.record(notice)
+
+    def queued(self, families: Collection[Family], service_changes: int, endpoint_changes: int) -> None:
+        services, endpoints = self._pending
+        self._pending = (service_changes, endpoint_changes)
+        new = max(0, service_changes - services) + max(0, endpoint_changes - endpoints)
+        if services or endpoints:
+            self._metrics.coalesced(new)
+        self._metrics.service_changes(max(0, service_changes - services), service_changes)
+        self._metrics.endpoint_changes(max(0, endpoint_changes - endpoints), endpoint_changes)
+        now = time.time()
+        for family in families:
+            self._metrics.queued(family, now)
+            self._health.queued_update(family)
+
+    def planned(self, service_changes: int, endpoint_changes: int) -> None:
+        self._pending = (0, 0)
+        self._metrics.service_changes(0, 0)
+        self._metrics.endpoint_changes(0, 0)
+
+    def drifted(self, family: Family) -> None:
+        _log.v(2).info("Rules were touched by another program; checking all", family=family)
+
+    def starting(self, family: Family) -> None:
+        self._metrics.sync_started(family)
+
+    def node(self, node: NodeView | None) -> None:
+        self._health.node_changed(node)
+
+    def finished(self, report: Report, book: Book) -> None:
+        full = report.work is Work.EVERYTHING
+        if report.error is not None:
+            self._failed(report.family, report.error, report.seconds, full)
+        elif report.outcome is not None:
+            self._succeeded(report, report.outcome, book, full)
+
+    def _failed(self, family: Family, error: KernelError, seconds: float, full: bool) -> None:
+        self._metrics.sync_failed(family, seconds, full=full)
+        if isinstance(error, RestoreError):
+            self._metrics.restore_failed(family, partial=not full)
+        _log.error("Sync failed, will be retried", error, family=family, full=full)
+        note = f"{family} rules could not be programmed: {error}"
+        self._events.record(Notice("Node", "", self._node_name, "SyncFailed", "Sync", note))
+
+    def _succeeded(self, report: Report, outcome: Outcome, book: Book, full: bool) -> None:
+        family, page, now = report.family, book.pages[report.family], time.time()
+        self._metrics.sync_finished(family, report.seconds, full=full, at=now)
+        self._health.updated(family)
+        for table, total in outcome.rules_total.items():
+            self._metrics.rules(family, table, total, outcome.rules_written.get(table, 0))
+        self._metrics.no_local_endpoints("internal", family, page.no_internal)
+        self._metrics.no_local_endpoints("external", family, page.no_external)
+        for when in report.triggers:
+            self._metrics.network_programming(family, max(0.0, now - when))
+        self._report_refused(family, outcome.rejected)
+        if outcome.repaired and family in self._synced:
+            self._metrics.repaired(family)
+            _log.warning("Put right what another program had changed", family=family, seconds=report.seconds)
+        line = _log.v(0) if family not in self._synced else _log.v(2)
+        self._synced.add(family)
+        line.info(
+            "Synced",
+            family=family,
+            full=full,
+            services=len(page.plans),
+            endpoints=page.endpoints,
+            changed=len(report.touched),
+            bytes=outcome.bytes_written,
+            transactions=outcome.transactions,
+            seconds=round(report.seconds, 4),
+        )
+
+    def _report_refused(self, family: Family, refused: dict[PortKey, str]) -> None:
+        """Say it once for each port and reason, and once when a port is taken at last."""
+        before = self._refused.get(family, {})
+        for key, why in refused.items():
+            if before.get(key) != why:
+                _log.error("The kernel refused a Service port; the others are programmed", service=str(key), err=why)
+                note = f"{family} port {key.port or key.protocol} was refused: {why}"
+                self._events.record(Notice("Service", key.namespace, key.name, "NotProgrammed", "Sync", note))
+                self._metrics.restore_failed(family, partial=True)
+        for key in before.keys() - refused.keys():
+            _log.info("A Service port that had been refused is programmed or gone", service=str(key))
+        self._refused[family] = dict(refused)
+        self._metrics.rejected(family, len(refused))
