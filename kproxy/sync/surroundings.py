@@ -1,0 +1,118 @@
+"""The node and host that rules are for: their addresses, zone and pod CIDRs, as they are now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from kproxy import logs
+from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.health.clocks import Clock
+from kproxy.model.book import Page
+from kproxy.model.nodes import NodeView
+from kproxy.model.objects import Kind
+from kproxy.model.planner import Place
+from kproxy.model.plans import Family
+from kproxy.model.state import ClusterState
+from kproxy.modes.iptables.render import Settings
+from kproxy.sync import settings
+
+__all__ = ["HostAddresses", "NodeSurroundings"]
+
+_log = logs.get("node")
+
+NODE_PATIENCE = 30.0
+"""Seconds to wait for the Node's list: without it kproxy works, but knows no zone and may not know the node's IP."""
+
+
+class HostAddresses(Protocol):
+    """The host's own addresses."""
+
+    def addresses(self) -> tuple[str, ...]:
+        """All of them, without prefix lengths. Raises KernelError."""
+
+    def node_ips(self) -> tuple[str, ...]:
+        """Those that other nodes reach it by, at most one a family. Raises KernelError."""
+
+    def changed(self) -> bool:
+        """Whether an address came or went since the last call."""
+
+
+class NodeSurroundings:
+    """Keeps a Host up to date and makes settings from it. The loop's Surroundings.
+
+    nfacct, random_fully: what the kernel and its tools can do.
+    """
+
+    def __init__(
+        self,
+        config: KubeProxyConfiguration,
+        addresses: HostAddresses,
+        clock: Clock,
+        nfacct: bool = False,
+        random_fully: bool = True,
+    ) -> None:
+        self._config = config
+        self._addresses = addresses
+        self._clock = clock
+        self._host = settings.Host(nfacct=nfacct, random_fully=random_fully)
+        self._node: NodeView | None = None
+        self._found = addresses.node_ips()
+        self._stale = True
+        self._news = True
+        self._asked_at: float | None = None
+        self._said = False
+
+    @property
+    def host(self) -> settings.Host:
+        return self._host
+
+    def place(self, state: ClusterState) -> Place | None:
+        """As Surroundings.place. Waits for the Node's first list, and in mode NodeCIDR for its pod CIDR."""
+        if not self._complete(state):
+            return None
+        if self._addresses.changed():
+            self._found, self._stale = self._addresses.node_ips(), True
+        if self._stale or state.node != self._node:
+            self._node = state.node
+            self._refresh()
+        return settings.place(state.node_name, state.node, self._host)
+
+    def changed(self) -> bool:
+        """As Surroundings.changed."""
+        news, self._news = self._news, False
+        return news
+
+    def iptables(self, family: Family, page: Page) -> Settings:
+        """Settings of iptables mode for one family, of a cluster of this page's size."""
+        return settings.iptables_settings(self._config, family, self._node, self._host, page.endpoints)
+
+    def health_check_ips(self) -> tuple[str, ...] | None:
+        """Where health check node ports listen; None for everywhere."""
+        ips: list[str] = []
+        for family in Family:
+            found = settings.addresses_for_node_ports(self._config, family, self._host)
+            if found.match_all:
+                return None
+            ips += found.ips
+        return tuple(ips)
+
+    def _complete(self, state: ClusterState) -> bool:
+        if self._asked_at is None:
+            self._asked_at = self._clock.monotonic()
+        if settings.waits_for_pod_cidr(self._config, state.node):
+            if not self._said:
+                _log.info("Waiting for the Node's pod CIDR, which detectLocalMode NodeCIDR needs", node=state.node_name)
+                self._said = True
+            return False
+        if state.listed(Kind.NODE):
+            return True
+        return self._clock.monotonic() - self._asked_at > NODE_PATIENCE
+
+    def _refresh(self) -> None:
+        node_ips = settings.node_ips(self._config, self._node, self._found)
+        host = replace(self._host, node_ips=node_ips, addresses=self._addresses.addresses())
+        self._stale = False
+        if host != self._host:
+            self._host, self._news = host, True
+            _log.v(2).info("Node addresses", node_ips=node_ips, addresses=len(host.addresses))
