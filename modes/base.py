@@ -11,19 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kproxy.model.flows import Frontend
 from kproxy.model.plans import Family, PortKey, ServicePlan
-from kproxy.model.plans import Protocol as L4Protocol
 
 __all__ = ["Frontend", "Outcome", "Programmer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Frontend:
-    """An address (or, with ip "", a node port) and port that leads, or led, to a Service."""
-
-    ip: str
-    port: int
-    protocol: L4Protocol
 
 
 @dataclass(slots=True)

@@ -1,0 +1,90 @@
+"""Commands run to their end, in the C locale, and every failure is a CommandError that says why."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from kproxy.errors import CommandError
+from kproxy.kernel.commands import MISSING, TIMED_OUT, Commands, checked
+
+
+@pytest.fixture
+def commands() -> Commands:
+    return Commands({"KPROXY_EXTRA": "yes", "LC_ALL": "de_DE"})
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_the_input_is_passed_and_both_streams_come_back(commands: Commands) -> None:
+    code = "import sys; s = sys.stdin.buffer.read(); sys.stdout.buffer.write(s[::-1]); sys.stderr.write('oops'); sys.exit(3)"
+    done = commands.run(python(code), b"\xff\x00abc")
+    assert (done.status, done.stdout, done.stderr, done.ok) == (3, b"cba\x00\xff", "oops", False)
+
+
+def test_without_input_the_command_reads_an_empty_one(commands: Commands) -> None:
+    assert commands.run(["cat"]).stdout == b""
+
+
+def test_a_command_that_ignores_a_large_input_does_no_harm(commands: Commands) -> None:
+    assert commands.run(["true"], b"x" * 1_000_000).ok
+
+
+def test_messages_are_in_the_c_locale_and_the_extra_environment_is_there(commands: Commands) -> None:
+    done = commands.run(["sh", "-c", "echo $LC_ALL $LANG $KPROXY_EXTRA"])
+    assert done.stdout == b"C C yes\n"
+
+
+def test_descriptors_are_not_inherited(commands: Commands) -> None:
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    try:
+        assert not commands.run(["test", "-e", f"/proc/self/fd/{writer}"]).ok
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "reason"),
+    [
+        (["kproxy-no-such-command"], MISSING, "No such file"),
+        (["/"], 126, "Permission denied"),
+        (["true", "a\0b"], 126, "null byte"),
+    ],
+)
+def test_a_command_that_cannot_start(commands: Commands, argv: list[str], status: int, reason: str) -> None:
+    with pytest.raises(CommandError, match=reason) as failure:
+        commands.run(argv)
+    assert failure.value.status == status
+    assert "\n" not in str(failure.value)
+
+
+def test_a_command_that_takes_too_long_is_killed_and_reaped(commands: Commands) -> None:
+    with pytest.raises(CommandError, match=r"longer than 0\.2 s: stuck") as failure:
+        commands.run(["sh", "-c", "echo stuck >&2; exec sleep 60"], timeout=0.2)
+    assert failure.value.status == TIMED_OUT
+    child = next(iter(commands.recent_pids() - {os.getpid()}))
+    assert not os.path.exists(f"/proc/{child}")
+
+
+def test_checked_raises_with_what_the_command_said(commands: Commands) -> None:
+    assert checked(commands, ["echo", "fine"]).stdout == b"fine\n"
+    with pytest.raises(CommandError, match="exit status 4: bad line 7"):
+        checked(commands, ["sh", "-c", "echo bad line 7 >&2; exit 4"])
+
+
+def test_which_finds_commands_of_the_path_only(commands: Commands) -> None:
+    assert commands.which("sh") is not None
+    assert commands.which("kproxy-no-such-command") is None
+
+
+def test_recent_children_are_remembered_and_old_ones_forgotten(commands: Commands) -> None:
+    first = commands.run(["true"]).pid
+    assert commands.recent_pids() == {os.getpid(), first}
+    later = [commands.run(["true"]).pid for _ in range(64)]
+    assert commands.recent_pids() == {os.getpid(), *later}
