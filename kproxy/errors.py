@@ -5,6 +5,7 @@
     │   ├── InvalidObject       a Service, EndpointSlice, Node or manifest
     │   └── InvalidConfig       KubeProxyConfiguration or a flag; all problems at once
     ├── SourceError             the API server or the manifests cannot be read
+    │   └── ApiError            the API server answered with an error status
     └── KernelError             the host refused something
         ├── CommandError        a command ended with a failure
         │   └── RestoreError    iptables-restore named a line it did not take
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 __all__ = [
+    "ApiError",
     "CommandError",
     "InvalidConfig",
     "InvalidInput",
@@ -72,6 +74,17 @@ class InvalidConfig(InvalidInput):
 
 class SourceError(KproxyError):
     """The API server or the manifests cannot be read now; the reader tries again."""
+
+
+class ApiError(SourceError):
+    """The API server answered REQUEST ("GET /api/v1/services") with an HTTP status of 400 or more.
+
+    retry_after: the seconds that it asks to be left alone, 0 when it does not.
+    """
+
+    def __init__(self, request: str, status: int, detail: str, retry_after: float = 0.0) -> None:
+        self.status, self.detail, self.retry_after = status, detail, retry_after
+        super().__init__(f"{request}: HTTP status {status}: {detail}")
 
 
 class KernelError(KproxyError):

@@ -1,0 +1,181 @@
+"""HTTP requests to the API server: raw bytes in and out, every failure a SourceError.
+
+Decides how a request is authenticated and repeated after a 401, how long silence may last, and what an error says. What
+is asked for and what the answer means is its caller's. `stream` hands out an answer that goes on, to be read in pieces
+and to be interrupted from another thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlencode
+
+from kproxy.errors import ApiError, SourceError, one_line
+from kproxy.source.credentials import ClientSettings, Credentials, Session
+
+if TYPE_CHECKING:
+    import urllib3
+
+__all__ = ["ApiClient", "Stream"]
+
+_PIECE = 65536
+_UNAUTHORIZED = 401
+
+
+class Stream:
+    """An answer that goes on. `pieces` is for one thread; `interrupt` may come from any."""
+
+    def __init__(self, request: str, response: urllib3.HTTPResponse) -> None:
+        self._request, self._response = request, response
+
+    def pieces(self) -> Iterator[bytes]:
+        """Bytes as they come, until the server ends its answer. Raises SourceError when it breaks off or is silent."""
+        with _mapped(self._request):
+            while piece := self._response.read1(_PIECE):
+                yield piece
+
+    def interrupt(self) -> None:
+        """Let the thread in `pieces` come back soon, with an error or the end."""
+        # It may end by itself, and give its connection back, at any moment.
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
+
+    def close(self) -> None:
+        """Give the connection up."""
+        with contextlib.suppress(OSError):
+            self._response.close()
+
+
+class ApiClient:
+    """Requests to one API server. Used from any thread; connects when the first request is made."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        self._credentials = Credentials(settings)
+
+    def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
+        """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError."""
+        return self._whole("GET", path, query, None, {"Accept-Encoding": "gzip"})
+
+    def post(self, path: str, body: bytes) -> bytes:
+        """Create the object that BODY, JSON, describes; what the server made of it. Raises as `get`."""
+        return self._whole("POST", path, None, body, {"Content-Type": "application/json"})
+
+    def patch(self, path: str, body: bytes, content_type: str = "application/merge-patch+json") -> bytes:
+        """Change the object at PATH by the patch BODY; what became of it. Raises as `get`."""
+        return self._whole("PATCH", path, None, body, {"Content-Type": content_type})
+
+    @contextlib.contextmanager
+    def stream(self, path: str, query: Mapping[str, str], silence: float) -> Iterator[Stream]:
+        """The answer to GET PATH, which goes on; SILENCE is how many seconds may pass without a byte. Raises as `get`.
+
+        The answer itself has to begin within the usual read timeout.
+        """
+        response = self._send("GET", path, query, None, {})
+        sock = getattr(response.connection, "sock", None)
+        if sock is not None:
+            sock.settimeout(silence)
+        stream = Stream(f"GET {path}", response)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    def close(self) -> None:
+        """Close the idle connections; the client can still be used."""
+        self._credentials.close()
+
+    def _whole(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: bytes | None, headers: dict[str, str]
+    ) -> bytes:
+        response = self._send(method, path, query, body, headers)
+        with _mapped(f"{method} {path}"):
+            return _drained(response)
+
+    def _send(
+        self, method: str, path: str, query: Mapping[str, str] | None, body: bytes | None, headers: dict[str, str]
+    ) -> urllib3.HTTPResponse:
+        """The answer, its body still to be read. A 401 leads to new credentials and one more attempt."""
+        url = f"{path}?{urlencode(query)}" if query else path
+        session = self._credentials.session()
+        response = self._attempt(session, method, path, url, body, headers)
+        if response.status == _UNAUTHORIZED:
+            response.close()
+            self._credentials.renew(session.generation)
+            response = self._attempt(self._credentials.session(), method, path, url, body, headers)
+        if response.status >= 400:
+            raise _refusal(f"{method} {path}", response)
+        return response
+
+    def _attempt(
+        self, session: Session, method: str, path: str, url: str, body: bytes | None, headers: dict[str, str]
+    ) -> urllib3.HTTPResponse:
+        import urllib3
+
+        sent = {"Accept": "application/json", "User-Agent": self._settings.user_agent, **headers}
+        if session.authorization:
+            sent["Authorization"] = session.authorization
+        timeout = urllib3.Timeout(connect=self._settings.connect_timeout, read=self._settings.read_timeout)
+        with _mapped(f"{method} {path}"):
+            answer = session.pool.request(
+                method,
+                session.base + url,
+                body=body,
+                headers=sent,
+                timeout=timeout,
+                preload_content=False,
+                retries=False,
+                redirect=False,
+            )
+        return cast("urllib3.HTTPResponse", answer)
+
+
+def _drained(response: urllib3.HTTPResponse) -> bytes:
+    """The whole body; the connection goes back to its pool only if that worked."""
+    try:
+        body = response.read()
+    except BaseException:
+        response.close()
+        raise
+    response.release_conn()
+    return body
+
+
+def _refusal(request: str, response: urllib3.HTTPResponse) -> ApiError:
+    try:
+        with _mapped(request):
+            body = _drained(response)
+    except SourceError:
+        body = b""
+    after = response.headers.get("Retry-After", "")
+    detail = _message(body) or response.reason or "no reason given"
+    return ApiError(request, response.status, one_line(detail), float(after) if after.isdecimal() else 0.0)
+
+
+def _message(body: bytes) -> str:
+    """What the server says: the message of a Status object, else the start of its text."""
+    try:
+        status: Any = json.loads(body)
+    except ValueError:
+        return one_line(body.decode(errors="replace"), 200)
+    return str(status.get("message") or "") if isinstance(status, dict) else ""
+
+
+@contextlib.contextmanager
+def _mapped(request: str) -> Iterator[None]:
+    """Turns what urllib3 and the system raise during REQUEST into SourceError."""
+    from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
+
+    try:
+        yield
+    except ReadTimeoutError as error:
+        raise SourceError(f"{request}: the server stays silent") from error
+    except NewConnectionError as error:
+        raise SourceError(f"{request}: {str(error).split(': ', 1)[-1]}") from error
+    except (HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+        # AttributeError: http.client's, when another thread shut the socket under it.
+        raise SourceError(f"{request}: {str(error) or type(error).__name__}") from error
