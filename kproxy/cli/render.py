@@ -1,0 +1,142 @@
+"""`kproxy render`: what a node would program for a cluster, as text or JSON on standard output. Writes nothing else.
+
+The cluster comes from manifests, or from the API server that the kubeconfig names; the host from a file, or from this
+host. Both only ever are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+from msgspec.structs import replace as replace_fields
+
+from kproxy import logs
+from kproxy.cli import hosts
+from kproxy.cli.reports import Refused
+from kproxy.config import defaults, files
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.options import node_name
+from kproxy.errors import InvalidConfig
+from kproxy.model.objects import Kind, Object
+from kproxy.model.plans import Family
+from kproxy.sync.preview import Preview, load
+from kproxy.sync.settings import Host, node_ips
+
+__all__ = ["RENDERERS", "Rendered", "command"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One family's outcome. native: what the kernel's own tool loads; values: the same for --format json."""
+
+    native: str
+    values: Mapping[str, object]
+
+
+def _iptables(preview: Preview, family: Family) -> Rendered:
+    rules = preview.iptables(family)
+    return Rendered(rules, {"rules": rules})
+
+
+RENDERERS: dict[ProxyMode, Callable[[Preview, Family], Rendered]] = {
+    ProxyMode.IPTABLES: _iptables,
+}
+
+FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
+
+
+@click.command("render", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--dry-run", is_flag=True, help="Accepted for clarity: render never writes to the kernel.")
+@click.option("--mode", type=click.Choice(list(ProxyMode)), help="The proxy mode.  [default: the configuration's]")
+@click.option("--family", type=click.Choice([*FAMILIES, "all"]), default="all", show_default=True)
+@click.option("--format", "form", type=click.Choice(["native", "json"]), default="native", show_default=True)
+@click.option("--node", help="The name of the Node.  [default: the configuration's, else this host's]")
+@click.option("--config", type=click.Path(path_type=Path), help="A KubeProxyConfiguration.")
+@click.option("--host", type=click.Path(path_type=Path), help="The host's addresses, as JSON.  [default: this host's]")
+@click.option("-f", "--filename", "sources", multiple=True, help="A manifest, a folder of them, or -; repeatable.")
+@click.option("--kubeconfig", default="", help="How to reach the API server, when there is no -f.")
+@click.option("-v", "--v", "verbosity", type=click.IntRange(min=0), default=0, help="How much is logged, 0 to 10.")
+def command(
+    dry_run: bool,
+    mode: str | None,
+    family: str,
+    form: str,
+    node: str | None,
+    config: Path | None,
+    host: Path | None,
+    sources: tuple[str, ...],
+    kubeconfig: str,
+    verbosity: int,
+) -> None:
+    """Print what a node would program, and write nothing."""
+    logs.setup("text", verbosity)
+    settings = _configuration(config, mode, node, kubeconfig)
+    renderer = RENDERERS.get(settings.mode)
+    if renderer is None:
+        raise InvalidConfig([f"--mode: mode {settings.mode} is not available yet"])
+    known = hosts.read(host) if host else None
+    preview = _preview(settings, known, sources)
+    names = list(FAMILIES) if family == "all" else [family]
+    outcomes = {name: renderer(preview, FAMILIES[name]) for name in names}
+    click.echo(_text(outcomes, form, several=family == "all"), nl=False)
+
+
+def _configuration(path: Path | None, mode: str | None, node: str | None, kubeconfig: str) -> KubeProxyConfiguration:
+    """The configuration with what the command line says over it."""
+    config = files.read(path) if path else defaults.default()
+    if mode:
+        config = replace_fields(config, mode=ProxyMode(mode))
+    if kubeconfig:
+        config = replace_fields(
+            config, client_connection=replace_fields(config.client_connection, kubeconfig=kubeconfig)
+        )
+    return replace_fields(config, hostname_override=node_name(node or config.hostname_override))
+
+
+def _preview(config: KubeProxyConfiguration, host: Host | None, sources: Iterable[str]) -> Preview:
+    objects = _cluster(config, tuple(sources))
+    state, problems = load(config.hostname_override, objects)
+    if problems:
+        raise Refused(problems)
+    known = host or _this_host()
+    if not known.node_ips or host is None:
+        known = replace(known, node_ips=node_ips(config, state.node, known.node_ips))
+    return Preview(state, config, known)
+
+
+def _text(outcomes: Mapping[str, Rendered], form: str, several: bool) -> str:
+    if form == "json":
+        values = {name: outcome.values for name, outcome in outcomes.items()}
+        return json.dumps(values if several else next(iter(values.values())), indent=2) + "\n"
+    if several:
+        return "".join(f"# {FAMILIES[name].value}\n{outcome.native}" for name, outcome in outcomes.items())
+    return "".join(outcome.native for outcome in outcomes.values())
+
+
+# ---------------------------------------------------------------- where it all comes from
+
+
+def _cluster(config: KubeProxyConfiguration, sources: tuple[str, ...]) -> Mapping[Kind, Iterable[Object]]:
+    """The objects of the cluster. Raises Refused when one of the manifests is unusable, SourceError when unreadable."""
+    if not sources:
+        return _from_api_server(config)
+    from kproxy.source.manifests import read_manifests
+
+    objects, problems = read_manifests(sources)
+    if problems:
+        # What is wrong with the others is told at once as well.
+        _, more = load(config.hostname_override, objects)
+        raise Refused([*problems, *more])
+    return objects
+
+
+def _from_api_server(config: KubeProxyConfiguration) -> Mapping[Kind, Iterable[Object]]:
+    raise NotImplementedError
+
+
+def _this_host() -> Host:
+    raise NotImplementedError
