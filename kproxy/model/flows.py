@@ -1,7 +1,7 @@
 """Which connection-tracking entries lead to the wrong place.
 
-The kernel translates only the first packet of a flow by the rules and every later one by its conntrack entry. TCP ends
-with its endpoint, but UDP and SCTP clients go on sending, so an entry that outlives its endpoint swallows their packets.
+The kernel translates the first packet of a flow by the rules and every later one by its conntrack entry. TCP ends with
+its endpoint, but UDP and SCTP clients go on sending, so an entry that outlives its endpoint swallows their packets.
 Decides which entries those are. Leaves out: reading and deleting them (kproxy.kernel.conntrack), and TCP.
 """
 
@@ -114,7 +114,7 @@ class Frontends:
     def update(
         self, wanted: Mapping[PortKey, ServicePlan], touched: Iterable[PortKey] | None
     ) -> tuple[bool, set[Frontend]]:
-        """Put every port of TOUCHED (None: all there are) as WANTED has it. Returns as `put`, for all of them together."""
+        """Put every port of TOUCHED (None: all) as WANTED has it. Returns what `put` does, for all of them together."""
         keys = {*self._ports, *wanted} if touched is None else touched
         changed, retired = False, set[Frontend]()
         for key in keys:
@@ -127,7 +127,7 @@ class Frontends:
         """Those of FLOWS that must go.
 
         retired: frontends that lead to no Service any more; what was translated for them goes, whoever answers.
-        node_ips: the node's own addresses that take node ports. The same port number of another machine is no node port.
+        node_ips: the node's own addresses that take node ports. Another machine's port of that number is none.
         """
         own, gone = frozenset(node_ips), frozenset(retired)
         return [flow for flow in flows if self._is_stale(flow, gone, own)]
@@ -142,7 +142,7 @@ class Frontends:
             return flow.translated and (exact in retired or by_node_port in retired)
         if (flow.reply_source, flow.reply_port) in allowed:
             return False
-        # A virtual switch tracks flows in zones of its own before the node's rules see them: untranslated is right there.
+        # A virtual switch tracks flows in zones of its own, before our rules see them: untranslated is right there.
         return flow.translated or not flow.zone
 
     def _set(self, frontend: Frontend, key: PortKey, allowed: Carriers | None) -> None:

@@ -21,7 +21,7 @@ def python(code: str) -> list[str]:
 
 
 def test_the_input_is_passed_and_both_streams_come_back(commands: Commands) -> None:
-    code = "import sys; s = sys.stdin.buffer.read(); sys.stdout.buffer.write(s[::-1]); sys.stderr.write('oops'); sys.exit(3)"
+    code = "from sys import *; stdout.buffer.write(stdin.buffer.read()[::-1]); stderr.write('oops'); exit(3)"
     done = commands.run(python(code), b"\xff\x00abc")
     assert (done.status, done.stdout, done.stderr, done.ok) == (3, b"cba\x00\xff", "oops", False)
 
