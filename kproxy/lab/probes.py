@@ -22,7 +22,7 @@ Ask = Callable[[str, int, float, str], Outcome]
 """tcp or udp: address, port, timeout, the client's own address."""
 
 REFUSALS = {errno.ECONNREFUSED}
-NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM}
+NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, 0}
 
 
 def tcp(ip: str, port: int, timeout: float = 2, source: str = "") -> Outcome:
@@ -52,6 +52,9 @@ class UdpClient:
         try:
             self.socket.send(b"who\n")
             return _introduced(self.socket.recv(4096))
+        except PermissionError:
+            # A rule refuses what leaves this very host: the send fails, and the reason, if any, waits at the socket.
+            return _nothing(OSError(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), ""))
         except OSError as error:
             return _nothing(error)
 

@@ -1,0 +1,91 @@
+"""The proxy under observation: a real `kproxy run` process on a node of the lab, fed from a folder of manifests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kproxy.errors import KernelError
+from kproxy.lab.clusters import CLUSTER_CIDRS
+from kproxy.lab.namespaces import Namespace
+
+__all__ = ["Manifests", "Proxy", "choose_backend", "wait_for"]
+
+
+class Manifests:
+    """A folder that a proxy follows; each file is replaced at once, never half-written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "manifests"
+        self._spare = folder / "spare"
+        self.folder.mkdir()
+
+    def put(self, name: str, objects: Iterable[Mapping[str, Any]]) -> None:
+        """Write NAME.yaml."""
+        self._spare.write_text(yaml.safe_dump_all(objects, sort_keys=False))
+        os.replace(self._spare, self.folder / f"{name}.yaml")
+
+    def remove(self, name: str) -> None:
+        (self.folder / f"{name}.yaml").unlink()
+
+
+class Proxy:
+    """`kproxy run` in a namespace, as node1. Its log goes to LOG."""
+
+    def __init__(self, space: Namespace, manifests: Path, log: Path, arguments: Sequence[str] = ()) -> None:
+        self.space, self.log = space, log
+        self._argv = [
+            *(sys.executable, "-m", "kproxy", "run", "--manifests", str(manifests)),
+            *("--hostname-override", "node1", "--cluster-cidr", CLUSTER_CIDRS),
+            *arguments,
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; it has not programmed anything yet when this returns."""
+        lock = {"XTABLES_LOCKFILE": str(self.log.with_suffix(".lock"))}  # not the host's, which is shared by all
+        with self.log.open("ab") as log:
+            self._process = self.space.spawn(self._argv, log, lock)
+
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self, with_signal: signal.Signals = signal.SIGTERM, timeout: float = 10) -> int:
+        """Send the signal and return the exit status (negative: the signal that ended it)."""
+        if self._process is None:
+            raise RuntimeError("the proxy was not started")
+        self._process.send_signal(with_signal)
+        return self._process.wait(timeout)
+
+    def await_ready(self, ready: Callable[[], bool], seconds: float = 30) -> None:
+        """Wait until READY holds; raises KernelError with the end of its log when it ends first or takes too long."""
+        if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
+            raise KernelError(f"kproxy run did not come up: {self.tail()}")
+
+    def tail(self, size: int = 2000) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-size:] if self.log.exists() else ""
+
+
+def choose_backend(space: Namespace, backend: str) -> None:
+    """Leave the chain by which a kubelet says which iptables the node uses: "nft" or "legacy"."""
+    for command in ("iptables", "ip6tables"):
+        space.run([f"{command}-{backend}", "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
+    """Whether CONDITION comes true within so many seconds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(pause)
+    return True
