@@ -15,7 +15,7 @@ from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.iptables import names
 from kproxy.modes.iptables.fragments import Base, Chain, Fragment, SharedRule
 
-__all__ = ["INVALID_COUNTER", "LOCALHOST_COUNTER", "Settings", "render_base", "render_port", "text"]
+__all__ = ["GUARD", "INVALID_COUNTER", "LOCALHOST_COUNTER", "Settings", "render_base", "render_port", "text"]
 
 INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
 LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
@@ -261,12 +261,14 @@ def render_base(settings: Settings) -> Base:
             + (" --random-fully" if settings.random_fully else ""),
         ),
     }
-    joint = {("filter", names.FIREWALL): (_GUARD,) if settings.serves_localhost else ()}
+    joint: dict[tuple[str, str], tuple[str, ...]] = {
+        ("filter", names.FIREWALL): (GUARD,) if settings.serves_localhost else ()
+    }
     return Base(owned, shared, joint, _jumps(settings))
 
 
 # Services on 127.0.0.1 need route_localnet, which would let neighbours reach what listens there: this forbids it again.
-_GUARD = (
+GUARD = (
     '! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" '
     "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
 )

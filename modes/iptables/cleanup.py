@@ -1,0 +1,102 @@
+"""Removing everything that kube-proxy and kproxy ever wrote through iptables, in any mode and of any release.
+
+The kubelet's chains stay (KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT, KUBE-MARK-DROP), and so does KUBE-FIREWALL while
+anyone else has a rule in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kproxy.kernel.iptables import Tables
+from kproxy.modes.base import Outcome
+from kproxy.modes.iptables import names
+from kproxy.modes.iptables.basis import jump_target
+from kproxy.modes.iptables.canonical import canonical
+from kproxy.modes.iptables.reconcile import PORT_CHAINS
+from kproxy.modes.iptables.render import GUARD
+from kproxy.modes.iptables.restores import Chore, Part, Restore, Section
+from kproxy.modes.iptables.saved import Saved
+from kproxy.modes.iptables.writing import Writer
+
+__all__ = ["clean", "removals"]
+
+NODE_CHAINS = frozenset(
+    {
+        names.SERVICES,
+        names.EXTERNAL_SERVICES,
+        names.NODE_PORTS,
+        names.PROXY_FIREWALL,
+        names.FORWARD,
+        names.MARK_MASQ,
+        names.POSTROUTING,
+        "KUBE-PROXY-CANARY",
+        # IPVS mode
+        "KUBE-LOAD-BALANCER",
+        "KUBE-NODE-PORT",
+        "KUBE-SOURCE-RANGES-FIREWALL",
+        "KUBE-IPVS-FILTER",
+        "KUBE-IPVS-OUT-FILTER",
+        # userspace mode
+        "KUBE-PORTALS-CONTAINER",
+        "KUBE-PORTALS-HOST",
+        "KUBE-NODEPORT-CONTAINER",
+        "KUBE-NODEPORT-HOST",
+        "KUBE-NODEPORT-NON-LOCAL",
+    }
+)
+CHAINS_PER_RESTORE = 600  # nf_tables' parser takes the square of this
+
+
+def clean(tables: Tables) -> Outcome:
+    """Remove it all; nothing is written where there is nothing. What the kernel will not let go of (a chain that
+    somebody else's rule leads to) stays and the rest goes. Raises KernelError."""
+    outcome = Outcome()
+    Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save())))
+    return outcome
+
+
+def removals(saved: Saved) -> Iterator[Restore]:
+    """The restores that take everything away: the jumps first, so that packets stop coming."""
+    for table in saved.tables:
+        chains = [chain for chain in saved.chains(table) if chain in NODE_CHAINS or chain.startswith(PORT_CHAINS)]
+        going = {*chains, *_emptied(saved, table)}
+        unlinks = [*_jumps(saved, table, going), *_guards(saved, table)]
+        if unlinks:
+            yield Restore((Section(table, tuple(unlinks)),))
+        chains = sorted(going, key=_leads_first)
+        for start in range(0, len(chains), CHAINS_PER_RESTORE):
+            some = chains[start : start + CHAINS_PER_RESTORE]
+            yield Restore((Section(table, tuple(Part(Chore(f"chain {c}"), delete=(c,)) for c in some)),))
+
+
+def _jumps(saved: Saved, table: str, going: set[str]) -> Iterator[Part]:
+    for chain in saved.chains(table):
+        if chain in going:
+            continue
+        for rule in saved.rules(table, chain):
+            if jump_target(rule) in going:
+                yield Part(Chore(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
+
+
+def _guards(saved: Saved, table: str) -> Iterator[Part]:
+    """Our rule in KUBE-FIREWALL when others' keep the chain."""
+    if table == "filter" and not _emptied(saved, table):
+        for rule in saved.rules(table, names.FIREWALL):
+            if canonical(rule) == canonical(GUARD):
+                yield Part(Chore(f"rule in {names.FIREWALL}"), unlink=(f"-D {names.FIREWALL} {rule}",))
+
+
+def _emptied(saved: Saved, table: str) -> set[str]:
+    """KUBE-FIREWALL, when it holds nothing but our rule."""
+    if table != "filter" or not saved.has(table, names.FIREWALL):
+        return set()
+    others = [r for r in saved.rules(table, names.FIREWALL) if canonical(r) != canonical(GUARD)]
+    return set() if others else {names.FIREWALL}
+
+
+def _leads_first(chain: str) -> tuple[int, str]:
+    """Chains that lead to others before those; of the node's own, the marking chain is led to by all."""
+    if chain == names.MARK_MASQ:
+        return len(PORT_CHAINS) + 1, chain
+    return next((i for i, prefix in enumerate(PORT_CHAINS, 1) if chain.startswith(prefix)), 0), chain

@@ -1,0 +1,139 @@
+"""The difference between what the kernel really holds and what it should hold, as restores. Pure.
+
+Whoever wrote a rule, one that is equal to ours is adopted. Chains of Services that are not wanted, wrong rules in
+shared chains, missing or doubled jumps are repaired; what belongs to others (the kubelet, a firewall) is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+from typing import TypeVar
+
+from kproxy.model.plans import Family, PortKey
+from kproxy.model.plans import Protocol as L4Protocol
+from kproxy.modes.base import Frontend
+from kproxy.modes.iptables import names
+from kproxy.modes.iptables.basis import repair_base
+from kproxy.modes.iptables.canonical import Rule, canonical
+from kproxy.modes.iptables.delta import fill, rewrite_long
+from kproxy.modes.iptables.fragments import Base, Fragment
+from kproxy.modes.iptables.frontends import frontend
+from kproxy.modes.iptables.restores import NODE, Batches, Chore, Limits, Links, Owner, Part, Restore
+from kproxy.modes.iptables.saved import Saved, as_saved, same_rules
+
+__all__ = ["PORT_CHAINS", "Reconciliation"]
+
+K = TypeVar("K", bound=Hashable)
+
+# Chains of single ports, those first that lead to the others: so they can be deleted in this order. KUBE-XLB- is what
+# kube-proxy before 1.24 had instead of KUBE-EXT- and KUBE-SVL-.
+PORT_CHAINS = ("KUBE-FW-", "KUBE-XLB-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
+# Where frontends lead to endpoints; elsewhere they are refused.
+LEADING = (("nat", names.SERVICES), ("nat", names.NODE_PORTS))
+
+
+class Reconciliation:
+    """One full comparison. Take the restores, then read the results.
+
+    totals: rules of all ports and of the node, by table; abandoned: UDP and SCTP frontends that led to a Service and
+    will no more.
+    """
+
+    def __init__(self, saved: Saved, base: Base, family: Family, limits: Limits) -> None:
+        self.totals: Counter[str] = Counter()
+        self.abandoned: tuple[Frontend, ...] = ()
+        self._saved = saved
+        self._base = base
+        self._family = family
+        self._limits = limits
+        self._claimed: set[str] = set()
+        self._expected: dict[tuple[str, str], list[tuple[PortKey, str]]] = {where: [] for where in base.shared}
+
+    def restores(self, ports: Iterable[tuple[PortKey, Fragment]]) -> Iterator[Restore]:
+        """PORTS is gone through once, and what was made of a port is given out before all are seen."""
+        sections, bodies = repair_base(self._saved, self._base, self._family)
+        if sections:
+            yield Restore(sections)
+        for rules in (self._base.owned, self._base.shared, self._base.joint, self._base.jumps):
+            for (table, _), lines in rules.items():
+                self.totals[table] += len(lines)
+        batches = Batches(self._limits)
+        for key, fragment in ports:
+            yield from self._port(batches, key, fragment)
+        links = self._links(bodies)
+        rewrite_long(links, self._whole)
+        yield from batches.finish(links, self._stale_chains())
+
+    def _port(self, batches: Batches, key: PortKey, fragment: Fragment) -> Iterator[Restore]:
+        differing = []
+        for chain in fragment.chains:
+            self.totals["nat"] += len(chain.rules)
+            if chain.name in self._claimed:
+                continue
+            self._claimed.add(chain.name)
+            block = self._saved.block("nat", chain.name)
+            if not self._saved.has("nat", chain.name) or not same_rules(chain.name, block, chain.rules, self._family):
+                differing.append(chain)
+        for table, name, rule in fragment.shared:
+            self.totals[table] += 1
+            self._expected.setdefault((table, name), []).append((key, rule))
+        if differing:
+            yield from batches.fill(fill(key, differing))
+
+    def _links(self, bodies: dict[tuple[str, str], list[str]]) -> Links:
+        links = Links()
+        stale: dict[tuple[str, str], list[str]] = {}
+        for where, expected in self._expected.items():
+            missing, left = self._match(bodies.get(where, ()), expected)
+            if missing:
+                links.add[where] = missing
+            if left:
+                stale[where] = left
+                links.remove[where] = [(Chore(f"stale rule in {where[1]}: {rule}"), rule) for rule in left]
+        self.abandoned = self._abandoned(stale)
+        return links
+
+    def _match(
+        self, held: Iterable[str], expected: list[tuple[PortKey, str]]
+    ) -> tuple[list[tuple[Owner, str]], list[str]]:
+        """The expected rules that are missing, and the held ones that nobody expects."""
+        open_rules: dict[str, list[tuple[Owner, str]]] = {}
+        for key, rule in expected:
+            open_rules.setdefault(as_saved(rule, self._family), []).append((key, rule))
+        unknown = [rule for rule in held if not _take(open_rules, rule)]
+        missing = [pair for pairs in open_rules.values() for pair in pairs]
+        if not unknown or not missing:
+            return missing, unknown
+        by_meaning: dict[Rule, list[tuple[Owner, str]]] = {}
+        for pair in missing:
+            by_meaning.setdefault(canonical(pair[1]), []).append(pair)
+        unknown = [rule for rule in unknown if not _take(by_meaning, canonical(rule))]
+        return [pair for pairs in by_meaning.values() for pair in pairs], unknown
+
+    def _whole(self, table: str, chain: str) -> list[tuple[Owner, str]]:
+        tail = self._base.shared[table, chain]
+        return [*self._expected[table, chain], *((NODE, rule) for rule in tail)]
+
+    def _stale_chains(self) -> Iterator[Part]:
+        stale = [c for c in self._saved.chains("nat") if c.startswith(PORT_CHAINS) and c not in self._claimed]
+        for prefix in PORT_CHAINS:
+            for chain in stale:
+                if chain.startswith(prefix):
+                    yield Part(Chore(f"stale chain {chain}"), delete=(chain,))
+
+    def _abandoned(self, stale: dict[tuple[str, str], list[str]]) -> tuple[Frontend, ...]:
+        """TCP needs no help: its client notices."""
+        found = {frontend(rule) for where in LEADING for rule in stale.get(where, ())}
+        if not found:
+            return ()
+        kept = {frontend(rule) for where in LEADING for _, rule in self._expected.get(where, ())}
+        return tuple(f for f in found - kept if f and f.protocol is not L4Protocol.TCP)
+
+
+def _take(pool: dict[K, list[tuple[Owner, str]]], what: K) -> bool:
+    """Take one of what POOL has under WHAT; False when there is none left."""
+    if not (pairs := pool.get(what)):
+        return False
+    pairs.pop()
+    return True
