@@ -48,10 +48,12 @@ class FakeConntrack:
     def delete(self, flows: Iterable[Flow]) -> int:
         """As kproxy.kernel.conntrack.Conntrack.delete: an entry with another id is another entry."""
         self._check()
-        gone = [flow for flow in flows if (held := self._entries.get(_key(flow))) and flow.id in (0, held.id)]
-        for flow in gone:
-            self._entries.pop(_key(flow), None)
-        return len(gone)
+        before = len(self._entries)
+        for flow in flows:
+            held = self._entries.get(_key(flow))
+            if held and flow.id in (0, held.id):
+                del self._entries[_key(flow)]
+        return before - len(self._entries)
 
     def _check(self) -> None:
         if self.failure is not None:

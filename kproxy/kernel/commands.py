@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,8 +92,9 @@ class Commands:
         return shutil.which(name, path=self._environment["PATH"])
 
     def recent_pids(self) -> frozenset[int]:
-        """This process and the children that it started last: changes that these made are our own."""
-        return frozenset((os.getpid(), *self._pids))
+        """This process, its threads, and the children that it started last: what these change is our own doing."""
+        threads = (thread.native_id for thread in threading.enumerate() if thread.native_id)
+        return frozenset((os.getpid(), *threads, *self._pids))
 
     def _start(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE

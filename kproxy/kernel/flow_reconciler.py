@@ -62,7 +62,7 @@ class Reconciler:
         seen, deleted = self._sweep(looked_for, node_ips)
         self._due = False
         if touched is None and not retired:
-            # Until a later full pass they stay: a packet under way may have left its entry just after the table was read.
+            # Until a later full pass they stay: a packet under way may leave its entry just after the table was read.
             self._retired -= looked_for
         return Reconciled(True, seen, deleted, self._clock() - started)
 
