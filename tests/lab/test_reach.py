@@ -17,7 +17,7 @@ FAMILIES = pytest.mark.parametrize("family", list(Family))
 @pytest.mark.parametrize("ask", [probes.tcp, probes.udp])
 def test_everyone_reaches_every_pod(cluster: Cluster, family: Family, source: str, ask: probes.Ask) -> None:
     for name, pod in cluster.pods.items():
-        outcome = cluster.spaces[source].call(ask, pod.ip(family), 8081)
+        outcome = cluster.spaces[source].call(ask, pod.ip(family), 8081, 2, "")
         assert isinstance(outcome, Answered), name
         assert (outcome.pod, outcome.reached, outcome.reached_port) == (name, pod.ip(family), 8081)
         assert outcome.source in cluster.addresses_of(source, family)

@@ -1,0 +1,203 @@
+"""`kproxy demo`: a small cluster in network namespaces, with the real daemon at work and real packets.
+
+It shows rules, who answers by each way to a Service, and how soon traffic follows an edit. Where namespaces cannot be
+had it shows what would be programmed instead. Nothing of it touches the host's own network, and nothing is left.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.live import Live
+
+import kproxy
+from kproxy.cli import demo_views as views
+from kproxy.config.fields import ProxyMode
+from kproxy.lab import probes
+from kproxy.lab.clusters import CLIENT, Cluster, Pod, build, node_address
+from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.outcomes import Answered, Nothing, Outcome
+from kproxy.lab.proxies import Proxy, choose_backend
+from kproxy.model.plans import Family
+
+__all__ = ["command"]
+
+PODS = (Pod("web-1", 1, 11), Pod("web-2", 1, 12), Pod("shell", 1, 13), Pod("web-3", 2, 11), Pod("dns-1", 2, 12))
+PORTS = {"web-1": (8080,), "web-2": (8080,), "web-3": (8080,), "dns-1": (5353,)}
+ROUNDS = 60  # requests by each way
+PACE = 0.02  # seconds between rounds: enough to watch
+RUN = 25  # answers in a row from the expected pods that prove an edit: by chance once in 3**25
+STEADY = 1.0  # seconds of traffic before and after an edit
+LATE = 10.0  # seconds after which an edit has failed
+
+
+@click.command("demo", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--mode", type=click.Choice([m.value for m in ProxyMode]), default="iptables", show_default=True)
+def command(mode: str) -> int:
+    """Run a small cluster in network namespaces, with real rules and real traffic, and remove it again."""
+    console = views.console()
+    reason = unavailable()
+    if reason:
+        console.print(f"No cluster can be built here: {reason}. So this is what kproxy would program, and no more:\n")
+        return _only_render(mode)
+    with tempfile.TemporaryDirectory(prefix="kproxy-demo-") as folder, build(PODS, PORTS) as cluster:
+        return _Demo(console, cluster, Path(folder), mode).play()
+
+
+def examples() -> Path:
+    """The folder of example manifests: part of an installed package, or at the top of the source tree."""
+    package = Path(kproxy.__file__).parent
+    return next(p for p in (package / "examples", package.parent / "examples") if p.is_dir())
+
+
+def _only_render(mode: str) -> int:
+    from kproxy.cli.render import command as render
+
+    host = '{"nodeIPs": ["172.30.0.11", "fd00:30::11"], "interfaces": []}'
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(host)
+        file.flush()
+        words = ["--mode", mode, "--node", "node1", "--host", file.name, "-f", str(examples())]
+        render.main(words, prog_name="kproxy render", standalone_mode=False)
+    return 0
+
+
+class _Demo:
+    """The acts of the play, in order, over one cluster."""
+
+    def __init__(self, console: Console, cluster: Cluster, folder: Path, mode: str) -> None:
+        self._console, self._cluster, self._mode = console, cluster, mode
+        self._manifests = folder / "manifests"
+        shutil.copytree(examples(), self._manifests)
+        self._web = list(yaml.safe_load_all((self._manifests / "web.yaml").read_text()))
+        self._spare = folder / "web.yaml"
+        self._proxy = Proxy(
+            self._node, self._manifests, folder / "kproxy.log", ["--proxy-mode", mode, "--conntrack-max-per-core", "0"]
+        )
+        self._delays: list[tuple[str, str, float]] = []
+
+    @property
+    def _node(self) -> Namespace:
+        return self._cluster.spaces["node1"]
+
+    def play(self) -> int:
+        backend = next((b for b in ("nft", "legacy") if shutil.which(f"iptables-{b}-save")), "")
+        began = time.monotonic()
+        views.introduce(self._console, self._mode, examples())
+        if backend:
+            choose_backend(self._node, backend)
+        started = time.monotonic()
+        self._proxy.start()
+        try:
+            self._proxy.await_ready(lambda: isinstance(self._ask(), Answered))
+            self._console.print(
+                f"kproxy answers for its Services {time.monotonic() - started:.2f} s after its start.\n"
+            )
+            self._show_rules(backend)
+            self._walk_the_ways()
+            self._edit_and_watch()
+        finally:
+            if self._proxy.running():
+                self._proxy.stop()
+        views.summarise(self._console, self._delays, time.monotonic() - began)
+        return 0
+
+    def _ask(self, timeout: float = 2) -> Outcome:
+        return self._cluster.spaces["shell"].call(probes.tcp, "10.96.0.80", 80, timeout)
+
+    def _show_rules(self, backend: str) -> None:
+        tool = f"iptables-{backend}-save" if backend else "iptables-save"
+        rules = self._node.run([tool, "-t", "nat"]).splitlines()
+        views.show_rules(self._console, tool, [r for r in rules if "shop/web:" in r])
+
+    def _walk_the_ways(self) -> None:
+        ways = self._ways()
+        with Live(console=self._console, auto_refresh=False) as live:
+            for _ in range(ROUNDS):
+                for way in ways:
+                    way.note(self._cluster.spaces[way.source].call(way.function, way.ip, way.port, 2.0, ""))
+                live.update(views.ways_table(ways, self._owner), refresh=self._console.is_terminal)
+                time.sleep(PACE)
+        self._console.print()
+
+    def _ways(self) -> list[views.Way]:
+        node, client = node_address(1, Family.IPV4), "client"
+        return [
+            views.Way("shell", "cluster IP", probes.tcp, "10.96.0.80", 80),
+            views.Way("shell", "the same, IPv6", probes.tcp, "fd00:96::80", 80),
+            views.Way("node1", "cluster IP", probes.tcp, "10.96.0.80", 80),
+            views.Way("shell", "DNS by UDP", probes.udp, "10.96.0.10", 53),
+            views.Way(client, "node port", probes.tcp, node, 30080),
+            views.Way(client, "load balancer IP", probes.tcp, "203.0.113.80", 80),
+            views.Way(client, "node port, policy Local", probes.tcp, node, 30081),
+        ]
+
+    def _owner(self, address: str) -> str:
+        """Whose address a pod saw."""
+        if address in CLIENT.values():
+            return "client"
+        names = ["node1", "node2", *self._cluster.pods]
+        return next((n for n in names for f in Family if address in self._cluster.addresses_of(n, f)), "?")
+
+    def _edit_and_watch(self) -> None:
+        """Scale the web Service to one pod, to none and back, under steady traffic."""
+        every = {"web-1", "web-2", "web-3"}
+        self._step("scaled down to web-3", {"web-3"}, lambda o: isinstance(o, Answered) and o.pod == "web-3", RUN)
+        self._step("scaled down to nothing", set(), lambda o: o is Nothing.REFUSED, 1)
+        self._step("scaled up to three pods", every, lambda o: isinstance(o, Answered), 1)
+
+    def _step(self, what: str, pods: set[str], proves: Callable[[Outcome], bool], run: int) -> None:
+        """Ask all the time, edit the manifest in between, and note when the answers show it."""
+        answers: list[tuple[float, Outcome]] = []
+        with Live(console=self._console, auto_refresh=False) as live:
+
+            def traffic(until: float) -> None:
+                while time.monotonic() < until:
+                    answers.append((time.monotonic(), self._ask()))
+                    live.update(views.step_table(what, _recent(answers)), refresh=self._console.is_terminal)
+
+            traffic(time.monotonic() + STEADY)
+            edited = self._scale(pods)
+            first = None
+            while first is None and time.monotonic() < edited + LATE:
+                traffic(time.monotonic() + 0.05)
+                first = _proof([a for a in answers if a[0] >= edited], proves, run)
+            if first is None:
+                raise click.ClickException(f"traffic did not follow: {what}; {self._proxy.tail()}")
+            traffic(time.monotonic() + STEADY)
+        self._delays.append((what, "a refusal" if not pods else "an answer", first - edited))
+
+    def _scale(self, pods: set[str]) -> float:
+        """Leave only these pods in the Service's slices; when the file was replaced, by the monotonic clock."""
+        wanted = {p.ip(f) for p in PODS if p.name in pods for f in Family}
+        self._spare.write_text(yaml.safe_dump_all([_only(document, wanted) for document in self._web]))
+        self._spare.replace(self._manifests / "web.yaml")
+        return time.monotonic()
+
+
+def _only(document: dict[str, Any], addresses: set[str]) -> dict[str, Any]:
+    ends = document.get("endpoints")
+    return document if ends is None else document | {"endpoints": [e for e in ends if e["addresses"][0] in addresses]}
+
+
+def _recent(answers: Sequence[tuple[float, Outcome]], size: int = 100) -> Counter[str]:
+    return Counter(views.name_of(outcome) for _, outcome in answers[-size:])
+
+
+def _proof(answers: Sequence[tuple[float, Outcome]], proves: Callable[[Outcome], bool], run: int) -> float | None:
+    """When the first of RUN answers in a row came that all show the new state; None while there is no such run."""
+    start, length = 0.0, 0
+    for moment, outcome in answers:
+        start, length = (start if length else moment, length + 1) if proves(outcome) else (0.0, 0)
+        if length == run:
+            return start
+    return None

@@ -1,0 +1,114 @@
+"""How the demo shows itself: rich tables on a terminal, plain text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kproxy.lab.outcomes import Answered, Outcome
+from kproxy.lab.probes import Ask
+
+__all__ = ["Way", "console", "introduce", "name_of", "show_rules", "step_table", "summarise", "ways_table"]
+
+WIDTH = 110  # of plain output, and the most that a terminal is filled
+COLOURS = {"web-1": "green", "web-2": "cyan", "web-3": "yellow", "dns-1": "magenta"}
+MAP = """\
+   outside                       node1, where kproxy runs                    node2
+   client 172.30.0.100 ───────── 172.30.0.11 ─────────────────────────────── 172.30.0.12
+                                  ├─ web-1  10.244.1.11                       ├─ web-3  10.244.2.11
+                                  ├─ web-2  10.244.1.12                       └─ dns-1  10.244.2.12
+                                  └─ shell  10.244.1.13 (asks, serves nothing)"""
+
+
+@dataclass(slots=True)
+class Way:
+    """One way to a Service: who asks, by what, and who has answered so far."""
+
+    source: str
+    name: str
+    function: Ask
+    ip: str
+    port: int
+    answers: Counter[str] = field(default_factory=Counter)
+    seen: str = ""
+
+    def note(self, outcome: Outcome) -> None:
+        """Count one answer."""
+        self.answers[name_of(outcome)] += 1
+        if isinstance(outcome, Answered):
+            self.seen = outcome.source
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal within reason, or plain text of a fixed width."""
+    if sys.stdout.isatty():
+        found = Console(highlight=False)
+        return Console(highlight=False, width=min(found.width, WIDTH))
+    return Console(highlight=False, width=WIDTH, no_color=True)
+
+
+def name_of(outcome: Outcome) -> str:
+    """The pod, or how no answer showed."""
+    return outcome.pod if isinstance(outcome, Answered) else outcome.value
+
+
+def introduce(out: Console, mode: str, examples: Path) -> None:
+    """What is going to be seen."""
+    out.print(f"\n[bold]kproxy demo[/] · {mode} mode · a cluster of network namespaces, gone when this ends\n")
+    out.print(MAP, markup=False)
+    out.print(f"\nOn node1: kproxy run --proxy-mode {mode} --manifests (a copy of {examples})", markup=False)
+
+
+def show_rules(out: Console, tool: str, rules: Sequence[str]) -> None:
+    """One Service's rules, as the kernel lists them."""
+    out.print(f"[bold]1. The rules of one Service[/], shop/web: {len(rules)} lines of {tool} -t nat")
+    for rule in rules:
+        out.print(Text("   " + rule, style="dim", no_wrap=True, overflow="ellipsis"))
+    out.print("\n[bold]2. Every way to a Service[/], and whose address the pod saw")
+
+
+def ways_table(ways: Sequence[Way], owner: Callable[[str], str]) -> Table:
+    """Who answered by each way."""
+    table = _table("from", "by", "to", "answered by", "the pod saw")
+    for way in ways:
+        address = f"[{way.ip}]:{way.port}" if ":" in way.ip else f"{way.ip}:{way.port}"
+        seen = f"{way.seen} ({owner(way.seen)})" if way.seen else ""
+        table.add_row(way.source, way.name, Text(address), _tally(way.answers), Text(seen))
+    return table
+
+
+def step_table(what: str, answers: Counter[str]) -> Table:
+    """Who answered the last requests while the manifest is edited."""
+    table = _table("edit", "of the last 100 requests")
+    table.add_row(what, _tally(answers))
+    return table
+
+
+def summarise(out: Console, delays: Sequence[tuple[str, str, float]], seconds: float) -> None:
+    """The edits, and how long traffic took to follow."""
+    out.print("\n[bold]From the edit of the manifest to the first packet that proves it[/]")
+    table = _table("edit", "proof", "after")
+    for what, proof, delay in delays:
+        table.add_row(what, proof, f"{delay * 1000:.0f} ms")
+    out.print(table)
+    out.print(f"\nEverything is removed again. The demo took {seconds:.0f} s.")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _tally(answers: Counter[str]) -> Text:
+    parts = [Text(f"{name} {count}", style=COLOURS.get(name, "red")) for name, count in sorted(answers.items())]
+    return Text("  ").join(parts)
