@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from kproxy import logs
 from kproxy.errors import InvalidObject, KernelError, RestoreError
 from kproxy.health.event_series import Notice
-from kproxy.health.events import EventRecorder
 from kproxy.health.metrics import Metrics
 from kproxy.health.proxier_health import ProxierHealth
 from kproxy.model.book import Book
@@ -28,10 +27,12 @@ REMEMBERED_PROBLEMS = 4096
 class Reporter:
     """The loop's Observer in production."""
 
-    def __init__(self, metrics: Metrics, health: ProxierHealth, events: EventRecorder, node_name: str) -> None:
+    def __init__(
+        self, metrics: Metrics, health: ProxierHealth, notify: Callable[[Notice], None], node_name: str
+    ) -> None:
         self._metrics = metrics
         self._health = health
-        self._events = events
+        self._notify = notify
         self._node_name = node_name
         self._problems: OrderedDict[str, None] = OrderedDict()
         self._refused: dict[Family, dict[PortKey, str]] = {}
@@ -54,7 +55,7 @@ class Reporter:
             if problem.kind in ("Service", "EndpointSlice"):
                 api = "v1" if problem.kind == "Service" else "discovery.k8s.io/v1"
                 notice = Notice(problem.kind, namespace, name, "Unusable", "Sync", text, api_version=api)
-                self._events.record(notice)
+                self._notify(notice)
 
     def queued(self, families: Collection[Family], service_changes: int, endpoint_changes: int) -> None:
         services, endpoints = self._pending
@@ -96,7 +97,7 @@ class Reporter:
             self._metrics.restore_failed(family, partial=not full)
         _log.error("Sync failed, will be retried", error, family=family, full=full)
         note = f"{family} rules could not be programmed: {error}"
-        self._events.record(Notice("Node", "", self._node_name, "SyncFailed", "Sync", note))
+        self._notify(Notice("Node", "", self._node_name, "SyncFailed", "Sync", note))
 
     def _succeeded(self, report: Report, outcome: Outcome, book: Book, full: bool) -> None:
         family, page, now = report.family, book.pages[report.family], time.time()
@@ -133,7 +134,7 @@ class Reporter:
             if before.get(key) != why:
                 _log.error("The kernel refused a Service port; the others are programmed", service=str(key), err=why)
                 note = f"{family} port {key.port or key.protocol} was refused: {why}"
-                self._events.record(Notice("Service", key.namespace, key.name, "NotProgrammed", "Sync", note))
+                self._notify(Notice("Service", key.namespace, key.name, "NotProgrammed", "Sync", note))
                 self._metrics.restore_failed(family, partial=True)
         for key in before.keys() - refused.keys():
             _log.info("A Service port that had been refused is programmed or gone", service=str(key))

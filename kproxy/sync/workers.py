@@ -40,7 +40,7 @@ class Worker:
     """
 
     def __init__(
-        self, programmer: Programmer, schedule: Schedule, configure: Callable[[Family, Page], None] | None = None
+        self, programmer: Programmer, schedule: Schedule, configure: Callable[[Page], None] | None = None
     ) -> None:
         self.family = programmer.family
         self.schedule = schedule
@@ -75,7 +75,7 @@ class Worker:
         report = Report(self.family, work, 0.0, touched=self._touched, triggers=self._triggers)
         try:
             if self._configure:
-                self._configure(self.family, page)
+                self._configure(page)
             report.outcome = self._programmer.apply(page.plans, self._keys(work))
         except KernelError as error:
             report.error = error

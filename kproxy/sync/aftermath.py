@@ -1,0 +1,60 @@
+"""What follows a successful sync: stale flows go, and health check node ports answer for what is now programmed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kproxy import logs
+from kproxy.errors import KernelError
+from kproxy.health.metrics import Metrics
+from kproxy.health.servers import HealthCheck, Servers
+from kproxy.kernel.flow_reconciler import Reconciler
+from kproxy.model.book import Book
+from kproxy.model.hosts import family_of
+from kproxy.model.plans import Family
+from kproxy.sync.schedule import Work
+from kproxy.sync.surroundings import NodeSurroundings
+from kproxy.sync.workers import Report
+
+__all__ = ["Aftermath"]
+
+_log = logs.get("conntrack")
+
+
+class Aftermath:
+    """The loop's Afterwork."""
+
+    def __init__(
+        self,
+        reconcilers: Mapping[Family, Reconciler],
+        servers: Servers,
+        surroundings: NodeSurroundings,
+        metrics: Metrics,
+    ) -> None:
+        self._reconcilers = reconcilers
+        self._servers = servers
+        self._surroundings = surroundings
+        self._metrics = metrics
+
+    def __call__(self, report: Report, book: Book) -> None:
+        self._end_stale_flows(report, book)
+        checks = {
+            port: HealthCheck(name.namespace, name.name, count) for port, (name, count) in book.health_checks().items()
+        }
+        self._servers.update_health_checks(checks, self._surroundings.health_check_ips())
+
+    def _end_stale_flows(self, report: Report, book: Book) -> None:
+        """After the rules, never before: a packet in between would make the stale entry anew."""
+        plans = book.pages[report.family].plans
+        touched = None if report.work is Work.EVERYTHING else report.touched.keys()
+        abandoned = report.outcome.abandoned if report.outcome else ()
+        ips = [ip for ip in self._surroundings.host.addresses if family_of(ip) is report.family]
+        try:
+            done = self._reconcilers[report.family].reconcile(plans, touched, ips, abandoned)
+        except KernelError as error:
+            _log.error("Stale flows could not be removed; tried again with the next sync", error, family=report.family)
+            return
+        if done.ran:
+            self._metrics.conntrack(report.family, done.seconds, done.deleted)
+        if done.deleted:
+            _log.v(1).info("Removed stale flows", family=report.family, deleted=done.deleted, seen=done.seen)
