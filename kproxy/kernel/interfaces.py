@@ -28,8 +28,8 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_DADFAILED = 0x08
 LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg
-# Somewhere behind the default route (RFC 5737, RFC 3849). Nothing is sent there: only the route is looked up.
-ELSEWHERE = {Family.IPV4: (socket.AF_INET, "192.0.2.1"), Family.IPV6: (socket.AF_INET6, "2001:db8::1")}
+# On nobody's link, so behind the default route (RFC 1112, RFC 3849). Nothing is sent there: the route is looked up.
+ELSEWHERE = {Family.IPV4: (socket.AF_INET, "240.0.0.1"), Family.IPV6: (socket.AF_INET6, "2001:db8:ffff:ffff::1")}
 
 
 class Interface(NamedTuple):
