@@ -71,7 +71,8 @@ def _shared(work: _Lines, saved: Saved, table: str, chain: str, tail: tuple[str,
     def is_last(rule: str) -> bool:
         return rule in texts or (jump_target(rule) in targets and canonical(rule) in meanings)
 
-    if [canonical(rule) for rule in end] == [canonical(rule) for rule in tail] and not any(map(is_last, body)):
+    # Among themselves they may stand in any order: each is about another address.
+    if sorted(map(canonical, end)) == sorted(map(canonical, tail)) and not any(map(is_last, body)):
         return body
     work.unlink += [f"-D {chain} {rule}" for rule in held if is_last(rule)]
     work.link += [f"-A {chain} {rule}" for rule in tail]
