@@ -32,13 +32,13 @@ def netns() -> Iterator[None]:
 
 @pytest.fixture
 def shell(netns: None) -> Callable[..., str]:
-    """Runs a command line in the namespace, returns its output; skips the test where the command is not installed."""
+    """Runs a command line with an input in the namespace and returns its output; skips the test without the command."""
 
-    def run(line: str) -> str:
+    def run(line: str, stdin: str = "") -> str:
         tool = line.split()[0]
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
-        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30)
+        done = subprocess.run(["sh", "-c", line], input=stdin, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, f"{line}: {done.stderr}"
         return done.stdout
 

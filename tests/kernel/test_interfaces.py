@@ -57,7 +57,7 @@ def test_the_host_can_be_written_as_json_and_has_what_render_reads(network: Call
 
 def test_many_addresses_come_in_several_datagrams(shell: Callable[..., str]) -> None:
     lines = "".join(f"address add 10.0.{i // 250}.{i % 250 + 1}/32 dev lo\n" for i in range(2000))
-    shell(f"ip -batch - <<'END'\n{lines}END")
+    shell("ip -batch -", lines)
     assert len(interfaces.own_addresses()) == 2002
 
 
@@ -77,6 +77,6 @@ def test_a_new_and_a_lost_address_are_noticed_and_nothing_else(network: Callable
 def test_more_changes_than_can_be_queued_are_still_a_change(shell: Callable[..., str]) -> None:
     with AddressMonitor() as monitor:
         lines = "".join(f"address add 10.0.{i // 250}.{i % 250 + 1}/32 dev lo\n" for i in range(2000))
-        shell(f"ip -batch - <<'END'\n{lines}END")
+        shell("ip -batch -", lines)
         assert monitor.changed()
         assert not monitor.changed()
