@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class _Demo:
         self._proxy = Proxy(
             self._node, self._manifests, folder / "kproxy.log", ["--proxy-mode", mode, "--conntrack-max-per-core", "0"]
         )
-        self._delays: list[tuple[str, str, float]] = []
+        self._steps: list[views.Step] = []
 
     @property
     def _node(self) -> Namespace:
@@ -108,7 +108,7 @@ class _Demo:
         finally:
             if self._proxy.running():
                 self._proxy.stop()
-        views.summarise(self._console, self._delays, time.monotonic() - began)
+        views.summarise(self._console, self._steps, time.monotonic() - began)
         return 0
 
     def _ask(self, timeout: float = 2) -> Outcome:
@@ -151,30 +151,38 @@ class _Demo:
     def _edit_and_watch(self) -> None:
         """Scale the web Service to one pod, to none and back, under steady traffic."""
         every = {"web-1", "web-2", "web-3"}
-        self._step("scaled down to web-3", {"web-3"}, lambda o: isinstance(o, Answered) and o.pod == "web-3", RUN)
-        self._step("scaled down to nothing", set(), lambda o: o is Nothing.REFUSED, 1)
-        self._step("scaled up to three pods", every, lambda o: isinstance(o, Answered), 1)
-
-    def _step(self, what: str, pods: set[str], proves: Callable[[Outcome], bool], run: int) -> None:
-        """Ask all the time, edit the manifest in between, and note when the answers show it."""
-        answers: list[tuple[float, Outcome]] = []
+        self._console.print("[bold]3. Traffic follows the manifests[/], while a pod asks 10.96.0.80 all the time")
         with Live(console=self._console, auto_refresh=False) as live:
 
-            def traffic(until: float) -> None:
-                while time.monotonic() < until:
-                    answers.append((time.monotonic(), self._ask()))
-                    live.update(views.step_table(what, _recent(answers)), refresh=self._console.is_terminal)
+            def show() -> None:
+                live.update(views.steps_table(self._steps), refresh=self._console.is_terminal)
 
-            traffic(time.monotonic() + STEADY)
-            edited = self._scale(pods)
-            first = None
-            while first is None and time.monotonic() < edited + LATE:
-                traffic(time.monotonic() + 0.05)
-                first = _proof([a for a in answers if a[0] >= edited], proves, run)
-            if first is None:
-                raise click.ClickException(f"traffic did not follow: {what}; {self._proxy.tail()}")
-            traffic(time.monotonic() + STEADY)
-        self._delays.append((what, "a refusal" if not pods else "an answer", first - edited))
+            self._edit({"web-3"}, views.Step("leave only web-3", "answer"), _by_web_3, RUN, show)
+            self._edit(set(), views.Step("leave no pod", "refusal"), lambda o: o is Nothing.REFUSED, 1, show)
+            self._edit(every, views.Step("all three again", "answer"), lambda o: isinstance(o, Answered), 1, show)
+
+    def _edit(
+        self, pods: set[str], step: views.Step, proves: Callable[[Outcome], bool], run: int, show: Callable[[], None]
+    ) -> None:
+        """Ask all the time, edit the manifest in between, and note when the answers show it."""
+        self._steps.append(step)
+        self._traffic(step.before, show)
+        edited = self._scale(pods)
+        proof = _Run(proves, run)
+        while step.delay is None and time.monotonic() < edited + LATE:
+            asked = time.monotonic()
+            if proof.complete(asked, self._ask()):
+                step.delay = proof.began - edited
+        if step.delay is None:
+            raise click.ClickException(f"traffic did not follow the edit '{step.edit}': {self._proxy.tail()}")
+        self._traffic(step.after, show)
+
+    def _traffic(self, answers: Counter[str], show: Callable[[], None]) -> None:
+        until = time.monotonic() + STEADY
+        while time.monotonic() < until:
+            answers[views.name_of(self._ask())] += 1
+            show()
+            time.sleep(PACE / 4)
 
     def _scale(self, pods: set[str]) -> float:
         """Leave only these pods in the Service's slices; when the file was replaced, by the monotonic clock."""
@@ -189,15 +197,23 @@ def _only(document: dict[str, Any], addresses: set[str]) -> dict[str, Any]:
     return document if ends is None else document | {"endpoints": [e for e in ends if e["addresses"][0] in addresses]}
 
 
-def _recent(answers: Sequence[tuple[float, Outcome]], size: int = 100) -> Counter[str]:
-    return Counter(views.name_of(outcome) for _, outcome in answers[-size:])
+def _by_web_3(outcome: Outcome) -> bool:
+    return isinstance(outcome, Answered) and outcome.pod == "web-3"
 
 
-def _proof(answers: Sequence[tuple[float, Outcome]], proves: Callable[[Outcome], bool], run: int) -> float | None:
-    """When the first of RUN answers in a row came that all show the new state; None while there is no such run."""
-    start, length = 0.0, 0
-    for moment, outcome in answers:
-        start, length = (start if length else moment, length + 1) if proves(outcome) else (0.0, 0)
-        if length == run:
-            return start
-    return None
+class _Run:
+    """Outcomes in a row that all show the new state; `began` is when the first of them was asked for."""
+
+    def __init__(self, proves: Callable[[Outcome], bool], length: int) -> None:
+        self._proves, self._length, self._seen = proves, length, 0
+        self.began = 0.0
+
+    def complete(self, asked: float, outcome: Outcome) -> bool:
+        """Add one outcome; whether the run is long enough now."""
+        if not self._proves(outcome):
+            self._seen = 0
+            return False
+        if not self._seen:
+            self.began = asked
+        self._seen += 1
+        return self._seen >= self._length

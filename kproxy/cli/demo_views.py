@@ -16,9 +16,9 @@ from rich.text import Text
 from kproxy.lab.outcomes import Answered, Outcome
 from kproxy.lab.probes import Ask
 
-__all__ = ["Way", "console", "introduce", "name_of", "show_rules", "step_table", "summarise", "ways_table"]
+__all__ = ["Step", "Way", "console", "introduce", "name_of", "show_rules", "steps_table", "summarise", "ways_table"]
 
-WIDTH = 110  # of plain output, and the most that a terminal is filled
+WIDTH = 120  # of plain output, and the most that a terminal is filled
 COLOURS = {"web-1": "green", "web-2": "cyan", "web-3": "yellow", "dns-1": "magenta"}
 MAP = """\
    outside                       node1, where kproxy runs                    node2
@@ -47,6 +47,17 @@ class Way:
             self.seen = outcome.source
 
 
+@dataclass(slots=True)
+class Step:
+    """One edit of the manifest: who answered before and after it, and how many seconds it took to show in what."""
+
+    edit: str
+    proof: str
+    before: Counter[str] = field(default_factory=Counter)
+    after: Counter[str] = field(default_factory=Counter)
+    delay: float | None = None
+
+
 def console() -> Console:
     """Standard output: as wide as the terminal within reason, or plain text of a fixed width."""
     if sys.stdout.isatty():
@@ -71,7 +82,10 @@ def show_rules(out: Console, tool: str, rules: Sequence[str]) -> None:
     """One Service's rules, as the kernel lists them."""
     out.print(f"[bold]1. The rules of one Service[/], shop/web: {len(rules)} lines of {tool} -t nat")
     for rule in rules:
-        out.print(Text("   " + rule, style="dim", no_wrap=True, overflow="ellipsis"))
+        if out.is_terminal:
+            out.print(Text("   " + rule, style="dim"), no_wrap=True, overflow="ellipsis")
+        else:
+            out.print(Text("   " + rule), soft_wrap=True)
     out.print("\n[bold]2. Every way to a Service[/], and whose address the pod saw")
 
 
@@ -85,21 +99,20 @@ def ways_table(ways: Sequence[Way], owner: Callable[[str], str]) -> Table:
     return table
 
 
-def step_table(what: str, answers: Counter[str]) -> Table:
-    """Who answered the last requests while the manifest is edited."""
-    table = _table("edit", "of the last 100 requests")
-    table.add_row(what, _tally(answers))
+def steps_table(steps: Sequence[Step]) -> Table:
+    """The edits so far, and how long traffic took to follow."""
+    table = _table("edit of web.yaml", "answered before", "answers now", "first packet that proves it")
+    for step in steps:
+        proven = "" if step.delay is None else f"{step.proof}, {step.delay * 1000:.0f} ms after the edit"
+        table.add_row(step.edit, _tally(step.before), _tally(step.after), proven)
     return table
 
 
-def summarise(out: Console, delays: Sequence[tuple[str, str, float]], seconds: float) -> None:
-    """The edits, and how long traffic took to follow."""
-    out.print("\n[bold]From the edit of the manifest to the first packet that proves it[/]")
-    table = _table("edit", "proof", "after")
-    for what, proof, delay in delays:
-        table.add_row(what, proof, f"{delay * 1000:.0f} ms")
-    out.print(table)
-    out.print(f"\nEverything is removed again. The demo took {seconds:.0f} s.")
+def summarise(out: Console, steps: Sequence[Step], seconds: float) -> None:
+    """The end."""
+    slowest = max((step.delay for step in steps if step.delay is not None), default=0)
+    out.print(f"Traffic followed every edit within {slowest * 1000:.0f} ms.", highlight=False)
+    out.print(f"Namespaces, rules and processes are removed again. The demo took {seconds:.0f} s.")
 
 
 def _table(*columns: str) -> Table:

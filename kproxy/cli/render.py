@@ -51,7 +51,11 @@ FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 
 @click.command("render", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option("--dry-run", is_flag=True, help="Accepted for clarity: render never writes to the kernel.")
-@click.option("--mode", type=click.Choice(list(ProxyMode)), help="The proxy mode.  [default: the configuration's]")
+@click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in ProxyMode]),
+    help="The proxy mode.  [default: the configuration's]",
+)
 @click.option("--family", type=click.Choice([*FAMILIES, "all"]), default="all", show_default=True)
 @click.option("--format", "form", type=click.Choice(["native", "json"]), default="native", show_default=True)
 @click.option("--node", help="The name of the Node.  [default: the configuration's, else this host's]")
@@ -135,8 +139,24 @@ def _cluster(config: KubeProxyConfiguration, sources: tuple[str, ...]) -> Mappin
 
 
 def _from_api_server(config: KubeProxyConfiguration) -> Mapping[Kind, Iterable[Object]]:
-    raise NotImplementedError
+    """What the API server has now. Raises Refused, SourceError."""
+    from kproxy.source.api import read_cluster
+    from kproxy.source.client import ApiClient
+    from kproxy.source.credentials import ClientSettings
+
+    client = ApiClient(ClientSettings(kubeconfig=config.client_connection.kubeconfig))
+    try:
+        objects, problems = read_cluster(client, config.hostname_override)
+    finally:
+        client.close()
+    if problems:
+        raise Refused(problems)
+    return objects
 
 
 def _this_host() -> Host:
-    raise NotImplementedError
+    """This host, whose own IPs the Node object may still correct. Raises NetlinkError."""
+    from kproxy.kernel import interfaces
+
+    found = [interfaces.node_ip(family) for family in Family]
+    return Host(node_ips=tuple(ip for ip in found if ip), addresses=tuple(sorted(interfaces.own_addresses())))
