@@ -111,7 +111,7 @@ def steps_table(steps: Sequence[Step]) -> Table:
 def summarise(out: Console, steps: Sequence[Step], seconds: float) -> None:
     """The end."""
     slowest = max((step.delay for step in steps if step.delay is not None), default=0)
-    out.print(f"Traffic followed every edit within {slowest * 1000:.0f} ms.", highlight=False)
+    out.print(f"\nTraffic followed every edit within {slowest * 1000:.0f} ms.", highlight=False)
     out.print(f"Namespaces, rules and processes are removed again. The demo took {seconds:.0f} s.")
 
 
