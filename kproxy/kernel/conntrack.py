@@ -134,7 +134,8 @@ LAYOUTS = {family: _Layout(family) for family in Family}
 
 
 def deletion(flow: Flow) -> bytes:
-    """The payload that names exactly FLOW's entry: the kernel compares the id too, so its successor is safe."""
+    """The payload that names exactly FLOW's entry. The kernel compares the id too, which spares most successors: it is
+    made of the addresses and the entry's place in memory."""
     family = socket.AF_INET6 if ":" in flow.source else socket.AF_INET
     source, destination = (socket.inet_pton(family, ip) for ip in (flow.source, flow.destination))
     ports = (flow.source_port, flow.destination_port)

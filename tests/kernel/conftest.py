@@ -14,6 +14,12 @@ CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "netns" in getattr(item, "fixturenames", ()):
+            item.add_marker("root")
+
+
 @pytest.fixture
 def netns() -> Iterator[None]:
     """The test's thread, and the commands and threads that it starts, are in a fresh network namespace with lo up."""
