@@ -56,12 +56,14 @@ def plan() -> Callable[..., ServicePlan]:
 @st.composite
 def _plans(draw: st.DrawFn, name: str, protocol: Protocol) -> ServicePlan:
     some = st.lists(st.integers(1, 5), max_size=3, unique=True).map(sorted)
+    local = draw(some)
     load_balancer = draw(st.sampled_from([(), ("203.0.113.5",)]))
     return build_plan(
         name,
         protocol,
-        cluster=draw(some),
-        local=draw(some),
+        # Whoever serves local traffic serves all.
+        cluster=sorted({*draw(some), *local}),
+        local=local,
         node_port=draw(st.sampled_from([0, 30000 + sum(name.encode()) % 100])),
         external_ips=draw(st.sampled_from([(), ("198.51.100.7",)])),
         load_balancer_ips=load_balancer,
