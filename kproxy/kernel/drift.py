@@ -6,45 +6,125 @@ be asked for; equal sizes make it likely that nothing changed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from kproxy.errors import NetlinkError
+from kproxy.kernel.iptables import Backend, Tables
 from kproxy.kernel.legacy_tables import TableInfo, table_info
-from kproxy.kernel.nftables_monitor import Monitor
+from kproxy.kernel.nftables_monitor import Monitor, generation
 from kproxy.model.plans import Family
 
-__all__ = ["LegacyDrift", "NftDrift"]
+__all__ = ["Commits", "LegacyDrift", "NftDrift", "WatchedTables"]
 
 TABLES = ("nat", "filter")
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
+class Commits:
+    """Counts this program's own nf_tables transactions, over both families, against the kernel's number of all.
+
+    The kernel numbers transactions one by one, and iptables-restore makes one of each table (iptables 1.8.9).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start: int | None = None
+        self._own = 0
+        self._certain = True
+
+    def begin(self) -> None:
+        """Count from here on; later calls change nothing."""
+        with self._lock:
+            if self._start is None:
+                self._start = generation()
+
+    def add(self, tables: int, certain: bool) -> None:
+        """A restore of so many tables ended; certain: and all of them were taken."""
+        with self._lock:
+            self._own += tables
+            self._certain &= certain
+
+    def alone(self) -> bool:
+        """Whether all transactions since `begin` were our own. Ask only while none of ours is under way."""
+        with self._lock:
+            return self._certain and self._start is not None and generation() == self._start + self._own
+
+
 class NftDrift:
-    """Listens to the kernel's notifications. Use it where its programmer is used; close it at the end."""
+    """Listens to the kernel's notifications. Use it where its programmer is used; close it at the end.
+
+    A listener costs the kernel a message for each rule, a quarter of the time of a cold start. So it begins to listen
+    only when first asked, and the transactions up to then are only counted.
+    """
 
     proves = True
 
-    def __init__(self, family: Family, is_ours: Callable[[int], bool]) -> None:
-        """is_ours: says of a process id whether its changes are this program's. Raises NetlinkError."""
-        self._monitor = Monitor(is_ours, [(NFT_FAMILY[family], table) for table in TABLES])
+    def __init__(self, family: Family, is_ours: Callable[[int], bool], commits: Commits) -> None:
+        """is_ours: says of a process id whether its changes are this program's. commits: shared by both families."""
+        self._family, self._is_ours = family, is_ours
+        self._commits = commits
+        self._monitor: Monitor | None = None
         self._changed = False
 
     def reading(self) -> None:
-        """What others changed before this moment will be seen by who reads the tables now."""
-        self._monitor.forget()
+        """What others changed before this moment will be seen by who reads the tables now. Raises NetlinkError."""
         self._changed = False
+        if self._monitor is not None:
+            self._monitor.forget()
+        else:
+            self._commits.begin()
+
+    def restored(self, tables: int, certain: bool) -> None:
+        """A restore of ours ended. Read what the kernel said of it now: it waits in a bounded buffer."""
+        if self._monitor is not None:
+            self.changed()
+        else:
+            self._commits.add(tables, certain)
 
     def wrote(self) -> None:
         """Nothing to note: the notifications name their author."""
 
     def changed(self) -> bool:
-        """Whether anyone else changed the tables since `reading`; also true when notifications were lost."""
+        """Whether anyone else changed the tables since `reading`; true when that is unknown. Raises NetlinkError."""
+        if self._monitor is None:
+            self._monitor = Monitor(self._is_ours, [(NFT_FAMILY[self._family], table) for table in TABLES])
+            self._changed = not self._commits.alone()
         if self._monitor.poll():
             self._changed = True
         return self._changed
 
     def close(self) -> None:
-        self._monitor.close()
+        if self._monitor is not None:
+            self._monitor.close()
+
+
+class WatchedTables:
+    """Tables that tell a NftDrift of every restore."""
+
+    def __init__(self, tables: Tables, drift: NftDrift) -> None:
+        self._tables, self._drift = tables, drift
+
+    @property
+    def family(self) -> Family:
+        return self._tables.family
+
+    @property
+    def backend(self) -> Backend:
+        return self._tables.backend
+
+    def save(self) -> str:
+        """As Tables.save."""
+        return self._tables.save()
+
+    def restore(self, text: str) -> None:
+        """As Tables.restore."""
+        done = False
+        try:
+            self._tables.restore(text)
+            done = True
+        finally:
+            self._drift.restored(text.count("\nCOMMIT\n"), done)
 
 
 class LegacyDrift:
@@ -67,9 +147,6 @@ class LegacyDrift:
     def changed(self) -> bool:
         """Whether the sizes differ from those last taken; false when they cannot be had."""
         return self._seen is not None and self._sizes() != self._seen
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     def _sizes(self) -> tuple[TableInfo | None, ...] | None:
         try:

@@ -21,7 +21,7 @@ from kproxy.health.servers import Identity, Servers, ServerSettings
 from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.conntrack import KernelConntrack
-from kproxy.kernel.drift import LegacyDrift, NftDrift
+from kproxy.kernel.drift import Commits, LegacyDrift, NftDrift, WatchedTables
 from kproxy.kernel.flow_reconciler import Reconciler
 from kproxy.kernel.iptables import Backend, Command, HostTables, available, detect
 from kproxy.model.book import Page
@@ -78,6 +78,7 @@ class _Daemon:
         self._inbox, self._stack = inbox, stack
         self._clock = SystemClock()
         self._commands = Commands()
+        self._commits = Commits()
         self._command = _backend(self._commands, options.iptables_backend)
         self._families = hosting.families(self._commands, self._command)
         self._has_nfacct = hosting.count_in_nfacct()
@@ -115,11 +116,14 @@ class _Daemon:
         )
 
     def _worker(self, family: Family) -> Worker:
-        drift = self._drift(family)
-        self._stack.callback(drift.close)
-        programmer = IptablesProgrammer(
-            self._surroundings.iptables(family, Page()), HostTables(self._commands, family, self._command), drift
-        )
+        host_tables = HostTables(self._commands, family, self._command)
+        settings = self._surroundings.iptables(family, Page())
+        if self._command.backend is Backend.NFT:
+            drift = NftDrift(family, lambda pid: pid in self._commands.recent_pids(), self._commits)
+            self._stack.callback(drift.close)
+            programmer = IptablesProgrammer(settings, WatchedTables(host_tables, drift), drift)
+        else:
+            programmer = IptablesProgrammer(settings, host_tables, LegacyDrift(family))
 
         def configure(page: Page) -> None:
             settings = self._surroundings.iptables(family, page)
@@ -129,11 +133,6 @@ class _Daemon:
 
         schedule = Schedule(self._config.min_sync_period.seconds, self._config.sync_period.seconds)
         return Worker(programmer, schedule, configure)
-
-    def _drift(self, family: Family) -> NftDrift | LegacyDrift:
-        if self._command.backend is Backend.LEGACY:
-            return LegacyDrift(family)
-        return NftDrift(family, lambda pid: pid in self._commands.recent_pids())
 
     def _start_source(self) -> Callable[[Notice], None]:
         """Begin to follow the cluster; returns where notices for operators go."""

@@ -40,6 +40,11 @@ class Schedule:
         """Tries in a row that failed."""
         return self._failures
 
+    @property
+    def begun(self) -> bool:
+        """A first sync was tried."""
+        return self._last is not None
+
     def changed(self) -> None:
         """There is something to write."""
         self._changed = True

@@ -64,7 +64,7 @@ class Worker:
 
     def drifted(self) -> bool:
         """Whether somebody else changed the kernel since the last sync; then everything is checked soon."""
-        if not self._programmer.drifted():
+        if not self.schedule.begun or not self._programmer.drifted():
             return False
         self.schedule.suspicious()
         return True
