@@ -1,0 +1,299 @@
+"""`kproxy render`: arguments, inputs and outputs. That the rules are right is tests/parity's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kproxy.cli import hosts, main
+from kproxy.errors import InvalidConfig
+
+HEADER = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+
+SERVICE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web", "namespace": "default"},
+    "spec": {
+        "clusterIP": "10.96.0.10",
+        "clusterIPs": ["10.96.0.10", "fd00:96::10"],
+        "ipFamilies": ["IPv4", "IPv6"],
+        "type": "NodePort",
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}],
+    },
+}
+
+
+def endpoint_slice(family: str, address: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"web-{family.lower()}",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "web"},
+        },
+        "addressType": family,
+        "endpoints": [{"addresses": [address], "nodeName": "node1"}],
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    }
+
+
+OBJECTS = [SERVICE, endpoint_slice("IPv4", "10.244.0.5"), endpoint_slice("IPv6", "fd00:244::5")]
+HOST = {
+    "nodeIPs": ["172.18.0.2", "fd00:18::2"],
+    "interfaces": [
+        {"name": "lo", "addresses": ["127.0.0.1/8", "::1/128"]},
+        {"name": "eth0", "addresses": ["172.18.0.2/16", "fd00:18::2/64"]},
+    ],
+}
+
+
+class Files:
+    """The three inputs as files, to be spoilt by a test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.objects = self.write("objects.json", {"apiVersion": "v1", "kind": "List", "items": OBJECTS})
+        self.host = self.write("host.json", HOST)
+        self.config = self.write("config.json", {**HEADER, "clusterCIDR": "10.244.0.0/16,fd00:244::/48"})
+
+    def write(self, name: str, value: object) -> Path:
+        path = self.folder / name
+        path.write_text(value if isinstance(value, str) else json.dumps(value))
+        return path
+
+    def args(self, *more: str) -> list[str]:
+        return [
+            "render", f"--config={self.config}", f"--host={self.host}", "-f", str(self.objects), "--node=node1", *more,
+        ]  # fmt: skip
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def render(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main.main(args) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    assert main.main(args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert all(line.startswith("kproxy: error: ") for line in err.splitlines())
+    return [line.removeprefix("kproxy: error: ") for line in err.splitlines()]
+
+
+# ---------------------------------------------------------------- output
+
+
+def test_native_iptables_is_text_for_iptables_restore(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = render(inputs.args("--mode", "iptables", "--family=ipv4"), capsys).splitlines()
+    assert lines[0] == "*filter"
+    assert lines.count("COMMIT") == 2
+    assert any("-d 10.96.0.10/32" in line and "--dport 80" in line for line in lines)
+    assert any(line.startswith("-A PREROUTING") and line.endswith("-j KUBE-SERVICES") for line in lines)
+    assert not any("fd00" in line for line in lines)
+
+
+def test_json_holds_the_same_rules(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    native = render(inputs.args("--mode=iptables", "--family=ipv6"), capsys)
+    assert json.loads(render(inputs.args("--mode=iptables", "--family=ipv6", "--format=json"), capsys)) == {
+        "rules": native
+    }
+
+
+def test_all_families_follow_each_other_under_a_header(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    each = [render(inputs.args("--mode=iptables", f"--family={f}"), capsys) for f in ("ipv4", "ipv6")]
+    assert render(inputs.args("--family=all"), capsys) == f"# IPv4\n{each[0]}# IPv6\n{each[1]}"
+    assert json.loads(render(inputs.args("--family=all", "--format=json"), capsys)) == {
+        "ipv4": {"rules": each[0]},
+        "ipv6": {"rules": each[1]},
+    }
+
+
+def test_dry_run_changes_nothing(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert render(inputs.args("--dry-run"), capsys) == render(inputs.args(), capsys)
+
+
+def test_the_mode_comes_from_the_configuration_when_it_is_not_given(
+    inputs: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs.write("config.json", {**HEADER, "mode": "userspace"})
+    assert refused(inputs.args(), capsys) == ["--mode: mode userspace is not available yet"]
+    assert "*nat" in render(inputs.args("--mode=iptables"), capsys)
+
+
+def test_the_node_decides_what_is_local(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    local = json.loads(json.dumps(SERVICE))
+    local["spec"]["externalTrafficPolicy"] = "Local"
+    inputs.write("objects.json", {"apiVersion": "v1", "kind": "List", "items": [local, *OBJECTS[1:]]})
+    here, there = (render([*inputs.args("--family=ipv4"), f"--node={n}"], capsys) for n in ("node1", "node2"))
+    assert ":KUBE-SVL-" in here
+    assert ":KUBE-SVL-" not in there
+
+
+def test_the_node_may_be_named_by_the_configuration(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = render(inputs.args(), capsys)
+    inputs.write("config.json", {**HEADER, "clusterCIDR": "10.244.0.0/16,fd00:244::/48", "hostnameOverride": "NODE1 "})
+    assert render([a for a in inputs.args() if not a.startswith("--node")], capsys) == whole
+
+
+# ---------------------------------------------------------------- sources
+
+
+def test_manifests_may_be_yaml_several_files_and_folders(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = render(inputs.args(), capsys)
+    folder = inputs.folder / "manifests"
+    folder.mkdir()
+    (folder / "slices.yaml").write_text("---\n".join(json.dumps(o) + "\n" for o in OBJECTS[1:]))
+    service = inputs.write("service.yaml", "# one\n" + json.dumps(SERVICE, indent=2))
+    rest = [f"--config={inputs.config}", f"--host={inputs.host}", "--node=node1"]
+    assert render(["render", "-f", str(folder), "-f", str(service), *rest], capsys) == whole
+
+
+def test_manifests_may_come_on_standard_input(inputs: Files) -> None:
+    args = [sys.executable, "-m", "kproxy", "render", f"--host={inputs.host}", "--node=node1", "--family=ipv4", "-f"]
+    text = inputs.objects.read_text()
+    piped = subprocess.run([*args, "-"], input=text, capture_output=True, text=True, timeout=60, check=True)
+    named = subprocess.run([*args, str(inputs.objects)], capture_output=True, text=True, timeout=60, check=True)
+    assert piped.stdout == named.stdout
+    assert "10.244.0.5:8080" in piped.stdout
+
+
+def test_a_cluster_that_cannot_be_reached_ends_with_1(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    kubeconfig = inputs.write(
+        "kubeconfig",
+        {
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        },
+    )  # fmt: skip
+    assert main.main(["render", f"--host={inputs.host}", f"--kubeconfig={kubeconfig}", "--node=node1"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert err.startswith("kproxy: error: ")
+    assert "refused" in err
+
+
+# ---------------------------------------------------------------- bad input
+
+BAD_ARGUMENTS = [
+    (["--mode=ebpf"], "Invalid value for '--mode': 'ebpf' is not one of 'iptables', 'ipvs', 'nftables', 'userspace'."),
+    (["--family=ipv5"], "Invalid value for '--family': 'ipv5' is not one of 'ipv4', 'ipv6', 'all'."),
+    (["--format=xml"], "Invalid value for '--format': 'xml' is not one of 'native', 'json'."),
+    (["--config=/no/such"], "/no/such: No such file or directory"),
+    (["--host=/no/such"], "/no/such: No such file or directory"),
+    (["word"], "Got unexpected extra argument (word)"),
+]
+
+
+@pytest.mark.parametrize(("args", "line"), BAD_ARGUMENTS, ids=[" ".join(args) for args, _ in BAD_ARGUMENTS])
+def test_bad_arguments_are_refused(
+    args: list[str], line: str, inputs: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(inputs.args(*args), capsys) == [line]
+
+
+def spoilt(path: str, value: object, source: dict[str, Any]) -> dict[str, Any]:
+    """A copy of SOURCE with VALUE at the dotted PATH."""
+    copy: dict[str, Any] = json.loads(json.dumps(source))
+    at: Any = copy
+    *front, last = path.split(".")
+    for part in front:
+        at = at[int(part)] if isinstance(at, list) else at[part]
+    at[int(last) if isinstance(at, list) else last] = value
+    return copy
+
+
+BAD_OBJECTS = [
+    (spoilt("spec.ports.0.port", 70000, SERVICE), ["Service default/web", "port", "70000"]),
+    (spoilt("spec.ports.0.port", "http", SERVICE), ["Service default/web", "spec.ports[0].port"]),
+    (spoilt("spec.clusterIPs", ["10.96.0.300"], SERVICE), ["Service default/web", "10.96.0.300"]),
+    (spoilt("metadata.name", 'we"b', SERVICE), ["Service", "metadata.name"]),
+    (spoilt("metadata.name", "we\nb", SERVICE), ["Service", "metadata.name"]),
+    (spoilt("spec", [], SERVICE), ["Service default/web", "spec"]),
+    (spoilt("endpoints", [{"addresses": ["10.0.0.1"]}] * 2000, OBJECTS[1]), ["EndpointSlice default/web-ipv4", "1000"]),
+]
+
+
+@pytest.mark.parametrize(("item", "words"), BAD_OBJECTS, ids=range(len(BAD_OBJECTS)))
+def test_a_bad_object_is_refused_by_name_and_field(
+    item: dict[str, Any], words: list[str], inputs: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs.write("objects.json", {"apiVersion": "v1", "kind": "List", "items": [item]})
+    (line,) = refused(inputs.args(), capsys)
+    assert all(word in line for word in words)
+
+
+def test_every_bad_object_has_its_line(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    items = [item for item, _ in BAD_OBJECTS[:2]]
+    items[1]["metadata"]["name"] = "other"
+    inputs.write("objects.json", {"apiVersion": "v1", "kind": "List", "items": items})
+    assert len(refused(inputs.args(), capsys)) == 2
+
+
+@pytest.mark.parametrize("text", ["not: [closed", '{"kind": ', "just words"])
+def test_a_broken_manifest_is_refused_by_its_name(text: str, inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs.write("objects.json", text)
+    (line,) = refused(inputs.args(), capsys)
+    assert "objects.json" in line
+
+
+def test_a_missing_manifest_is_refused(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = refused(inputs.args("-f", "/no/such/file"), capsys)
+    assert "/no/such/file" in line
+
+
+def test_every_problem_of_the_configuration_has_its_line(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs.write("config.json", {**HEADER, "foo": 1, "clusterCIDR": "x"})
+    assert [line.split(": ")[1] for line in refused(inputs.args(), capsys)] == ["foo", "clusterCIDR"]
+
+
+BAD_HOSTS = [
+    ("", ["not JSON: Input data was truncated"]),
+    ("[]", ["Expected object, got array"]),
+    ("{", ["not JSON: Input data was truncated"]),
+    ('{"nodeips": []}', ["Object contains unknown field nodeips"]),
+    ('{"nodeIPs": "10.0.0.1"}', ["nodeIPs: Expected array, got str"]),
+    ('{"interfaces": [{"addresses": []}]}', ["interfaces[0]: Object missing required field name"]),
+    ('{"nodeIPs": ["node1"]}', ['nodeIPs[0]: must be an IP address, is "node1"']),
+    ('{"nodeIPs": ["10.0.0.1/8"]}', ['nodeIPs[0]: must be an IP address, is "10.0.0.1/8"']),
+    ('{"nodeIPs": ["10.0.0.1", "10.0.0.2"]}', ["nodeIPs: must hold at most one address of each IP family"]),
+    (
+        '{"nodeIPs": ["x"], "interfaces": [{"name": "a", "addresses": '
+        '["10.0.0.1", "fe80::1%eth0/64", "10.0.0.1/33"]}]}',
+        [
+            'nodeIPs[0]: must be an IP address, is "x"',
+            'interfaces[0].addresses[0]: must be IP/LENGTH, is "10.0.0.1"',
+            'interfaces[0].addresses[1]: must be IP/LENGTH, is "fe80::1%eth0/64"',
+            'interfaces[0].addresses[2]: must be IP/LENGTH, is "10.0.0.1/33"',
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_HOSTS, ids=range(len(BAD_HOSTS)))
+def test_a_bad_host_file_is_refused_with_every_problem(text: str, expected: list[str]) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        hosts.from_text(text.encode())
+    assert list(caught.value.problems) == expected
+
+
+def test_a_host_is_read_in_canonical_form() -> None:
+    host = hosts.from_text(
+        b'{"nodeIPs": ["10.0.0.1", "FD00:0::1"], "interfaces": [{"name": "a", "addresses": ["FD00::0:1/64"]}]}'
+    )
+    assert (host.node_ips, host.addresses) == (("10.0.0.1", "fd00::1"), ("fd00::1",))
