@@ -62,9 +62,14 @@ def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> Ser
         local=choice.local,
         reachable=choice.reachable,
         has_endpoints=choice.anywhere,
+        lingering=_lingering(found, choice.reachable) if template.protocol is not Protocol.TCP else (),
         ready_here=_ready_here(found) if template.health_check_node_port else (),
         endpoint_count=len(found),
     )
+
+
+def _lingering(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    return tuple(c.endpoint for c in found if (c.address.ready or c.address.serving) and c.endpoint not in reachable)
 
 
 def _ready_here(found: Iterable[Candidate]) -> tuple[str, ...]:

@@ -67,6 +67,8 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     node_in_source_ranges: this node's own IP lies in one of them.
     affinity_seconds: the timeout of client IP affinity, 0 without affinity.
     health_check_node_port: 0 unless the Service asks for one (LoadBalancer with policy Local).
+    lingering: for UDP and SCTP, endpoints that still serve but get no new flows here (they terminate, or hints lead
+    elsewhere); a flow that leads to one of them is left alone.
     ready_here: IPs of the ready endpoints on this node, only for a Service with a health check node port.
     endpoint_count: all endpoints of the port, usable or not; the size of a cluster is their sum.
     """
@@ -88,6 +90,7 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     local: tuple[Endpoint, ...] = ()
     reachable: tuple[Endpoint, ...] = ()
     has_endpoints: bool = False
+    lingering: tuple[Endpoint, ...] = ()
     ready_here: tuple[str, ...] = ()
     endpoint_count: int = 0
 

@@ -10,7 +10,6 @@ from kproxy.health.metrics import Metrics
 from kproxy.health.servers import HealthCheck, Servers
 from kproxy.kernel.flow_reconciler import Reconciler
 from kproxy.model.book import Book
-from kproxy.model.hosts import family_of
 from kproxy.model.plans import Family
 from kproxy.sync.schedule import Work
 from kproxy.sync.surroundings import NodeSurroundings
@@ -48,7 +47,7 @@ class Aftermath:
         plans = book.pages[report.family].plans
         touched = None if report.work is Work.EVERYTHING else report.touched.keys()
         abandoned = report.outcome.abandoned if report.outcome else ()
-        ips = [ip for ip in self._surroundings.host.addresses if family_of(ip) is report.family]
+        ips = self._surroundings.node_port_ips(report.family)
         try:
             done = self._reconcilers[report.family].reconcile(plans, touched, ips, abandoned)
         except KernelError as error:

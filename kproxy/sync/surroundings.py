@@ -9,6 +9,7 @@ from kproxy import logs
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.health.clocks import Clock
 from kproxy.model.book import Page
+from kproxy.model.hosts import family_of
 from kproxy.model.nodes import NodeView
 from kproxy.model.objects import Kind
 from kproxy.model.planner import Place
@@ -86,6 +87,13 @@ class NodeSurroundings:
     def iptables(self, family: Family, page: Page) -> Settings:
         """Settings of iptables mode for one family, of a cluster of this page's size."""
         return settings.iptables_settings(self._config, family, self._node, self._host, page.endpoints)
+
+    def node_port_ips(self, family: Family) -> tuple[str, ...]:
+        """The host's addresses in one family that take node ports."""
+        found = settings.addresses_for_node_ports(self._config, family, self._host)
+        if found.match_all:
+            return tuple(ip for ip in self._host.addresses if family_of(ip) is family)
+        return found.ips
 
     def health_check_ips(self) -> tuple[str, ...] | None:
         """Where health check node ports listen; None for everywhere."""

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.model.book import Page, Touched
-from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.model.plans import Family, PortKey
 from kproxy.modes.base import Outcome, Programmer
 from kproxy.sync.schedule import Schedule, Work
 
 __all__ = ["Report", "Worker"]
+
+_log = logs.get("sync")
 
 
 @dataclass(slots=True)
@@ -64,8 +67,13 @@ class Worker:
 
     def drifted(self) -> bool:
         """Whether somebody else changed the kernel since the last sync; then everything is checked soon."""
-        if not self.schedule.begun or not self._programmer.drifted():
+        if not self.schedule.begun:
             return False
+        try:
+            if not self._programmer.drifted():
+                return False
+        except KernelError as error:
+            _log.error("Cannot tell whether others changed the rules; checking all", error, family=self.family)
         self.schedule.suspicious()
         return True
 
@@ -95,8 +103,3 @@ class Worker:
         self._refused = frozenset(report.outcome.rejected)
         self._touched, self._triggers = {}, []
         self.schedule.succeeded(now, report.work, left=bool(self._refused))
-
-
-def replaced(touched: Touched) -> list[ServicePlan]:
-    """The plans that held before a sync."""
-    return [old for old, _ in touched.values() if old is not None]
