@@ -19,7 +19,7 @@ def command(verbosity: int) -> int:
 
 def clean_up() -> int:
     """Do it; the exit status. Raises KernelError when something would not go."""
-    from kproxy.sync import cleanup
+    from kproxy.sync.cleanup import cleanup_all
 
-    cleanup.cleanup_all()
+    cleanup_all()
     return 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from kproxy import __version__, logs
@@ -46,10 +44,9 @@ def _clean_up() -> int:
 
 
 def _start(wanted: Options) -> int:
-    from kproxy.sync import daemon
+    from kproxy.sync.daemon import run
 
-    status: Any = daemon.run(wanted)
-    return status if isinstance(status, int) else 0
+    return run(wanted)
 
 
 command = PflagCommand(

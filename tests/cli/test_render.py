@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -297,3 +299,14 @@ def test_a_host_is_read_in_canonical_form() -> None:
         b'{"nodeIPs": ["10.0.0.1", "FD00:0::1"], "interfaces": [{"name": "a", "addresses": ["FD00::0:1/64"]}]}'
     )
     assert (host.node_ips, host.addresses) == (("10.0.0.1", "fd00::1"), ("fd00::1",))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace of its own needs root")
+def test_without_a_host_file_this_hosts_addresses_count(inputs: Files) -> None:
+    inputs.write("config.json", {**HEADER, "nodePortAddresses": ["192.0.2.0/24"]})
+    script = "ip link set lo up && ip address add 192.0.2.7/24 dev lo && exec " + shlex.join(
+        [sys.executable, "-m", "kproxy", *inputs.args("--family=ipv4")]
+    ).replace(f" --host={inputs.host}", "")
+    done = subprocess.run(["unshare", "-n", "sh", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-A KUBE-SERVICES -d 192.0.2.7/32" in done.stdout
