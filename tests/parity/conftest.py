@@ -68,3 +68,8 @@ def compare() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def all_cases() -> tuple[Case, ...]:
+    return cases()

@@ -1,0 +1,132 @@
+"""However a cluster comes to its final state, kproxy ends with the rules that kube-proxy programmed for that state.
+
+The whole path is driven: events, state, plans, programming by difference into the kernel in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kproxy.fakes.iptables import FakeTables
+from kproxy.kernel.iptables import Backend
+from kproxy.model.book import Book
+from kproxy.model.events import Changed, Deleted, Event, Listed
+from kproxy.model.objects import Kind
+from kproxy.model.plans import Family
+from kproxy.model.state import ClusterState
+from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.sync.settings import iptables_settings, place
+
+SHORT = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
+
+
+class Node:
+    """One node as the sync loop drives it, both families into kernels in memory."""
+
+    def __init__(self, case: Any, backend: Backend) -> None:
+        self._case = case
+        self.state = ClusterState(case.raw["node"])
+        self._book = Book()
+        self._tables = {family: FakeTables(family, backend) for family in Family}
+        self._programmers = {f: IptablesProgrammer(self._settings(f), t) for f, t in self._tables.items()}
+        self._started = False
+
+    def _settings(self, family: Family) -> Any:
+        case, endpoints = self._case, self._book.pages[family].endpoints
+        return iptables_settings(case.config, family, self.state.node, case.host, endpoints)
+
+    def see(self, events: Sequence[Event]) -> None:
+        for event in events:
+            assert self.state.apply(event) == []
+        dirty = self.state.take_dirty()
+        touched = self._book.update(self.state, dirty, place(self.state.node_name, self.state.node, self._case.host))
+        for family, programmer in self._programmers.items():
+            programmer.configure(self._settings(family))
+            keys = touched[family].keys() if self._started else None
+            assert not programmer.apply(self._book.pages[family].plans, keys).rejected
+        self._started = True
+
+    def assert_equals_kube_proxy(self, compare: ModuleType) -> None:
+        for family, tables in self._tables.items():
+            text = tables.save().replace(" --reject-with icmp6-port-unreachable", "")
+            text = text.replace(" --reject-with icmp-port-unreachable", "")
+            text = text.replace(" --mask 255.255.255.255 --rsource", "")
+            text = text.replace(" --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource", "")
+            assert compare.check(self._case.raw, "iptables", SHORT[family], text) == []
+
+
+def listed(case: Any, items: Sequence[dict[str, Any]]) -> list[Event]:
+    """A complete list of every kind."""
+    kinds = case.kinds(items)
+    return [Listed(kind, tuple(kinds.get(kind, ()))) for kind in Kind]
+
+
+def changes(case: Any, items: Sequence[dict[str, Any]]) -> list[Event]:
+    return [Changed(kind, item) for kind, found in case.kinds(items).items() for item in found]
+
+
+def deletions(items: Sequence[dict[str, Any]]) -> list[Event]:
+    return [Deleted(Kind(i["kind"]), i["metadata"].get("namespace", ""), i["metadata"]["name"]) for i in items]
+
+
+@pytest.mark.parametrize("backend", list(Backend))
+def test_steps_lead_to_kube_proxys_rules(case: Any, backend: Backend, compare: ModuleType) -> None:
+    node = Node(case, backend)
+    node.see(listed(case, case.raw["objects"]))
+    for step in case.raw["steps"]:
+        node.see([*changes(case, step["apply"]), *deletions(step["delete"])])
+    node.assert_equals_kube_proxy(compare)
+
+
+Shuffle = Callable[[Sequence[Any]], list[Any]]
+
+
+def unruly_events(case: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> list[list[Event]]:
+    """The way to the final state in any order: with objects that come and go, repeats, lists in between."""
+    final, older = case.raw["final"], case.raw["objects"]
+    events: list[Event] = [*changes(case, older), *deletions(older)]
+    events = draw(st.permutations(events))
+    last = draw(st.permutations(changes(case, final)))
+    repeats = draw(st.lists(st.sampled_from(last), max_size=3)) if last else []
+    gone = [item for item in older if _name(item) not in {_name(kept) for kept in final}]
+    batches = [events, deletions(gone), [*last, *repeats]]
+    if draw(st.booleans()):
+        batches.append(listed(case, final))
+    return [
+        batch[at : at + size]
+        for batch in batches
+        for size in [draw(st.integers(1, 9))]
+        for at in range(0, len(batch), size)
+    ]
+
+
+def _name(item: dict[str, Any]) -> tuple[str, str, str]:
+    return item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
+@given(data=st.data())
+def test_any_order_of_events_leads_there(data: st.DataObject, all_cases: Sequence[Any], compare: ModuleType) -> None:
+    case = data.draw(st.sampled_from(all_cases))
+    node = Node(case, data.draw(st.sampled_from(list(Backend))))
+    node.see(listed(case, data.draw(st.sampled_from([[], case.raw["objects"]]))))
+    for batch in unruly_events(case, data.draw):
+        node.see(batch)
+    node.assert_equals_kube_proxy(compare)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(data=st.data())
+def test_a_relist_that_changes_nothing_writes_nothing(data: st.DataObject, all_cases: Sequence[Any]) -> None:
+    case = data.draw(st.sampled_from(all_cases))
+    node = Node(case, Backend.NFT)
+    node.see(listed(case, case.raw["final"]))
+    before = [len(tables.restores) for tables in node._tables.values()]
+    node.see(listed(case, data.draw(st.permutations(case.raw["final"]))))
+    assert [len(tables.restores) for tables in node._tables.values()] == before
