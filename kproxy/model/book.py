@@ -84,10 +84,17 @@ class Book:
             self._keys.pop(name, None)
 
     def health_checks(self) -> dict[int, tuple[ServiceName, int]]:
-        """By health check node port: the Service, and how many ready endpoints of it this node has."""
-        ips: dict[int, tuple[ServiceName, set[str]]] = {}
+        """By health check node port: the Service, and how many ready endpoints of it this node has.
+
+        An endpoint with an address of each family counts once: kube-proxy counts them family by family, and here, where
+        one server answers for both, the greater number is told.
+        """
+        found: dict[int, tuple[ServiceName, int]] = {}
         for page in self.pages.values():
+            ips: dict[int, tuple[ServiceName, set[str]]] = {}
             for key, plan in page.checks.items():
                 name = ServiceName(key.namespace, key.name)
                 ips.setdefault(plan.health_check_node_port, (name, set()))[1].update(plan.ready_here)
-        return {port: (name, len(found)) for port, (name, found) in ips.items()}
+            for port, (name, each) in ips.items():
+                found[port] = name, max(len(each), found[port][1] if port in found else 0)
+        return found
