@@ -272,7 +272,9 @@ def _nameless(kind: Kind) -> InvalidObject:
 
 
 def _invalid(kind: Kind, identity: _Identity, error: Exception) -> InvalidObject:
-    name = f"{identity.namespace}/{identity.name}" if identity.namespace else identity.name or "(without a name)"
+    name = identity.name or "(without a name)"
+    if identity.name and identity.namespace:
+        name = f"{identity.namespace}/{identity.name}"
     if isinstance(error, RecursionError):
         return InvalidObject(kind, name, "", "is nested too deeply")
     if not isinstance(error, msgspec.ValidationError):

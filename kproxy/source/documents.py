@@ -33,6 +33,7 @@ _GROUPS = {
     Kind.NODE: ("", ("v1",)),
     Kind.SERVICE_CIDR: ("networking.k8s.io", ("v1", "v1beta1", "v1alpha1")),
 }
+_MANY, _DEEP = 5000, 200
 _NAMESPACED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE})
 
 
@@ -83,10 +84,11 @@ def _documents(name: str, text: bytes) -> list[Any]:
     if text.lstrip()[:1] == b"{":
         try:
             return [msgspec.json.decode(text)]
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             if name.endswith(".json"):
                 raise InvalidObject("manifest", name, "", one_line(str(error))) from error
     try:
+        _refuse_depth(name, text)
         return list(yaml.load_all(text, Loader=_Loader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -96,16 +98,32 @@ def _documents(name: str, text: bytes) -> list[Any]:
         raise InvalidObject("manifest", name, "", f"is no YAML: {error}") from error
 
 
+def _refuse_depth(name: str, text: bytes) -> None:
+    """Raise InvalidObject for nesting deeper than anyone means: PyYAML's C parser would overrun its stack and crash.
+
+    Each level takes a bracket, or else a column, so nearly every file passes by counting.
+    """
+    if text.count(b"[") + text.count(b"{") < _MANY and max(map(len, text.splitlines()), default=0) < _MANY:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEP:
+            raise InvalidObject("manifest", name, "", "is nested too deeply")
+
+
 def _take(content: Content, trimmer: Trimmer, name: str, where: str, document: Any) -> None:
     """Add what DOCUMENT, at the path WHERE of its file, holds."""
-    for kind, value in _ours(content, name, where, document, ""):
+    for kind, value, at in _ours(content, name, where, document, ""):
         place = _place(kind, value)
         try:
             item = object_of(kind, value)
         except InvalidObject as error:
-            content.problems.append(error)
             if place:
+                content.problems.append(error)
                 content.unreadable.add(place)
+            else:
+                content.problems.append(InvalidObject("manifest", name, f"{at}{error.field}", error.reason))
             continue
         assert place is not None  # it has a name, or object_of had refused it
         trimmer.trim(item)
@@ -114,8 +132,8 @@ def _take(content: Content, trimmer: Trimmer, name: str, where: str, document: A
         content.objects[place] = item
 
 
-def _ours(content: Content, name: str, where: str, document: Any, default: str) -> Iterator[tuple[Kind, Any]]:
-    """The objects in DOCUMENT that kproxy reads, lists opened up; DEFAULT is the kind of what names none."""
+def _ours(content: Content, name: str, where: str, document: Any, default: str) -> Iterator[tuple[Kind, Any, str]]:
+    """What DOCUMENT has for kproxy, lists opened up, and the path of each; DEFAULT is the kind of what names none."""
     if not isinstance(document, dict):
         reason = f"Expected object, got {_sort(document)}"
         content.problems.append(InvalidObject("manifest", name, where.rstrip("."), reason))
@@ -130,25 +148,24 @@ def _ours(content: Content, name: str, where: str, document: Any, default: str) 
         for number, item in enumerate(items):
             yield from _ours(content, name, f"{where}items[{number}].", item, sort.removesuffix("List"))
     elif sort in list(Kind):
-        yield from _one(content, Kind(sort), document)
+        kind = Kind(sort)
+        if _is_known_version(content, kind, document):
+            yield kind, _with_namespace(kind, document), where
 
 
-def _one(content: Content, kind: Kind, document: dict[str, Any]) -> Iterator[tuple[Kind, Any]]:
-    """DOCUMENT, unless another API group has a kind of the same name."""
-    value = _with_namespace(kind, document)
+def _is_known_version(content: Content, kind: Kind, document: dict[str, Any]) -> bool:
+    """False also when another API group has a kind of the same name."""
     group, versions = _GROUPS[kind]
     its_group, _, its_version = str(document.get("apiVersion") or f"{group}/{versions[0]}").rpartition("/")
-    if its_group != group:
-        return
-    if its_version in versions:
-        yield kind, value
-        return
-    place = _place(kind, value)
+    if its_group != group or its_version in versions:
+        return its_group == group
+    place = _place(kind, _with_namespace(kind, document))
     label = place[1] if place else "(without a name)"
     reason = f"Expected {'/'.join(filter(None, (group, versions[0])))}, got {document['apiVersion']}"
     content.problems.append(InvalidObject(kind, label, "apiVersion", reason))
     if place:
         content.unreadable.add(place)
+    return False
 
 
 def _with_namespace(kind: Kind, value: dict[str, Any]) -> dict[str, Any]:
