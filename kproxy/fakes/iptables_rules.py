@@ -51,7 +51,7 @@ LONG = {"--source": "-s", "--destination": "-d", "--src": "-s", "--dst": "-d", "
 TWO_31 = 0x80000000
 
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
-_PLAIN = re.compile(r"[A-Za-z0-9_,./:=+@-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class BadRule(ValueError):

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
-from kproxy.config.defaults import default
+from kproxy.config.files import from_text
 from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab.namespaces import Namespace, unavailable
@@ -24,6 +24,11 @@ from kproxy.sync.settings import Host, iptables_settings
 
 DATA = Path(__file__).parent / "data"
 SHARED = {"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL"}
+CONFIGURATION = {
+    "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+    "kind": "KubeProxyConfiguration",
+    "clusterCIDR": "10.244.0.0/16,fd00:244::/32",
+}
 LAST = "this must be the last rule"
 
 Plans = dict[PortKey, ServicePlan]
@@ -116,8 +121,8 @@ def taken_over() -> Callable[[Family], tuple[str, Settings, Plans]]:
             kinds.setdefault(Kind(item["kind"]), []).append(msgspec.convert(item, TYPES[Kind(item["kind"])]))
         state, problems = load("node1", kinds)
         assert not problems
-        config = msgspec.structs.replace(default(), cluster_cidrs=("10.244.0.0/16", "fd00:244::/32"))
-        host = Host(("192.0.2.1",), ("192.0.2.1", "127.0.0.1"), nfacct=True)
+        config = from_text(json.dumps(CONFIGURATION))
+        host = Host(("172.30.0.11",), ("172.30.0.11", "127.0.0.1"), nfacct=True)
         page = Preview(state, config, host).book.pages[family]
         stem = "iptables" if family is Family.IPV4 else "ip6tables"
         text = (DATA / f"{stem}-nft-save.txt").read_text()

@@ -107,7 +107,7 @@ def test_refused_rules_are_chosen_by_the_test(fake: FakeTables) -> None:
 
 
 RULES = {
-    "-m comment --comment \"a b\" -m tcp -p tcp -d 10.0.0.1 --dport 80 -j ACCEPT": (
+    '-m comment --comment "a b" -m tcp -p tcp -d 10.0.0.1 --dport 80 -j ACCEPT': (
         '-d 10.0.0.1/32 -p tcp -m comment --comment "a b" -m tcp --dport 80 -j ACCEPT'
     ),
     "-m statistic --mode random --probability 0.3333333333 -j LED": (

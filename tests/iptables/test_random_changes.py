@@ -32,7 +32,7 @@ EDITS = (
     "*nat\n-A KUBE-SERVICES -d 10.96.9.9/32 -p udp -m udp --dport 53 -j KUBE-MARK-MASQ\nCOMMIT\n",
     "*nat\n-A KUBE-SERVICES -j KUBE-NODEPORTS\nCOMMIT\n",
     "*nat\n:KUBE-SVC-STALESTALESTALE2 - [0:0]\n-A KUBE-SVC-STALESTALESTALE2 -j KUBE-MARK-MASQ\nCOMMIT\n",
-    "*nat\n-I OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\nCOMMIT\n",
+    '*nat\n-I OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES\nCOMMIT\n',
     "*filter\n:KUBE-FORWARD - [0:0]\n-A KUBE-FORWARD -j DROP\nCOMMIT\n",
     "*filter\n-F INPUT\n-F OUTPUT\nCOMMIT\n",
     "*filter\n:KUBE-EXTERNAL-SERVICES - [0:0]\nCOMMIT\n",

@@ -1,0 +1,168 @@
+"""The node's backend is found by what it already uses; refusals are traced to their line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from kproxy.errors import CommandError, KernelError, RestoreError
+from kproxy.kernel.commands import Completed
+from kproxy.kernel.iptables import Backend, Command, HostTables, available, detect, faulty_line
+from kproxy.model.plans import Family
+
+HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
+CANARY = "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"
+ONE_RULE = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j ACCEPT\nCOMMIT\n"
+VERSIONS = {
+    "-nft": "iptables-nft-restore v1.8.9 (nf_tables)\n",
+    "-legacy": "iptables-restore v1.8.9 (legacy)\n",
+    "": "iptables-restore v1.8.9 (nf_tables)\n",
+}
+
+
+class Scripted:
+    """A host with some iptables commands, whose tables are texts."""
+
+    def __init__(self, saves: dict[str, str], versions: dict[str, str] | None = None) -> None:
+        self._saves = saves
+        self._versions = VERSIONS if versions is None else versions
+        self.ran: list[tuple[str, ...]] = []
+        self.answer = Completed(0)
+
+    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
+        self.ran.append(tuple(argv))
+        infix = argv[0].partition("tables")[2].rpartition("-")[0]
+        if "--version" in argv:
+            return Completed(0, self._versions[infix].encode())
+        if argv[0].endswith("-save"):
+            return Completed(0, self._saves.get(argv[0], "").encode())
+        return self.answer
+
+    def which(self, name: str) -> str | None:
+        infix = name.partition("tables")[2].rpartition("-")[0]
+        return f"/usr/sbin/{name}" if infix in self._saves or name in self._saves else None
+
+
+def both(**saves: str) -> Scripted:
+    names = {name.replace("_", "-"): text for name, text in saves.items()}
+    return Scripted({"-nft": "", "-legacy": "", **names})
+
+
+FOUND = {
+    "nothing tells: nft": (both(), Backend.NFT),
+    "the kubelet's hint in legacy": (both(iptables_legacy_save=HINT), Backend.LEGACY),
+    "the kubelet's canary in IPv6 legacy": (both(ip6tables_legacy_save=CANARY), Backend.LEGACY),
+    "the hint outweighs rules": (both(iptables_legacy_save=HINT, iptables_nft_save=ONE_RULE), Backend.LEGACY),
+    "the hint in nft": (both(iptables_nft_save=HINT, iptables_legacy_save=ONE_RULE), Backend.NFT),
+    "more rules in legacy": (both(iptables_legacy_save=ONE_RULE), Backend.LEGACY),
+    "as many rules in both": (both(iptables_legacy_save=ONE_RULE, iptables_nft_save=ONE_RULE), Backend.NFT),
+    "only legacy is installed": (Scripted({"-legacy": ""}), Backend.LEGACY),
+    "only the plain commands are installed": (Scripted({"": ""}), Backend.NFT),
+}
+
+
+@pytest.mark.parametrize(("runner", "backend"), FOUND.values(), ids=FOUND)
+def test_the_backend_in_use_is_found(runner: Scripted, backend: Backend) -> None:
+    assert detect(runner).backend is backend
+
+
+def test_no_iptables_is_an_error_that_says_so() -> None:
+    with pytest.raises(KernelError, match="not installed"):
+        detect(Scripted({}))
+
+
+def test_plain_commands_of_old_releases_are_legacy() -> None:
+    command = detect(Scripted({"": ""}, {"": "iptables-restore v1.6.1\n"}))
+    assert (command.backend, command.name(Family.IPV6, "save")) == (Backend.LEGACY, "ip6tables-save")
+    assert not command.random_fully
+
+
+def test_plain_commands_do_not_hide_those_named_by_backend() -> None:
+    commands = available(Scripted({"": "", "-nft": "", "-legacy": ""}))
+    assert {command.infix for command in commands.values()} == {"-nft", "-legacy"}
+
+
+def test_the_real_host_is_found(host: Any) -> None:
+    assert detect(host).backend is Backend.NFT
+    HostTables(host, Family.IPV6, available(host)[Backend.LEGACY]).restore(
+        "*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"
+    )
+    assert detect(host).backend is Backend.LEGACY
+
+
+def test_legacy_waits_for_the_lock_and_nft_needs_none() -> None:
+    runner = both()
+    for backend in Backend:
+        HostTables(runner, Family.IPV6, Command(backend, f"-{backend}", (1, 8, 9))).restore("*nat\nCOMMIT\n")
+    assert runner.ran == [
+        ("ip6tables-nft-restore", "--noflush"),
+        ("ip6tables-legacy-restore", "--noflush", "-w", "5", "-W", "100000"),
+    ]
+
+
+TEXT = "*nat\n:A - [0:0]\n-A A -j RETURN\n-A A -j KUBE-SVC-X\n-A A -j KUBE-SVC-XY\nCOMMIT\n"
+COMPLAINTS = {
+    "nft: parser": (
+        "iptables-nft-restore v1.8.9 (nf_tables): Couldn't load match `x'\n\nError occurred at line: 3\n",
+        3,
+    ),
+    "nft: kernel": (
+        "iptables-nft-restore v1.8.9 (nf_tables): \nline 4: RULE_APPEND failed (Invalid argument): rule in A\n",
+        4,
+    ),
+    "nft: rule to delete": (
+        "iptables-nft-restore: line 3 failed: Bad rule (does a matching rule exist in that chain?).\n",
+        3,
+    ),
+    "nft: missing chain, named at COMMIT": (
+        "iptables-nft-restore v1.8.9 (nf_tables): Chain 'KUBE-SVC-X' does not exist\nError occurred at line: 7\n",
+        4,
+    ),
+    "nft: another missing chain": ("Chain 'NONE' does not exist\nError occurred at line: 7\n", 6),
+    "legacy: kernel": ("iptables-restore: line 6 failed\n", 6),
+    "legacy: parser": ("iptables-restore v1.8.9 (legacy): Couldn't load target `X'\n\nError occurred at line: 5\n", 5),
+    "nothing said": ("Killed\n", 0),
+}
+
+
+@pytest.mark.parametrize(("stderr", "line"), COMPLAINTS.values(), ids=COMPLAINTS)
+def test_complaints_lead_to_a_line(stderr: str, line: int) -> None:
+    assert faulty_line(stderr, TEXT) == line
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "Another app is currently holding the xtables lock. Stopped waiting after 5s.\n",
+        "iptables-restore v1.8.9 (legacy): unable to initialize table 'nat'\nError occurred at line: 1\n",
+        "line 4: RULE_APPEND failed (No buffer space available): rule in chain A\n",
+        "Could not fetch rule set generation id: Permission denied (you must be root)\n",
+    ],
+)
+def test_the_hosts_trouble_is_no_rules_fault(stderr: str) -> None:
+    runner = both()
+    runner.answer = Completed(4, b"", stderr)
+    with pytest.raises(CommandError) as failed:
+        HostTables(runner, Family.IPV4, Command(Backend.NFT, "-nft", (1, 8, 9))).restore(TEXT)
+    assert not isinstance(failed.value, RestoreError)
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [("-m nosuch -j RETURN", 3), ("-j NOSUCH", 3), ("-p tcp -m tcp --dport 70000 -j RETURN", 3), ("-s 10.0.0.300", 3)],
+)
+def test_the_real_tools_lead_to_the_line(real: HostTables, rule: str, line: int) -> None:
+    with pytest.raises(RestoreError) as refused:
+        real.restore(f"*nat\n:A - [0:0]\n-A A {rule}\n-A A -j RETURN\nCOMMIT\n")
+    assert refused.value.line == line
+
+
+def test_tables_that_nft_hides_are_an_error_that_says_so(host: Any) -> None:
+    script = b"table ip nat {\nchain x {\nip daddr 192.0.2.1 tcp dport { 80, 90 } dnat to 192.0.2.2\n}\n}\n"
+    if host.which("nft") is None:
+        pytest.skip("needs nft")
+    assert host.run(["nft", "-f", "-"], script).ok
+    with pytest.raises(KernelError, match="nat holds nft rules"):
+        HostTables(host, Family.IPV4, Command(Backend.NFT, "-nft", (1, 8, 9))).save()
