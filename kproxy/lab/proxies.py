@@ -42,6 +42,8 @@ class Proxy:
 
     def __init__(self, space: Namespace, manifests: Path, log: Path, arguments: Sequence[str] = ()) -> None:
         self.space, self.log = space, log
+        # Not the host's lock of iptables, which all namespaces share.
+        self.environment = {"XTABLES_LOCKFILE": str(log.with_suffix(".lock"))}
         self._argv = [
             *(sys.executable, "-m", "kproxy", "run", "--manifests", str(manifests)),
             *("--hostname-override", "node1", "--cluster-cidr", CLUSTER_CIDRS),
@@ -51,9 +53,8 @@ class Proxy:
 
     def start(self) -> None:
         """Start it; it has not programmed anything yet when this returns."""
-        lock = {"XTABLES_LOCKFILE": str(self.log.with_suffix(".lock"))}  # not the host's, which is shared by all
         with self.log.open("ab") as log:
-            self._process = self.space.spawn(self._argv, log, lock)
+            self._process = self.space.spawn(self._argv, log, self.environment)
 
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -14,7 +14,7 @@ MODES = (("iptables", "nft"), ("iptables", "legacy"))
 
 def arguments(mode: str) -> list[str]:
     """Flags of the proxy: an hour between its periodic syncs, so that nothing here is owed to one."""
-    return ["--proxy-mode", mode, "--iptables-sync-period", "1h", "--config-sync-period", "1h"]
+    return ["--proxy-mode", mode, "--iptables-sync-period", "1h", "--iptables-min-sync-period", "50ms"]
 
 
 @pytest.fixture(scope="session", params=MODES, ids=lambda m: f"{m[0]}-{m[1]}")
