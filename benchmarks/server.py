@@ -1,0 +1,34 @@
+"""The API stand-in as a process of its own, so that what it costs is not counted as kproxy's.
+
+python -m benchmarks.server SERVICES ENDPOINTS FAMILIES PORT_FILE: writes its port to PORT_FILE once all objects are in,
+and serves until it is ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from benchmarks.cluster import Shape, items
+from kproxy.fakes.apiserver import ApiServer
+from kproxy.model.objects import Kind
+from kproxy.model.plans import Family
+
+
+def main(arguments: list[str]) -> None:
+    services, endpoints, families, file = arguments
+    shape = Shape(int(services), int(endpoints), tuple(Family(name) for name in families.split(",")))
+    with ApiServer() as server:
+        for kind in Kind:
+            for item in items(shape, kind):
+                server.apply(item)
+        spare = Path(f"{file}.part")
+        spare.write_text(str(server.port))
+        os.replace(spare, file)  # so that a reader never sees half of it
+        signal.sigwait({signal.SIGTERM, signal.SIGINT})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
