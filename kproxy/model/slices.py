@@ -58,9 +58,10 @@ class _Reader:
 
     def slice(self) -> Slice | None:
         source = self._source
-        if not handled(source.metadata) or source.address_type not in ("IPv4", "IPv6"):
-            if source.address_type not in ("IPv4", "IPv6", "FQDN"):
-                self._problem("addressType", f"{source.address_type!r} is not IPv4, IPv6 or FQDN")
+        if not handled(source.metadata) or source.address_type == "FQDN":
+            return None
+        if source.address_type not in ("IPv4", "IPv6"):
+            self._problem("addressType", f"{source.address_type!r} is not IPv4, IPv6 or FQDN")
             return None
         service = (source.metadata.labels or {}).get(SERVICE_LABEL)
         if not service:

@@ -68,7 +68,8 @@ def _usable_hints(ready: list[Candidate], node_name: str, zone: str) -> _Hints:
     """Hints count only when every ready endpoint has them and one of them names this node or zone: all or nothing."""
     if all(c.address.node_hints for c in ready) and any(node_name in c.address.node_hints for c in ready):
         return _Hints.NODE
-    if all(c.address.zone_hints for c in ready) and any(zone in c.address.zone_hints for c in ready):
+    # A hint may come without a name, which is not the zone of a node that has none.
+    if zone and all(c.address.zone_hints for c in ready) and any(zone in c.address.zone_hints for c in ready):
         return _Hints.ZONE
     return _Hints.IGNORED
 
