@@ -86,15 +86,15 @@ class Book:
     def health_checks(self) -> dict[int, tuple[ServiceName, int]]:
         """By health check node port: the Service, and how many ready endpoints of it this node has.
 
-        An endpoint with an address of each family counts once: kube-proxy counts them family by family, and here, where
-        one server answers for both, the greater number is told.
+        An endpoint has an address in each family; the family that has more tells how many endpoints there are.
         """
         found: dict[int, tuple[ServiceName, int]] = {}
         for page in self.pages.values():
-            ips: dict[int, tuple[ServiceName, set[str]]] = {}
+            ips: dict[tuple[int, ServiceName], set[str]] = {}
             for key, plan in page.checks.items():
-                name = ServiceName(key.namespace, key.name)
-                ips.setdefault(plan.health_check_node_port, (name, set()))[1].update(plan.ready_here)
-            for port, (name, each) in ips.items():
-                found[port] = name, max(len(each), found[port][1] if port in found else 0)
+                service = ServiceName(key.namespace, key.name)
+                ips.setdefault((plan.health_check_node_port, service), set()).update(plan.ready_here)
+            for (port, service), here in ips.items():
+                other = found.get(port, (service, 0))[1]
+                found[port] = (service, max(other, len(here)))
         return found

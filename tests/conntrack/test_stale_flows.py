@@ -156,9 +156,9 @@ class TestWhatRetires:
     def test_every_frontend_of_a_deleted_service(self) -> None:
         live = Frontends()
         live.put(DNS, plan())
-        assert live.put(DNS, None) == (True, set(frontends(plan())))
+        assert live.put(DNS, None) == (True, frozenset(frontends(plan())))
         assert not live
-        assert live.put(DNS, None) == (False, set())
+        assert live.put(DNS, None) == (False, frozenset())
 
     @pytest.mark.parametrize(
         ("changes", "retired"),
@@ -174,16 +174,16 @@ class TestWhatRetires:
     def test_only_what_a_service_lost(self, changes: dict[str, Any], retired: set[Frontend]) -> None:
         live = Frontends()
         live.put(DNS, plan())
-        assert live.put(DNS, plan(**changes)) == (True, retired)
+        assert live.put(DNS, plan(**changes)) == (True, frozenset(retired))
 
     def test_a_plan_that_differs_in_nothing_that_flows_see_is_no_change(self) -> None:
         live = Frontends()
         live.put(DNS, plan())
-        assert live.put(DNS, plan(affinity_seconds=60, source_ranges=("10.0.0.0/8",))) == (False, set())
+        assert live.put(DNS, plan(affinity_seconds=60, source_ranges=("10.0.0.0/8",))) == (False, frozenset())
 
     def test_tcp_is_none_of_our_business(self) -> None:
         live, key = Frontends(), PortKey("default", "web", "", TCP)
-        assert live.put(key, plan(key)) == (False, set())
+        assert live.put(key, plan(key)) == (False, frozenset())
         assert not live
 
     def test_an_address_that_moves_between_two_services_at_once(self) -> None:

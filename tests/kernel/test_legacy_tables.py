@@ -47,4 +47,4 @@ def test_the_size_follows_the_rules(shell: Callable[..., str], family: Family, t
 
 def test_the_families_have_tables_of_their_own(shell: Callable[..., str]) -> None:
     shell("iptables-legacy -t mangle -L")
-    assert (loaded(Family.IPV4), loaded(Family.IPV6)) == ({"mangle"}, frozenset())
+    assert (loaded(Family.IPV4), loaded(Family.IPV6)) == (frozenset({"mangle"}), frozenset())
