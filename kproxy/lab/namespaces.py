@@ -22,7 +22,7 @@ from kproxy.errors import CommandError, KernelError
 __all__ = ["Namespace", "unavailable"]
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
-THREADS = 4
+THREADS = 8
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -1,0 +1,25 @@
+"""A proxy at work on each backend of iptables, with its periodic sync an hour away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kproxy.lab.namespaces import unavailable
+from kproxy.lab.scenarios import SCENARIOS
+from kproxy.lab.trials import Trial, trial
+
+ALIVE = [s for s in SCENARIOS if s.name in ("cluster-ip", "node-port-local", "source-ranges", "no-endpoints")]
+LONG = ["--iptables-sync-period", "1h", "--iptables-min-sync-period", "50ms"]
+
+
+@pytest.fixture(scope="module", params=["nft", "legacy"])
+def healing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    backend = request.param
+    reason = unavailable((f"iptables-{backend}-restore", f"ip6tables-{backend}-restore"))
+    if reason:
+        pytest.skip(reason)
+    with trial(tmp_path_factory.mktemp(backend), backend, LONG, ALIVE) as under_way:
+        yield under_way
+        assert under_way.proxy.running(), under_way.proxy.tail()
