@@ -117,14 +117,15 @@ class WatchedTables:
         """As Tables.save."""
         return self._tables.save()
 
-    def restore(self, text: str) -> None:
+    def restore(self, text: bytes | str) -> None:
         """As Tables.restore."""
         done = False
         try:
             self._tables.restore(text)
             done = True
         finally:
-            self._drift.restored(text.count("\nCOMMIT\n"), done)
+            tables = text.count(b"\nCOMMIT\n") if isinstance(text, bytes) else text.count("\nCOMMIT\n")
+            self._drift.restored(tables, done)
 
 
 class LegacyDrift:

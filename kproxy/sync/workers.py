@@ -87,6 +87,9 @@ class Worker:
             report.outcome = self._programmer.apply(page.plans, self._keys(work))
         except KernelError as error:
             report.error = error
+        except Exception as error:  # a bug must not end what still works: it is a failed sync like any other
+            _log.error("Unexpected error in a sync", error, family=self.family)
+            report.error = KernelError(f"unexpected {type(error).__name__}: {error}")
         report.seconds = time.monotonic() - start
         self._settle(report)
         return report
