@@ -69,7 +69,7 @@ class Proxy:
     def await_ready(self, ready: Callable[[], bool], seconds: float = 30) -> None:
         """Wait until READY holds; raises KernelError with the end of its log when it ends first or takes too long."""
         if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
-            raise KernelError(f"kproxy run did not come up: {self.tail()}")
+            raise KernelError(f"kproxy run did not come up: {self.tail(300)}")
 
     def tail(self, size: int = 2000) -> str:
         """The end of its log."""
