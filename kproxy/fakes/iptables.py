@@ -86,8 +86,9 @@ class FakeTables:
         held = self._tables.setdefault(table, _new_table(table))
         held.chains = {c: [] for c in held.chains if keep_chains or c in held.policies}
 
-    def restore(self, text: str) -> None:
+    def restore(self, text: bytes | str) -> None:
         """As Tables.restore."""
+        text = text.decode(errors="surrogateescape") if isinstance(text, bytes) else text
         self.restores.append(text)
         if len(self.restores) in self.fail_at:
             raise CommandError([self._command], 4, "Another app is currently holding the xtables lock.")

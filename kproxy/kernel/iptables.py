@@ -44,7 +44,7 @@ class Tables(Protocol):
     def save(self) -> str:
         """All tables that exist, as iptables-save prints them. Raises KernelError."""
 
-    def restore(self, text: str) -> None:
+    def restore(self, text: bytes | str) -> None:
         """Apply TEXT as iptables-restore --noflush does: every table up to its COMMIT at once or not at all, those
         before it stay. Raises RestoreError for a rule that was refused, KernelError when nothing can be had."""
 
@@ -95,12 +95,13 @@ class HostTables:
             raise KernelError(f"table {hidden[1]} holds nft rules that iptables cannot read; remove them with nft")
         return text
 
-    def restore(self, text: str) -> None:
+    def restore(self, text: bytes | str) -> None:
         """As Tables.restore."""
         argv = [self._command.name(self._family, "restore"), "--noflush", *self._lock_options()]
-        done = self._runner.run(argv, text.encode(errors="surrogateescape"), timeout=TIMEOUT)
+        data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
+        done = self._runner.run(argv, data, timeout=TIMEOUT)
         if not done.ok:
-            raise _refusal(argv, done, text)
+            raise _refusal(argv, done, data.decode(errors="surrogateescape"))
 
     def _lock_options(self) -> list[str]:
         if self.backend is Backend.NFT:  # the kernel's transactions need no lock

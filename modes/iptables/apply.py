@@ -17,7 +17,7 @@ from typing import Protocol
 
 from kproxy import logs
 from kproxy.errors import RestoreError
-from kproxy.kernel.iptables import Backend, Tables
+from kproxy.kernel.iptables import Tables
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Frontend, Outcome
 from kproxy.modes.iptables.cleanup import clean
@@ -25,15 +25,14 @@ from kproxy.modes.iptables.delta import Change, delta
 from kproxy.modes.iptables.fragments import Fragment
 from kproxy.modes.iptables.reconcile import Reconciliation
 from kproxy.modes.iptables.render import Settings, render_base, render_port
-from kproxy.modes.iptables.restores import NODE, Limits, Owner
+from kproxy.modes.iptables.restores import NODE, Owner
 from kproxy.modes.iptables.saved import Saved
-from kproxy.modes.iptables.writing import Writer
+from kproxy.modes.iptables.writing import LIMITS, Writer
 
 __all__ = ["Drift", "IptablesProgrammer", "NoDrift"]
 
 _log = logs.get("iptables")
 
-LIMITS = {Backend.NFT: Limits(100, 600), Backend.LEGACY: Limits(10_000, 60_000)}
 NOTHING = Fragment()
 # Even where the kernel tells of every change, it is read this often (seconds): what is believed must not rest on one
 # source for ever.
@@ -91,6 +90,7 @@ class IptablesProgrammer:
         self._clock = clock
         self._held: dict[PortKey, ServicePlan] = {}
         self._refused: dict[PortKey, tuple[ServicePlan, str]] = {}
+        self._abandoned: dict[Frontend, None] = {}
         self._totals: Counter[str] = Counter()
         self._trusted = False
         self._read_at: float | None = None
@@ -117,14 +117,14 @@ class IptablesProgrammer:
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
         """As Programmer.apply."""
         outcome = Outcome()
-        full = touched is None
-        known = self._trusted and not (full and self._drift.changed())
+        full, believed = touched is None, self._trusted
+        known = believed and not (full and self._drift.changed())
         if known and self._change(wanted, touched, outcome) and not (full and self._reading_is_due()):
             return self._done(outcome)
-        checked = self._read_at is not None
         before = outcome.transactions
         self._check(wanted, outcome)
-        outcome.repaired = full and checked and outcome.transactions > before
+        # A refused port writes and takes back every time.
+        outcome.repaired = full and believed and not self._refused and outcome.transactions > before
         return self._done(outcome)
 
     # ---------------------------------------------------------------- by difference
@@ -146,7 +146,7 @@ class IptablesProgrammer:
         changes = self._changes(differing, wanted, totals)
         whole = lambda table, chain: self._whole(table, chain, wanted)  # noqa: E731
         try:
-            Writer(self._tables, outcome, isolate=False).run(delta(changes, self._limits, whole))
+            Writer(self._tables, outcome, isolate=False).run(delta(changes, self._limit, whole))
         except RestoreError as error:
             _log.warning("A change was refused; comparing everything", family=self.family.value, why=str(error))
             return False
@@ -175,11 +175,10 @@ class IptablesProgrammer:
         rules: list[tuple[Owner, str]] = [
             (key, rule.rule)
             for key, plan in wanted.items()
-            if key not in self._refused
-            for rule in self._fragment(plan).shared
+            for rule in self._fragment(self._held.get(key) if key in self._refused else plan).shared
             if (rule.table, rule.chain) == (table, chain)
         ]
-        return [*rules, *((NODE, rule) for rule in self._base.shared[table, chain])]
+        return [*rules, *((NODE, rule) for rule in self._base.shared.get((table, chain), ()))]
 
     # ---------------------------------------------------------------- by comparison with the kernel
 
@@ -201,15 +200,16 @@ class IptablesProgrammer:
 
     def _compare(self, target: Mapping[PortKey, ServicePlan], outcome: Outcome) -> dict[PortKey, str]:
         self._drift.reading()
-        comparison = Reconciliation(Saved(self._tables.save()), self._base, self.family, self._limits)
+        comparison = Reconciliation(Saved(self._tables.save()), self._base, self.family, self._limit)
         writer = Writer(self._tables, outcome, isolate=True)
         try:
             writer.run(comparison.restores((key, self._fragment(plan)) for key, plan in target.items()))
         finally:
             self._drift.wrote()
+            # Kept until an apply succeeds: what is gone from the kernel is not found a second time.
+            self._abandoned.update(dict.fromkeys(comparison.abandoned))
         self._read_at = self._clock()
         self._totals = comparison.totals
-        outcome.abandoned = _union(outcome.abandoned, comparison.abandoned)
         for why in writer.refused.values():
             _log.warning("Refused by the kernel", family=self.family.value, why=why)
         return writer.refused_ports
@@ -217,7 +217,7 @@ class IptablesProgrammer:
     # ---------------------------------------------------------------- small things
 
     @property
-    def _limits(self) -> Limits:
+    def _limit(self) -> int:
         return LIMITS[self._tables.backend]
 
     def _fragment(self, plan: ServicePlan | None) -> Fragment:
@@ -231,6 +231,7 @@ class IptablesProgrammer:
     def _done(self, outcome: Outcome) -> Outcome:
         if outcome.transactions:
             self._drift.wrote()
+        outcome.abandoned, self._abandoned = tuple(self._abandoned), {}
         outcome.rejected = {key: why for key, (_, why) in self._refused.items()}
         outcome.rules_total = dict(self._totals)
         return outcome
@@ -247,7 +248,3 @@ def _replace(target: dict[PortKey, ServicePlan], key: PortKey, plan: ServicePlan
         target.pop(key, None)
     else:
         target[key] = plan
-
-
-def _union(first: tuple[Frontend, ...], second: tuple[Frontend, ...]) -> tuple[Frontend, ...]:
-    return tuple(dict.fromkeys((*first, *second)))

@@ -17,7 +17,7 @@ from kproxy.modes.iptables.reconcile import PORT_CHAINS
 from kproxy.modes.iptables.render import GUARD
 from kproxy.modes.iptables.restores import Chore, Part, Restore, Section
 from kproxy.modes.iptables.saved import Saved
-from kproxy.modes.iptables.writing import Writer
+from kproxy.modes.iptables.writing import LIMITS, Writer
 
 __all__ = ["clean", "removals"]
 
@@ -45,18 +45,17 @@ NODE_CHAINS = frozenset(
         "KUBE-NODEPORT-NON-LOCAL",
     }
 )
-CHAINS_PER_RESTORE = 600  # nf_tables' parser takes the square of this
 
 
 def clean(tables: Tables) -> Outcome:
     """Remove it all; nothing is written where there is nothing. What the kernel will not let go of (a chain that
     somebody else's rule leads to) stays and the rest goes. Raises KernelError."""
     outcome = Outcome()
-    Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save())))
+    Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save()), LIMITS[tables.backend]))
     return outcome
 
 
-def removals(saved: Saved) -> Iterator[Restore]:
+def removals(saved: Saved, limit: int) -> Iterator[Restore]:
     """The restores that take everything away: the jumps first, so that packets stop coming."""
     for table in saved.tables:
         chains = [chain for chain in saved.chains(table) if chain in NODE_CHAINS or chain.startswith(PORT_CHAINS)]
@@ -65,8 +64,8 @@ def removals(saved: Saved) -> Iterator[Restore]:
         if unlinks:
             yield Restore((Section(table, tuple(unlinks)),))
         chains = sorted(going, key=_leads_first)
-        for start in range(0, len(chains), CHAINS_PER_RESTORE):
-            some = chains[start : start + CHAINS_PER_RESTORE]
+        for start in range(0, len(chains), limit):
+            some = chains[start : start + limit]
             yield Restore((Section(table, tuple(Part(Chore(f"chain {c}"), delete=(c,)) for c in some)),))
 
 

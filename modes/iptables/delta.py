@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kproxy.model.plans import PortKey
 from kproxy.modes.iptables.fragments import Fragment
-from kproxy.modes.iptables.restores import Batches, Limits, Links, Owner, Part, Restore
+from kproxy.modes.iptables.restores import Batches, Links, Owner, Part, Restore
 
 __all__ = ["REWRITE_ABOVE", "Change", "Whole", "delta", "fill", "rewrite_long"]
 
@@ -29,12 +29,12 @@ class Change(NamedTuple):
 Whole = Callable[[str, str], list[tuple[Owner, str]]]
 
 
-def delta(changes: Iterable[Change], limits: Limits, whole: Whole) -> Iterator[Restore]:
+def delta(changes: Iterable[Change], limit: int, whole: Whole) -> Iterator[Restore]:
     """The restores that lead from all `old` to all `new`; nothing when they are equal.
 
     Only chains that differ are written. A restore is complete in itself: whatever it makes reachable is there.
     """
-    batches, links = Batches(limits), Links()
+    batches, links = Batches(limit), Links()
     gone: list[tuple[PortKey, list[str]]] = []
     claimed: set[str] = set()
     for key, old, new in changes:

@@ -19,7 +19,7 @@ from kproxy.modes.iptables.canonical import Rule, canonical
 from kproxy.modes.iptables.delta import fill, rewrite_long
 from kproxy.modes.iptables.fragments import Base, Fragment
 from kproxy.modes.iptables.frontends import frontend
-from kproxy.modes.iptables.restores import NODE, Batches, Chore, Limits, Links, Owner, Part, Restore
+from kproxy.modes.iptables.restores import NODE, Batches, Chore, Links, Owner, Part, Restore
 from kproxy.modes.iptables.saved import Saved, as_saved, same_rules
 
 __all__ = ["PORT_CHAINS", "Reconciliation"]
@@ -40,13 +40,13 @@ class Reconciliation:
     will no more.
     """
 
-    def __init__(self, saved: Saved, base: Base, family: Family, limits: Limits) -> None:
+    def __init__(self, saved: Saved, base: Base, family: Family, limit: int) -> None:
         self.totals: Counter[str] = Counter()
         self.abandoned: tuple[Frontend, ...] = ()
         self._saved = saved
         self._base = base
         self._family = family
-        self._limits = limits
+        self._limit = limit
         self._claimed: set[str] = set()
         self._expected: dict[tuple[str, str], list[tuple[PortKey, str]]] = {where: [] for where in base.shared}
 
@@ -58,7 +58,7 @@ class Reconciliation:
         for rules in (self._base.owned, self._base.shared, self._base.joint, self._base.jumps):
             for (table, _), lines in rules.items():
                 self.totals[table] += len(lines)
-        batches = Batches(self._limits)
+        batches = Batches(self._limit)
         for key, fragment in ports:
             yield from self._port(batches, key, fragment)
         links = self._links(bodies)
@@ -112,7 +112,7 @@ class Reconciliation:
         return [pair for pairs in by_meaning.values() for pair in pairs], unknown
 
     def _whole(self, table: str, chain: str) -> list[tuple[Owner, str]]:
-        tail = self._base.shared[table, chain]
+        tail = self._base.shared.get((table, chain), ())
         return [*self._expected[table, chain], *((NODE, rule) for rule in tail)]
 
     def _stale_chains(self) -> Iterator[Part]:

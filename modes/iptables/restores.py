@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import NamedTuple
 
 from kproxy.model.plans import PortKey
 
-__all__ = ["NODE", "Batches", "Chore", "Limits", "Links", "Owner", "Part", "Place", "Restore", "Section"]
+__all__ = ["NODE", "Batches", "Chore", "Links", "Owner", "Part", "Place", "Restore", "Section"]
 
 
 class Chore(NamedTuple):
@@ -92,6 +93,15 @@ class Restore:
     def text(self) -> str:
         return "".join(f"{line}\n" for section in self.sections for _, line in section.lines())
 
+    def encoded(self) -> bytes:
+        """The text as a command takes it. Built without the text as one string: it may be 25 MB."""
+        whole = BytesIO()
+        for section in self.sections:
+            for _, line in section.lines():
+                whole.write(line.encode(errors="surrogateescape"))
+                whole.write(b"\n")
+        return whole.getvalue()
+
     def at(self, number: int) -> Place:
         """What stands on the 1-based line NUMBER of the text; the last line when there are fewer."""
         place = Place(0, None, "")
@@ -142,17 +152,6 @@ def _of(table: str, rules: dict[tuple[str, str], list[tuple[Owner, str]]]) -> It
     return ((chain, owner, rule) for (of, chain), lines in rules.items() if of == table for owner, rule in lines)
 
 
-class Limits(NamedTuple):
-    """How much goes into one restore.
-
-    nf_tables' parser looks every chain up in a list, so its restores grow with the square of the chains in them; legacy
-    copies the whole table out of the kernel and back for every restore, however small.
-    """
-
-    ports: int
-    chains: int
-
-
 class Batches:
     """Cuts the work into restores: Service by Service the chains, then the rules that lead to them, then what goes.
 
@@ -160,21 +159,24 @@ class Batches:
     every transaction walks all rules that can be reached, so that linking early would make each later one dearer.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limit: int) -> None:
+        """limit: chains in one restore."""
+        self._limit = limit
         self._pending: list[Part] = []
+        self._size = 0
         self._cut = False
 
     def fill(self, part: Part) -> Iterator[Restore]:
         """Add one port's chains."""
         self._pending.append(part)
-        if len(self._pending) > self._limits.ports:
+        self._size += len(part.declare)
+        if self._size > self._limit:
             yield self._flush()
 
     def finish(self, links: Links, deletions: Iterable[Part]) -> Iterator[Restore]:
         """The rest: what is pending, the links, and the deletions, which must not be led to any more by then."""
         gone = list(deletions)
-        if self._cut or sum(len(part.delete) for part in gone) > self._limits.chains:
+        if self._cut or self._size + sum(len(part.delete) for part in gone) > self._limit:
             if self._pending:
                 yield self._flush()
             yield from _restore(links, [], [])
@@ -184,7 +186,7 @@ class Batches:
 
     def _flush(self) -> Restore:
         self._cut = True
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._size = self._pending, [], 0
         return Restore((Section("nat", tuple(pending)),))
 
     def _delete(self, gone: Iterable[Part]) -> Iterator[Restore]:
@@ -193,7 +195,7 @@ class Batches:
         for part in gone:
             batch.append(part)
             size += len(part.delete)
-            if size >= self._limits.chains:
+            if size >= self._limit:
                 yield Restore((Section("nat", tuple(batch)),))
                 batch, size = [], 0
         if batch:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kproxy.errors import KernelError, RestoreError, one_line
-from kproxy.kernel.iptables import Tables
+from kproxy.kernel.iptables import Backend, Tables
 from kproxy.model.plans import PortKey
 from kproxy.modes.base import Outcome
 from kproxy.modes.iptables.restores import Chore, Owner, Restore, Section
 
-__all__ = ["Writer"]
+__all__ = ["LIMITS", "Writer"]
+
+# Chains that go into one restore. nf_tables' parser looks each of them up in a list, so that a restore costs the square
+# of them; legacy copies the whole table out of the kernel and back for every restore, however small.
+LIMITS = {Backend.NFT: 600, Backend.LEGACY: 60_000}
 
 
 class Writer:
@@ -41,7 +45,7 @@ class Writer:
 
     def _send(self, restore: Restore) -> None:
         while (restore := restore.without(self.refused)).sections:
-            text = restore.text()
+            text = restore.encoded()
             try:
                 self._tables.restore(text)
             except RestoreError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kproxy.errors import KernelError
 from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend, HostTables
 from kproxy.model.plans import Family, Protocol
@@ -80,9 +81,25 @@ def test_what_kube_proxy_had_for_services_that_are_gone_goes(taken_over: Callabl
     assert outcome.abandoned == (Frontend("10.96.10.2", 53, Protocol.UDP),)
 
 
+def test_what_went_in_a_check_that_failed_is_told_by_the_next(taken_over: Callable[..., Any]) -> None:
+    """Stale flows to it must go, and it is not in the kernel any more to be found."""
+    text, settings, plans = taken_over(Family.IPV4)
+    tables = FakeTables()
+    tables.restore(text)
+    tables.restore("".join(f"*nat\n:KUBE-SEP-{n:016} - [0:0]\nCOMMIT\n" for n in range(700)))
+    tables.fail_at = {4}
+    programmer = IptablesProgrammer(settings, tables)
+    kept = {key: plan for key, plan in plans.items() if key.name == "empty"}
+    with pytest.raises(KernelError):
+        programmer.apply(kept, None)
+    assert "default/dns:u cluster IP" not in tables.save()
+    assert programmer.apply(kept, None).abandoned == (Frontend("10.96.10.2", 53, Protocol.UDP),)
+    assert programmer.apply(kept, None).abandoned == ()
+
+
 @pytest.mark.parametrize("backend", Backend)
 def test_what_others_wrote_stays(taken_over: Callable[..., Any], backend: Backend) -> None:
-    text, settings, plans = taken_over(Family.IPV4)
+    _, settings, plans = taken_over(Family.IPV4)
     others = (
         "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n"
         "*nat\n:KUBE-MARK-DROP - [0:0]\n:CNI-1 - [0:0]\n-A POSTROUTING -s 10.244.1.0/24 -j CNI-1\n"
