@@ -61,7 +61,10 @@ class Schedule:
         if work is not Work.EVERYTHING and not left:
             return
         self._refusals = self._refusals + 1 if left else 0
-        self._check_at = now + (min(self._period, _backoff(self._refusals)) if left else self._period)
+        check_at = now + (min(self._period, _backoff(self._refusals)) if left else self._period)
+        if work is not Work.EVERYTHING and self._check_at is not None:
+            check_at = min(check_at, self._check_at)  # a stream of changes must not put the check off for ever
+        self._check_at = check_at
 
     def failed(self, now: float) -> None:
         """A sync ended badly; what the kernel holds is unknown, so the next one is a check of everything."""
