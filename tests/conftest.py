@@ -11,7 +11,7 @@ from hypothesis import settings
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # Folders whose every test needs root: network namespaces, iptables, netlink.
-ROOT_FOLDERS = frozenset({"demo", "heal", "lab", "restart", "traffic"})
+ROOT_FOLDERS = frozenset({"cleanup", "demo", "faults", "heal", "lab", "restart", "takeover", "traffic"})
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)

@@ -1,4 +1,4 @@
-"""The proxy under observation: a real `kproxy run` process on a node of the lab, fed from a folder of manifests."""
+"""The proxy under observation: a real `kproxy run` process on a node of the lab, and a folder of manifests for it."""
 
 from __future__ import annotations
 
@@ -38,14 +38,18 @@ class Manifests:
 
 
 class Proxy:
-    """`kproxy run` in a namespace, as node1. Its log goes to LOG."""
+    """`kproxy run` in a namespace, as node1.
 
-    def __init__(self, space: Namespace, manifests: Path, log: Path, arguments: Sequence[str] = ()) -> None:
+    manifests: the folder that it follows; None when ARGUMENTS say how to reach an API server. log: where its log goes.
+    """
+
+    def __init__(self, space: Namespace, manifests: Path | None, log: Path, arguments: Sequence[str] = ()) -> None:
         self.space, self.log = space, log
         # Not the host's lock of iptables, which all namespaces share.
         self.environment = {"XTABLES_LOCKFILE": str(log.with_suffix(".lock"))}
         self._argv = [
-            *(sys.executable, "-m", "kproxy", "run", "--manifests", str(manifests)),
+            *(sys.executable, "-m", "kproxy", "run"),
+            *(("--manifests", str(manifests)) if manifests else ()),
             *("--hostname-override", "node1", "--cluster-cidr", CLUSTER_CIDRS),
             *arguments,
         ]
