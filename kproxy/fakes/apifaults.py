@@ -5,7 +5,19 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-__all__ = ["Cut", "CutBody", "EndAtOnce", "ErrorEvent", "Fault", "Faults", "Forget", "Garbled", "Hang", "Refuse", "Silent"]
+__all__ = [
+    "Cut",
+    "CutBody",
+    "EndAtOnce",
+    "ErrorEvent",
+    "Fault",
+    "Faults",
+    "Forget",
+    "Garbled",
+    "Hang",
+    "Refuse",
+    "Silent",
+]
 
 
 @dataclass(frozen=True, slots=True)

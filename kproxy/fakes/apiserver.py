@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import socket
 import ssl
 import tempfile
 import threading
@@ -84,6 +85,7 @@ class ApiServer:
         self._authority: Any = None
         self._thread = threading.Thread(target=self._run_loop, name="api-stand-in", daemon=True)
         self._runner: web.AppRunner | None = None
+        self._listener: socket.socket
 
     # ---- life
 
@@ -180,7 +182,7 @@ class ApiServer:
         try:
             self._loop.run_forever()
         finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(_wind_up())
             self._loop.close()
 
     def _make_certificates(self) -> None:
@@ -202,13 +204,17 @@ class ApiServer:
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._context, reuse_address=True)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self.port = self._listener.getsockname()[1]
+        await web.SockSite(self._runner, self._listener, ssl_context=self._context).start()
 
     async def _go_down(self) -> None:
         if self._runner is None:
             return
+        # asyncio loses a connection that it accepted and whose server is closed in the same round: so no more of them
+        # first, then a few rounds for those that it has.
+        self._loop.remove_reader(self._listener)
+        await asyncio.sleep(0.01)
         for site in list(self._runner.sites):
             await site.stop()
         self._abort_all()
@@ -216,10 +222,9 @@ class ApiServer:
         self._runner = None
 
     def _abort_all(self) -> None:
-        server = self._runner.server if self._runner else None
-        for connection in list(server.connections) if server else ():
-            if connection.transport is not None:
-                connection.transport.abort()
+        # Connections in the middle of their TLS handshake are known to the loop only; Python 3.11 tells nobody else.
+        for transport in list(getattr(self._loop, "_transports", {}).values()):
+            transport.abort()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         if request.path in ("/healthz", "/livez", "/readyz"):
@@ -235,7 +240,7 @@ class ApiServer:
             case Refuse(status, retry_after):
                 return _status(status, "told to refuse", retry_after)
             case Hang():
-                await asyncio.Event().wait()
+                await self._watches.never.wait()
         if not self._lets_in(request):
             return _status(401, "Unauthorized")
         if resource is None:
@@ -337,6 +342,15 @@ class ApiServer:
         if scheme.lower() == "bearer" and token in self.tokens:
             return True
         return bool(request.transport and request.transport.get_extra_info("peercert"))
+
+
+async def _wind_up() -> None:
+    """Let what still runs in this loop end, so that no socket is left open."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.01)  # aborted transports close their sockets in the loop's next rounds
 
 
 def _verb(request: web.Request, name: str) -> str:

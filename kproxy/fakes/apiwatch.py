@@ -32,6 +32,8 @@ class Watches:
     def __init__(self, loop: asyncio.AbstractEventLoop, bookmark_seconds: float) -> None:
         self._loop, self._bookmark_seconds = loop, bookmark_seconds
         self._open: set[_Watch] = set()
+        self.never = asyncio.Event()
+        """For whoever is to hang. Kept here, since a task whose event nobody else knows may be collected as garbage."""
 
     def wake(self, kind: str) -> None:
         """Objects of KIND changed."""
@@ -64,7 +66,7 @@ class Watches:
         response = await self.begin(request)
         match fault:
             case Silent():
-                await asyncio.Event().wait()
+                await self.never.wait()
             case EndAtOnce():
                 return response
             case ErrorEvent(code):

@@ -178,4 +178,12 @@ def _mapped(request: str) -> Iterator[None]:
         raise SourceError(f"{request}: {str(error).split(': ', 1)[-1]}") from error
     except (HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
         # AttributeError: http.client's, when another thread shut the socket under it.
-        raise SourceError(f"{request}: {str(error) or type(error).__name__}") from error
+        raise SourceError(f"{request}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What ERROR says, for people: urllib3 puts a text and its cause into a tuple."""
+    if len(error.args) == 2 and isinstance(error.args[0], str):
+        text, cause = error.args[0].rstrip("."), str(error.args[1])
+        return text if cause in text else f"{text}: {cause}"
+    return str(error) or type(error).__name__

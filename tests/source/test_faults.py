@@ -33,6 +33,10 @@ def _change(server: ApiServer) -> None:
     server.delete("Service", "default", "api")
 
 
+def _of_services(record: logging.LogRecord) -> bool:
+    return getattr(record, "kind", "") == "Service"
+
+
 @pytest.mark.parametrize("fault", [Refuse(500), Refuse(503), Refuse(403), Refuse(410), Refuse(504), Hang(), CutBody()])
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_list_that_fails_is_asked_for_again(server: ApiServer, follow: Follow, fault: Fault, times: int) -> None:
@@ -195,7 +199,8 @@ def test_an_outage_is_one_line_in_the_log_and_so_is_its_end(
     server.come_up()
     server.apply(service("new"))
     assert mirror.wait(lambda m: agrees(server, m))
-    lines = [r for r in caplog.records if getattr(r, "kind", "") == "Service"]
+    assert eventually(lambda: "works again" in "".join(r.getMessage() for r in caplog.records if _of_services(r)))
+    lines = [r for r in caplog.records if _of_services(r)]
     assert [r.levelname for r in lines] == ["WARNING", "INFO"]
     assert "Connection refused" in lines[0].getMessage()
     assert lines[1].getMessage() == "Service objects: works again"
@@ -211,7 +216,7 @@ def test_a_single_cut_of_a_watch_is_not_worth_a_line(
     _change(server)
     assert mirror.wait(lambda m: agrees(server, m))
     assert server.faults_left == 0
-    assert not [r for r in caplog.records if getattr(r, "kind", "") == "Service"]
+    assert not [r for r in caplog.records if _of_services(r)]
 
 
 def test_a_peer_that_vanished_is_noticed_by_its_socket(server: ApiServer, follow: Follow) -> None:
