@@ -85,6 +85,7 @@ class Loop:
         self._workers: Mapping[Family, Worker] = {worker.family: worker for worker in workers}
         self._surroundings = surroundings
         self._place: Place | None = None
+        self._waiting = True
         self._observer = observer
         self._afterwork = afterwork
         self._book = Book()
@@ -99,9 +100,8 @@ class Loop:
     def step(self, pool: ThreadPoolExecutor, timeout: float) -> None:
         """One turn: wait at most `timeout` for news, then do what is due."""
         self._absorb(self._inbox.take(timeout))
-        if not self._state.ready:
-            return
-        place = self._surroundings.place(self._state)
+        place = self._surroundings.place(self._state) if self._state.ready else None
+        self._waiting = place is None
         if place is None:
             return
         changed = self._surroundings.changed() or place != self._place
@@ -117,20 +117,21 @@ class Loop:
             self._sync(pool, due)
 
     def _timeout(self) -> float:
+        if self._waiting:  # whatever is due cannot be done before there is news
+            return POLL_SECONDS
         now = time.monotonic()
         soonest = min((worker.schedule.next(now) for worker in self._workers.values()), default=now + POLL_SECONDS)
-        ready = self._state.ready
-        return max(0.0, min(POLL_SECONDS, soonest - now)) if ready else POLL_SECONDS
+        return max(0.0, min(POLL_SECONDS, soonest - now))
 
     def _absorb(self, events: Collection[Event]) -> None:
-        before = self._state.pending
+        before = (self._state.pending, self._state.all_dirty)
         problems = [problem for event in events for problem in self._state.apply(event)]
         if problems:
             self._observer.problems(problems)
         if self._state.node != self._node:
             self._node = self._state.node
             self._observer.node(self._node)
-        if self._state.pending != before or self._state.all_dirty:
+        if (self._state.pending, self._state.all_dirty) != before:
             for worker in self._workers.values():
                 worker.schedule.changed()
             if self._state.ready:

@@ -41,9 +41,9 @@ class Schedule:
         return self._failures
 
     @property
-    def begun(self) -> bool:
-        """A first sync was tried."""
-        return self._last is not None
+    def suspected(self) -> bool:
+        """The next sync will check everything anyway."""
+        return self._suspicious
 
     def changed(self) -> None:
         """There is something to write."""

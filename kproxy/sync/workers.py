@@ -66,8 +66,8 @@ class Worker:
             self._triggers.extend(triggers)
 
     def drifted(self) -> bool:
-        """Whether somebody else changed the kernel since the last sync; then everything is checked soon."""
-        if not self.schedule.begun:
+        """Whether it is news that somebody else changed the kernel since the last sync; all is checked soon then."""
+        if self.schedule.suspected:
             return False
         try:
             if not self._programmer.drifted():
