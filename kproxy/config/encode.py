@@ -24,7 +24,8 @@ def to_values(config: KubeProxyConfiguration) -> dict[str, Any]:
 
 def to_yaml(config: KubeProxyConfiguration) -> str:
     """CONFIG as a file that `--config` reads back to an equal configuration."""
-    return yaml.safe_dump(to_values(config), default_flow_style=False, allow_unicode=True)
+    # All but ASCII is escaped: PyYAML writes some line separators (U+0085) in a way that it does not read back itself.
+    return yaml.safe_dump(to_values(config), default_flow_style=False, allow_unicode=False)
 
 
 def _struct(value: msgspec.Struct) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kproxy.config import defaults, encode, files, validate
@@ -155,6 +155,7 @@ def test_a_written_file_reads_back_equal(tmp_path: Path, mode: ProxyMode) -> Non
         },
     )
 )
+@example(values={"featureGates": {"\x85": False}})
 def test_any_valid_configuration_survives_being_written(values: dict[str, Any]) -> None:
     config = files.from_text(json.dumps(HEADER | values))
     assert files.from_text(encode.to_yaml(config)) == config

@@ -54,8 +54,7 @@ def wheel(request: pytest.FixtureRequest, tree: Path, sdist: Path, tmp_path_fact
     if request.param == "tree":
         return build("wheel", tree, tmp_path_factory.mktemp("wheel"))
     unpacked = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(unpacked, filter="data")
+    subprocess.run(["tar", "-xzf", str(sdist), "-C", str(unpacked)], check=True, timeout=60)
     (source,) = unpacked.iterdir()
     return build("wheel", source, tmp_path_factory.mktemp("wheel"))
 
