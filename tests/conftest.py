@@ -10,8 +10,10 @@ from hypothesis import settings
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
-# Folders whose every test needs root: network namespaces, iptables, netlink.
-ROOT_FOLDERS = frozenset({"cleanup", "demo", "faults", "heal", "lab", "restart", "takeover", "traffic"})
+# What needs root (network namespaces, iptables, netlink): whole folders, files and what these fixtures give.
+ROOT_FOLDERS = frozenset({"demo", "faults", "heal", "lab", "restart", "traffic"})
+ROOT_FILES = frozenset({"test_host_tables.py", "test_real_kernel.py"})
+ROOT_FIXTURES = frozenset({"namespaces", "netns", "real"})
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
@@ -19,9 +21,14 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if IN_CI else "dev"))
 
 
+def needs_root(item: pytest.Item) -> bool:
+    fixtures = ROOT_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    return item.path.parent.name in ROOT_FOLDERS or item.path.name in ROOT_FILES or bool(fixtures)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.parent.name in ROOT_FOLDERS:
+        if needs_root(item):
             item.add_marker(pytest.mark.root)
 
 
