@@ -209,11 +209,12 @@ def following(site: Site) -> Site:
     """The same, with the proxy at work, all rules right, and no trouble left over."""
     site.server.clear_faults()
     site.server.gone_as = "event"
-    for scenario in (STEADY, MOVING, GOING):
-        site.put(scenario)
-    if COMING.name in site.held:
-        site.remove(COMING)
     if not site.proxy.running():
         site.start()
+    # Two changes of both kinds: the second comes by a watch, so that the proxy has forgotten how often it had to wait.
+    for scenario in (STEADY, MOVING, GOING, COMING):
+        site.put(scenario)
+    assert site.comes_right() == [], site.proxy.tail()
+    site.remove(COMING)
     assert site.comes_right() == [], site.proxy.tail()
     return site
