@@ -69,7 +69,8 @@ def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> Ser
 
 
 def _lingering(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    return tuple(c.endpoint for c in found if (c.address.ready or c.address.serving) and c.endpoint not in reachable)
+    taken = frozenset(reachable)
+    return tuple(c.endpoint for c in found if (c.address.ready or c.address.serving) and c.endpoint not in taken)
 
 
 def _ready_here(found: Iterable[Candidate]) -> tuple[str, ...]:

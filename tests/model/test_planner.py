@@ -203,6 +203,31 @@ def test_ready_here_is_empty_without_a_health_check_node_port() -> None:
     assert balanced(endpoint("10.244.0.1"), externalTrafficPolicy="Cluster").ready_here == ()
 
 
+@pytest.mark.parametrize(
+    ("protocol", "endpoints", "lingering"),
+    [
+        pytest.param(
+            "UDP", [endpoint("10.244.0.1"), endpoint("10.244.0.2", conditions="draining")], ["2"], id="drains"
+        ),
+        pytest.param("UDP", [endpoint("10.244.0.1"), endpoint("10.244.0.2", conditions="dead")], [], id="dead"),
+        pytest.param("UDP", [endpoint("10.244.0.2", conditions="draining")], [], id="drains, but is the only one"),
+        pytest.param(
+            "SCTP",
+            [endpoint("10.244.0.1", zones=["zone-a"]), endpoint("10.244.0.2", zones=["zone-b"])],
+            ["2"],
+            id="hints lead elsewhere",
+        ),
+        pytest.param("TCP", [endpoint("10.244.0.1"), endpoint("10.244.0.2", conditions="draining")], [], id="TCP"),
+    ],
+)
+def test_endpoints_that_serve_without_getting_new_flows_linger(
+    protocol: str, endpoints: list[dict[str, Any]], lingering: list[str]
+) -> None:
+    port = {"name": "http", "port": 80, "protocol": protocol}
+    made = plan(service(ports=[port]), slice_("web-1", endpoints, ports=[port]))
+    assert [e.ip.rpartition(".")[2] for e in made.lingering] == lingering
+
+
 def test_endpoint_count_counts_the_unusable_too() -> None:
     states = ["ready", "dead", "draining", None]
     made = plan(service(), slice_("web-1", [endpoint(f"10.244.0.{i}", conditions=s) for i, s in enumerate(states)]))

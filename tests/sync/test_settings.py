@@ -1,0 +1,237 @@
+"""From configuration, Node and host to what plans and rules depend on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.config.files import from_text
+from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.nodes import NodeView
+from kproxy.model.objects import Kind
+from kproxy.model.planner import Place
+from kproxy.model.plans import Family
+from kproxy.modes.iptables.render import Settings
+from kproxy.sync.preview import Preview, load
+from kproxy.sync.settings import (
+    LARGE_CLUSTER_ENDPOINTS,
+    Host,
+    addresses_for_node_ports,
+    detect_local,
+    families,
+    iptables_settings,
+    node_ips,
+    place,
+    waits_for_pod_cidr,
+)
+from tests.model.builders import NODE, endpoint, service, slice_
+
+V4, V6 = Family.IPV4, Family.IPV6
+NOTHING = DetectLocal()
+
+
+def config(**fields: Any) -> KubeProxyConfiguration:
+    raw = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration", **fields}
+    return from_text(json.dumps(raw))
+
+
+def by_cidr(text: str) -> DetectLocal:
+    return DetectLocal(DetectLocalBy.CIDR, text)
+
+
+def by_interface(text: str) -> DetectLocal:
+    return DetectLocal(DetectLocalBy.INTERFACE, text)
+
+
+# ---------------------------------------------------------------- what counts as local
+
+PODS = NodeView(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "node", "v4", "v6"),
+    [
+        pytest.param({}, PODS, NOTHING, NOTHING, id="cluster CIDR not given"),
+        pytest.param(
+            {"clusterCIDR": "10.244.0.0/16"}, None, by_cidr("10.244.0.0/16"), NOTHING, id="cluster CIDR, IPv4"
+        ),
+        pytest.param(
+            {"clusterCIDR": "fd00:244::/32,10.244.0.0/16"},
+            None,
+            by_cidr("10.244.0.0/16"),
+            by_cidr("fd00:244::/32"),
+            id="cluster CIDR, both",
+        ),
+        pytest.param(
+            {"detectLocalMode": "NodeCIDR", "clusterCIDR": "10.0.0.0/8"},
+            PODS,
+            by_cidr("10.244.1.0/24"),
+            by_cidr("fd00:244:1::/64"),
+            id="node CIDR",
+        ),
+        pytest.param({"detectLocalMode": "NodeCIDR"}, None, NOTHING, NOTHING, id="node CIDR, no Node"),
+        pytest.param(
+            {"detectLocalMode": "NodeCIDR"},
+            NodeView(NODE, pod_cidrs=("fd00:244:1::/64",)),
+            NOTHING,
+            by_cidr("fd00:244:1::/64"),
+            id="node CIDR of one family",
+        ),
+        pytest.param(
+            {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterface": "cbr0"}},
+            PODS,
+            by_interface("cbr0"),
+            by_interface("cbr0"),
+            id="bridge",
+        ),
+        pytest.param(
+            {"detectLocalMode": "InterfaceNamePrefix", "detectLocal": {"interfaceNamePrefix": "veth"}},
+            PODS,
+            by_interface("veth+"),
+            by_interface("veth+"),
+            id="interface prefix",
+        ),
+    ],
+)
+def test_detect_local(fields: dict[str, Any], node: NodeView | None, v4: DetectLocal, v6: DetectLocal) -> None:
+    found = config(**fields)
+    assert [detect_local(found, family, node) for family in (V4, V6)] == [v4, v6]
+
+
+@pytest.mark.parametrize(
+    ("mode", "node", "waits"),
+    [
+        ("NodeCIDR", None, True),
+        ("NodeCIDR", NodeView(NODE), True),
+        ("NodeCIDR", PODS, False),
+        ("ClusterCIDR", None, False),
+    ],
+)
+def test_only_mode_node_cidr_waits_for_the_pod_cidr(mode: str, node: NodeView | None, waits: bool) -> None:
+    assert waits_for_pod_cidr(config(detectLocalMode=mode), node) is waits
+
+
+# ---------------------------------------------------------------- the node's own addresses
+
+
+@pytest.mark.parametrize(
+    ("bind", "node", "found", "expected"),
+    [
+        pytest.param("0.0.0.0", (), ["172.18.0.2", "fd00::2"], {"172.18.0.2", "fd00::2"}, id="the host's"),
+        pytest.param("0.0.0.0", ("172.18.0.3",), ["172.18.0.2"], {"172.18.0.3"}, id="the Node's come first"),
+        pytest.param(
+            "::", ("172.18.0.3",), ["172.18.0.2", "fd00::2"], {"172.18.0.3", "fd00::2"}, id="each family for itself"
+        ),
+        pytest.param("172.18.0.4", ("172.18.0.3", "fd00::3"), [], {"172.18.0.4", "fd00::3"}, id="bind address first"),
+        pytest.param("FD00::4", ("172.18.0.3",), ["fd00::2"], {"172.18.0.3", "fd00::4"}, id="IPv6 bind address"),
+        pytest.param("0.0.0.0", (), [], set(), id="nothing known"),
+    ],
+)
+def test_node_ips(bind: str, node: tuple[str, ...], found: list[str], expected: set[str]) -> None:
+    ips = node_ips(config(bindAddress=bind), NodeView(NODE, ips=node), found)
+    assert set(ips) == expected
+    assert len(ips) == len(expected)
+
+
+def test_node_ips_without_a_node() -> None:
+    assert node_ips(config(), None, ["172.18.0.2"]) == ("172.18.0.2",)
+
+
+@pytest.mark.parametrize(
+    ("node", "ips", "expected"),
+    [
+        (None, (), Place(NODE)),
+        (NodeView(NODE, "zone-a"), ("fd00::2", "172.18.0.2"), Place(NODE, "zone-a", "172.18.0.2", "fd00::2")),
+        (NodeView(NODE), ("172.18.0.2", "172.18.0.3"), Place(NODE, "", "172.18.0.2", "")),
+    ],
+)
+def test_place(node: NodeView | None, ips: tuple[str, ...], expected: Place) -> None:
+    assert place(NODE, node, Host(ips)) == expected
+
+
+# ---------------------------------------------------------------- node ports
+
+HOST = Host(("172.18.0.2", "fd00:18::2"), ("127.0.0.1", "172.18.0.2", "192.168.9.7", "fd00:18::2", "::1"))
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "v4", "v6"),
+    [
+        ([], NodePortAddresses(), NodePortAddresses()),
+        (
+            ["primary"],
+            NodePortAddresses(False, ("172.18.0.2",), False),
+            NodePortAddresses(False, ("fd00:18::2",), False),
+        ),
+        (["192.168.0.0/16"], NodePortAddresses(False, ("192.168.9.7",), False), NodePortAddresses()),
+        (
+            ["127.0.0.0/8", "::1/128"],
+            NodePortAddresses(False, ("127.0.0.1",), True),
+            NodePortAddresses(False, ("::1",), False),
+        ),
+    ],
+)
+def test_addresses_for_node_ports(cidrs: list[str], v4: NodePortAddresses, v6: NodePortAddresses) -> None:
+    found = config(nodePortAddresses=cidrs)
+    assert [addresses_for_node_ports(found, family, HOST) for family in (V4, V6)] == [v4, v6]
+
+
+# ---------------------------------------------------------------- iptables
+
+
+def settings(endpoints: int = 0, host: Host = HOST, family: Family = V4, **fields: Any) -> Settings:
+    return iptables_settings(config(**fields), family, None, host, endpoints)
+
+
+def test_settings_of_a_plain_configuration() -> None:
+    assert settings() == Settings(V4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "expected"),
+    [
+        ({"iptables": {"masqueradeBit": 0}}, "masquerade_mark", 1),
+        ({"iptables": {"masqueradeBit": 31}}, "masquerade_mark", 0x80000000),
+        ({"iptables": {"masqueradeAll": True}}, "masquerade_all", True),
+        ({"iptables": {"localhostNodePorts": False}}, "localhost_node_ports", False),
+        ({"conntrack": {"tcpBeLiberal": True}}, "tcp_be_liberal", True),
+        ({"clusterCIDR": "10.244.0.0/16"}, "detect_local", by_cidr("10.244.0.0/16")),
+        ({"nftables": {"masqueradeAll": True}}, "masquerade_all", False),
+    ],
+)
+def test_settings_follow_the_configuration(fields: dict[str, Any], field: str, expected: object) -> None:
+    assert getattr(settings(**fields), field) == expected
+
+
+def test_settings_follow_the_host() -> None:
+    able = settings(host=Host(nfacct=True, random_fully=False))
+    assert (able.nfacct, able.random_fully) == (True, False)
+
+
+@pytest.mark.parametrize(("endpoints", "comments"), [(0, True), (1000, True), (1001, False)])
+def test_comments_end_where_a_large_cluster_begins(endpoints: int, comments: bool) -> None:
+    assert LARGE_CLUSTER_ENDPOINTS == 1000
+    assert settings(endpoints).comments is comments
+
+
+@pytest.mark.parametrize("count", [1000, 1001])
+def test_a_large_cluster_is_rendered_without_comments_in_the_services_own_chains(count: int) -> None:
+    """All endpoints count, in all slices and usable or not; the chains that all Services share keep their comments."""
+    many = [endpoint(f"10.244.{i // 250}.{i % 250}", conditions="dead") for i in range(999)]
+    rest = [endpoint(f"10.245.0.{i}") for i in range(count - 999)]
+    slices = [slice_("web-1", many), slice_("web-2", rest)]
+    state, problems = load(NODE, {Kind.SERVICE: [service()], Kind.ENDPOINT_SLICE: slices})
+    assert problems == []
+    text = Preview(state, config(), HOST).iptables(V4)
+    own = [line for line in text.splitlines() if line.startswith("-A KUBE-SEP-") or " -> " in line]
+    assert len(own) == (count - 999) * (3 if count == 1000 else 2)
+    assert all(("--comment" in line) is (count == 1000) for line in own)
+    assert 'comment "default/web:http cluster IP"' in text
+
+
+def test_both_families_where_the_host_has_both() -> None:
+    assert families(True) == (V4, V6)
+    assert families(False) == (V4,)
