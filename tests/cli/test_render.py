@@ -301,6 +301,7 @@ def test_a_host_is_read_in_canonical_form() -> None:
     assert (host.node_ips, host.addresses) == (("10.0.0.1", "fd00::1"), ("fd00::1",))
 
 
+@pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace of its own needs root")
 def test_without_a_host_file_this_hosts_addresses_count(inputs: Files) -> None:
     inputs.write("config.json", {**HEADER, "nodePortAddresses": ["192.0.2.0/24"]})
