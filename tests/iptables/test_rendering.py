@@ -1,0 +1,307 @@
+"""Rules for single Service ports and for the node, where the kube-proxy cases have no example."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.plans import Endpoint, Family, ServicePlan
+from kproxy.modes.iptables import names
+from kproxy.modes.iptables.render import GUARD, Settings, render_base, render_port, text
+from tests.parity import compare
+
+V4, V6 = Family.IPV4, Family.IPV6
+PODS = DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16")
+CHAINS_OF_WEB = "CDGGSHYLG3RE2FKL"
+
+Plan = Callable[..., ServicePlan]
+
+
+def chain(plan: ServicePlan, kind: str, **settings: Any) -> list[str] | None:
+    """The rules of the port's chain KUBE-kind-…, None when it has none."""
+    found = dict(render_port(plan, Settings(plan.family, **settings)).chains)
+    rules = found.get(f"KUBE-{kind}-{CHAINS_OF_WEB}")
+    return None if rules is None else list(rules)
+
+
+def shared(plan: ServicePlan, name: str, **settings: Any) -> list[str]:
+    return [r.rule for r in render_port(plan, Settings(plan.family, **settings)).shared if r.chain == name]
+
+
+def base(table: str, name: str, **settings: Any) -> list[str]:
+    rules = render_base(Settings(**{"family": V4, **settings}))
+    return [rule for part in (rules.owned, rules.shared, rules.joint) for rule in part.get((table, name), ())]
+
+
+# ---------------------------------------------------------------- a node that kube-proxy programmed
+
+PRINTED_BY_SAVE_ONLY = re.compile(r" --reject-with \S+| --mask (?:255\.255\.255\.255|ffff:\S+) --rsource")
+
+
+@pytest.mark.parametrize("family", [V4, V6])
+def test_the_rules_are_those_that_kube_proxy_left(taken_over: Callable[..., Any], family: Family) -> None:
+    saved, settings, plans = taken_over(family)
+    ours = text(render_base(settings), ((key, render_port(plan, settings)) for key, plan in plans.items()))
+    theirs = "\n".join(line for line in saved.splitlines() if "KUBE-PROXY-CANARY" not in line)
+    assert settings.nfacct
+    assert compare.differences(compare.canonical(ours), compare.canonical(PRINTED_BY_SAVE_ONLY.sub("", theirs))) == []
+
+
+# ---------------------------------------------------------------- counters of the kernel
+
+
+@pytest.mark.parametrize(
+    ("settings", "counted"),
+    [
+        pytest.param({"nfacct": True}, True, id="counted"),
+        pytest.param({"nfacct": False}, False, id="no nfacct in the kernel"),
+        pytest.param({"nfacct": True, "localhost_node_ports": False}, False, id="no node ports on localhost"),
+        pytest.param(
+            {"nfacct": True, "node_port_addresses": NodePortAddresses(False, ("172.18.0.2",), False)},
+            False,
+            id="node ports on other addresses only",
+        ),
+    ],
+)
+def test_node_ports_on_localhost_are_counted(plan: Plan, settings: dict[str, Any], counted: bool) -> None:
+    rules = shared(plan(node_port=30080), names.NODE_PORTS, **settings)
+    plain = '-p tcp -m comment --comment "default/web:http" -m tcp --dport 30080'
+    jump = f"-j KUBE-EXT-{CHAINS_OF_WEB}"
+    counter = f"-d 127.0.0.0/8 {plain} -m nfacct --nfacct-name localhost_nps_accepted_pkts {jump}"
+    assert rules == [*([counter] if counted else []), f"{plain} {jump}"]
+
+
+def test_ipv6_has_no_node_ports_on_localhost_to_count(plan: Plan) -> None:
+    assert len(shared(plan(family=V6, cluster_ip="fd00::1", node_port=30080), names.NODE_PORTS, nfacct=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({}, ["-m conntrack --ctstate INVALID -j DROP"]),
+        (
+            {"nfacct": True},
+            ["-m conntrack --ctstate INVALID -m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j DROP"],
+        ),
+        ({"tcp_be_liberal": True}, []),
+        ({"tcp_be_liberal": True, "nfacct": True}, []),
+    ],
+)
+def test_invalid_packets_are_dropped_unless_conntrack_is_liberal(settings: dict[str, Any], rule: list[str]) -> None:
+    assert base("filter", names.FORWARD, **settings)[:-2] == rule
+
+
+# ---------------------------------------------------------------- the node's own rules
+
+
+@pytest.mark.parametrize(("random_fully", "end"), [(True, "-j MASQUERADE --random-fully"), (False, "-j MASQUERADE")])
+def test_masquerading(random_fully: bool, end: str) -> None:
+    rules = base("nat", names.POSTROUTING, random_fully=random_fully, masquerade_mark=0x80000000)
+    assert rules[0] == "-m mark ! --mark 0x80000000/0x80000000 -j RETURN"
+    assert rules[1] == "-j MARK --set-xmark 0x80000000/0x0"
+    assert rules[2].endswith(end)
+    assert base("nat", names.MARK_MASQ, masquerade_mark=1) == ["-j MARK --set-xmark 0x1/0x1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "guarded"),
+    [
+        ({}, True),
+        ({"localhost_node_ports": False}, False),
+        ({"node_port_addresses": NodePortAddresses(False, ("172.18.0.2",), False)}, False),
+        ({"node_port_addresses": NodePortAddresses(False, ("127.0.0.1",), True)}, True),
+        ({"family": V6}, False),
+    ],
+)
+def test_localhost_is_guarded_where_routing_to_it_is_allowed(settings: dict[str, Any], guarded: bool) -> None:
+    assert base("filter", names.FIREWALL, **settings) == ([GUARD] if guarded else [])
+
+
+SOME = NodePortAddresses(False, ("127.0.0.1", "172.18.0.2"), True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "matches"),
+    [
+        pytest.param({}, [""], id="everywhere"),
+        pytest.param({"localhost_node_ports": False}, ["! -d 127.0.0.0/8 "], id="everywhere but on localhost"),
+        pytest.param({"family": V6}, ["! -d ::1/128 "], id="IPv6, never on localhost"),
+        pytest.param({"node_port_addresses": SOME}, ["-d 127.0.0.1/32 ", "-d 172.18.0.2/32 "], id="on two addresses"),
+        pytest.param(
+            {"node_port_addresses": SOME, "localhost_node_ports": False}, ["-d 172.18.0.2/32 "], id="not on localhost"
+        ),
+        pytest.param(
+            {"family": V6, "node_port_addresses": NodePortAddresses(False, ("::1", "fd00::2"), False)},
+            ["-d fd00::2/128 "],
+            id="IPv6 addresses",
+        ),
+        pytest.param({"node_port_addresses": NodePortAddresses(False, (), False)}, [], id="nowhere"),
+    ],
+)
+def test_where_node_ports_answer(settings: dict[str, Any], matches: list[str]) -> None:
+    rules = base("nat", names.SERVICES, **settings)
+    assert [rule.partition("-m comment")[0] for rule in rules] == matches
+    assert all(rule.endswith("-j KUBE-NODEPORTS") for rule in rules)
+
+
+# ---------------------------------------------------------------- comments
+
+
+def test_a_large_cluster_has_no_comments_in_a_ports_own_chains(plan: Plan) -> None:
+    web = plan(node_port=30080, affinity_seconds=60)
+    loud, quiet = (render_port(web, Settings(V4, detect_local=PODS, comments=c)) for c in (True, False))
+    assert loud.shared == quiet.shared
+    assert [name for name, _ in loud.chains] == [name for name, _ in quiet.chains]
+
+    def without_comments(rules: tuple[str, ...]) -> list[str]:
+        return [re.sub(r'-m comment --comment "(?!default/web:http cluster IP)[^"]*" ', "", rule) for rule in rules]
+
+    for (_, with_comments), (_, rules) in zip(loud.chains, quiet.chains, strict=True):
+        assert list(rules) == without_comments(with_comments)
+    assert loud != quiet
+
+
+# ---------------------------------------------------------------- who is masqueraded, who is local
+
+
+@pytest.mark.parametrize(
+    ("settings", "head"),
+    [
+        ({}, []),
+        ({"detect_local": PODS}, ["! -s 10.244.0.0/16 -d "]),
+        ({"detect_local": DetectLocal(DetectLocalBy.INTERFACE, "veth+")}, ["-d "]),
+        ({"masquerade_all": True, "detect_local": PODS}, ["-d "]),
+    ],
+)
+def test_who_is_masqueraded_on_the_cluster_ip(plan: Plan, settings: dict[str, Any], head: list[str]) -> None:
+    rules = chain(plan(), "SVC", **settings)
+    assert rules is not None
+    marks = [rule for rule in rules if rule.endswith("-j KUBE-MARK-MASQ")]
+    assert [rule[: len(start)] for rule, start in zip(marks, head, strict=True)] == head
+    by_interface = settings.get("detect_local", PODS).by is DetectLocalBy.INTERFACE
+    assert all(("! -i veth+ " in rule) is by_interface for rule in marks)
+
+
+def test_policy_local_lets_pods_and_the_node_go_anywhere_and_outsiders_only_here(plan: Plan) -> None:
+    web = plan(node_port=30080, external_local=True, cluster=(1, 2), local=(1,))
+    by_interface = DetectLocal(DetectLocalBy.INTERFACE, "veth+")
+    for detect, source in ((PODS, "-s 10.244.0.0/16"), (by_interface, "-i veth+")):
+        rules = chain(web, "EXT", detect_local=detect, comments=False)
+        assert rules == [
+            f"{source} -j KUBE-SVC-{CHAINS_OF_WEB}",
+            "-m addrtype --src-type LOCAL -j KUBE-MARK-MASQ",
+            f"-m addrtype --src-type LOCAL -j KUBE-SVC-{CHAINS_OF_WEB}",
+            f"-j KUBE-SVL-{CHAINS_OF_WEB}",
+        ]
+
+
+def test_the_chances_are_even(plan: Plan) -> None:
+    rules = chain(plan(cluster=(1, 2, 3)), "SVC", comments=False)
+    assert rules is not None
+    assert [rule.partition(" -j")[0] for rule in rules[:-1]] == [
+        "-m statistic --mode random --probability 0.3333333333",
+        "-m statistic --mode random --probability 0.5000000000",
+    ]
+    assert rules[-1].startswith("-j KUBE-SEP-")
+
+
+def test_affinity_is_looked_up_before_chance_and_noted_at_the_endpoint(plan: Plan) -> None:
+    web = plan(cluster=(1,), affinity_seconds=60)
+    (sep,) = (name for name, _ in render_port(web, Settings(V4)).chains if name.startswith("KUBE-SEP-"))
+    assert chain(web, "SVC", comments=False) == [
+        f"-m recent --rcheck --seconds 60 --reap --name {sep} -j {sep}",
+        f"-j {sep}",
+    ]
+    rules = dict(render_port(web, Settings(V4, comments=False)).chains)[sep]
+    assert rules[1] == f"-p tcp -m recent --set --name {sep} -m tcp -j DNAT --to-destination 10.244.1.1:8080"
+
+
+# ---------------------------------------------------------------- chains that are not there
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        pytest.param({}, {"SVC", "SEP"}, id="cluster IP only"),
+        pytest.param({"cluster": ()}, set(), id="no endpoint anywhere"),
+        pytest.param({"cluster": (), "node_port": 30080}, set(), id="node port, no endpoint anywhere"),
+        pytest.param({"node_port": 30080}, {"SVC", "SEP", "EXT"}, id="node port"),
+        pytest.param({"cluster": (), "local": (1,), "internal_local": True}, {"SVL", "SEP"}, id="inside Local"),
+        pytest.param(
+            {"cluster": (), "internal_local": True, "has_endpoints": True}, set(), id="inside Local, none here"
+        ),
+        pytest.param(
+            {"node_port": 30080, "external_local": True}, {"SVC", "SEP", "EXT"}, id="outside Local, none here"
+        ),
+        pytest.param(
+            {"load_balancer_ips": ("203.0.113.1",), "source_ranges": ("10.0.0.0/8",)},
+            {"SVC", "SEP", "EXT", "FW"},
+            id="source ranges",
+        ),
+        pytest.param(
+            {"node_port": 1, "source_ranges": ("10.0.0.0/8",)}, {"SVC", "SEP", "EXT"}, id="ranges, no address"
+        ),
+        pytest.param(
+            {"load_balancer_ips": ("203.0.113.1",), "source_ranges": ("10.0.0.0/8",), "cluster": ()},
+            set(),
+            id="ranges, but nothing to protect",
+        ),
+    ],
+)
+def test_which_chains_a_port_has(plan: Plan, fields: dict[str, Any], expected: set[str]) -> None:
+    chains = render_port(plan(**fields), Settings(V4)).chains
+    assert {name.split("-")[1] for name, _ in chains} == expected
+
+
+def test_every_jump_of_a_port_leads_to_a_chain_that_exists(plan: Plan) -> None:
+    web = plan(
+        node_port=30080,
+        external_local=True,
+        internal_local=True,
+        local=(1,),
+        load_balancer_ips=("203.0.113.1",),
+        source_ranges=("10.0.0.0/8",),
+        affinity_seconds=60,
+    )
+    settings = Settings(V4, detect_local=PODS)
+    whole = compare.canonical(text(render_base(settings), [(web.key, render_port(web, settings))]))
+    for table, chains in whole.items():
+        jumps = re.findall(r"'-j', \('(KUBE-[^']+)'", str(chains))
+        assert jumps, table
+        assert set(jumps) <= set(chains)
+
+
+def test_ipv6_rules_carry_ipv6_lengths_and_brackets(plan: Plan) -> None:
+    pod = (Endpoint("fd00:244::1", 8080),)
+    key = plan().key
+    web = ServicePlan(
+        key=key, family=V6, cluster_ip="fd00:96::1", port=80, cluster=pod, reachable=pod, has_endpoints=True
+    )
+    rules = [rule for _, lines in render_port(web, Settings(V6)).chains for rule in lines]
+    assert any(rule.startswith("-s fd00:244::1/128 ") for rule in rules)
+    assert any(rule.endswith("--to-destination [fd00:244::1]:8080") for rule in rules)
+    assert shared(web, names.SERVICES)[0].startswith("-d fd00:96::1/128 ")
+
+
+# ---------------------------------------------------------------- whole tables
+
+
+def test_the_text_does_not_depend_on_the_order_of_the_ports(plan: Plan) -> None:
+    settings = Settings(V4)
+    fragments = [
+        (p.key, render_port(p, settings)) for p in (plan("a"), plan("b", node_port=30080), plan("c", cluster=()))
+    ]
+    assert text(render_base(settings), fragments) == text(render_base(settings), fragments[::-1])
+
+
+def test_the_jump_to_node_ports_stays_last(plan: Plan) -> None:
+    settings = Settings(V4)
+    whole = text(render_base(settings), [(p.key, render_port(p, settings)) for p in (plan("a"), plan("z"))])
+    nat = whole.partition("*nat")[2]
+    rules = [line for line in nat.splitlines() if line.startswith("-A KUBE-SERVICES ")]
+    assert len(rules) == 3
+    assert rules[-1].endswith("-j KUBE-NODEPORTS")
