@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
-from kproxy.model.plans import Endpoint, Family, ServicePlan
+from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.iptables import names
 from kproxy.modes.iptables.render import GUARD, Settings, render_base, render_port, text
 from tests.parity import compare
@@ -257,22 +259,17 @@ def test_which_chains_a_port_has(plan: Plan, fields: dict[str, Any], expected: s
     assert {name.split("-")[1] for name, _ in chains} == expected
 
 
-def test_every_jump_of_a_port_leads_to_a_chain_that_exists(plan: Plan) -> None:
-    web = plan(
-        node_port=30080,
-        external_local=True,
-        internal_local=True,
-        local=(1,),
-        load_balancer_ips=("203.0.113.1",),
-        source_ranges=("10.0.0.0/8",),
-        affinity_seconds=60,
-    )
-    settings = Settings(V4, detect_local=PODS)
-    whole = compare.canonical(text(render_base(settings), [(web.key, render_port(web, settings))]))
+@given(st.data(), st.booleans())
+def test_every_jump_leads_to_a_chain_that_exists(
+    clusters: st.SearchStrategy[dict[PortKey, ServicePlan]], data: st.DataObject, pods: bool
+) -> None:
+    settings = Settings(V4, detect_local=PODS if pods else DetectLocal())
+    plans = data.draw(clusters)
+    whole = compare.canonical(text(render_base(settings), ((k, render_port(p, settings)) for k, p in plans.items())))
     for table, chains in whole.items():
-        jumps = re.findall(r"'-j', \('(KUBE-[^']+)'", str(chains))
+        jumps = set(re.findall(r"'-j', \('(KUBE-[^']+)'", str(chains)))
         assert jumps, table
-        assert set(jumps) <= set(chains)
+        assert jumps <= set(chains)
 
 
 def test_ipv6_rules_carry_ipv6_lengths_and_brackets(plan: Plan) -> None:
