@@ -35,7 +35,7 @@ class DetectLocal:
 
 @dataclass(frozen=True, slots=True)
 class NodePortAddresses:
-    """Where node ports answer: on every address of the node (match_all), or only on `ips`, in the order of their numbers.
+    """Where node ports answer: on every address of the node (match_all), or only on `ips`, in numeric order.
 
     loopback: 127.0.0.1 is among the addresses that the operator asked for.
     """
