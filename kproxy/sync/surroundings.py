@@ -7,6 +7,7 @@ from typing import Protocol
 
 from kproxy import logs
 from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.errors import KernelError
 from kproxy.health.clocks import Clock
 from kproxy.model.book import Page
 from kproxy.model.hosts import family_of
@@ -58,11 +59,10 @@ class NodeSurroundings:
         self._clock = clock
         self._host = settings.Host(nfacct=nfacct, random_fully=random_fully)
         self._node: NodeView | None = None
-        self._found = addresses.node_ips()
         self._stale = True
         self._news = True
         self._asked_at: float | None = None
-        self._said = False
+        self._said = self._failing = False
 
     @property
     def host(self) -> settings.Host:
@@ -72,11 +72,17 @@ class NodeSurroundings:
         """As Surroundings.place. Waits for the Node's first list, and in mode NodeCIDR for its pod CIDR."""
         if not self._complete(state):
             return None
-        if self._addresses.changed():
-            self._found, self._stale = self._addresses.node_ips(), True
-        if self._stale or state.node != self._node:
-            self._node = state.node
-            self._refresh()
+        try:
+            self._stale |= self._addresses.changed() or state.node != self._node
+            if self._stale:
+                self._node = state.node
+                self._refresh()
+        except KernelError as error:  # what was known holds until it can be asked again
+            if not self._failing:
+                _log.error("This host's addresses cannot be read", error)
+            self._failing = True
+            if not self._host.addresses:
+                return None
         return settings.place(state.node_name, state.node, self._host)
 
     def changed(self) -> bool:
@@ -118,9 +124,9 @@ class NodeSurroundings:
         return self._clock.monotonic() - self._asked_at > NODE_PATIENCE
 
     def _refresh(self) -> None:
-        node_ips = settings.node_ips(self._config, self._node, self._found)
+        node_ips = settings.node_ips(self._config, self._node, self._addresses.node_ips())
         host = replace(self._host, node_ips=node_ips, addresses=self._addresses.addresses())
-        self._stale = False
+        self._stale = self._failing = False
         if host != self._host:
             self._host, self._news = host, True
             _log.v(2).info("Node addresses", node_ips=node_ips, addresses=len(host.addresses))

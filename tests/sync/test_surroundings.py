@@ -1,0 +1,122 @@
+"""The node's addresses come and go, cannot be read for a while, or are not known yet."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kproxy.config.files import from_text
+from kproxy.errors import KernelError
+from kproxy.fakes.clocks import ManualClock
+from kproxy.model import objects
+from kproxy.model.events import Changed, Listed
+from kproxy.model.objects import Kind
+from kproxy.model.plans import Family
+from kproxy.model.state import ClusterState
+from kproxy.sync.surroundings import NODE_PATIENCE, NodeSurroundings
+
+HEADER = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+
+
+class Host:
+    """A host whose addresses the test decides; `broken` stands for a kernel that does not answer."""
+
+    def __init__(self) -> None:
+        self.held: tuple[str, ...] = ("127.0.0.1", "172.30.0.1")
+        self.broken = False
+        self.news = False
+
+    def addresses(self) -> tuple[str, ...]:
+        if self.broken:
+            raise KernelError("list addresses: no answer")
+        return self.held
+
+    def node_ips(self) -> tuple[str, ...]:
+        return self.addresses()[-1:]
+
+    def changed(self) -> bool:
+        news, self.news = self.news, False
+        return news
+
+    def move(self, *addresses: str) -> None:
+        self.held, self.news = addresses, True
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+def surroundings(host: Host, clock: ManualClock, **config: object) -> NodeSurroundings:
+    return NodeSurroundings(from_text(json.dumps(HEADER | config)), host, clock)
+
+
+def state(*nodes: objects.Node) -> ClusterState:
+    found = ClusterState("node1")
+    found.apply(Listed(Kind.NODE, nodes))
+    return found
+
+
+def node(ip: str = "", pod_cidr: str | None = None) -> objects.Node:
+    addresses = [objects.NodeAddress("InternalIP", ip)] if ip else []
+    return objects.Node(
+        objects.Metadata("node1"), objects.NodeSpec(pod_cidr=pod_cidr), objects.NodeStatus(addresses=addresses)
+    )
+
+
+def test_the_node_object_says_more_than_the_host(host: Host) -> None:
+    around = surroundings(host, ManualClock())
+    place = around.place(state(node("172.30.0.9")))
+    assert place is not None
+    assert place.ipv4 == "172.30.0.9"
+    assert around.changed()
+    assert not around.changed()
+
+
+def test_a_new_address_takes_node_ports(host: Host) -> None:
+    around, known = surroundings(host, ManualClock(), nodePortAddresses=["192.168.0.0/16"]), state()
+    around.place(known)
+    assert around.node_port_ips(Family.IPV4) == ()
+    around.changed()
+    host.move("127.0.0.1", "192.168.9.7", "172.30.0.1")
+    around.place(known)
+    assert around.changed()
+    assert around.node_port_ips(Family.IPV4) == ("192.168.9.7",)
+
+
+def test_addresses_that_cannot_be_read_stay_as_they_were(host: Host) -> None:
+    around, known = surroundings(host, ManualClock()), state()
+    before = around.place(known)
+    host.move("127.0.0.1", "172.30.0.2")
+    host.broken = True
+    assert around.place(known) == before
+    host.broken = False
+    after = around.place(known)
+    assert after is not None
+    assert after.ipv4 == "172.30.0.2"
+
+
+def test_nothing_is_planned_while_no_address_was_ever_read(host: Host) -> None:
+    host.broken = True
+    around, known = surroundings(host, ManualClock()), state()
+    assert around.place(known) is None
+    host.broken = False
+    assert around.place(known) is not None
+
+
+def test_a_node_list_that_does_not_come_is_not_waited_for_for_ever(host: Host) -> None:
+    clock = ManualClock()
+    around, known = surroundings(host, clock), ClusterState("node1")
+    assert around.place(known) is None
+    clock.advance(NODE_PATIENCE + 1)
+    assert around.place(known) is not None
+
+
+def test_mode_node_cidr_waits_for_the_pod_cidr(host: Host) -> None:
+    clock = ManualClock()
+    around, known = surroundings(host, clock, detectLocalMode="NodeCIDR"), state(node("172.30.0.9"))
+    clock.advance(10 * NODE_PATIENCE)
+    assert around.place(known) is None
+    known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.1.0/24")))
+    assert around.place(known) is not None
