@@ -31,6 +31,7 @@ K = TypeVar("K", bound=Hashable)
 PORT_CHAINS = ("KUBE-FW-", "KUBE-XLB-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
 # Where frontends lead to endpoints; elsewhere they are refused.
 LEADING = (("nat", names.SERVICES), ("nat", names.NODE_PORTS))
+COUNTING = "--nfacct-name "
 
 
 class Reconciliation:
@@ -86,11 +87,14 @@ class Reconciliation:
         stale: dict[tuple[str, str], list[str]] = {}
         for where, expected in self._expected.items():
             missing, left = self._match(bodies.get(where, ()), expected)
+            moved = _outrun(missing, expected) if missing else []
             if missing:
-                links.add[where] = missing
+                links.add[where] = [*moved, *missing]
             if left:
                 stale[where] = left
-                links.remove[where] = [(Chore(f"stale rule in {where[1]}: {rule}"), rule) for rule in left]
+            if left or moved:
+                chores: list[tuple[Owner, str]] = [(Chore(f"stale rule in {where[1]}: {rule}"), rule) for rule in left]
+                links.remove[where] = [*chores, *moved]
         self.abandoned = self._abandoned(stale)
         return links
 
@@ -129,6 +133,12 @@ class Reconciliation:
             return ()
         kept = {frontend(rule) for where in LEADING for _, rule in self._expected.get(where, ())}
         return tuple(f for f in found - kept if f and f.protocol is not L4Protocol.TCP)
+
+
+def _outrun(missing: list[tuple[Owner, str]], expected: list[tuple[PortKey, str]]) -> list[tuple[Owner, str]]:
+    """Rules that count packets before another of the same port takes them, where that other will come in ahead."""
+    owners, there = {owner for owner, _ in missing}, set(missing)
+    return [pair for pair in expected if pair[0] in owners and COUNTING in pair[1] and pair not in there]
 
 
 def _take(pool: dict[K, list[tuple[Owner, str]]], what: K) -> bool:

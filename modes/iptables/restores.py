@@ -134,13 +134,13 @@ class Links:
     rewrite: dict[tuple[str, str], list[tuple[Owner, str]]] = field(default_factory=dict)
 
     def parts(self, table: str, add: bool = True, remove: bool = True) -> list[Part]:
-        """New rules go to the head: what must be last in a chain stays last."""
+        """New rules go to the head: what must be last in a chain stays last. They come to stand in the order given."""
         parts: list[Part] = []
         if remove:
             for chain, owner, rule in _of(table, self.remove):
                 parts.append(Part(owner, unlink=(f"-D {chain} {rule}",)))
         if add:
-            for chain, owner, rule in _of(table, self.add):
+            for chain, owner, rule in reversed(list(_of(table, self.add))):
                 parts.append(Part(owner, link=(f"-I {chain} {rule}",)))
             parts += [Part(NODE, declare=(chain,)) for of, chain in self.rewrite if of == table]
             for chain, owner, rule in _of(table, self.rewrite):
