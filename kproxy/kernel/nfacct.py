@@ -13,10 +13,19 @@ from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
 from kproxy.kernel.netlink_sockets import Socket
 
-__all__ = ["INVALID_DROPPED", "LOCALHOST_ACCEPTED", "NAME_LIMIT", "Counter", "available", "counters", "ensure"]
+__all__ = [
+    "INVALID_DROPPED",
+    "LOCALHOST_ACCEPTED",
+    "NAME_LIMIT",
+    "Counter",
+    "available",
+    "counters",
+    "ensure",
+    "remove",
+]
 
 NETLINK_NETFILTER = 12
-NEW, GET = 7 << 8, 7 << 8 | 1  # NFNL_SUBSYS_ACCT
+NEW, GET, DELETE = 7 << 8, 7 << 8 | 1, 7 << 8 | 3  # NFNL_SUBSYS_ACCT
 NFACCT_NAME, NFACCT_PKTS, NFACCT_BYTES = 1, 2, 3
 NAME_LIMIT = 31
 
@@ -51,6 +60,18 @@ def ensure(name: str) -> None:
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
+
+
+def remove(name: str) -> bool:
+    """Delete counter NAME; False when there is none or a rule still counts in it. Raises NetlinkError."""
+    try:
+        with Socket(NETLINK_NETFILTER) as kernel:
+            kernel.ask(DELETE, netlink.netfilter(0) + netlink.text(NFACCT_NAME, name), f"delete counter {name}")
+    except NetlinkError as error:
+        if error.errno in (errno.ENOENT, errno.EBUSY):
+            return False
+        raise
+    return True
 
 
 def counters() -> dict[str, Counter]:

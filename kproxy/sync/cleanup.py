@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from kproxy import logs
 from kproxy.errors import KernelError
+from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands, Runner, checked
 from kproxy.kernel.iptables import HostTables, available
 from kproxy.model.plans import Family
@@ -23,7 +24,7 @@ NFT_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 def cleanup_all(runner: Runner | None = None) -> None:
     """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go."""
     runner = runner or Commands()
-    problems = [*_iptables(runner), *_nftables(runner)]
+    problems = [*_iptables(runner), *_nftables(runner), *_counters()]
     if problems:
         raise KernelError("; ".join(problems))
 
@@ -61,3 +62,16 @@ def _nftables(runner: Runner) -> list[str]:
         except KernelError as error:
             problems.append(str(error))
     return problems
+
+
+def _counters() -> list[str]:
+    """kube-proxy's packet counters, once no rule counts in them any more."""
+    if not nfacct.available():
+        return []
+    try:
+        for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+            if nfacct.remove(name):
+                _log.info("Deleted counter", name=name)
+    except KernelError as error:
+        return [str(error)]
+    return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kproxy import logs
 from kproxy.kernel.iptables import Tables
 from kproxy.modes.base import Outcome
 from kproxy.modes.iptables import names
@@ -20,6 +21,8 @@ from kproxy.modes.iptables.saved import Saved
 from kproxy.modes.iptables.writing import LIMITS, Writer
 
 __all__ = ["clean", "removals"]
+
+_log = logs.get("iptables")
 
 NODE_CHAINS = frozenset(
     {
@@ -48,8 +51,8 @@ NODE_CHAINS = frozenset(
 
 
 def clean(tables: Tables) -> Outcome:
-    """Remove it all; nothing is written where there is nothing. What the kernel will not let go of (a chain that
-    somebody else's rule leads to) stays and the rest goes. Raises KernelError."""
+    """Remove it all; nothing is written where there is nothing. What the rules in somebody else's chains lead to stays,
+    as does what the kernel will not let go of, and the rest goes. Raises KernelError."""
     outcome = Outcome()
     Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save()), LIMITS[tables.backend]))
     return outcome
@@ -60,6 +63,9 @@ def removals(saved: Saved, limit: int) -> Iterator[Restore]:
     for table in saved.tables:
         chains = [chain for chain in saved.chains(table) if chain in NODE_CHAINS or chain.startswith(PORT_CHAINS)]
         going = {*chains, *_emptied(saved, table)}
+        if needed := _needed(saved, table, going):
+            _log.warning("Chains stay, as another program's rules lead to them", table=table, chains=sorted(needed))
+            going -= needed
         unlinks = [*_jumps(saved, table, going), *_guards(saved, table)]
         if unlinks:
             yield Restore((Section(table, tuple(unlinks)),))
@@ -71,11 +77,22 @@ def removals(saved: Saved, limit: int) -> Iterator[Restore]:
 
 def _jumps(saved: Saved, table: str, going: set[str]) -> Iterator[Part]:
     for chain in saved.chains(table):
-        if chain in going:
+        if not saved.builtin(table, chain):
             continue
         for rule in saved.rules(table, chain):
             if jump_target(rule) in going:
                 yield Part(Chore(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
+
+
+def _needed(saved: Saved, table: str, going: set[str]) -> set[str]:
+    """Chains of GOING that rules in chains of other programs lead to (KUBE-MARK-MASQ, for some network plugins)."""
+    needed: set[str] = set()
+    others = [c for c in saved.chains(table) if c not in going and not saved.builtin(table, c)]
+    while others:
+        rules = saved.rules(table, others.pop())
+        others += (new := {jump_target(rule) for rule in rules} & going - needed)
+        needed |= new
+    return needed
 
 
 def _guards(saved: Saved, table: str) -> Iterator[Part]:
