@@ -97,6 +97,7 @@ class Site:
     token_file: Path
     compare: ModuleType
     held: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    known: dict[str, dict[str, dict[str, list[Any]]]] = field(default_factory=dict)
 
     @property
     def node(self) -> Namespace:
@@ -129,12 +130,21 @@ class Site:
         ips = tuple(node_address(1, family) for family in Family)
         host = Host(ips, ips, nfacct=self.node.call(nfacct.available))
         preview = Preview(state, from_text(json.dumps(CONFIGURATION)), host)
-        found, canonical = self.saved(), self.compare.canonical
+        found = self.saved()
         return [
             f"{family}: {difference}"
             for family in Family
-            for difference in self.compare.differences(canonical(found[family]), canonical(preview.iptables(family)))
+            for difference in self.compare.differences(
+                self.canonical(found[family]), self.canonical(preview.iptables(family))
+            )
         ]
+
+    def canonical(self, rules: str) -> dict[str, dict[str, list[Any]]]:
+        """What the rules mean; remembered, as the same are looked at again and again."""
+        text = "".join(line for line in rules.splitlines(keepends=True) if not line.startswith("#"))
+        if text not in self.known:
+            self.known[text] = self.compare.canonical(text)
+        return self.known[text]
 
     def comes_right(self) -> list[str]:
         """What is still wrong when there was time to put it right."""
@@ -144,7 +154,7 @@ class Site:
             last[:] = self.wrong()
             return not last
 
-        wait_for(right, SOON, pause=0.1)
+        wait_for(right, SOON, pause=0.05)
         return last
 
     def served(self, kind: str) -> int:
@@ -211,7 +221,7 @@ def following(site: Site) -> Site:
     site.server.gone_as = "event"
     if not site.proxy.running():
         site.start()
-    # Two changes of both kinds: the second comes by a watch, so that the proxy has forgotten how often it had to wait.
+    # Two changes of both kinds: the second comes by a watch, so that the proxy forgets how long it had to wait before.
     for scenario in (STEADY, MOVING, GOING, COMING):
         site.put(scenario)
     assert site.comes_right() == [], site.proxy.tail()

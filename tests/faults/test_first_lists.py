@@ -19,7 +19,7 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 COMING, GOING = BY_NAME["node-port-local"], BY_NAME["source-ranges"]
 OTHER = {"Service": "EndpointSlice", "EndpointSlice": "Service"}
 SOON = 20.0
-A_WHILE = 1.0  # seconds in which a proxy that does not wait would long have programmed
+A_WHILE = 0.7  # seconds in which a proxy that does not wait would long have programmed
 
 
 @pytest.fixture
