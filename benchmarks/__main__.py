@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shapes = [Shape(int(size), given.endpoints) for size in given.sizes.split(",")]
     except ValueError:
         parser.error(f"--sizes: not numbers: {given.sizes}")
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(140, Console().width))
     over = []
     for group in given.groups or GROUPS:
         title, measure = GROUPS[group]

@@ -56,9 +56,9 @@ def table(title: str, figures: Iterable[Figure]) -> Table:
     made = Table(title=title, title_justify="left")
     made.add_column("", no_wrap=True)
     for size in sizes:
-        made.add_column(f"{size:,}", justify="right")
-    made.add_column("ratio", justify="right")
-    made.add_column("limit", justify="right")
+        made.add_column(f"{size:,}", justify="right", no_wrap=True)
+    made.add_column("ratio", justify="right", no_wrap=True)
+    made.add_column("limit", justify="right", no_wrap=True)
     for what, row in rows.items():
         made.add_row(what, *(_cell(row.get(size)) for size in sizes), ratio(list(row.values())), _limit(row.values()))
     return made
