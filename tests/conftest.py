@@ -12,7 +12,9 @@ from hypothesis import settings
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # What needs root (network namespaces, iptables, netlink): whole folders, files and what these fixtures give.
-ROOT_FOLDERS = frozenset({"demo", "faults", "heal", "lab", "restart", "traffic"})
+ROOT_FOLDERS = frozenset({"cleanup", "demo", "faults", "heal", "lab", "restart", "takeover", "traffic"})
+# Folders that wait for real servers or start a process for each test: minutes that the quick loop does without.
+SLOW_FOLDERS = frozenset({"badinput", "packaging", "source"})
 ROOT_FILES = frozenset({"test_host_tables.py", "test_real_kernel.py"})
 ROOT_FIXTURES = frozenset({"namespaces", "netns", "real"})
 
@@ -43,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if needs_root(item):
             item.add_marker(pytest.mark.root)
+        if item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
