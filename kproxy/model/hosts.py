@@ -11,8 +11,6 @@ from kproxy.model.plans import Family
 
 __all__ = ["DetectLocal", "DetectLocalBy", "NodePortAddresses", "family_of", "node_port_addresses"]
 
-ZERO = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
-
 
 class DetectLocalBy(StrEnum):
     """How traffic from this node's pods is told apart."""

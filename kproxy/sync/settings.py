@@ -92,8 +92,3 @@ def iptables_settings(
 def waits_for_pod_cidr(config: KubeProxyConfiguration, node: NodeView | None) -> bool:
     """Mode NodeCIDR cannot work before the node has been given its pod CIDR."""
     return config.detect_local_mode is DetectLocalMode.NODE_CIDR and not (node and node.pod_cidrs)
-
-
-def families(host_has_ipv6: bool) -> tuple[Family, ...]:
-    """The families to program: both, like kube-proxy, where the host has both."""
-    return (Family.IPV4, Family.IPV6) if host_has_ipv6 else (Family.IPV4,)

@@ -21,7 +21,6 @@ from kproxy.sync.settings import (
     Host,
     addresses_for_node_ports,
     detect_local,
-    families,
     iptables_settings,
     node_ips,
     place,
@@ -230,8 +229,3 @@ def test_a_large_cluster_is_rendered_without_comments_in_the_services_own_chains
     assert len(own) == (count - 999) * (3 if count == 1000 else 2)
     assert all(("--comment" in line) is (count == 1000) for line in own)
     assert 'comment "default/web:http cluster IP"' in text
-
-
-def test_both_families_where_the_host_has_both() -> None:
-    assert families(True) == (V4, V6)
-    assert families(False) == (V4,)
