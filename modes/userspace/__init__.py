@@ -1,0 +1,1 @@
+"""userspace mode: the process itself forwards."""
