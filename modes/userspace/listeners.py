@@ -61,9 +61,7 @@ class Statistics(msgspec.Struct, frozen=True):
 class Forwarder(Protocol):
     """Listens and forwards, in processes of its own. Used by several threads."""
 
-    def update(
-        self, family: Family, changes: Mapping[ListenerKey, Listener | None]
-    ) -> Mapping[ListenerKey, int | str]:
+    def update(self, family: Family, changes: Mapping[ListenerKey, Listener | None]) -> Mapping[ListenerKey, int | str]:
         """Make these listeners what they should be; None closes one. All others stay as they are.
 
         Returns for each that was not closed its proxy port, which stays the same as long as it listens, or why it
