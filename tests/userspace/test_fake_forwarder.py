@@ -1,0 +1,104 @@
+"""The forwarder in memory keeps the promises of the real one, as far as they can be seen without traffic."""
+
+from __future__ import annotations
+
+import pytest
+
+from kproxy.errors import KernelError
+from kproxy.fakes.forwarder import FakeForwarder
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
+from kproxy.modes.userspace.listeners import Forwarder, Listener, ListenerKey, Reach, Statistics
+
+WEB = ListenerKey(PortKey("default", "web", "", Protocol.TCP), Reach.CLUSTER)
+WEB_LOCAL = WEB._replace(reach=Reach.LOCAL)
+
+
+def listener(*ports: int, family: Family = Family.IPV4) -> Listener:
+    return Listener(family, tuple(Endpoint("10.0.0.1", port) for port in ports or (80,)))
+
+
+def port_of(forwarder: Forwarder, key: ListenerKey, wanted: Listener) -> int | str:
+    return forwarder.update(wanted.family, {key: wanted})[key]
+
+
+def test_each_listener_has_a_port_of_its_own_and_keeps_it() -> None:
+    fake = FakeForwarder()
+    answer = fake.update(Family.IPV4, {WEB: listener(), WEB_LOCAL: listener()})
+    assert answer[WEB] != answer[WEB_LOCAL]
+    assert port_of(fake, WEB, listener(81)) == answer[WEB]
+    assert fake.listeners[Family.IPV4, WEB] == listener(81)
+    assert fake.ports == {(Family.IPV4, key): port for key, port in answer.items()}
+
+
+def test_families_do_not_share_listeners() -> None:
+    fake = FakeForwarder()
+    four = port_of(fake, WEB, listener())
+    six = port_of(fake, WEB, listener(family=Family.IPV6))
+    assert four != six
+    assert fake.update(Family.IPV6, {WEB: None}) == {}
+    assert list(fake.listeners) == [(Family.IPV4, WEB)]
+
+
+def test_a_listener_that_was_closed_comes_back_on_another_port() -> None:
+    fake = FakeForwarder()
+    first = port_of(fake, WEB, listener())
+    fake.update(Family.IPV4, {WEB: None})
+    assert port_of(fake, WEB, listener()) != first
+
+
+def test_a_refused_listener_does_not_stop_the_others() -> None:
+    fake = FakeForwarder()
+    fake.refuse(Family.IPV4, WEB, "no port is free between 6000 and 6001")
+    answer = fake.update(Family.IPV4, {WEB: listener(), WEB_LOCAL: listener()})
+    assert answer[WEB] == "no port is free between 6000 and 6001"
+    assert list(fake.listeners) == [(Family.IPV4, WEB_LOCAL)]
+    fake.permit(Family.IPV4, WEB)
+    assert isinstance(port_of(fake, WEB, listener()), int)
+
+
+def test_death_is_told_to_each_family_once() -> None:
+    fake = FakeForwarder()
+    assert fake.alive()
+    port_of(fake, WEB, listener())
+    port_of(fake, WEB, listener(family=Family.IPV6))
+    fake.die()
+    assert (fake.alive(), fake.listeners) == (False, {})
+    with pytest.raises(KernelError):
+        fake.statistics()
+    for family in Family:
+        assert not fake.alive()
+        with pytest.raises(KernelError, match="lost"):
+            port_of(fake, WEB, listener(family=family))
+        assert isinstance(port_of(fake, WEB, listener(family=family)), int)
+    assert fake.alive()
+
+
+def test_a_family_that_had_no_listener_hears_nothing_of_a_death() -> None:
+    fake = FakeForwarder()
+    port_of(fake, WEB, listener())
+    fake.die()
+    assert isinstance(port_of(fake, WEB, listener(family=Family.IPV6)), int)
+    assert not fake.alive()
+
+
+def test_it_tells_what_it_was_given_to_tell() -> None:
+    fake = FakeForwarder()
+    assert fake.statistics() == Statistics()
+    fake.counted = Statistics(connections=3, refused={"no-endpoint": 1})
+    assert fake.statistics().connections == 3
+
+
+def test_nothing_is_left_once_it_was_closed() -> None:
+    fake = FakeForwarder()
+    port_of(fake, WEB, listener())
+    fake.close()
+    assert (fake.alive(), fake.ports) == (False, {})
+    with pytest.raises(KernelError, match="closed"):
+        port_of(fake, WEB, listener())
+
+
+def test_calls_are_remembered_in_order() -> None:
+    fake = FakeForwarder()
+    fake.update(Family.IPV4, {WEB: listener()})
+    fake.update(Family.IPV4, {WEB: None})
+    assert fake.updates == [(Family.IPV4, {WEB: listener()}), (Family.IPV4, {WEB: None})]
