@@ -65,12 +65,19 @@ class Forwarder(Protocol):
         """Make these listeners what they should be; None closes one. All others stay as they are.
 
         Returns for each that was not closed its proxy port, which stays the same as long as it listens, or why it
-        cannot be had. Connections that are open stay open: those to endpoints that left until the drain time is over.
-        Raises KernelError when the forwarder is gone; then it knows of no listener any more.
+        cannot be had (one line; it does not listen then). Connections that are open stay open: those to endpoints that
+        left until the drain time is over. The first call starts the forwarder.
+
+        Raises KernelError when the forwarder is gone, or cannot be started. It knows of no listener any more then, and
+        nothing of these changes was made. Each family whose listeners were lost is told so once; the family's next call
+        begins afresh, in a new process, and has to set up all of its listeners again.
         """
 
     def alive(self) -> bool:
-        """Cheap: whether all listeners that were set up still listen. False after the forwarder was restarted."""
+        """Cheap: whether all listeners that were set up still listen; true before the first of them.
+
+        False from the loss of them until `update` has told every family that had some.
+        """
 
     def statistics(self) -> Statistics:
         """What was counted. Raises KernelError when the forwarder does not answer."""
