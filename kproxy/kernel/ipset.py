@@ -59,7 +59,7 @@ class IpSets(Protocol):
         """Those of NAMES that exist, with all entries in canonical text. Raises NetlinkError."""
 
     def create(self, specs: Iterable[SetSpec]) -> None:
-        """Create sets; one that exists in that form already stays as it is. Raises NetlinkError, which names the set."""
+        """Create sets; one that exists in that form already stays as it is. Raises NetlinkError, naming the set."""
 
     def apply(self, changes: Iterable[Change]) -> Mapping[Change, NetlinkError]:
         """Do them all, in order; an entry that is there already, or gone already, is no error.

@@ -71,7 +71,7 @@ class Ipvs(Protocol):
     """The IPVS of one network namespace. Not for two threads at a time: make one for each."""
 
     def servers(self, family: Family) -> dict[ServerKey, Held]:
-        """All virtual servers of a family that are named by address and port, whoever made them. Raises NetlinkError."""
+        """All virtual servers of a family that are named by address and port, whoever made them. Raises KernelError."""
 
     def reals(self, server: ServerKey) -> dict[RealKey, RealState]:
         """The real servers of one virtual server; empty when there is no such one. Raises NetlinkError."""

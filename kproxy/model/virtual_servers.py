@@ -29,7 +29,7 @@ class ServerKey(NamedTuple):
 
 
 class VirtualServer(NamedTuple):
-    """An address that IPVS serves. flags: PERSISTENT and the scheduler's. timeout: of persistence, in seconds, else 0."""
+    """An address that IPVS serves. flags: PERSISTENT and the scheduler's. timeout: seconds of persistence, else 0."""
 
     key: ServerKey
     scheduler: str

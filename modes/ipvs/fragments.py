@@ -1,4 +1,4 @@
-"""The values between rendering and programming in IPVS mode: what one Service port needs, and what a node needs once."""
+"""The values between rendering and programming in IPVS mode: what a Service port needs, and what a node needs once."""
 
 from __future__ import annotations
 
