@@ -6,7 +6,7 @@ anyone else has a rule in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from kproxy import logs
 from kproxy.kernel.iptables import Tables
@@ -14,16 +14,18 @@ from kproxy.modes.base import Outcome
 from kproxy.modes.iptables import names
 from kproxy.modes.iptables.basis import jump_target
 from kproxy.modes.iptables.canonical import canonical
+from kproxy.modes.iptables.fragments import Base
 from kproxy.modes.iptables.reconcile import PORT_CHAINS
 from kproxy.modes.iptables.render import GUARD
 from kproxy.modes.iptables.restores import Chore, Part, Restore, Section
 from kproxy.modes.iptables.saved import Saved
 from kproxy.modes.iptables.writing import LIMITS, Writer
 
-__all__ = ["clean", "removals"]
+__all__ = ["clean", "removals", "superseded"]
 
 _log = logs.get("iptables")
 
+CANARY = "KUBE-PROXY-CANARY"
 NODE_CHAINS = frozenset(
     {
         names.SERVICES,
@@ -33,7 +35,7 @@ NODE_CHAINS = frozenset(
         names.FORWARD,
         names.MARK_MASQ,
         names.POSTROUTING,
-        "KUBE-PROXY-CANARY",
+        CANARY,
         # IPVS mode
         "KUBE-LOAD-BALANCER",
         "KUBE-NODE-PORT",
@@ -62,17 +64,39 @@ def removals(saved: Saved, limit: int) -> Iterator[Restore]:
     """The restores that take everything away: the jumps first, so that packets stop coming."""
     for table in saved.tables:
         chains = [chain for chain in saved.chains(table) if chain in NODE_CHAINS or chain.startswith(PORT_CHAINS)]
-        going = {*chains, *_emptied(saved, table)}
-        if needed := _needed(saved, table, going):
-            _log.warning("Chains stay, as another program's rules lead to them", table=table, chains=sorted(needed))
-            going -= needed
-        unlinks = [*_jumps(saved, table, going), *_guards(saved, table)]
-        if unlinks:
-            yield Restore((Section(table, tuple(unlinks)),))
-        chains = sorted(going, key=_leads_first)
-        for start in range(0, len(chains), limit):
-            some = chains[start : start + limit]
-            yield Restore((Section(table, tuple(Part(Chore(f"chain {c}"), delete=(c,)) for c in some)),))
+        yield from _without(saved, table, {*chains, *_emptied(saved, table)}, limit)
+
+
+def superseded(saved: Saved, base: Base, limit: int) -> Iterator[Restore]:
+    """The restores that take away what another mode left on a node that now has BASE; nothing when nothing is left.
+
+    Chains of single ports are not looked at: those that no port needs go with the comparison itself.
+    """
+    kept = {*base.owned, *base.shared, *base.joint}
+    for table in saved.tables:
+        held = saved.chains(table)
+        ours = frozenset(c for c in held if (table, c) in kept or c.startswith(PORT_CHAINS))
+        going = {c for c in held if c in NODE_CHAINS and c not in ours and c != CANARY}
+        if (table, names.FIREWALL) not in kept:
+            going |= _emptied(saved, table)
+        yield from _without(saved, table, going, limit, ours)
+
+
+def _without(
+    saved: Saved, table: str, going: set[str], limit: int, ours: Collection[str] = frozenset()
+) -> Iterator[Restore]:
+    """ours: chains that stay, or go by other means; what their rules in SAVED lead to has no meaning any more."""
+    if needed := _needed(saved, table, going, ours):
+        _log.warning("Chains stay, as another program's rules lead to them", table=table, chains=sorted(needed))
+        going -= needed
+    guards = _guards(saved, table) if names.FIREWALL not in ours else ()
+    unlinks = [*_jumps(saved, table, going), *guards]
+    if unlinks:
+        yield Restore((Section(table, tuple(unlinks)),))
+    chains = sorted(going, key=_leads_first)
+    for start in range(0, len(chains), limit):
+        some = chains[start : start + limit]
+        yield Restore((Section(table, tuple(Part(Chore(f"chain {c}"), delete=(c,)) for c in some)),))
 
 
 def _jumps(saved: Saved, table: str, going: set[str]) -> Iterator[Part]:
@@ -84,10 +108,11 @@ def _jumps(saved: Saved, table: str, going: set[str]) -> Iterator[Part]:
                 yield Part(Chore(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
 
 
-def _needed(saved: Saved, table: str, going: set[str]) -> set[str]:
+def _needed(saved: Saved, table: str, going: set[str], ours: Collection[str]) -> set[str]:
     """Chains of GOING that rules in chains of other programs lead to (KUBE-MARK-MASQ, for some network plugins)."""
     needed: set[str] = set()
-    others = [c for c in saved.chains(table) if c not in going and not saved.builtin(table, c)]
+    passed_over = {*going, *ours}
+    others = [c for c in saved.chains(table) if c not in passed_over and not saved.builtin(table, c)]
     while others:
         rules = saved.rules(table, others.pop())
         others += (new := {jump_target(rule) for rule in rules} & going - needed)

@@ -15,7 +15,7 @@ from kproxy.errors import KernelError
 from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, ServicePlan
-from kproxy.modes.iptables import apply, delta
+from kproxy.modes.iptables import delta
 from kproxy.modes.iptables.apply import IptablesProgrammer
 from kproxy.modes.iptables.render import Settings
 
@@ -54,7 +54,7 @@ def changed(old: Plans, new: Plans) -> set[PortKey]:
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small limits, so that few ports are as many: chains in a restore, rules to take out of a chain."""
     chains, rules = request.param
-    monkeypatch.setattr(apply, "LIMITS", dict.fromkeys(Backend, chains))
+    monkeypatch.setattr("kproxy.modes.iptables.chains.LIMITS", dict.fromkeys(Backend, chains))
     monkeypatch.setattr(delta, "REWRITE_ABOVE", rules)
 
 
