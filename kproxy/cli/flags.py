@@ -171,6 +171,21 @@ FLAGS: tuple[Flag, ...] = (
         "ipvs.tcp_fin_timeout",
     ),
     _flag("ipvs-udp-timeout", "duration", "", "Timeout of UDP flows; 0: the kernel's.", "ipvs.udp_timeout"),
+    _flag(
+        "userspace-udp-idle-timeout",
+        "duration",
+        "250ms",
+        "How long userspace mode keeps a UDP session without datagrams.",
+        "userspace.udp_idle_timeout",
+    ),
+    _flag(
+        "userspace-drain-timeout",
+        "duration",
+        "1m0s",
+        "How long connections to an endpoint that left may go on in userspace mode.",
+        "userspace.drain_timeout",
+    ),
+    _flag("proxy-port-range", "string", "", "The proxy ports of userspace mode, as in 30000-32000.", "port_range"),
     # Connection tracking
     _flag(
         "conntrack-max-per-core",

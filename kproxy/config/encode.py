@@ -9,12 +9,14 @@ import msgspec
 import yaml
 
 from kproxy.config.durations import Duration
-from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.config.fields import KubeProxyConfiguration, Userspace
 
 __all__ = ["to_values", "to_yaml"]
 
 # kube-proxy leaves these out when they are empty; every other field is always written.
 OMIT_EMPTY = {"featureGates", "vmodule", "windowsRunAsService", "splitStream"}
+# kube-proxy does not know these: a file that says nothing of them can be read by it.
+OMIT_STANDARD = {"userspace": Userspace()}
 
 
 def to_values(config: KubeProxyConfiguration) -> dict[str, Any]:
@@ -30,7 +32,13 @@ def to_yaml(config: KubeProxyConfiguration) -> str:
 
 def _struct(value: msgspec.Struct) -> dict[str, Any]:
     fields = ((f.encode_name, getattr(value, f.name)) for f in msgspec.structs.fields(value))
-    return {name: _plain(v) for name, v in fields if v or name not in OMIT_EMPTY}
+    return {name: _plain(v) for name, v in fields if _written(name, v)}
+
+
+def _written(name: str, value: Any) -> bool:
+    if name in OMIT_STANDARD:
+        return bool(value != OMIT_STANDARD[name])
+    return bool(value) or name not in OMIT_EMPTY
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, field
 
-from kproxy.config.durations import HOUR, MINUTE, SECOND, Duration
+from kproxy.config.durations import HOUR, MILLISECOND, MINUTE, SECOND, Duration
 
 __all__ = [
     "API_VERSION",
@@ -32,6 +32,7 @@ __all__ = [
     "NFTables",
     "OutputOptions",
     "ProxyMode",
+    "Userspace",
     "VModule",
     "Winkernel",
 ]
@@ -104,6 +105,17 @@ class NFTables(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     masquerade_all: bool = False
     sync_period: Duration = Duration(0)
     min_sync_period: Duration = Duration(0)
+
+
+class Userspace(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """userspace mode, which kube-proxy has no more: kproxy's own section, not written while it is standard.
+
+    udp_idle_timeout: how long a UDP session without datagrams is kept. drain_timeout: how long the connections of an
+    endpoint that leaves may go on before they are reset; 0: not at all.
+    """
+
+    udp_idle_timeout: Duration = Duration(250 * MILLISECOND)
+    drain_timeout: Duration = Duration(MINUTE)
 
 
 class Conntrack(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
@@ -179,6 +191,7 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
     iptables: IPTables = IPTables()
     ipvs: IPVS = IPVS()
     nftables: NFTables = NFTables()
+    userspace: Userspace = Userspace()
     winkernel: Winkernel = Winkernel()
     detect_local_mode: DetectLocalMode = DetectLocalMode.CLUSTER_CIDR
     detect_local: DetectLocal = DetectLocal()
@@ -219,6 +232,19 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The pods' CIDRs, at most one of each IP family."""
         return tuple(self.cluster_cidr.split(",")) if self.cluster_cidr else ()
+
+    @property
+    def proxy_ports(self) -> tuple[int, int]:
+        """The first and last proxy port of userspace mode; (0, 0) where the kernel may choose.
+
+        portRange is written first-last, first+count or as one port. Raises ValueError when it is none of these.
+        """
+        first, sign, rest = self.port_range.replace("+", "-+").partition("-")
+        low = int(first or 0)
+        high = low + int(rest[1:]) if rest.startswith("+") else int(rest) if sign else low
+        if not 0 <= low <= high <= 65535 or (high and not low):
+            raise ValueError(f"{self.port_range} is not a range of ports")
+        return low, high
 
     @property
     def _marking(self) -> IPTables | NFTables:

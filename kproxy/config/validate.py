@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from kproxy.config.durations import Duration
-from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables
+from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
 
 __all__ = ["SCHEDULERS", "Problem", "ignored", "problems"]
 
@@ -86,6 +86,9 @@ def _sections(config: KubeProxyConfiguration) -> Iterator[Problem]:
     yield from _not_negative("ipvs.tcpTimeout", ipvs.tcp_timeout)
     yield from _not_negative("ipvs.tcpFinTimeout", ipvs.tcp_fin_timeout)
     yield from _not_negative("ipvs.udpTimeout", ipvs.udp_timeout)
+    if config.userspace.udp_idle_timeout <= 0:
+        yield "userspace.udpIdleTimeout", f"must be greater than 0, is {config.userspace.udp_idle_timeout}"
+    yield from _not_negative("userspace.drainTimeout", config.userspace.drain_timeout)
 
 
 def _periods(name: str, section: IPTables | IPVS | NFTables, in_use: bool) -> Iterator[Problem]:
@@ -144,8 +147,16 @@ def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:
             yield from _not_negative(f"conntrack.{field.encode_name}", getattr(conntrack, field.name))
     if config.config_sync_period <= 0:
         yield "configSyncPeriod", f"must be greater than 0, is {config.config_sync_period}"
-    if config.port_range and not _RANGE.fullmatch(config.port_range):
+    if config.port_range and not (_RANGE.fullmatch(config.port_range) and _ports(config)):
         yield "portRange", f"must be a range of ports such as 30000-30100, is {_quoted(config.port_range)}"
+
+
+def _ports(config: KubeProxyConfiguration) -> bool:
+    """Whether portRange can be read."""
+    try:
+        return bool(config.proxy_ports)
+    except ValueError:
+        return False
 
 
 # ---------------------------------------------------------------- single values
@@ -189,13 +200,13 @@ def ignored(config: KubeProxyConfiguration) -> list[str]:
         *_changed("logging.options.text", config.logging.options.text, standard.logging.options.text),
         *_changed("logging.options.json", config.logging.options.json, standard.logging.options.json),
         *_changed("winkernel", config.winkernel, standard.winkernel),
-        *_changed("", config, standard, _TOP),
+        *_changed("", config, standard, _TOP if config.mode is ProxyMode.USERSPACE else (*_TOP, "portRange")),
     ]
     return sorted([*found, *(f"featureGates.{gate}" for gate in config.feature_gates)])
 
 
 _CLIENT = ("acceptContentTypes", "contentType")
-_TOP = ("enableProfiling", "portRange", "showHiddenMetricsForVersion", "windowsRunAsService")
+_TOP = ("enableProfiling", "showHiddenMetricsForVersion", "windowsRunAsService")
 
 
 def _changed(path: str, value: Any, standard: Any, only: tuple[str, ...] = ()) -> Iterator[str]:

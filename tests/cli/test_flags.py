@@ -21,7 +21,13 @@ from kproxy.errors import InvalidConfig
 
 TABLE = Path(__file__).parent.parent / "config" / "kube-proxy-flags.tsv"
 KUBE_PROXYS = [row for row in (line.split("\t") for line in TABLE.read_text().splitlines()) if row[0] != "help"]
-OURS = {"manifests", "iptables-backend"}
+OURS = {
+    "manifests",
+    "iptables-backend",
+    "proxy-port-range",
+    "userspace-drain-timeout",
+    "userspace-udp-idle-timeout",
+}
 
 
 def texts(*args: str) -> dict[str, tuple[str, ...]]:
@@ -106,7 +112,10 @@ SET = {
     "pod-interface-name-prefix": ("veth", "veth"),
     "profiling": ("true", True),
     "proxy-mode": ("nftables", ProxyMode.NFTABLES),
+    "proxy-port-range": ("6000-6100", "6000-6100"),
     "show-hidden-metrics-for-version": ("1.35", "1.35"),
+    "userspace-drain-timeout": ("0s", 0),
+    "userspace-udp-idle-timeout": ("5s", 5 * SECOND),
     "v": ("4", 4),
     "vmodule": ("sync=4,source=2", (VModule("sync", 4), VModule("source", 2))),
 }

@@ -109,6 +109,10 @@ ONE = [
      "logging.vmodule[0].verbosity: must not be negative, is -1"),
     ("logging: {vmodule: [{verbosity: 1}]}",
      "logging.vmodule[0].filePattern: must be a name without '=', ',' or spaces"),
+    ("portRange: 3000-70000", 'portRange: must be a range of ports such as 30000-30100, is "3000-70000"'),
+    ("portRange: 200-100", 'portRange: must be a range of ports such as 30000-30100, is "200-100"'),
+    ("userspace: {udpIdleTimeout: 0s}", "userspace.udpIdleTimeout: must be greater than 0, is 0s"),
+    ("userspace: {drainTimeout: -1s}", "userspace.drainTimeout: must not be negative, is -1s"),
     ("portRange: many", 'portRange: must be a range of ports such as 30000-30100, is "many"'),
     # addresses
     ("bindAddress: node1", 'bindAddress: must be an IP address, is "node1"'),
