@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.errors import InvalidConfig
-from kproxy.model.hosts import family_of
+from kproxy.model.hosts import SERVICE_DEVICE, family_of
 from kproxy.sync.settings import Host
 
 __all__ = ["from_text", "read"]
@@ -49,7 +49,9 @@ def from_text(text: bytes) -> Host:
         raise InvalidConfig([f"not JSON: {error}"]) from error
     if problems := list(_problems(found)):
         raise InvalidConfig(problems)
-    addresses = [ipaddress.ip_interface(a).ip for i in found.interfaces for a in i.addresses]
+    addresses = [
+        ipaddress.ip_interface(a).ip for i in found.interfaces if i.name != SERVICE_DEVICE for a in i.addresses
+    ]
     return Host(
         node_ips=tuple(str(ipaddress.ip_address(ip)) for ip in found.node_ips),
         addresses=tuple(str(address) for address in addresses),

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from kproxy.kernel import netlink
 from kproxy.kernel.netlink_sockets import Overrun, Socket
+from kproxy.model.hosts import SERVICE_DEVICE
 from kproxy.model.plans import Family
 
 __all__ = ["AddressMonitor", "Interface", "host", "interfaces", "node_ip", "own_addresses"]
@@ -52,8 +53,9 @@ def interfaces() -> list[Interface]:
 
 
 def own_addresses() -> frozenset[str]:
-    """Every address of this network namespace, without its length, 127.0.0.1 and ::1 included. Raises NetlinkError."""
-    return frozenset(text.split("/")[0] for interface in interfaces() for text in interface.addresses)
+    """Every address of this node, without its length, 127.0.0.1 and ::1 included. Raises NetlinkError."""
+    own = (interface for interface in interfaces() if interface.name != SERVICE_DEVICE)
+    return frozenset(text.split("/")[0] for interface in own for text in interface.addresses)
 
 
 def node_ip(family: Family) -> str | None:
@@ -77,7 +79,10 @@ def host() -> dict[str, object]:
 
 
 class AddressMonitor:
-    """Tells that an address came or went in the network namespace of the thread that makes it. Close it after use."""
+    """Tells that an address of the node came or went, in the network namespace of the thread that makes it.
+
+    Addresses of Services do not count. Close it after use.
+    """
 
     def __init__(self) -> None:
         """Raises NetlinkError."""
@@ -92,11 +97,13 @@ class AddressMonitor:
         found = False
         while True:
             try:
-                if self._socket.receive(0.0 if found else timeout) is None:
-                    return found
+                data = self._socket.receive(0.0 if found else timeout)
             except Overrun:
-                pass
-            found = True
+                found = True
+                continue
+            if data is None:
+                return found
+            found = found or _concerns_the_node(data)
 
     def close(self) -> None:
         self._socket.close()
@@ -106,6 +113,16 @@ class AddressMonitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _concerns_the_node(data: bytes) -> bool:
+    """Whether DATA, notifications of addresses, are about any device but the one that holds Services' addresses."""
+    try:
+        passed_over = socket.if_nametoindex(SERVICE_DEVICE)
+    except OSError:
+        passed_over = 0
+    payloads = (m.payload for m in netlink.messages(data) if len(m.payload) >= ADDRESS.size)
+    return any(ADDRESS.unpack_from(payload)[4] != passed_over for payload in payloads)
 
 
 # ---- pure: bytes to values

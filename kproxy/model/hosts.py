@@ -9,7 +9,18 @@ from enum import StrEnum
 
 from kproxy.model.plans import Family
 
-__all__ = ["DetectLocal", "DetectLocalBy", "NodePortAddresses", "family_of", "node_port_addresses"]
+__all__ = [
+    "SERVICE_DEVICE",
+    "DetectLocal",
+    "DetectLocalBy",
+    "NodePortAddresses",
+    "family_of",
+    "node_port_addresses",
+]
+
+SERVICE_DEVICE = "kube-ipvs0"
+"""The device that holds Services' addresses in IPVS mode. What is on it is none of the node's own addresses."""
+
 
 
 class DetectLocalBy(StrEnum):

@@ -74,6 +74,16 @@ def test_a_new_and_a_lost_address_are_noticed_and_nothing_else(network: Callable
                 pass
 
 
+def test_addresses_of_services_are_none_of_the_nodes(network: Callable[..., str]) -> None:
+    network("ip link add kube-ipvs0 type bridge")
+    with AddressMonitor() as monitor:
+        network("ip address add 10.96.0.1/32 dev kube-ipvs0")
+        assert not monitor.changed()
+        assert "10.96.0.1" not in interfaces.own_addresses()
+        network("ip address add 10.96.0.2/32 dev lo")
+        assert monitor.changed(timeout=5.0)
+
+
 def test_more_changes_than_can_be_queued_are_still_a_change(shell: Callable[..., str]) -> None:
     with AddressMonitor() as monitor:
         lines = "".join(f"address add 10.0.{i // 250}.{i % 250 + 1}/32 dev lo\n" for i in range(2000))
