@@ -42,8 +42,14 @@ def _iptables(preview: Preview, family: Family) -> Rendered:
     return Rendered(rules, {"rules": rules})
 
 
+def _ipvs(preview: Preview, family: Family) -> Rendered:
+    outcome = preview.ipvs(family)
+    return Rendered(outcome.native(), outcome.json())
+
+
 RENDERERS: dict[ProxyMode, Callable[[Preview, Family], Rendered]] = {
     ProxyMode.IPTABLES: _iptables,
+    ProxyMode.IPVS: _ipvs,
 }
 
 FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}

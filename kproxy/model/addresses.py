@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-__all__ = ["canonical_cidr", "canonical_ip", "contains"]
+__all__ = ["canonical_cidr", "canonical_ip", "contains", "is_link_local", "is_loopback"]
 
 
 def canonical_ip(text: str) -> str | None:
@@ -48,3 +48,13 @@ def contains(cidr: str, ip: str) -> bool:
     if (":" in cidr) != (":" in ip):
         return False
     return ipaddress.ip_address(ip) in ipaddress.ip_network(cidr)
+
+
+def is_loopback(ip: str) -> bool:
+    """Whether IP, canonical, is in 127.0.0.0/8 or is ::1."""
+    return ip.startswith("127.") or ip == "::1"
+
+
+def is_link_local(ip: str) -> bool:
+    """Whether IP, canonical, is an IPv6 address in fe80::/10, which means nothing without an interface."""
+    return ":" in ip and ipaddress.ip_address(ip).is_link_local

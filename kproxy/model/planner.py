@@ -64,6 +64,7 @@ def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> Ser
         has_endpoints=choice.anywhere,
         lingering=_lingering(found, choice.reachable) if template.protocol is not Protocol.TCP else (),
         ready_here=_ready_here(found) if template.health_check_node_port else (),
+        here=_here(found, choice.reachable),
         endpoint_count=len(found),
     )
 
@@ -75,6 +76,11 @@ def _lingering(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> t
 
 def _ready_here(found: Iterable[Candidate]) -> tuple[str, ...]:
     return tuple(sorted({c.endpoint.ip for c in found if c.endpoint.local and c.address.ready}))
+
+
+def _here(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    here = tuple(c.endpoint for c in found if c.endpoint.local)
+    return reachable if here == reachable else here  # one tuple less in memory, on the only node that has any
 
 
 def candidates(

@@ -70,6 +70,7 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     lingering: for UDP and SCTP, endpoints that still serve but get no new flows here (they terminate, or hints lead
     elsewhere); a flow that leads to one of them is left alone.
     ready_here: IPs of the ready endpoints on this node, only for a Service with a health check node port.
+    here: all endpoints of the port on this node, usable or not, sorted.
     endpoint_count: all endpoints of the port, usable or not; the size of a cluster is their sum.
     """
 
@@ -92,6 +93,7 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     has_endpoints: bool = False
     lingering: tuple[Endpoint, ...] = ()
     ready_here: tuple[str, ...] = ()
+    here: tuple[Endpoint, ...] = ()
     endpoint_count: int = 0
 
     @property

@@ -12,7 +12,8 @@ from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.render import Settings, render_base, render_port, text
-from kproxy.sync.settings import Host, iptables_settings, place
+from kproxy.modes.ipvs import native
+from kproxy.sync.settings import Host, iptables_settings, ipvs_settings, place
 
 __all__ = ["Preview", "load"]
 
@@ -44,3 +45,8 @@ class Preview:
         settings = self.settings(family)
         plans = self.book.pages[family].plans
         return text(render_base(settings), ((key, render_port(plan, settings)) for key, plan in plans.items()))
+
+    def ipvs(self, family: Family) -> native.Outcome:
+        """What IPVS mode has of one family."""
+        settings = ipvs_settings(self._config, family, self._state.node, self._host)
+        return native.outcome(self.book.pages[family].plans.items(), settings)

@@ -9,15 +9,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kproxy.config.fields import DetectLocalMode, KubeProxyConfiguration
-from kproxy.model.addresses import canonical_cidr, canonical_ip
+from kproxy.model.addresses import canonical_cidr, canonical_ip, is_link_local, is_loopback
 from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses, family_of, node_port_addresses
 from kproxy.model.nodes import NodeView
 from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.ipvs.settings import Settings as IpvsSettings
 
-__all__ = ["LARGE_CLUSTER_ENDPOINTS", "Host", "detect_local", "iptables_settings", "node_ips", "place"]
+__all__ = [
+    "LARGE_CLUSTER_ENDPOINTS",
+    "Host",
+    "detect_local",
+    "iptables_settings",
+    "ipvs_settings",
+    "node_ips",
+    "place",
+]
 
+DEFAULT_SCHEDULER = "rr"
 LARGE_CLUSTER_ENDPOINTS = 1000  # beyond it, kube-proxy leaves out the comments of the Services' own chains
 
 
@@ -86,6 +96,27 @@ def iptables_settings(
         tcp_be_liberal=config.conntrack.tcp_be_liberal,
         random_fully=host.random_fully,
         comments=endpoints <= LARGE_CLUSTER_ENDPOINTS,
+    )
+
+
+def ipvs_settings(config: KubeProxyConfiguration, family: Family, node: NodeView | None, host: Host) -> IpvsSettings:
+    """What IPVS mode's virtual servers, sets and rules of one family depend on besides the plans.
+
+    Loopback never takes node ports: IPVS masquerades nothing there, so no endpoint could answer.
+    """
+    asked = addresses_for_node_ports(config, family, host)
+    own = [ip for ip in host.addresses if family_of(ip) is family and not is_loopback(ip)]
+    return IpvsSettings(
+        family=family,
+        scheduler=config.ipvs.scheduler or DEFAULT_SCHEDULER,
+        masquerade_mark=1 << config.masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        detect_local=detect_local(config, family, node),
+        node_addresses=frozenset(own),
+        node_port_ips=tuple(
+            ip for ip in (own if asked.match_all else asked.ips) if not is_loopback(ip) and not is_link_local(ip)
+        ),
+        random_fully=host.random_fully,
     )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from kproxy.model.virtual_servers import RealServer, VirtualServer
+from kproxy.modes.iptables.fragments import SharedRule
 
 __all__ = ["Entry", "Fragment", "Served"]
 
@@ -30,8 +31,10 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
 
     addresses: to be on kube-ipvs0. Several ports may need the same address or set entry (the ports of one Service share
     their cluster IP): it stays as long as any of them needs it.
+    rules: this port's own in chains that all ports share (the base's `shared` ones); very few ports have any.
     """
 
     served: tuple[Served, ...] = ()
     entries: tuple[Entry, ...] = ()
     addresses: tuple[str, ...] = ()
+    rules: tuple[SharedRule, ...] = ()

@@ -1,0 +1,109 @@
+"""One family's outcome as one value, and as the texts that the kernel's own tools load. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan, address_port
+from kproxy.model.virtual_servers import PERSISTENT, SOURCE_PORT, ServerKey
+from kproxy.modes.iptables import render as iptables
+from kproxy.modes.iptables.fragments import Fragment as Rules
+from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.fragments import Served
+from kproxy.modes.ipvs.render import Settings, render_base, render_port
+
+__all__ = ["DEVICE", "Outcome", "outcome"]
+
+DEVICE = "kube-ipvs0"
+_PROTOCOLS = {Protocol.TCP: "-t", Protocol.UDP: "-u", Protocol.SCTP: "--sctp-service"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a node has in one family: virtual servers and addresses sorted, every set with its entries sorted, rules as
+    iptables-save text."""
+
+    family: Family
+    served: tuple[Served, ...]
+    sets: dict[str, tuple[str, ...]]
+    addresses: tuple[str, ...]
+    rules: str
+
+    def json(self) -> dict[str, object]:
+        """For --format json: rules, virtualServers, ipsets, kubeIpvs0."""
+        return {
+            "rules": self.rules,
+            "virtualServers": [_values(served) for served in self.served],
+            "ipsets": {name: list(entries) for name, entries in self.sets.items()},
+            "kubeIpvs0": list(self.addresses),
+        }
+
+    def native(self) -> str:
+        """Four sections, each under a comment that names the tool that loads it; sections load in this order:
+
+        `ipvsadm -R`, `ipset restore`, `ip -batch -` (creates the device), `iptables-restore --noflush`.
+        """
+        tool = "iptables-restore" if self.family is Family.IPV4 else "ip6tables-restore"
+        sections = (
+            ("ipvsadm -R", self._ipvsadm()),
+            ("ipset restore", self._ipset()),
+            ("ip -batch -", self._addresses()),
+            (f"{tool} --noflush", self.rules.splitlines()),
+        )
+        return "".join(f"# {tool}\n" + "".join(f"{line}\n" for line in lines) for tool, lines in sections)
+
+    def _ipvsadm(self) -> Iterator[str]:
+        """As ipvsadm-save -n prints."""
+        for (key, scheduler, flags, timeout), reals in self.served:
+            name = f"{_PROTOCOLS[key.protocol]} {address_port(key.address, key.port)}"
+            persistent = f" -p {timeout}" if flags & PERSISTENT else ""
+            hashed = f" -b {scheduler}-port" if flags & SOURCE_PORT else ""
+            yield f"-A {name} -s {scheduler}{persistent}{hashed}"
+            for (address, port), weight in reals:
+                yield f"-a {name} -r {address_port(address, port)} -m -w {weight}"
+
+    def _ipset(self) -> Iterator[str]:
+        family = "inet" if self.family is Family.IPV4 else "inet6"
+        for name, type_ in names.sets(self.family):
+            size = "range 0-65535" if type_.startswith("bitmap:") else f"family {family} hashsize 1024 maxelem 65536"
+            yield f"create {name} {type_} {size}"
+            yield from (f"add {name} {entry}" for entry in self.sets[name])
+
+    def _addresses(self) -> Iterator[str]:
+        yield f"link add {DEVICE} type dummy"
+        length = 32 if self.family is Family.IPV4 else 128
+        yield from (f"address add {ip}/{length} dev {DEVICE}" for ip in self.addresses)
+
+
+def outcome(plans: Iterable[tuple[PortKey, ServicePlan]], settings: Settings) -> Outcome:
+    """Everything at once. Where two Services ask for one address and port, the first in the order of names has it."""
+    fragments = [(key, render_port(plan, settings)) for key, plan in sorted(plans)]
+    served: dict[ServerKey, Served] = {}
+    entries: dict[str, set[str]] = {name: set() for name, _ in names.sets(settings.family)}
+    for _, fragment in fragments:
+        for one in fragment.served:
+            served.setdefault(one.server.key, one)
+        for name, entry in fragment.entries:
+            entries[name].add(entry)
+    base = render_base(settings, {name for name, held in entries.items() if held})
+    return Outcome(
+        settings.family,
+        tuple(served[key] for key in sorted(served)),
+        {name: tuple(sorted(held)) for name, held in entries.items()},
+        tuple(sorted({ip for _, fragment in fragments for ip in fragment.addresses})),
+        iptables.text(base, ((key, Rules(shared=fragment.rules)) for key, fragment in fragments)),
+    )
+
+
+def _values(served: Served) -> dict[str, object]:
+    server, reals = served
+    return {
+        "protocol": server.key.protocol.value,
+        "address": server.key.address,
+        "port": server.key.port,
+        "scheduler": server.scheduler,
+        "flags": server.flags,
+        "timeout": server.timeout,
+        "realServers": [f"{real.key} weight={real.weight}" for real in reals],
+    }
