@@ -53,5 +53,12 @@ class Programmer(Protocol):
     def drifted(self) -> bool:
         """Cheap: has somebody else changed what this programmer wrote since its last apply?"""
 
+    def tend(self) -> float | None:
+        """Do what is due without any change (endpoints that left are let go once their connections have ended).
+
+        Returns the seconds until it wants to be called again, None when there is nothing to wait for; an apply may
+        change that. Raises KernelError when it could not; then it is called again soon.
+        """
+
     def cleanup(self) -> None:
         """Remove everything that this mode ever writes."""

@@ -1,4 +1,5 @@
-"""What follows a successful sync: stale flows go, and health check node ports answer for what is now programmed."""
+"""What follows a successful sync: stale flows go, health check node ports answer for what is now programmed, and what
+another mode left goes."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from kproxy.health.servers import HealthCheck, Servers
 from kproxy.kernel.flow_reconciler import Reconciler
 from kproxy.model.book import Book
 from kproxy.model.plans import Family
+from kproxy.sync.drivers.base import Driver
+from kproxy.sync.leftovers import Leftovers
 from kproxy.sync.schedule import Work
 from kproxy.sync.surroundings import NodeSurroundings
 from kproxy.sync.workers import Report
@@ -29,11 +32,15 @@ class Aftermath:
         servers: Servers,
         surroundings: NodeSurroundings,
         metrics: Metrics,
+        driver: Driver,
+        leftovers: Leftovers,
     ) -> None:
         self._reconcilers = reconcilers
         self._servers = servers
         self._surroundings = surroundings
         self._metrics = metrics
+        self._driver = driver
+        self._leftovers = leftovers
 
     def __call__(self, report: Report, book: Book) -> None:
         self._end_stale_flows(report, book)
@@ -41,10 +48,11 @@ class Aftermath:
             port: HealthCheck(name.namespace, name.name, count) for port, (name, count) in book.health_checks().items()
         }
         self._servers.update_health_checks(checks, self._surroundings.health_check_ips())
+        self._leftovers.synced(report)
 
     def _end_stale_flows(self, report: Report, book: Book) -> None:
         """After the rules, never before: a packet in between would make the stale entry anew."""
-        plans = book.pages[report.family].plans
+        plans = self._driver.answering(report.family, book.pages[report.family].plans)
         touched = None if report.work is Work.EVERYTHING else report.touched.keys()
         abandoned = report.outcome.abandoned if report.outcome else ()
         ips = self._surroundings.node_port_ips(report.family)

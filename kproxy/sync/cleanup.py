@@ -8,23 +8,21 @@ from __future__ import annotations
 from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.kernel import nfacct
-from kproxy.kernel.commands import Commands, Runner, checked
+from kproxy.kernel.commands import Commands, Runner
 from kproxy.kernel.iptables import HostTables, available
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.cleanup import clean
+from kproxy.sync.leftovers import remove_nft_tables
 
 __all__ = ["cleanup_all"]
 
 _log = logs.get("cleanup")
 
-NFT_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
-"""The tables of kube-proxy's nftables mode."""
-
 
 def cleanup_all(runner: Runner | None = None) -> None:
     """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go."""
     runner = runner or Commands()
-    problems = [*_iptables(runner), *_nftables(runner), *_counters()]
+    problems = [*_iptables(runner), *remove_nft_tables(runner), *_counters()]
     if problems:
         raise KernelError("; ".join(problems))
 
@@ -45,22 +43,6 @@ def _iptables(runner: Runner) -> list[str]:
                 problems.append(f"{backend} {family}: {error}")
             else:
                 _log.info("Cleaned", backend=backend.value, family=family.value)
-    return problems
-
-
-def _nftables(runner: Runner) -> list[str]:
-    nft = runner.which("nft")
-    if nft is None:
-        return []
-    problems = []
-    for family, table in NFT_TABLES:
-        if not runner.run([nft, "list", "table", family, table]).ok:
-            continue
-        try:
-            checked(runner, [nft, "delete", "table", family, table])
-            _log.info("Deleted table", family=family, table=table)
-        except KernelError as error:
-            problems.append(str(error))
     return problems
 
 

@@ -9,9 +9,8 @@ from types import FrameType
 
 from kproxy import __version__, logs
 from kproxy.config.encode import to_values
-from kproxy.config.fields import ProxyMode
 from kproxy.config.options import Options
-from kproxy.errors import InvalidConfig
+from kproxy.errors import InvalidConfig, KernelError
 from kproxy.health.clocks import SystemClock
 from kproxy.health.event_series import Notice
 from kproxy.health.events import ApiSink, EventRecorder, check_failed
@@ -21,16 +20,17 @@ from kproxy.health.servers import Identity, Servers, ServerSettings
 from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.conntrack import KernelConntrack
-from kproxy.kernel.drift import Commits, LegacyDrift, NftDrift, WatchedTables
 from kproxy.kernel.flow_reconciler import Reconciler
-from kproxy.kernel.iptables import Backend, Command, HostTables, available, detect
-from kproxy.model.book import Page
+from kproxy.kernel.iptables import Backend, Command, available, detect
+from kproxy.model.book import Book
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
-from kproxy.modes.iptables.apply import IptablesProgrammer
 from kproxy.sync import hosting
 from kproxy.sync.aftermath import Aftermath
+from kproxy.sync.drivers.base import Driver, Equipment
+from kproxy.sync.drivers.registry import driver_of
 from kproxy.sync.inbox import Inbox
+from kproxy.sync.leftovers import Leftovers
 from kproxy.sync.loop import Loop
 from kproxy.sync.report import Reporter
 from kproxy.sync.schedule import Schedule
@@ -47,8 +47,7 @@ def run(options: Options) -> int:
 
     Raises InvalidConfig for a mode that does not exist yet, KernelError when the host lacks what the mode needs.
     """
-    if options.config.mode is not ProxyMode.IPTABLES:
-        raise InvalidConfig([f"mode: {options.config.mode} is not available yet"])
+    make_driver = driver_of(options.config.mode)
     hosting.protect_from_oom(options.config.oom_score_adj)
     hosting.apply_sysctls(options.config)
     if options.init_only:
@@ -57,8 +56,11 @@ def run(options: Options) -> int:
     inbox = Inbox()
     _stop_on_signals(inbox)
     with ExitStack() as stack:
-        _Daemon(options, inbox, stack).loop().run()
+        daemon = _Daemon(options, make_driver, inbox, stack)
+        loop = daemon.loop()
+        loop.run()
         _log.info("Ending; the rules stay in place")
+        daemon.finish(loop.book)
     return 0
 
 
@@ -73,12 +75,13 @@ def _stop_on_signals(inbox: Inbox) -> None:
 class _Daemon:
     """The parts of one run. What has to be closed is pushed on `stack`."""
 
-    def __init__(self, options: Options, inbox: Inbox, stack: ExitStack) -> None:
+    def __init__(
+        self, options: Options, make_driver: Callable[[Equipment], Driver], inbox: Inbox, stack: ExitStack
+    ) -> None:
         self._options, self._config = options, options.config
         self._inbox, self._stack = inbox, stack
         self._clock = SystemClock()
         self._commands = Commands()
-        self._commits = Commits()
         self._command = _backend(self._commands, options.iptables_backend)
         self._families = hosting.families(self._commands, self._command)
         self._has_nfacct = hosting.count_in_nfacct()
@@ -89,6 +92,10 @@ class _Daemon:
         )
         self._metrics = Metrics(self._families, self._config.mode, __version__)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
+        self._driver = make_driver(
+            Equipment(self._config, self._commands, self._command, self._surroundings, self._metrics, stack)
+        )
+        self._leftovers = Leftovers(self._config.mode, self._commands, self._families)
 
     def loop(self) -> Loop:
         """Everything started and connected."""
@@ -112,25 +119,20 @@ class _Daemon:
             [self._worker(family) for family in self._families],
             self._surroundings,
             Reporter(self._metrics, self._health, notify, self._options.node_name),
-            Aftermath(reconcilers, servers, self._surroundings, self._metrics),
+            Aftermath(reconcilers, servers, self._surroundings, self._metrics, self._driver, self._leftovers),
         )
 
+    def finish(self, book: Book) -> None:
+        """What the mode leaves to do when the daemon ends. A failure is logged: there is no later try."""
+        if not self._leftovers.established:
+            return  # nothing of ours stands yet
+        try:
+            self._driver.finish(book)
+        except KernelError as error:
+            _log.error("Could not hand over", error)
+
     def _worker(self, family: Family) -> Worker:
-        host_tables = HostTables(self._commands, family, self._command)
-        settings = self._surroundings.iptables(family, Page())
-        if self._command.backend is Backend.NFT:
-            drift = NftDrift(family, lambda pid: pid in self._commands.recent_pids(), self._commits)
-            self._stack.callback(drift.close)
-            programmer = IptablesProgrammer(settings, WatchedTables(host_tables, drift), drift)
-        else:
-            programmer = IptablesProgrammer(settings, host_tables, LegacyDrift(family))
-
-        def configure(page: Page) -> None:
-            settings = self._surroundings.iptables(family, page)
-            if settings.serves_localhost:
-                hosting.serve_localhost()
-            programmer.configure(settings)
-
+        programmer, configure = self._driver.drive(family)
         schedule = Schedule(self._config.min_sync_period.seconds, self._config.sync_period.seconds)
         return Worker(programmer, schedule, configure)
 

@@ -91,6 +91,11 @@ class Loop:
         self._book = Book()
         self._node: NodeView | None = None
 
+    @property
+    def book(self) -> Book:
+        """The plans as they were last handed to the modes."""
+        return self._book
+
     def run(self) -> None:
         """Work until `inbox.stop` was called; whatever is then in the kernel stays."""
         with ThreadPoolExecutor(len(self._workers), thread_name_prefix="sync") as pool:
@@ -111,6 +116,8 @@ class Loop:
             if changed:
                 worker.schedule.changed()
         now = time.monotonic()
+        for worker in self._workers.values():
+            worker.tend(now)
         due = {worker: work for worker in self._workers.values() if (work := worker.schedule.due(now))}
         if due:
             self._plan(place)

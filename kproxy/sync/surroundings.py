@@ -9,14 +9,12 @@ from kproxy import logs
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.errors import KernelError
 from kproxy.health.clocks import Clock
-from kproxy.model.book import Page
 from kproxy.model.hosts import family_of
 from kproxy.model.nodes import NodeView
 from kproxy.model.objects import Kind
 from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
-from kproxy.modes.iptables.render import Settings
 from kproxy.sync import settings
 
 __all__ = ["HostAddresses", "NodeSurroundings"]
@@ -41,7 +39,7 @@ class HostAddresses(Protocol):
 
 
 class NodeSurroundings:
-    """Keeps a Host up to date and makes settings from it. The loop's Surroundings.
+    """Keeps a Host up to date, from which settings are made. The loop's Surroundings.
 
     nfacct, random_fully: what the kernel and its tools can do.
     """
@@ -68,6 +66,11 @@ class NodeSurroundings:
     def host(self) -> settings.Host:
         return self._host
 
+    @property
+    def node(self) -> NodeView | None:
+        """The Node object that the host was last seen with."""
+        return self._node
+
     def place(self, state: ClusterState) -> Place | None:
         """As Surroundings.place. Waits for the Node's first list, and in mode NodeCIDR for its pod CIDR."""
         if not self._complete(state):
@@ -89,10 +92,6 @@ class NodeSurroundings:
         """As Surroundings.changed."""
         news, self._news = self._news, False
         return news
-
-    def iptables(self, family: Family, page: Page) -> Settings:
-        """Settings of iptables mode for one family, of a cluster of this page's size."""
-        return settings.iptables_settings(self._config, family, self._node, self._host, page.endpoints)
 
     def node_port_ips(self, family: Family) -> tuple[str, ...]:
         """The host's addresses in one family that take node ports."""

@@ -17,6 +17,9 @@ __all__ = ["Report", "Worker"]
 
 _log = logs.get("sync")
 
+TEND_AGAIN = 5.0
+"""Seconds after which care that failed is tried again."""
+
 
 @dataclass(slots=True)
 class Report:
@@ -52,6 +55,7 @@ class Worker:
         self._touched: Touched = {}
         self._triggers: list[float] = []
         self._refused: frozenset[PortKey] = frozenset()
+        self._tend_at: float | None = None
 
     @property
     def failing(self) -> bool:
@@ -77,6 +81,17 @@ class Worker:
         self.schedule.suspicious()
         return True
 
+    def tend(self, now: float) -> None:
+        """Let the mode do what is due without any change. A failure is logged and tried again."""
+        if self._tend_at is None or now < self._tend_at:
+            return
+        try:
+            pause = self._programmer.tend()
+        except KernelError as error:
+            _log.error("What endpoints left behind could not be looked after; tried again", error, family=self.family)
+            pause = TEND_AGAIN
+        self._tend_at = None if pause is None else now + pause
+
     def sync(self, work: Work, page: Page) -> Report:
         """Write what changed, or check everything. Never raises KernelError: a failure is in the report."""
         start = time.monotonic()
@@ -99,7 +114,7 @@ class Worker:
         return None if work is Work.EVERYTHING else self._refused.union(self._touched)
 
     def _settle(self, report: Report) -> None:
-        now = time.monotonic()
+        now = self._tend_at = time.monotonic()
         if report.outcome is None:
             self.schedule.failed(now)
             return

@@ -49,6 +49,10 @@ class IptablesProgrammer:
         """As Programmer.drifted."""
         return self._chains.drifted()
 
+    def tend(self) -> float | None:
+        """As Programmer.tend: rules need no care between syncs."""
+        return None
+
     def cleanup(self) -> None:
         """Remove all that kube-proxy or kproxy ever wrote into this backend's tables, in whatever mode."""
         self._chains.cleanup()

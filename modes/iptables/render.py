@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.iptables import names
+from kproxy.modes.iptables.filters import GUARD, PortRules, filter_chains, filter_jumps, jump
 from kproxy.modes.iptables.fragments import Base, Chain, Fragment, SharedRule
 
 __all__ = ["GUARD", "INVALID_COUNTER", "LOCALHOST_COUNTER", "Settings", "render_base", "render_port", "text"]
@@ -20,7 +21,6 @@ __all__ = ["GUARD", "INVALID_COUNTER", "LOCALHOST_COUNTER", "Settings", "render_
 INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
 LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
 LAST_RULE = '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
-NEW = "-m conntrack --ctstate NEW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,93 +62,40 @@ def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
 class _Port:
     """One port's rules while they are written; only to share the names that every part needs."""
 
-    __slots__ = ("_chains", "_name", "_plan", "_proto", "_settings", "_width")
+    __slots__ = ("_chains", "_name", "_plan", "_proto", "_rules", "_settings", "_width")
 
     def __init__(self, plan: ServicePlan, settings: Settings) -> None:
         self._plan = plan
         self._settings = settings
-        self._name = str(plan.key)
-        self._chains = names.PortChains(plan.key)
-        self._proto = plan.key.protocol.lower()
-        self._width = 32 if plan.family is Family.IPV4 else 128
+        self._rules = PortRules(plan)
+        self._name, self._proto, self._width = self._rules.name, self._rules.proto, self._rules.width
+        self._chains = self._rules.chains
 
     # -- rules in the chains that all ports share
 
     def shared(self) -> Iterator[SharedRule]:
-        plan, name = self._plan, self._name
-        yield from self._cluster_ip()
-        target = self._external_filter()
-        for ip in plan.external_ips:
-            if plan.has_endpoints:
-                yield SharedRule("nat", names.SERVICES, self._to(ip, f"{name} external IP", self._chains.external))
-            if target:
-                yield SharedRule("filter", names.EXTERNAL_SERVICES, self._to(ip, *target))
-        yield from self._load_balancer(target)
-        yield from self._node_port(target)
-        if plan.health_check_node_port:
-            check = f'-p tcp -m comment --comment "{name} health check node port" -m tcp'
-            yield SharedRule("filter", names.NODE_PORTS, f"{check} --dport {plan.health_check_node_port} -j ACCEPT")
-
-    def _cluster_ip(self) -> Iterator[SharedRule]:
-        plan = self._plan
+        plan, chains = self._plan, self._chains
         if plan.internal_endpoints:
-            chain = self._chains.local if plan.internal_local else self._chains.cluster
-            rule = self._to(plan.cluster_ip, f"{self._name} cluster IP", chain)
-            yield SharedRule("nat", names.SERVICES, rule)
-        elif not plan.has_endpoints:
-            yield SharedRule("filter", names.SERVICES, self._to(plan.cluster_ip, *self._rejected()))
-        else:
-            yield SharedRule("filter", names.SERVICES, self._to(plan.cluster_ip, *self._dropped()))
-
-    def _load_balancer(self, target: tuple[str, str] | None) -> Iterator[SharedRule]:
-        plan, name = self._plan, self._name
-        chain = self._chains.firewall if self._firewalled else self._chains.external
-        for ip in plan.load_balancer_ips:
-            if plan.has_endpoints:
-                yield SharedRule("nat", names.SERVICES, self._to(ip, f"{name} loadbalancer IP", chain))
-            if self._firewalled:
-                why = f"{name} traffic not accepted by {self._chains.firewall}"
-                yield SharedRule("filter", names.PROXY_FIREWALL, self._to(ip, why, "DROP"))
-            if target:
-                yield SharedRule("filter", names.EXTERNAL_SERVICES, self._to(ip, *target))
-
-    def _node_port(self, target: tuple[str, str] | None) -> Iterator[SharedRule]:
-        plan = self._plan
-        if not plan.node_port:
-            return
-        rule = f'-p {self._proto} -m comment --comment "{self._name}" -m {self._proto} --dport {plan.node_port}'
+            chain = chains.local if plan.internal_local else chains.cluster
+            yield self._leads(plan.cluster_ip, "cluster IP", chain)
         if plan.has_endpoints:
-            if self._settings.nfacct and self._settings.serves_localhost:
-                count = f"-m nfacct --nfacct-name {LOCALHOST_COUNTER} -j {self._chains.external}"
-                yield SharedRule("nat", names.NODE_PORTS, f"-d 127.0.0.0/8 {rule} {count}")
-            yield SharedRule("nat", names.NODE_PORTS, f"{rule} -j {self._chains.external}")
-        if target:
-            why, verdict = target
-            local = f'-p {self._proto} -m comment --comment "{why}" -m addrtype --dst-type LOCAL -m {self._proto}'
-            rule = f"{local} --dport {plan.node_port} -j {verdict}"
-            yield SharedRule("filter", names.EXTERNAL_SERVICES, rule)
+            for ip in plan.external_ips:
+                yield self._leads(ip, "external IP", chains.external)
+            for ip in plan.load_balancer_ips:
+                yield self._leads(ip, "loadbalancer IP", chains.firewall if self._rules.firewalled else chains.external)
+            if plan.node_port:
+                yield from self._node_port()
+        yield from self._rules.filtering()
 
-    def _to(self, ip: str, comment: str, target: str) -> str:
-        proto = self._proto
-        match = f'-d {ip}/{self._width} -p {proto} -m comment --comment "{comment}" -m {proto}'
-        return f"{match} --dport {self._plan.port} -j {target}"
+    def _leads(self, ip: str, kind: str, chain: str) -> SharedRule:
+        return SharedRule("nat", names.SERVICES, self._rules.to(ip, f"{self._name} {kind}", chain))
 
-    def _external_filter(self) -> tuple[str, str] | None:
-        """Comment and verdict for outside traffic that no endpoint may take; None when one may."""
-        if not self._plan.has_endpoints:
-            return self._rejected()
-        return None if self._plan.external_endpoints else self._dropped()
-
-    def _rejected(self) -> tuple[str, str]:
-        return f"{self._name} has no endpoints", "REJECT"
-
-    def _dropped(self) -> tuple[str, str]:
-        return f"{self._name} has no local endpoints", "DROP"
-
-    @property
-    def _firewalled(self) -> bool:
-        plan = self._plan
-        return bool(plan.has_endpoints and plan.load_balancer_ips and plan.source_ranges)
+    def _node_port(self) -> Iterator[SharedRule]:
+        rule = self._rules.at_port(self._plan.node_port, self._name)
+        if self._settings.nfacct and self._settings.serves_localhost:
+            count = f"-m nfacct --nfacct-name {LOCALHOST_COUNTER} -j {self._chains.external}"
+            yield SharedRule("nat", names.NODE_PORTS, f"-d 127.0.0.0/8 {rule} {count}")
+        yield SharedRule("nat", names.NODE_PORTS, f"{rule} -j {self._chains.external}")
 
     # -- chains of this port alone
 
@@ -167,7 +114,7 @@ class _Port:
                 yield Chain(name, (*head, *self._balance([(of[e.ip, e.port], e) for e in endpoints])))
         if plan.has_endpoints and plan.externally_accessible:
             yield Chain(chains.external, tuple(self._external()))
-        if self._firewalled:
+        if self._rules.firewalled:
             yield Chain(chains.firewall, tuple(self._firewall()))
 
     def _masquerade_off_cluster(self, uses_cluster_ip: bool) -> tuple[str, ...]:
@@ -243,10 +190,7 @@ def render_base(settings: Settings) -> Base:
     """The chains, jumps and rules that a node needs whatever its Services are."""
     mark = f"{settings.masquerade_mark:#x}"
     shared: dict[tuple[str, str], tuple[str, ...]] = {
-        ("filter", names.SERVICES): (),
-        ("filter", names.EXTERNAL_SERVICES): (),
-        ("filter", names.NODE_PORTS): (),
-        ("filter", names.PROXY_FIREWALL): (),
+        **filter_chains(),
         ("nat", names.SERVICES): tuple(_node_port_jumps(settings)),
         ("nat", names.NODE_PORTS): (),
     }
@@ -264,14 +208,7 @@ def render_base(settings: Settings) -> Base:
     joint: dict[tuple[str, str], tuple[str, ...]] = {
         ("filter", names.FIREWALL): (GUARD,) if settings.serves_localhost else ()
     }
-    return Base(owned, shared, joint, _jumps(settings))
-
-
-# Services on 127.0.0.1 need route_localnet, which would let neighbours reach what listens there: this forbids it again.
-GUARD = (
-    '! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" '
-    "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
-)
+    return Base(owned, shared, joint, _jumps())
 
 
 def _forward(settings: Settings, mark: str) -> Iterator[str]:
@@ -297,30 +234,15 @@ def _node_port_jumps(settings: Settings) -> Iterator[str]:
             yield f"-d {ip}/{32 if ipv4 else 128} {LAST_RULE} -j {names.NODE_PORTS}"
 
 
-def _jumps(settings: Settings) -> dict[tuple[str, str], tuple[str, ...]]:
-    def jump(comment: str, target: str, match: str = "") -> str:
-        return f'{match}{" " if match else ""}-m comment --comment "{comment}" -j {target}'
-
-    external = jump("kubernetes externally-visible service portals", names.EXTERNAL_SERVICES, NEW)
-    firewall = jump("kubernetes load balancer firewall", names.PROXY_FIREWALL, NEW)
-    portals = jump("kubernetes service portals", names.SERVICES, NEW)
-    guard = (f"-j {names.FIREWALL}",)
+def _jumps() -> dict[tuple[str, str], tuple[str, ...]]:
+    jumps = filter_jumps()
+    firewall, *others = jumps["filter", "FORWARD"]
+    portals = (jump("kubernetes service portals", names.SERVICES),)
     return {
-        ("filter", "INPUT"): (
-            *guard,
-            firewall,
-            jump("kubernetes health check service ports", names.NODE_PORTS),
-            external,
-        ),
-        ("filter", "FORWARD"): (
-            firewall,
-            jump("kubernetes forwarding rules", names.FORWARD),
-            portals,
-            external,
-        ),
-        ("filter", "OUTPUT"): (*guard, firewall, portals),
-        ("nat", "PREROUTING"): (jump("kubernetes service portals", names.SERVICES),),
-        ("nat", "OUTPUT"): (jump("kubernetes service portals", names.SERVICES),),
+        **jumps,
+        ("filter", "FORWARD"): (firewall, jump("kubernetes forwarding rules", names.FORWARD), *others),
+        ("nat", "PREROUTING"): portals,
+        ("nat", "OUTPUT"): portals,
         ("nat", "POSTROUTING"): (jump("kubernetes postrouting rules", names.POSTROUTING),),
     }
 

@@ -28,7 +28,7 @@ class DictProgrammer:
     """A mode whose kernel is the dict `held`. A failed apply leaves it in disorder, until a full one.
 
     fail: raised by the next applies while it is set; refuse: ports that the kernel does not take; drift: what drifted
-    answers. applied: for each apply the ports that it was asked to look at, None for all.
+    answers; care: what tend answers or raises. applied: for each apply the ports that it was asked to look at, None for all.
     """
 
     def __init__(self, family: Family = Family.IPV4) -> None:
@@ -38,6 +38,8 @@ class DictProgrammer:
         self.refuse: frozenset[PortKey] = frozenset()
         self.drift: bool | Exception = False
         self.asked_for_drift = 0
+        self.care: float | None | Exception = None
+        self.tended = 0
         self.applied: list[set[PortKey] | None] = []
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
@@ -60,6 +62,12 @@ class DictProgrammer:
         if isinstance(self.drift, Exception):
             raise self.drift
         return self.drift
+
+    def tend(self) -> float | None:
+        self.tended += 1
+        if isinstance(self.care, Exception):
+            raise self.care
+        return self.care
 
     def cleanup(self) -> None:
         raise AssertionError("rules must stay in place")

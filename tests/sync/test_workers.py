@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +12,8 @@ from kproxy.errors import KernelError
 from kproxy.model.book import Page, Touched
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
 from kproxy.sync.schedule import Schedule, Work
-from kproxy.sync.workers import Worker
-from tests.sync.rigs import DictProgrammer
+from kproxy.sync.workers import TEND_AGAIN, Worker
+from tests.sync.rigs import PERIOD, DictProgrammer
 
 A, B, C = (PortKey("default", name, "http", Protocol.TCP) for name in "abc")
 
@@ -240,3 +242,32 @@ def test_what_is_touched_is_always_enough(script: list[tuple[PortKey, int | None
     desk.programmer.fail, desk.programmer.refuse = None, frozenset()
     desk.worker.sync(Work.EVERYTHING if failed else Work.CHANGES, desk.page)
     assert desk.programmer.held == desk.page.plans
+
+
+def test_a_mode_is_looked_after_when_it_asks_for_it() -> None:
+    programmer = DictProgrammer()
+    worker = Worker(programmer, Schedule(0.0, PERIOD))
+    worker.tend(time.monotonic())
+    assert programmer.tended == 0, "nothing was written yet"
+    programmer.care = 60.0
+    worker.sync(Work.EVERYTHING, Page())
+    now = time.monotonic()
+    worker.tend(now)
+    worker.tend(now + 59)
+    assert programmer.tended == 1
+    programmer.care = None
+    worker.tend(now + 61)
+    worker.tend(now + 10_000)
+    assert programmer.tended == 2
+
+
+def test_care_that_fails_is_tried_again() -> None:
+    programmer = DictProgrammer()
+    worker = Worker(programmer, Schedule(0.0, PERIOD))
+    worker.sync(Work.EVERYTHING, Page())
+    programmer.care = KernelError("not now")
+    now = time.monotonic()
+    worker.tend(now)
+    programmer.care = None
+    worker.tend(now + TEND_AGAIN)
+    assert programmer.tended == 2
