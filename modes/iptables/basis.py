@@ -13,8 +13,8 @@ from kproxy.modes.iptables.saved import Saved, as_saved, same_rules
 
 __all__ = ["is_our_jump", "jump_target", "repair_base"]
 
-# Every jump that kube-proxy and we write into built-in chains says so in a comment that starts with this word.
-OUR_COMMENT = '--comment "kubernetes '
+# Every jump that kube-proxy and we write into built-in chains says so in a comment that starts with one of these words.
+OUR_COMMENTS = ('--comment "kubernetes ', '--comment "kube-proxy ')
 
 
 def repair_base(
@@ -104,7 +104,7 @@ def _jumps(work: _Lines, saved: Saved, table: str, chain: str, rules: tuple[str,
 def is_our_jump(rule: str, ours: set[str]) -> bool:
     """Whether a rule of a built-in chain is a jump that kube-proxy or we wrote. A jump into our chains that somebody
     else made up (another comment, none) stays."""
-    return jump_target(rule) in ours and OUR_COMMENT in rule
+    return jump_target(rule) in ours and any(comment in rule for comment in OUR_COMMENTS)
 
 
 def jump_target(rule: str) -> str:

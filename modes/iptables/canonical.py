@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-__all__ = ["Rule", "canonical", "tokens"]
+__all__ = ["PROTOCOL_NUMBERS", "Rule", "canonical", "tokens"]
 
 # One option: negated, its name, its values.
 Option = tuple[bool, str, tuple[str, ...]]
@@ -39,6 +39,8 @@ DEFAULTS = {
     ("--mask", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
     ("--rsource", ""),
 }
+# As match ipvs prints a protocol: by its number.
+PROTOCOL_NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
 FULL_MASK = 0xFFFFFFFF
 
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
@@ -136,7 +138,12 @@ def _states(name: str, value: str) -> tuple[str, str]:
     return name, ",".join(sorted(value.split(",")))
 
 
+def _protocol(name: str, value: str) -> tuple[str, str]:
+    return name, PROTOCOL_NUMBERS.get(value.lower(), value)
+
+
 _FOLDS = {
+    "--vproto": _protocol,
     "--probability": _probability,
     "--or-mark": _mark_set,
     "--xor-mark": _mark_set,

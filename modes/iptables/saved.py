@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.canonical import canonical
+from kproxy.modes.iptables.canonical import PROTOCOL_NUMBERS, canonical
 
 __all__ = ["Saved", "as_saved", "same_rules"]
 
@@ -23,6 +23,7 @@ _CHAIN = re.compile(r"^:(\S+) (\S+)", re.MULTILINE)
 # All rules of one chain: the tools print them together.
 _BLOCK = re.compile(r"^-A (\S+)(?: .*)?\n(?:-A \1(?: .*)?\n)*", re.MULTILINE)
 _PROBABILITY = re.compile(r"--probability (\S+)")
+_VPROTO = re.compile(rf"--vproto ({'|'.join(PROTOCOL_NUMBERS)})(?= )")
 _RECENT = re.compile(r"(-m recent .*?--name \S+)")
 
 
@@ -96,6 +97,8 @@ def as_saved(rule: str, family: Family) -> str:
         return f"{rule} --reject-with {REJECT_WITH[family]}"
     if "--nfacct-name " in rule:
         return rule.replace("--nfacct-name ", "--nfacct-name  ", 1)  # two blanks, as libxt_nfacct prints it
+    if " --vproto " in rule:
+        return _VPROTO.sub(lambda found: f"--vproto {PROTOCOL_NUMBERS[found[1]]}", rule)
     return rule
 
 

@@ -94,6 +94,10 @@ SAME = {
     "a mark without a mask": ("-m mark --mark 16384 -j X", "-m mark --mark 0x4000/0xffffffff -j X"),
     "states in any order": ("-m conntrack --ctstate RELATED,ESTABLISHED", "-m conntrack --ctstate ESTABLISHED,RELATED"),
     "nfacct's two blanks": ("-m nfacct --nfacct-name x -j X", "-m nfacct --nfacct-name  x -j X"),
+    "a virtual server's protocol by its number": (
+        "-s 10.0.0.1/32 -m ipvs --vaddr 10.0.0.1 --vproto sctp --vport 9 -j DROP",
+        "-s 10.0.0.1/32 -m ipvs --vproto 132 --vaddr 10.0.0.1 --vport 9 -j DROP",
+    ),
     "a source of everywhere": ("-s 0.0.0.0/0 -p tcp -j X", "-p tcp -j X"),
 }
 
@@ -113,6 +117,7 @@ DIFFERENT = {
     "go to or jump to": ("-g X", "-j X"),
     "a REJECT of another kind": ("-j REJECT", "-j REJECT --reject-with tcp-reset"),
     "another mask": ("-j MARK --set-xmark 0x4000/0x4000", "-j MARK --set-xmark 0x4000/0x0"),
+    "another virtual server": ("-m ipvs --vproto tcp --vport 9", "-m ipvs --vproto udp --vport 9"),
     "affinity by another mask": ("-m recent --set --name X", "-m recent --set --name X --mask 255.255.255.0"),
 }
 
@@ -124,6 +129,9 @@ def test_rules_that_mean_something_else_differ(one: str, other: str) -> None:
 
 def test_rules_become_their_saved_form() -> None:
     assert as_saved("-p tcp -j REJECT", Family.IPV6) == "-p tcp -j REJECT --reject-with icmp6-port-unreachable"
+    assert as_saved("-m ipvs --vproto udp --vaddr 10.0.0.1 --vport 9 -j DROP", Family.IPV4) == (
+        "-m ipvs --vproto 17 --vaddr 10.0.0.1 --vport 9 -j DROP"
+    )
     assert as_saved("-m statistic --mode random --probability 0.1428571429 -j X", Family.IPV4) == (
         "-m statistic --mode random --probability 0.14285714272 -j X"
     )
