@@ -4,7 +4,8 @@ Decides: framing, alignment, byte order, transactions of netfilter, and what an 
 (NetlinkError). Leaves out: what the messages of a family mean, and sending them (kproxy.kernel.netlink_sockets).
 Sources: netlink(7), include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h.
 
-Headers are in the host's byte order; numbers in attributes of netfilter are big-endian, those of rtnetlink are not.
+Headers are in the host's byte order; numbers in attributes of netfilter are big-endian, those of rtnetlink and of
+generic netlink are not.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = [
     "be32",
     "be64",
     "each_attribute",
+    "error_of",
     "first_header",
     "last_type",
     "message",
@@ -42,6 +44,8 @@ __all__ = [
     "text",
     "to_int",
     "to_text",
+    "u16",
+    "u32",
 ]
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -55,6 +59,8 @@ NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ERRNO = struct.Struct("=i")
+_U16 = struct.Struct("=HHH2x")
+_U32 = struct.Struct("=HHI")
 
 
 class Message(NamedTuple):
@@ -128,6 +134,15 @@ def be64(type: int, value: int) -> bytes:
     return attribute(type, value.to_bytes(8, "big"))
 
 
+def u16(type: int, value: int) -> bytes:
+    """An attribute that holds 16 bits in the host's byte order; u32 alike."""
+    return _U16.pack(6, type, value)
+
+
+def u32(type: int, value: int) -> bytes:
+    return _U32.pack(8, type, value)
+
+
 def each_attribute(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """Type (without its flags) and payload of each attribute from START on, repeated ones too. Raises ValueError."""
     at, end = start, len(data)
@@ -172,13 +187,18 @@ def netfilter_batch(subsystem: int, parts: Iterable[tuple[int, int, bytes]], seq
     return b"".join(data)
 
 
-def raise_if_error(answer: Message, request: str) -> None:
-    """Raise NetlinkError when ANSWER says that REQUEST (words for a human) failed; errno 0 is an acknowledgement."""
+def error_of(answer: Message, request: str) -> NetlinkError | None:
+    """What ANSWER says against REQUEST (words for a human), None when nothing: errno 0 is an acknowledgement."""
     if answer.type not in (NLMSG_ERROR, NLMSG_DONE) or len(answer.payload) < 4:
-        return
+        return None
     (status,) = _ERRNO.unpack_from(answer.payload)
-    if status < 0:
-        raise NetlinkError(request, -status, _detail(answer))
+    return NetlinkError(request, -status, _detail(answer)) if status < 0 else None
+
+
+def raise_if_error(answer: Message, request: str) -> None:
+    """Raise NetlinkError when ANSWER says that REQUEST failed."""
+    if (error := error_of(answer, request)) is not None:
+        raise error
 
 
 def _detail(answer: Message) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel.netlink import (
@@ -20,6 +20,7 @@ from kproxy.kernel.netlink import (
     NLMSG_DONE,
     NLMSG_ERROR,
     Message,
+    error_of,
     first_header,
     last_type,
     message,
@@ -28,12 +29,14 @@ from kproxy.kernel.netlink import (
     raise_if_error,
 )
 
-__all__ = ["Overrun", "Part", "Socket"]
+__all__ = ["REFUSALS_BUFFER", "Overrun", "Part", "Socket"]
 
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_EXT_ACK = 270, 1, 11
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 RECEIVE = 1 << 16  # a dump comes in pieces of at most 32 KiB (net/netlink/af_netlink.c)
 SEND_AT_ONCE = 1 << 17  # fits the send buffer that every host has
+CHANGES_AT_ONCE = 500
+REFUSALS_BUFFER = 1 << 20  # holds a refusal of each of so many, with what was refused
 INTERRUPTED_DUMPS = 5  # a dump that a change interrupts is repeated this often
 
 Part = tuple[int, int, bytes]
@@ -148,6 +151,43 @@ class Socket:
                     found.append((index, answer))
         return found
 
+    def change(self, parts: Sequence[Part], request: Callable[[int], str]) -> dict[int, NetlinkError]:
+        """Have PARTS done, in order and each for itself; returns what the kernel refused, by index of the part.
+
+        request: words for a human, for the part of an index. Raises NetlinkError when the kernel cannot be talked to.
+        """
+        errors = {i: error_of(answer, request(i)) for i, answer in self.refusals(parts, request).items()}
+        return {i: error for i, error in errors.items() if error is not None}
+
+    def refusals(self, parts: Sequence[Part], request: Callable[[int], str]) -> dict[int, Message]:
+        """As `change`, with the kernel's messages as they are.
+
+        Of what is done only the last of each lot is acknowledged, so thousands of changes cost few system calls. The
+        socket must have a buffer of REFUSALS_BUFFER.
+        """
+        found: dict[int, Message] = {}
+        start = 0
+        while start < len(parts):
+            end = _lot(parts, start)
+            answers = self._send_lot(parts[start:end], request(start))
+            found.update((start + index, answer) for index, answer in answers)
+            start = end
+        return found
+
+    def _send_lot(self, parts: Sequence[Part], request: str) -> Iterator[tuple[int, Message]]:
+        first, last = self._seq + 1, len(parts) - 1
+        self._seq += len(parts)
+        data = [message(t, f | NLM_F_REQUEST, first + i, p) for i, (t, f, p) in enumerate(parts[:last])]
+        type_, flags, payload = parts[last]
+        data.append(message(type_, flags | NLM_F_REQUEST | NLM_F_ACK, first + last, payload))
+        self._send(b"".join(data), request)
+        index = -1
+        while index != last:  # the kernel answers in order
+            for answer in self._next(request):
+                index = answer.seq - first
+                if answer.type == NLMSG_ERROR and 0 <= index <= last and any(answer.payload[:4]):
+                    yield index, answer
+
     def transact(self, subsystem: int, parts: Sequence[Part], request: str) -> dict[int, NetlinkError]:
         """Send PARTS as one transaction of a netfilter subsystem: all of it happens, or nothing.
 
@@ -209,7 +249,7 @@ class Socket:
 
     def _answer(self, request: str) -> bytes:
         try:
-            data = self.receive(self._timeout)
+            data = self.receive() or self.receive(self._timeout)  # most answers wait already when they are asked for
         except Overrun:
             raise NetlinkError(request, errno.ENOBUFS) from None
         if data is None:
@@ -221,3 +261,13 @@ class Socket:
             self._socket.sendto(data, (0, 0))
         except OSError as error:
             raise NetlinkError(request, error.errno or errno.EIO) from None
+
+
+def _lot(parts: Sequence[Part], start: int) -> int:
+    """Where the parts that are sent together with the one at START end."""
+    size = 0
+    for index in range(start, min(len(parts), start + CHANGES_AT_ONCE)):
+        size += 20 + len(parts[index][2])
+        if size > SEND_AT_ONCE and index > start:
+            return index
+    return min(len(parts), start + CHANGES_AT_ONCE)
