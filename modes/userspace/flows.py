@@ -1,0 +1,148 @@
+"""One direction of a TCP connection: bytes from a source to a sink, never more of them than the sink takes.
+
+The first bytes go through memory, which costs least for a request or an answer; when a whole chunk came at once they
+go through a pipe. Sockets are non-blocking, and events are edges: a flow remembers what it may still read and write.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kproxy.modes.userspace.pipes import SIZE, Pipe, Pipes
+
+__all__ = ["Flow", "Meter"]
+
+CHUNK = 16_384
+TURNS = 16  # reads before others have their turn
+FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+
+_read, _write, _splice = os.read, os.write, os.splice
+
+
+class Meter:
+    """Adds up the bytes of all flows of one direction."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class Flow:
+    """held, level: bytes that were read and not written yet, in memory or in the pipe.
+
+    readable, writable: false once the socket said so, until the loop says otherwise. ending: something besides bytes
+    stands in the source, so that it has to be read until it says that nothing is left. ended: the source has no more.
+    finished: the sink was told.
+    """
+
+    __slots__ = (
+        "ended", "ending", "finished", "held", "level", "meter", "pipe", "pipes", "readable", "sink", "source",
+        "writable",
+    )  # fmt: skip
+
+    def __init__(self, source: int, sink: int, pipes: Pipes, meter: Meter, readable: bool) -> None:
+        self.source = source
+        self.sink = sink
+        self.pipes = pipes
+        self.readable = readable
+        self.writable = True
+        self.ending = self.ended = self.finished = False
+        self.held = b""
+        self.pipe: Pipe | None = None
+        self.level = 0
+        self.meter = meter
+
+    @property
+    def empty(self) -> bool:
+        """All that was read was written."""
+        return not self.held and not self.level
+
+    def pump(self) -> bool:
+        """Move what can be moved now. True: there may be more, but others should have their turn first.
+
+        Raises OSError when one of the two sockets is broken.
+        """
+        if self.pipe is None:
+            if not self._copy():
+                return False
+            self.pipe = self.pipes.take()
+            if self.pipe is None:
+                return True
+        return self._splice(self.pipe)
+
+    def release(self) -> None:
+        """The connection is over."""
+        if self.pipe is not None:
+            if self.level:
+                self.pipes.drop(self.pipe)
+            else:
+                self.pipes.give(self.pipe)
+            self.pipe = None
+
+    def _copy(self) -> bool:
+        """Through memory. True when much came at once: more is to be expected."""
+        much = False
+        while True:
+            held = self.held
+            if held:
+                if not self.writable:
+                    return False
+                try:
+                    sent = _write(self.sink, held)
+                except BlockingIOError:
+                    self.writable = False
+                    return False
+                self.meter.bytes += sent
+                if sent < len(held):
+                    self.held = held[sent:]
+                    self.writable = False
+                    return False
+                self.held = b""
+                if much:
+                    return True
+            if not self.readable:
+                return False
+            try:
+                self.held = held = _read(self.source, CHUNK)
+            except BlockingIOError:
+                self.readable = False
+                return False
+            if not held:
+                self.readable = False
+                self.ended = True
+                return False
+            much = len(held) == CHUNK
+            # Less than asked for: nothing is left, and what comes later makes a new edge.
+            self.readable = much or self.ending
+
+    def _splice(self, pipe: Pipe) -> bool:
+        """Through the pipe, which is given back when it is empty."""
+        out, into = pipe
+        for _ in range(TURNS):
+            if self.readable:
+                try:
+                    more = _splice(self.source, into, SIZE, flags=FLAGS)
+                except BlockingIOError:
+                    # A full pipe says the same as an empty socket.
+                    if not self.level:
+                        self.readable = False
+                else:
+                    self.level += more
+                    if not more:
+                        self.readable = False
+                        self.ended = True
+            if not self.level:
+                self.pipes.give(pipe)
+                self.pipe = None
+                return False
+            if not self.writable:
+                return False
+            try:
+                sent = _splice(out, self.sink, self.level, flags=FLAGS)
+            except BlockingIOError:
+                self.writable = False
+                return False
+            self.level -= sent
+            self.meter.bytes += sent
+        return True

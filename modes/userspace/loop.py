@@ -1,0 +1,121 @@
+"""The loop: waits for file descriptors and for times, and calls whoever waits for them. One thread.
+
+Handlers get edges, so they remember what they may read and write. A descriptor that is let go of is closed at the end
+of the round, so that no event of the same round can meet its number's next owner.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Protocol
+
+from kproxy import logs
+
+__all__ = ["EDGE", "ENDED", "READ", "WRITE", "Handler", "Loop"]
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+EDGE = select.EPOLLET
+ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR | select.EPOLLPRI
+"""After one of these a short read does not mean that nothing is left: the end, an error or a mark may stand there."""
+
+ROUND = 512  # events taken at once
+
+log = logs.get("userspace")
+
+
+class Handler(Protocol):
+    def ready(self, fd: int, events: int) -> None:
+        """FD is ready for EVENTS, a mask of epoll's."""
+
+    def abort(self) -> None:
+        """Something that nobody foresaw went wrong in `ready`: let go of everything."""
+
+
+class Loop:
+    """now: when this round began, in seconds of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+        self.handlers: dict[int, Handler] = {}
+        self.register: Callable[[int, int], None]
+        self._epoll = select.epoll()
+        self.register = self._epoll.register
+        self.modify: Callable[[int, int], None] = self._epoll.modify
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._leaving: list[int] = []
+        self._again: list[Callable[[], None]] = []
+        self._running = True
+
+    def add(self, fd: int, handler: Handler, events: int) -> None:
+        """Tell HANDLER when FD is ready."""
+        self.handlers[fd] = handler
+        self.register(fd, events)
+
+    def leave(self, fd: int) -> None:
+        """Close FD, once this round is over; its handler hears no more of it."""
+        self.handlers.pop(fd, None)
+        self._leaving.append(fd)
+
+    def at(self, when: float, call: Callable[[], None]) -> None:
+        """Call CALL at WHEN, or soon after. It cannot be taken back: CALL has to look whether it still matters."""
+        heapq.heappush(self._timers, (when, next(self._order), call))
+
+    def again(self, call: Callable[[], None]) -> None:
+        """Call CALL in the next round, after the others have had their turn."""
+        self._again.append(call)
+
+    def stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while self._running:
+            self.once()
+
+    def once(self) -> None:
+        """One round."""
+        events = self._epoll.poll(self._patience(), ROUND)
+        self.now = time.monotonic()
+        handlers = self.handlers
+        for fd, mask in events:
+            handler = handlers.get(fd)
+            if handler is not None:
+                try:
+                    handler.ready(fd, mask)
+                except Exception as error:
+                    log.error("Forwarding failed", error)
+                    handler.abort()
+        if self._again:
+            turns, self._again = self._again, []
+            for call in turns:
+                self._guarded(call)
+        # Whoever has events that this round had no room for is heard before its time is over.
+        if len(events) < ROUND:
+            self._pass_time()
+        if self._leaving:
+            for fd in self._leaving:
+                os.close(fd)
+            self._leaving.clear()
+
+    def _patience(self) -> float:
+        if self._again:
+            return 0
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
+
+    def _pass_time(self) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= self.now:
+            self._guarded(heapq.heappop(timers)[2])
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            log.error("Forwarding failed", error)

@@ -1,0 +1,80 @@
+"""The forwarder's process: python -m kproxy.modes.userspace.process FD SETTINGS.
+
+FD is a connected stream socket over which the daemon asks (see messages); SETTINGS are JSON. The process ends, and with
+it every connection, when the daemon closes its end, by intent or by dying.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+
+from kproxy import logs
+from kproxy.modes.userspace.descriptors import Descriptors, raise_limit
+from kproxy.modes.userspace.engine import Engine
+from kproxy.modes.userspace.loop import READ, Loop
+from kproxy.modes.userspace.messages import Ask, Count, Counted, Messages, Request, Settings, Update, Updated, packed
+
+__all__ = ["main"]
+
+ONCE = 65_536
+
+
+class Control:
+    """Answers the daemon, one request a round, so that many of them do not hold up the connections."""
+
+    def __init__(self, engine: Engine, loop: Loop, daemon: socket.socket) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._daemon = daemon
+        self._messages = Messages(Ask)
+        daemon.setblocking(True)
+        loop.add(daemon.fileno(), self, READ)
+
+    def ready(self, fd: int, events: int) -> None:
+        data = self._daemon.recv(ONCE)
+        if not data:
+            self._loop.stop()
+        for request in self._messages.feed(data):
+            self._daemon.sendall(packed(self._answer(request)))
+
+    def abort(self) -> None:
+        """It is of no use without the daemon."""
+        self._loop.stop()
+
+    def _answer(self, request: Request) -> Updated | Counted:
+        match request:
+            case Update(family, changes):
+                return Updated(self._engine.update(family, changes))
+            case Count():
+                return Counted(self._engine.statistics())
+
+
+def main(argv: list[str]) -> None:
+    settings = msgspec.json.decode(argv[2], type=Settings)
+    logs.setup(settings.log_format, settings.verbosity)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the daemon decides when it is over
+    limit = raise_limit()
+    loop = Loop()
+    engine = Engine(settings, loop, Descriptors(min(limit, settings.descriptors or limit)))
+    daemon = socket.socket(fileno=int(argv[1]))
+    Control(engine, loop, daemon)
+    # What is there now stays; connections come and go without leaving anything for the collector.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    try:
+        loop.run()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the daemon has gone
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
