@@ -9,6 +9,8 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.guest.bridge"]
+
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # What needs root (network namespaces, iptables, netlink): whole folders, files and what these fixtures give.
@@ -38,7 +40,8 @@ def _leave_logging_as_found() -> Iterator[None]:
 
 def needs_root(item: pytest.Item) -> bool:
     fixtures = ROOT_FIXTURES.intersection(getattr(item, "fixturenames", ()))
-    return item.path.parent.name in ROOT_FOLDERS or item.path.name in ROOT_FILES or bool(fixtures)
+    named = item.path.parent.name in ROOT_FOLDERS or item.path.name in ROOT_FILES
+    return named or bool(fixtures) or item.get_closest_marker("ipvs_kernel") is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

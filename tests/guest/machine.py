@@ -1,0 +1,181 @@
+"""Whether this kernel has IPVS, and a virtual machine with Debian's kernel for when it has not.
+
+The machine sees the host's files, writes to none of them but those of one shared folder, has no network but loopback,
+and runs one command. It needs no KVM: without one the processor is emulated, which is some thirty times slower.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import py_compile
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kproxy.errors import KproxyError
+from kproxy.lab.namespaces import Namespace
+
+__all__ = ["INSIDE", "Machine", "MachineError", "kernel_has_ipvs", "shell", "unavailable"]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+INSIDE = Path("/run/share")  # the shared folder, as the machine sees it
+TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "modprobe": "kmod", "busybox": "busybox-static"}
+SOURCES = ("kproxy", "modes", "tests")
+PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
+KERNEL_OPTIONS = ("mitigations=off", "no5lvl", "loglevel=5")
+
+
+class MachineError(Exception):
+    """The machine cannot be started; says why in one line."""
+
+
+def kernel_has_ipvs() -> bool:
+    """Whether tests of IPVS can run here: IPVS, dummy interfaces and SCTP, loaded if need be, and root's rights."""
+    if os.geteuid():
+        return False
+    if shutil.which("modprobe"):
+        subprocess.run(["modprobe", "-aq", "ip_vs", "dummy", "sctp"], check=False, capture_output=True)
+    if not Path("/proc/net/ip_vs").exists():
+        return False
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+        space = Namespace("check")
+        try:
+            space.run(["ip", "link", "add", "check", "type", "dummy"])
+        finally:
+            space.close()
+    except (OSError, KproxyError):
+        return False
+    return True
+
+
+def unavailable() -> str:
+    """Why no machine can be started here, as one line; "" when it can."""
+    if os.geteuid():
+        return "this kernel has no IPVS, and only root may start a machine that has"
+    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
+    if not _virtme_run().exists():
+        missing.append("virtme-ng (from PyPI)")
+    return (
+        f"this kernel has no IPVS, and to start one that has, these are missing: {', '.join(missing)}"
+        if missing
+        else ""
+    )
+
+
+class Machine:
+    """A running machine. Close it to end it, whatever it does."""
+
+    def __init__(self, share: Path, argv: Sequence[str]) -> None:
+        """Start it. ARGV runs in the checkout's folder, as root; SHARE is a folder, inside it is INSIDE.
+
+        Raises MachineError where there is no kernel to be had.
+        """
+        self.console = share / "console"
+        _fill(share, argv)
+        with self.console.open("wb") as console:
+            self._process = subprocess.Popen(
+                _command(_kernel(), share),
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def tail(self, size: int = 3000) -> str:
+        """The end of what its console showed."""
+        return self.console.read_bytes()[-size:].decode(errors="replace").replace("\r", "")
+
+    def close(self) -> None:
+        if self.running():
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(timeout=30)
+
+
+def shell() -> int:
+    """A shell in a machine on this terminal; its exit status is not told."""
+    if reason := unavailable():
+        sys.exit(reason)
+    with TemporaryDirectory(prefix="kproxy-guest-") as folder:
+        _fill(Path(folder), ["/bin/bash"])
+        return subprocess.call(_command(_kernel(), Path(folder)))
+
+
+def _fill(share: Path, argv: Sequence[str]) -> None:
+    (share / "command").write_text(_script(argv, os.environ))
+    _compiled(share / "compiled.tar")
+
+
+def _virtme_run() -> Path:
+    return Path(sys.executable).with_name("virtme-run")
+
+
+def _kernel() -> str:
+    done = subprocess.run([CHECKOUT / "scripts/debian-kernel"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MachineError(f"scripts/debian-kernel: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _command(kernel: str, share: Path) -> list[str]:
+    return [
+        *(str(_virtme_run()), "--kimg", kernel, "--mods=auto", "--memory", "2G", "--cpus", "2"),
+        *("--force-9p", "--disable-microvm", "--overlay-rwdir", "/lib", "--show-boot-console", "--verbose"),
+        *(() if _can_virtualize() else ("--disable-kvm",)),
+        *(part for option in KERNEL_OPTIONS for part in ("--kopt", option)),
+        *("--script-sh", shlex.join(["/bin/bash", str(CHECKOUT / "tests/guest/start"), str(CHECKOUT)])),
+        "--qemu-opts",
+        *_folder("host", Path("/"), ",readonly=on"),
+        *_folder("share", share, ""),
+    ]
+
+
+def _folder(tag: str, path: Path, options: str) -> tuple[str, ...]:
+    return (
+        *("-fsdev", f"local,id={tag}fs,path={path},security_model=none,multidevs=remap{options}"),
+        *("-device", f"virtio-9p-pci,fsdev={tag}fs,mount_tag={tag}"),
+    )
+
+
+def _can_virtualize() -> bool:
+    """A /dev/kvm may be there and good for other guests only, so the processor has to say that it can, too."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    return bool(flags & {"vmx", "svm"}) and os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
+def _script(argv: Sequence[str], environment: Mapping[str, str]) -> str:
+    passed = {"HOME": "/root"} | {name: environment[name] for name in PASSED_ON if name in environment}
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in passed.items())
+    return f"cd {shlex.quote(str(CHECKOUT))}\n{exports}exec {shlex.join(argv)}\n"
+
+
+def _compiled(archive: Path) -> None:
+    """Byte code of all our modules, for the machine to lay over the checkout: there, compiling takes half a minute."""
+    with tarfile.open(archive, "w") as tar, TemporaryDirectory() as folder:
+        for source in _python_files(SOURCES):
+            name = f"{source.parent}/__pycache__/{source.stem}.{sys.implementation.cache_tag}.pyc"
+            made = py_compile.compile(str(source), cfile=f"{folder}/module", doraise=False, quiet=2)
+            if made:  # else the test that imports it says what is wrong with it
+                data = Path(made).read_bytes()
+                entry = tarfile.TarInfo(name.lstrip("/"))
+                entry.size, entry.mtime = len(data), int(source.stat().st_mtime)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+def _python_files(folders: Sequence[str]) -> Iterator[Path]:
+    return (path for folder in folders for path in sorted((CHECKOUT / folder).rglob("*.py")))
+
+
+if __name__ == "__main__":
+    sys.exit(shell())

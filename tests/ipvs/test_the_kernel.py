@@ -1,0 +1,108 @@
+"""What the tests beside this one take for granted of the kernel and its tools."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from kproxy.lab.namespaces import Namespace
+
+pytestmark = pytest.mark.ipvs_kernel
+
+SETS = {
+    "bitmap:port": ("range 0-65535", "30080"),
+    "hash:ip": ("", "10.0.0.1"),
+    "hash:ip,port": ("", "10.0.0.1,tcp:80"),
+    "hash:ip,port,ip": ("", "10.0.0.1,tcp:80,10.0.0.2"),
+    "hash:ip,port,net": ("", "10.0.0.1,tcp:80,10.0.0.0/24"),
+}
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "mh", "dh", "sed", "nq", "fo", "ovf")
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    with closing(Namespace("kernel")) as made:
+        made.run(["ip", "link", "set", "lo", "up"])
+        yield made
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_ipvs_has_the_scheduler(space: Namespace, scheduler: str) -> None:
+    space.run(["ipvsadm", "-A", "-t", "10.0.0.1:80", "-s", scheduler])
+    space.run(["ipvsadm", "-a", "-t", "10.0.0.1:80", "-r", "10.0.0.2:8080", "-m"])
+    assert f"TCP  10.0.0.1:80 {scheduler}" in space.run(["ipvsadm", "-Ln"])
+
+
+@pytest.mark.parametrize("protocol", ["-t", "-u", "--sctp-service"])
+def test_ipvs_takes_the_protocol_in_both_families(space: Namespace, protocol: str) -> None:
+    for address in ("10.0.0.1:80", "[fd00::1]:80"):
+        space.run(["ipvsadm", "-A", protocol, address, "-s", "rr"])
+        assert address in space.run(["ipvsadm", "-Ln"])
+
+
+def test_a_namespace_starts_with_a_table_of_its_own(space: Namespace) -> None:
+    space.run(["ipvsadm", "-A", "-t", "10.0.0.1:80"])
+    with closing(Namespace("other")) as other:
+        assert "10.0.0.1" not in other.run(["ipvsadm", "-Ln"])
+
+
+def test_dummy_interfaces_carry_addresses(space: Namespace) -> None:
+    space.run(["ip", "link", "add", "kube-ipvs0", "type", "dummy"])
+    space.run(["ip", "address", "add", "10.0.0.1/32", "dev", "kube-ipvs0"])
+    assert "10.0.0.1/32" in space.run(["ip", "address", "show", "kube-ipvs0"])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_sctp_connects(space: Namespace, address: str) -> None:
+    def talk() -> bytes:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with (
+            socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as listener,
+            socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_SCTP) as client,
+        ):
+            listener.bind((address, 0))
+            listener.listen()
+            client.settimeout(10)
+            client.connect(listener.getsockname())
+            client.sendall(b"hello")
+            accepted, _ = listener.accept()
+            with accepted:
+                return accepted.recv(16)
+
+    assert space.call(talk) == b"hello"
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_ipset_has_the_type(space: Namespace, kind: str) -> None:
+    options, member = SETS[kind]
+    space.run(["ipset", "create", "SET", kind, *options.split()])
+    space.run(["ipset", "add", "SET", member])
+    assert f"add SET {member}" in space.run(["ipset", "save", "SET"])
+
+
+@pytest.mark.parametrize("command", ["iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "filter -A FORWARD -m set --match-set SET dst,dst -j ACCEPT",
+        "filter -A FORWARD -m physdev ! --physdev-is-in -j ACCEPT",
+        "filter -A FORWARD -m ipvs --ipvs -j ACCEPT",
+        "filter -A FORWARD -m conntrack --ctstate ESTABLISHED -m mark --mark 1 -j ACCEPT",
+        "filter -A INPUT -p tcp -j REJECT",
+        "nat -A POSTROUTING -m comment --comment text -j MASQUERADE --random-fully",
+        "nat -A PREROUTING -p tcp -m statistic --mode random --probability 0.5 -j REDIRECT --to-ports 1",
+    ],
+    ids=lambda rule: rule.split(" -m ")[-1].split()[0] if " -m " in rule else "reject",
+)
+def test_iptables_has_the_match(space: Namespace, command: str, rule: str) -> None:
+    family = "inet6" if command.startswith("ip6") else "inet"
+    space.run(["ipset", "create", "SET", "hash:ip,port", "family", family])
+    space.run([command, "-w", "-t", *rule.split()], env={"XTABLES_LOCKFILE": "/tmp/kernel.lock"})
+
+
+def test_the_kernel_shows_its_connections(space: Namespace) -> None:
+    space.run(["iptables-nft", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT"])
+    assert space.run(["conntrack", "-L"]) == ""
