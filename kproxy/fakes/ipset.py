@@ -89,6 +89,10 @@ class FakeIpSets:
         if number := self._do(change):
             raise NetlinkError(_request(change), number)
 
+    def unknown(self, rule: str) -> bool:
+        """Whether a rule matches on a set that does not exist, for which the kernel refuses it."""
+        return any(name not in self._sets for name in _MATCHED.findall(rule))
+
     def names(self) -> frozenset[str]:
         """All sets that exist."""
         return frozenset(self._sets)

@@ -12,7 +12,7 @@ from kproxy.model.plans import Family
 __all__ = ["BadRule", "ParsedRule", "parse_rule"]
 
 PROTOCOLS = {"tcp", "udp", "sctp"}
-MATCHES = {*PROTOCOLS, "comment", "mark", "conntrack", "addrtype", "recent", "statistic", "nfacct", "set"}
+PROTOCOL_NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
 # The options of each match in the order in which they are printed, with the number of their values.
 OPTIONS: dict[str, dict[str, int]] = {
     **{protocol: {"--sport": 1, "--dport": 1} for protocol in PROTOCOLS},
@@ -32,7 +32,10 @@ OPTIONS: dict[str, dict[str, int]] = {
     "statistic": {"--mode": 1, "--probability": 1},
     "nfacct": {"--nfacct-name": 1},
     "set": {"--match-set": 2},
+    "physdev": {"--physdev-is-in": 0, "--physdev-is-out": 0, "--physdev-is-bridged": 0},
+    "ipvs": {"--vproto": 1, "--vaddr": 1, "--vport": 1},
 }
+MATCHES = OPTIONS.keys()
 TARGET_OPTIONS = {
     "--to-destination": 1,
     "--to-source": 1,
@@ -173,6 +176,8 @@ def _valued(option: str, value: str) -> str:
     if option == "--ctstate":
         order = ["INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT"]
         return " " + ",".join(sorted(value.split(","), key=order.index))
+    if option == "--vproto":
+        return f" {PROTOCOL_NUMBERS.get(value, value)}"
     if option == "--nfacct-name":
         return f"  {value}"
     return f" {value}" if value else ""

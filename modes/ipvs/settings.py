@@ -18,6 +18,7 @@ class Settings:
     masquerade_mark: the bit of the packet mark that asks for masquerading, as a mask (1 << masqueradeBit).
     node_addresses: the node's own, those of kube-ipvs0 left out: they are never put on that device as well.
     node_port_ips: those of them that take node ports; each gets a virtual server for each node port.
+    exclude_cidrs: virtual servers whose address lies in one of these are never removed, even if they look like ours.
     """
 
     family: Family
@@ -28,3 +29,4 @@ class Settings:
     node_addresses: frozenset[str] = frozenset()
     node_port_ips: tuple[str, ...] = ()
     random_fully: bool = True
+    exclude_cidrs: tuple[str, ...] = ()

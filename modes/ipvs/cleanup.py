@@ -1,0 +1,109 @@
+"""Removing everything that IPVS mode ever wrote but for its iptables rules, kube-proxy's included.
+
+For a node on which another mode took over, and for `kproxy cleanup`; the rules must be gone first, as sets that rules
+match on stay. Where the kernel has no IPVS, no ipsets or no kube-ipvs0, nothing of ours is there and nothing is done.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TypeVar
+
+from kproxy import logs
+from kproxy.errors import NetlinkError
+from kproxy.kernel.dummies import DEVICE, ServiceAddresses
+from kproxy.kernel.ipset import HeldSet, IpSets
+from kproxy.kernel.ipvs import Ipvs, Operation, Verb
+from kproxy.model.addresses import contains
+from kproxy.model.plans import Family
+from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.mirror import Ours
+
+__all__ = ["clean"]
+
+_log = logs.get("ipvs")
+
+ABSENT = frozenset({errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
+"""What a kernel answers that does not have what it is asked for."""
+
+T = TypeVar("T")
+
+
+def clean(
+    ipvs: Ipvs | None,
+    sets: IpSets | None,
+    addresses: ServiceAddresses,
+    node_addresses: Collection[str],
+    excluded: Collection[str] = (),
+    families: Iterable[Family] = tuple(Family),
+) -> list[str]:
+    """Remove our virtual servers, the device (its addresses only, while another family has some on it) and our sets.
+
+    ipvs, sets: None where the kernel does not have them loaded: opening them would load them. node_addresses: the
+    node's own, in any family. excluded: CIDRs whose virtual servers stay.
+    Returns what would not go, a line each. Raises NetlinkError when the kernel cannot be talked to.
+    """
+    problems: list[str] = []
+    chosen = tuple(families)
+    for family in chosen:
+        if ipvs is not None:
+            problems += _servers(ipvs, sets, addresses, family, node_addresses, excluded)
+    problems += _addresses(addresses, chosen)
+    if sets is not None:
+        problems += _sets(sets, [each.name for family in chosen for each in names.sets(family)])
+    for problem in problems:
+        _log.warning("Not removed", why=problem)
+    return problems
+
+
+def _servers(
+    ipvs: Ipvs,
+    sets: IpSets | None,
+    addresses: ServiceAddresses,
+    family: Family,
+    node_addresses: Collection[str],
+    excluded: Collection[str],
+) -> list[str]:
+    held = _unless_absent(lambda: ipvs.servers(family)) or {}
+    entries = {name: each.entries for name, each in _held(sets, family).items()} if held else {}
+    ours = Ours(family, addresses.held(family), entries, node_addresses)
+    keys = [key for key in held if key in ours and not any(contains(cidr, key.address) for cidr in excluded)]
+    if not keys:
+        return []
+    errors = ipvs.apply([Operation(Verb.DELETE_SERVER, held[key].server) for key in keys])
+    _log.info("Deleted virtual servers", family=family.value, number=len(keys) - len(errors))
+    return [f"virtual server {keys[index]}: {error}" for index, error in errors.items()]
+
+
+def _held(sets: IpSets | None, family: Family) -> Mapping[str, HeldSet]:
+    wanted = [each.name for each in names.sets(family)]
+    return {} if sets is None else _unless_absent(lambda: sets.held(wanted)) or {}
+
+
+def _addresses(addresses: ServiceAddresses, families: Collection[Family]) -> list[str]:
+    if not any(addresses.held(family) for family in Family if family not in families):
+        if addresses.remove():
+            _log.info("Deleted the device of the Services' addresses", device=DEVICE)
+        return []
+    ours = [address for family in families for address in addresses.held(family)]
+    errors = addresses.change((), ours) if ours else {}
+    return [f"address {address}: {error}" for address, error in errors.items()]
+
+
+def _sets(sets: IpSets, wanted: Collection[str]) -> list[str]:
+    held = _unless_absent(lambda: sets.held(wanted)) or {}
+    if not held:
+        return []
+    errors = sets.destroy(held)
+    _log.info("Destroyed sets", number=len(held) - len(errors))
+    return [f"set {name}: {error}" for name, error in errors.items()]
+
+
+def _unless_absent(ask: Callable[[], T]) -> T | None:
+    try:
+        return ask()
+    except NetlinkError as error:
+        if error.errno in ABSENT:
+            return None
+        raise

@@ -1,0 +1,96 @@
+"""The steps from what the kernel holds to what some Service ports need, in the order that breaks nothing.
+
+First whatever is missing: entries, virtual servers, real servers, then the addresses that bring packets to them. The
+rules come between. Then whatever is in excess, the other way around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from kproxy.kernel.ipset import Change
+from kproxy.kernel.ipvs import Operation, Verb
+from kproxy.model.plans import Protocol
+from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey
+from kproxy.modes.ipvs.claims import Claims, Things
+from kproxy.modes.ipvs.fragments import Served
+from kproxy.modes.ipvs.mirror import Mirror, Present
+
+__all__ = ["Steps", "difference", "leaves_gracefully", "leaving"]
+
+
+@dataclass(slots=True)
+class Steps:
+    """fill, serve, bind: what is missing or wrong. unbind, retire, empty: what is in excess."""
+
+    fill: list[Change] = field(default_factory=list)
+    serve: list[Operation] = field(default_factory=list)
+    bind: list[str] = field(default_factory=list)
+    unbind: list[str] = field(default_factory=list)
+    retire: list[Operation] = field(default_factory=list)
+    empty: list[Change] = field(default_factory=list)
+
+
+def difference(mirror: Mirror, claims: Claims, things: Things, spared: Callable[[ServerKey], bool]) -> Steps:
+    """What of THINGS the kernel lacks, has otherwise, or has for nothing.
+
+    spared: the virtual servers that stay even if nobody needs them.
+    """
+    steps = Steps()
+    for entry in dict.fromkeys(things.entries):
+        held, wanted = entry.entry in mirror.entries.get(entry.set, ()), bool(claims.ports(entry))
+        if held != wanted:
+            (steps.fill if wanted else steps.empty).append(Change(entry.set, entry.entry, wanted))
+    for key in dict.fromkeys(things.servers):
+        present, served = mirror.servers.get(key), claims.served(key)
+        if served is not None:
+            steps.serve += _server(present, served)
+        elif present is not None and not spared(key):
+            steps.retire.append(Operation(Verb.DELETE_SERVER, present.server))
+    for address in dict.fromkeys(things.addresses):
+        held, wanted = address in mirror.addresses, bool(claims.ports(address))
+        if held != wanted:
+            (steps.bind if wanted else steps.unbind).append(address)
+    return steps
+
+
+def leaves_gracefully(protocol: Protocol) -> bool:
+    """Whether a real server may end its connections: UDP has none, and SCTP associations are let go, as kube-proxy
+    does."""
+    return protocol is Protocol.TCP
+
+
+def leaving(present: Present | None, served: Served | None) -> list[RealKey]:
+    """The real servers that only end their connections."""
+    if present is None or served is None:
+        return []
+    wanted = {real.key for real in served.reals}
+    return [key for key, weight in present.weights.items() if weight == 0 and key not in wanted]
+
+
+def _server(present: Present | None, served: Served) -> Iterator[Operation]:
+    server, weights = served.server, present.weights if present else {}
+    if present is None:
+        yield Operation(Verb.ADD_SERVER, server)
+    elif present.server != server:
+        yield Operation(Verb.EDIT_SERVER, server)
+    for real in served.reals:
+        weight = weights.get(real.key)
+        if weight is None:
+            yield Operation(Verb.ADD_REAL, server, real)
+        elif weight != real.weight:
+            yield Operation(Verb.EDIT_REAL, server, real)
+    if weights:
+        yield from _excess(served, weights)
+
+
+def _excess(served: Served, weights: dict[RealKey, int]) -> Iterator[Operation]:
+    wanted = {real.key for real in served.reals}
+    for key, weight in weights.items():
+        if key in wanted:
+            continue
+        if not leaves_gracefully(served.server.key.protocol):
+            yield Operation(Verb.DELETE_REAL, served.server, RealServer(key, 0))
+        elif weight != 0:
+            yield Operation(Verb.EDIT_REAL, served.server, RealServer(key, 0))
