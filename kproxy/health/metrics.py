@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kproxy.errors import KernelError
+from kproxy.health.forwarding import Figures, ForwardingCollector
 from kproxy.model.plans import Family
 
 __all__ = ["CONTENT_TYPE", "Metrics", "NfacctReader"]
@@ -100,6 +101,8 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._nfacct = _NfacctCollector()
         self._registry.register(self._nfacct)
+        self._forwarding = ForwardingCollector()
+        self._registry.register(self._forwarding)
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._define_sync()
@@ -322,6 +325,10 @@ class Metrics:
     def read_nfacct_with(self, read: NfacctReader) -> None:
         """Export the kernel's nfacct counters as READ returns them, at each scrape."""
         self._nfacct.read = read
+
+    def read_forwarder_with(self, read: Callable[[], Figures]) -> None:
+        """Export what userspace mode's forwarder counted, as READ returns it, at each scrape."""
+        self._forwarding.read = read
 
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format 0.0.4. May take milliseconds: not for the sync thread."""

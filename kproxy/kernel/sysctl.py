@@ -17,6 +17,7 @@ from kproxy.errors import KernelError
 
 __all__ = [
     "HASHSIZE",
+    "IPVS_CONNTRACK",
     "ROUTE_LOCALNET",
     "ConntrackSettings",
     "Sysctls",
@@ -25,11 +26,13 @@ __all__ = [
     "conntrack_max",
     "ensure",
     "ensure_all",
+    "ipvs_sysctls",
     "path_of",
 ]
 
 ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
 CONNTRACK = "net.netfilter.nf_conntrack_"
+IPVS_CONNTRACK = "net.ipv4.vs.conntrack"
 HASHSIZE = "/sys/module/nf_conntrack/parameters/hashsize"
 ENTRIES_PER_BUCKET = 4
 
@@ -126,6 +129,29 @@ def apply_conntrack(sysctls: Sysctls, settings: ConntrackSettings, cores: int = 
     ]
     problems = ensure_all(sysctls, ((CONNTRACK + name, value) for name, value in wanted if value > 0))
     return problems + _grow_hash_table(sysctls, limit)
+
+
+def ipvs_sysctls(strict_arp: bool, kernel: tuple[int, int]) -> list[tuple[str, int]]:
+    """What IPVS mode needs, as kube-proxy sets it. kernel: the first two numbers of its version.
+
+    conntrack: without it netfilter does not know IPVS's connections, and their packets cannot be masqueraded.
+    expire_nodest_conn, expire_quiescent_template: a connection whose real server is gone ends, and a persistent client
+    of one that gets no more connections goes to another.
+    conn_reuse_mode: before Linux 5.9 a value of 1 cost a second for each reused client port.
+    arp_ignore, arp_announce: with strict ARP the node does not answer for the addresses of kube-ipvs0.
+    Source: Documentation/networking/ipvs-sysctl.rst.
+    """
+    wanted = [
+        (IPVS_CONNTRACK, 1),
+        ("net.ipv4.vs.expire_nodest_conn", 1),
+        ("net.ipv4.vs.expire_quiescent_template", 1),
+        ("net.ipv4.ip_forward", 1),
+    ]
+    if kernel < (5, 9):
+        wanted.append(("net.ipv4.vs.conn_reuse_mode", 0))
+    if strict_arp:
+        wanted += [("net.ipv4.conf.all.arp_ignore", 1), ("net.ipv4.conf.all.arp_announce", 2)]
+    return wanted
 
 
 def _grow_hash_table(sysctls: Sysctls, limit: int) -> list[str]:

@@ -12,7 +12,7 @@ from kproxy.kernel.commands import Commands, Runner
 from kproxy.kernel.iptables import HostTables, available
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.cleanup import clean
-from kproxy.sync.leftovers import remove_nft_tables
+from kproxy.sync.remains import remains
 
 __all__ = ["cleanup_all"]
 
@@ -22,7 +22,7 @@ _log = logs.get("cleanup")
 def cleanup_all(runner: Runner | None = None) -> None:
     """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go."""
     runner = runner or Commands()
-    problems = [*_iptables(runner), *remove_nft_tables(runner), *_counters()]
+    problems = [*_iptables(runner), *_others(runner), *_counters()]
     if problems:
         raise KernelError("; ".join(problems))
 
@@ -43,6 +43,17 @@ def _iptables(runner: Runner) -> list[str]:
                 problems.append(f"{backend} {family}: {error}")
             else:
                 _log.info("Cleaned", backend=backend.value, family=family.value)
+    return problems
+
+
+def _others(runner: Runner) -> list[str]:
+    """What modes leave outside iptables; after the rules, which may still use it."""
+    problems = []
+    for mode, left in remains(runner).items():
+        try:
+            problems += left.remove()
+        except KernelError as error:
+            problems.append(f"{mode}: {error}")
     return problems
 
 

@@ -32,6 +32,7 @@ from kproxy.sync.drivers.registry import driver_of
 from kproxy.sync.inbox import Inbox
 from kproxy.sync.leftovers import Leftovers
 from kproxy.sync.loop import Loop
+from kproxy.sync.remains import remains
 from kproxy.sync.report import Reporter
 from kproxy.sync.schedule import Schedule
 from kproxy.sync.surroundings import NodeSurroundings
@@ -95,7 +96,8 @@ class _Daemon:
         self._driver = make_driver(
             Equipment(self._config, self._commands, self._command, self._surroundings, self._metrics, stack)
         )
-        self._leftovers = Leftovers(self._config.mode, self._commands, self._families)
+        self._leftovers = Leftovers(self._config.mode, remains(self._commands), self._families)
+        stack.callback(self._leftovers.stop)
 
     def loop(self) -> Loop:
         """Everything started and connected."""

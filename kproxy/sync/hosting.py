@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 from pathlib import Path
 
 from kproxy import logs
@@ -11,9 +13,19 @@ from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.commands import Runner
 from kproxy.kernel.interfaces import AddressMonitor, node_ip, own_addresses
 from kproxy.kernel.iptables import Command, HostTables
+from kproxy.kernel.ipvs import KernelIpvs, Timeouts
 from kproxy.model.plans import Family
+from kproxy.sync import settings
 
-__all__ = ["LiveAddresses", "apply_sysctls", "count_in_nfacct", "families", "protect_from_oom", "serve_localhost"]
+__all__ = [
+    "LiveAddresses",
+    "apply_sysctls",
+    "count_in_nfacct",
+    "families",
+    "prepare_ipvs",
+    "protect_from_oom",
+    "serve_localhost",
+]
 
 _log = logs.get("host")
 
@@ -65,6 +77,39 @@ def apply_sysctls(config: KubeProxyConfiguration) -> None:
     )
     for problem in sysctl.apply_conntrack(sysctl.SystemSysctls(), found):
         _log.warning("A conntrack setting could not be applied", err=problem)
+
+
+def prepare_ipvs(runner: Runner, config: KubeProxyConfiguration) -> None:
+    """Load IPVS and its scheduler, set the sysctls and timeouts of IPVS mode.
+
+    Raises KernelError when the kernel has no IPVS, not this scheduler, or no connection tracking of IPVS's connections;
+    other sysctls that cannot be had are logged.
+    """
+    scheduler = config.ipvs.scheduler or settings.DEFAULT_SCHEDULER
+    _load_modules(runner, "ip_vs", f"ip_vs_{scheduler}")
+    with KernelIpvs() as ipvs:
+        if not ipvs.has_scheduler(scheduler):
+            raise KernelError(
+                f"ipvs.scheduler: this kernel has no scheduler {scheduler}, nor a module ip_vs_{scheduler}"
+            )
+        times = (config.ipvs.tcp_timeout, config.ipvs.tcp_fin_timeout, config.ipvs.udp_timeout)
+        if any(times):
+            ipvs.set_timeouts(Timeouts(*(int(time.seconds) for time in times)))
+    sysctls = sysctl.SystemSysctls()
+    sysctl.ensure(sysctls, sysctl.IPVS_CONNTRACK, 1)
+    major, minor = (int(number) for number in re.findall(r"\d+", platform.release())[:2])
+    for problem in sysctl.ensure_all(sysctls, sysctl.ipvs_sysctls(config.ipvs.strict_arp, (major, minor))):
+        _log.warning("A setting of IPVS mode could not be applied", err=problem)
+
+
+def _load_modules(runner: Runner, *names: str) -> None:
+    """Best effort: what is built in needs none, and what is missing is noticed when it is used."""
+    modprobe = runner.which("modprobe")
+    if modprobe is None:
+        return
+    for name in names:
+        if not (done := runner.run([modprobe, "--quiet", name])).ok:
+            _log.v(2).info("Module not loaded", module=name, err=done.stderr.strip())
 
 
 def serve_localhost() -> None:

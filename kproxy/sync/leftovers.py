@@ -1,35 +1,58 @@
 """A node that changes its mode: what the old mode left outside iptables goes once the new mode stands.
 
-Chains of another mode in the same tables are the programmers' own matter; here is what they do not see.
+Chains of another mode in the same tables are the programmers' own matter; here is what they do not see. It happens in a
+thread of its own, as connections that IPVS still carries are given time to end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Mapping
 
 from kproxy import logs
 from kproxy.config.fields import ProxyMode
 from kproxy.errors import KernelError
-from kproxy.kernel.commands import Runner, checked
 from kproxy.model.plans import Family
 from kproxy.sync.schedule import Work
 from kproxy.sync.workers import Report
 
-__all__ = ["Leftovers", "remove_nft_tables"]
+__all__ = ["LINGER", "Leftovers", "Remains"]
 
 _log = logs.get("cleanup")
 
-NFT_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
-"""The tables of kube-proxy's nftables mode."""
+LINGER = 60.0
+"""Seconds at most that connections through the old mode are waited for."""
+POLL = 1.0
+
+
+class Remains:
+    """What one mode may have left.
+
+    busy: whether connections still go through it. remove: takes it away, and returns one line for each thing that would
+    not go. Both may raise KernelError.
+    """
+
+    def __init__(self, remove: Callable[[], list[str]], busy: Callable[[], bool] = lambda: False) -> None:
+        self.remove, self.busy = remove, busy
 
 
 class Leftovers:
     """Waits for a full sync of every family, then removes what modes other than `mode` left. What cannot be removed is
     tried again after the next full sync."""
 
-    def __init__(self, mode: ProxyMode, runner: Runner, families: Collection[Family]) -> None:
-        self._mode, self._runner = mode, runner
+    def __init__(
+        self,
+        mode: ProxyMode,
+        remains: Mapping[ProxyMode, Remains],
+        families: Collection[Family],
+        linger: float = LINGER,
+    ) -> None:
+        """remains: by the mode that left them. linger: seconds."""
+        self._remains = {left_by: remains[left_by] for left_by in remains if left_by is not mode}
         self._waiting = set(families)
+        self._linger = linger
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
         self._done = False
 
     @property
@@ -42,35 +65,31 @@ class Leftovers:
         if self._done or report.work is not Work.EVERYTHING:
             return
         self._waiting.discard(report.family)
-        if self._waiting:
+        if self._waiting or (self._thread and self._thread.is_alive()):
             return
-        problems = [problem for remove in self._removals() for problem in remove(self._runner)]
-        for problem in problems:
-            _log.warning("What another mode left could not be removed; tried again later", err=problem)
-        self._done = not problems
+        self._thread = threading.Thread(target=self._remove, name="leftovers", daemon=True)
+        self._thread.start()
 
-    def _removals(self) -> list[Callable[[Runner], list[str]]]:
-        return [remove for mode, remove in REMOVALS.items() if mode is not self._mode]
+    def stop(self) -> None:
+        """Stop waiting for connections to end; what is left then stays for the next start."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
 
+    def _remove(self) -> None:
+        left = [mode for mode, remains in self._remains.items() if not self._remove_one(mode, remains)]
+        self._done = not left
 
-def remove_nft_tables(runner: Runner) -> list[str]:
-    """Delete kube-proxy's nftables tables; one line for each that would not go."""
-    nft = runner.which("nft")
-    if nft is None:
-        return []
-    problems = []
-    for family, table in NFT_TABLES:
-        if not runner.run([nft, "list", "table", family, table]).ok:
-            continue
+    def _remove_one(self, mode: ProxyMode, remains: Remains) -> bool:
         try:
-            checked(runner, [nft, "delete", "table", family, table])
-            _log.info("Deleted table", family=family, table=table)
+            left = self._linger
+            while left > 0 and remains.busy():
+                if self._stopped.wait(POLL):
+                    return False
+                left -= POLL
+            problems = remains.remove()
         except KernelError as error:
-            problems.append(str(error))
-    return problems
-
-
-REMOVALS: dict[ProxyMode, Callable[[Runner], list[str]]] = {
-    ProxyMode.NFTABLES: remove_nft_tables,
-}
-"""By the mode that it was left by; each returns one line for what would not go."""
+            problems = [str(error)]
+        for problem in problems:
+            _log.warning("What another mode left stays for now; tried again later", mode=mode.value, err=problem)
+        return not problems

@@ -28,7 +28,8 @@ class DictProgrammer:
     """A mode whose kernel is the dict `held`. A failed apply leaves it in disorder, until a full one.
 
     fail: raised by the next applies while it is set; refuse: ports that the kernel does not take; drift: what drifted
-    answers; care: what tend answers or raises. applied: for each apply the ports that it was asked to look at, None for all.
+    answers; care: what tend answers or raises. applied: for each apply the ports that it was asked to look at, None for
+    all.
     """
 
     def __init__(self, family: Family = Family.IPV4) -> None:
@@ -38,7 +39,7 @@ class DictProgrammer:
         self.refuse: frozenset[PortKey] = frozenset()
         self.drift: bool | Exception = False
         self.asked_for_drift = 0
-        self.care: float | None | Exception = None
+        self.care: float | Exception | None = None
         self.tended = 0
         self.applied: list[set[PortKey] | None] = []
 

@@ -13,6 +13,8 @@ __all__ = ["MODES", "driver_of"]
 
 MODES = {
     ProxyMode.IPTABLES: "iptables:IptablesDriver",
+    ProxyMode.IPVS: "ipvs:IpvsDriver",
+    ProxyMode.USERSPACE: "userspace:UserspaceDriver",
 }
 """Module and class; a mode's modules are imported only where it is used."""
 

@@ -1,0 +1,113 @@
+"""A node that runs one proxy mode after another, and what its kernel holds of any of them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kproxy.lab import probes
+from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.proxies import Proxy
+from kproxy.lab.scenarios import SCENARIOS, Scenario
+from kproxy.lab.trials import Trial, trial
+from kproxy.model.plans import Family
+
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+ALIVE = [BY_NAME[name] for name in ("node-port", "affinity", "no-endpoints")]
+LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
+ARGUMENTS = ("--iptables-sync-period", "1h", "--ipvs-sync-period", "1h", "--healthz-bind-address", "")
+# What only one mode leaves, as the tools show it.
+MARKS = {
+    "iptables": re.compile(r"KUBE-(SVC|SEP|EXT)-|KUBE-NODEPORTS"),
+    "ipvs": re.compile(r"KUBE-IPVS-|kube-ipvs0|match-set KUBE-|^-A -[tu] ", re.MULTILINE),
+    "userspace": re.compile(r"KUBE-PORTALS-|KUBE-NODEPORT-(CONTAINER|HOST|NON-LOCAL)"),
+}
+
+
+@dataclass(slots=True)
+class Node:
+    """The node, with the proxy that runs on it now."""
+
+    trial: Trial
+    folder: Path
+    proxy: Proxy | None = None
+
+    @property
+    def space(self) -> Namespace:
+        return self.trial.cluster.spaces["node1"]
+
+    @property
+    def scenario(self) -> Scenario:
+        return ALIVE[0]
+
+    def start(self, mode: str) -> None:
+        """Start a proxy in MODE and wait until it has written both families."""
+        log = self.folder / f"log-{mode}"
+        arguments = ("--proxy-mode", mode, *ARGUMENTS)
+        self.proxy = Proxy(self.space, self.trial.manifests.folder, log, arguments)
+        self.proxy.start()
+        self.proxy.await_ready(lambda: self._synced() == len(Family), 60)
+
+    def stop(self) -> None:
+        assert self.proxy is not None
+        assert self.proxy.stop(timeout=30) == 0, self.proxy.tail()
+        self.proxy = None
+
+    def cleanup(self) -> None:
+        """What `kproxy cleanup` does."""
+        self.space.run([sys.executable, "-m", "kproxy", "cleanup"])
+
+    def holds(self) -> str:
+        """All that Service proxies write to a kernel, as the tools print it, without counters."""
+        return re.sub(r" \[\d+:\d+\]$", "", "\n".join(self._listings()), flags=re.MULTILINE)
+
+    def left_by(self, mode: str) -> str:
+        """What is there of MODE's own; "" when nothing is."""
+        found = MARKS[mode].search(self.holds())
+        return found.group() if found else ""
+
+    def _listings(self) -> Iterator[str]:
+        for backend in ("nft", "legacy"):
+            for tool in ("iptables", "ip6tables"):
+                text = self.space.run([f"{tool}-{backend}-save"])
+                yield "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+        yield self.space.run(["ip", "-br", "link", "show"])
+        for optional in (["ipset", "save"], ["ipvsadm", "-Sn"]):
+            if shutil.which(optional[0]) and (optional[0] != "ipvsadm" or Path("/proc/net/ip_vs").exists()):
+                yield self.space.run(optional)
+
+    def _synced(self) -> int:
+        try:
+            _, _, text = self.space.call(probes.http_status, "127.0.0.1", 10249, "/metrics")
+        except OSError:
+            return 0
+        lines = [line for line in text.splitlines() if line.startswith(LAST_SYNC)]
+        return sum(float(line.rsplit(" ", 1)[1]) > 0 for line in lines)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    reason = unavailable(("iptables-nft-save", "iptables-legacy-save", "ip"))
+    if reason:
+        pytest.skip(reason)
+    (tmp_path / "trial").mkdir()
+    with trial(tmp_path / "trial", "nft", scenarios=ALIVE, start=False) as under_way:
+        here = Node(under_way, tmp_path)
+        try:
+            yield here
+        finally:
+            if here.proxy is not None and here.proxy.running():
+                here.proxy.stop()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], bool]:
+    from kproxy.lab.proxies import wait_for
+
+    return lambda condition: wait_for(condition, 30, pause=0.5)

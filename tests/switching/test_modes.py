@@ -1,0 +1,59 @@
+"""A node changes its proxy mode at a restart: no client notices, and the old mode leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kproxy.lab.loops import asking
+from kproxy.lab.scenarios import Probe, Via
+from kproxy.model.plans import Family
+
+if TYPE_CHECKING:
+    from tests.switching.conftest import Node
+
+CLIENTS = (
+    Probe("caller", Via.CLUSTER_IP, ()),
+    Probe("node1", Via.CLUSTER_IP, ()),
+    Probe("client", Via.NODE_PORT, ()),
+    Probe("caller", Via.NODE_PORT, ()),
+)
+IPVS = pytest.mark.ipvs_kernel
+SWITCHES = [
+    pytest.param("iptables", "userspace"),
+    pytest.param("userspace", "iptables"),
+    pytest.param("userspace", "userspace"),
+    pytest.param("iptables", "ipvs", marks=IPVS),
+    pytest.param("ipvs", "iptables", marks=IPVS),
+    pytest.param("ipvs", "userspace", marks=IPVS),
+    pytest.param("userspace", "ipvs", marks=IPVS),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), SWITCHES)
+def test_no_client_notices(node: Node, old: str, new: str, eventually: Callable[..., bool]) -> None:
+    node.start(old)
+    with asking(node.trial, node.scenario, CLIENTS, node.scenario.ports, list(Family)) as record:
+        assert eventually(lambda: len(record.answered) == len(CLIENTS) * len(node.scenario.ports) * len(Family))
+        node.stop()
+        before = record.answered.copy()
+        node.start(new)
+        after = record.answered.copy()
+        assert eventually(lambda: all(record.answered[who] > after[who] + 5 for who in after))
+        if old != new:
+            assert eventually(lambda: not node.left_by(old)), node.left_by(old)
+    assert record.failures == []
+    assert all(after[who] > before[who] for who in before), "clients must have asked while the new mode started"
+    assert node.left_by(new)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "userspace", pytest.param("ipvs", marks=IPVS)])
+def test_cleanup_leaves_the_kernel_as_it_was(node: Node, mode: str) -> None:
+    before = node.holds()
+    node.start(mode)
+    assert node.left_by(mode)
+    node.stop()
+    node.cleanup()
+    assert node.holds() == before
