@@ -47,9 +47,15 @@ def _ipvs(preview: Preview, family: Family) -> Rendered:
     return Rendered(outcome.native(), outcome.json())
 
 
+def _userspace(preview: Preview, family: Family) -> Rendered:
+    outcome = preview.userspace(family)
+    return Rendered(outcome.native(), outcome.json())
+
+
 RENDERERS: dict[ProxyMode, Callable[[Preview, Family], Rendered]] = {
     ProxyMode.IPTABLES: _iptables,
     ProxyMode.IPVS: _ipvs,
+    ProxyMode.USERSPACE: _userspace,
 }
 
 FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}

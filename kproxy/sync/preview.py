@@ -13,7 +13,8 @@ from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.render import Settings, render_base, render_port, text
 from kproxy.modes.ipvs import native
-from kproxy.sync.settings import Host, iptables_settings, ipvs_settings, place
+from kproxy.modes.userspace import native as userspace
+from kproxy.sync.settings import Host, iptables_settings, ipvs_settings, place, userspace_settings
 
 __all__ = ["Preview", "load"]
 
@@ -50,3 +51,9 @@ class Preview:
         """What IPVS mode has of one family."""
         settings = ipvs_settings(self._config, family, self._state.node, self._host)
         return native.outcome(self.book.pages[family].plans.items(), settings)
+
+    def userspace(self, family: Family) -> userspace.Outcome:
+        """What userspace mode has of one family, its proxy ports counted from the first that the configuration has."""
+        settings = userspace_settings(self._config, family, self._state.node, self._host)
+        first_port = self._config.proxy_ports[0] or userspace.FIRST_PORT
+        return userspace.outcome(self.book.pages[family].plans.items(), settings, first_port)

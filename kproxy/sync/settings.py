@@ -16,6 +16,7 @@ from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.ipvs.settings import Settings as IpvsSettings
+from kproxy.modes.userspace.render import Settings as UserspaceSettings
 
 __all__ = [
     "LARGE_CLUSTER_ENDPOINTS",
@@ -25,6 +26,7 @@ __all__ = [
     "ipvs_settings",
     "node_ips",
     "place",
+    "userspace_settings",
 ]
 
 DEFAULT_SCHEDULER = "rr"
@@ -117,6 +119,22 @@ def ipvs_settings(config: KubeProxyConfiguration, family: Family, node: NodeView
             ip for ip in (own if asked.match_all else asked.ips) if not is_loopback(ip) and not is_link_local(ip)
         ),
         random_fully=host.random_fully,
+        exclude_cidrs=tuple(c for text in config.ipvs.exclude_cidrs if (c := canonical_cidr(text))),
+    )
+
+
+def userspace_settings(
+    config: KubeProxyConfiguration, family: Family, node: NodeView | None, host: Host
+) -> UserspaceSettings:
+    """What userspace mode's rules of one family depend on besides the plans and their proxy ports."""
+    # A node may be known by an address that is not on it (one-to-one NAT): what is led there would leave the node.
+    own = [ip for ip in host.node_ips if family_of(ip) is family and ip in host.addresses]
+    return UserspaceSettings(
+        family=family,
+        node_ip=next(iter(own), "127.0.0.1" if family is Family.IPV4 else "::1"),
+        localhost_node_ports=config.iptables.localhost_node_ports,
+        detect_local=detect_local(config, family, node),
+        node_port_addresses=addresses_for_node_ports(config, family, host),
     )
 
 

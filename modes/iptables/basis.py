@@ -14,7 +14,13 @@ from kproxy.modes.iptables.saved import Saved, as_saved, same_rules
 __all__ = ["is_our_jump", "jump_target", "repair_base"]
 
 # Every jump that kube-proxy and we write into built-in chains says so in a comment that starts with one of these words.
-OUR_COMMENTS = ('--comment "kubernetes ', '--comment "kube-proxy ')
+OUR_COMMENTS = (
+    '--comment "kubernetes ',
+    '--comment "kube-proxy ',
+    '--comment "handle ClusterIPs',
+    '--comment "handle service NodePorts',
+    '--comment "Ensure that non-local NodePort',
+)
 
 
 def repair_base(

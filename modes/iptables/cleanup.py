@@ -48,6 +48,7 @@ NODE_CHAINS = frozenset(
         "KUBE-NODEPORT-CONTAINER",
         "KUBE-NODEPORT-HOST",
         "KUBE-NODEPORT-NON-LOCAL",
+        "KUBE-PROXY-PORTS",
     }
 )
 

@@ -131,8 +131,8 @@ def test_dry_run_changes_nothing(inputs: Files, capsys: pytest.CaptureFixture[st
 def test_the_mode_comes_from_the_configuration_when_it_is_not_given(
     inputs: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    inputs.write("config.json", {**HEADER, "mode": "userspace"})
-    assert refused(inputs.args(), capsys) == ["--mode: mode userspace is not available yet"]
+    inputs.write("config.json", {**HEADER, "mode": "nftables"})
+    assert refused(inputs.args(), capsys) == ["--mode: mode nftables is not available yet"]
     assert "*nat" in render(inputs.args("--mode=iptables"), capsys)
 
 

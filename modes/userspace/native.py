@@ -1,0 +1,85 @@
+"""One family's outcome as text and as values, for `render`. Pure.
+
+Proxy ports are chosen when listeners are opened, and no two runs need to choose alike: here they are counted up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from kproxy.model.plans import PortKey, ServicePlan
+from kproxy.modes.iptables.render import text
+from kproxy.modes.userspace.listeners import Listener, Reach
+from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port, unserved
+
+__all__ = ["FIRST_PORT", "Outcome", "Shown", "outcome"]
+
+FIRST_PORT = 40_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One listener and the proxy port that it would have."""
+
+    key: PortKey
+    reach: Reach
+    port: int
+    listener: Listener
+
+    def __str__(self) -> str:
+        affinity = self.listener.affinity_seconds
+        ends = ", ".join(map(str, self.listener.endpoints))
+        sticky = f" (affinity {affinity} s)" if affinity else ""
+        return f"{self.key} {self.key.protocol} {self.reach}: port {self.port} -> {ends}{sticky}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a node has in one family: rules as iptables-save text, the listeners that they lead to, what is unserved."""
+
+    rules: str
+    listeners: tuple[Shown, ...]
+    unserved: tuple[str, ...]
+
+    def native(self) -> str:
+        """What iptables-restore loads, with the listeners in comments behind it."""
+        notes = ["Listeners; their proxy ports are chosen at run time", *map(str, self.listeners), *self.unserved]
+        return self.rules + "".join(f"# {note}\n" for note in notes)
+
+    def json(self) -> dict[str, object]:
+        """For --format json: rules, listeners."""
+        return {
+            "rules": self.rules,
+            "listeners": [
+                {
+                    "service": str(shown.key),
+                    "protocol": shown.key.protocol.value,
+                    "reach": shown.reach.value,
+                    "port": shown.port,
+                    "endpoints": [str(endpoint) for endpoint in shown.listener.endpoints],
+                    "affinity": shown.listener.affinity_seconds,
+                }
+                for shown in self.listeners
+            ],
+        }
+
+
+def outcome(plans: Iterable[tuple[PortKey, ServicePlan]], settings: Settings, first_port: int) -> Outcome:
+    """Everything at once; proxy ports from `first_port` on, in the order of the ports' names."""
+    ordered = sorted(plans)
+    shown = tuple(_numbered(ordered, first_port))
+    numbers = {(one.key, one.reach): one.port for one in shown}
+    fragments = (
+        (key, render_port(Portal(plan, *(numbers.get((key, reach), 0) for reach in Reach)), settings))
+        for key, plan in ordered
+    )
+    rules = text(render_base(settings), fragments)
+    return Outcome(rules, shown, tuple(why for _, plan in ordered if (why := unserved(plan))))
+
+
+def _numbered(plans: Iterable[tuple[PortKey, ServicePlan]], first_port: int) -> Iterator[Shown]:
+    for key, plan in plans:
+        for reach, listener in listeners(plan).items():
+            yield Shown(key, reach, first_port, listener)
+            first_port += 1
