@@ -5,7 +5,7 @@ The whole path is driven: events, state, plans, programming by difference into t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend
 from kproxy.model.book import Book
-from kproxy.model.events import Changed, Deleted, Event, Listed
-from kproxy.model.objects import Kind
+from kproxy.model.events import Event
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.apply import IptablesProgrammer
 from kproxy.sync.settings import iptables_settings, place
+from tests.parity.events import changes, deletions, listed, unruly_events
 
 SHORT = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
 
@@ -61,20 +61,6 @@ class Node:
             assert compare.check(self._case.raw, "iptables", SHORT[family], text) == []
 
 
-def listed(case: Any, items: Sequence[dict[str, Any]]) -> list[Event]:
-    """A complete list of every kind."""
-    kinds = case.kinds(items)
-    return [Listed(kind, tuple(kinds.get(kind, ()))) for kind in Kind]
-
-
-def changes(case: Any, items: Sequence[dict[str, Any]]) -> list[Event]:
-    return [Changed(kind, item) for kind, found in case.kinds(items).items() for item in found]
-
-
-def deletions(items: Sequence[dict[str, Any]]) -> list[Event]:
-    return [Deleted(Kind(i["kind"]), i["metadata"].get("namespace", ""), i["metadata"]["name"]) for i in items]
-
-
 @pytest.mark.parametrize("backend", list(Backend))
 def test_steps_lead_to_kube_proxys_rules(case: Any, backend: Backend, compare: ModuleType) -> None:
     node = Node(case, backend)
@@ -82,32 +68,6 @@ def test_steps_lead_to_kube_proxys_rules(case: Any, backend: Backend, compare: M
     for step in case.raw["steps"]:
         node.see([*changes(case, step["apply"]), *deletions(step["delete"])])
     node.assert_equals_kube_proxy(compare)
-
-
-Shuffle = Callable[[Sequence[Any]], list[Any]]
-
-
-def unruly_events(case: Any, draw: Callable[[st.SearchStrategy[Any]], Any]) -> list[list[Event]]:
-    """The way to the final state in any order: with objects that come and go, repeats, lists in between."""
-    final, older = case.raw["final"], case.raw["objects"]
-    events: list[Event] = [*changes(case, older), *deletions(older)]
-    events = draw(st.permutations(events))
-    last = draw(st.permutations(changes(case, final)))
-    repeats = draw(st.lists(st.sampled_from(last), max_size=3)) if last else []
-    gone = [item for item in older if _name(item) not in {_name(kept) for kept in final}]
-    batches = [events, deletions(gone), [*last, *repeats]]
-    if draw(st.booleans()):
-        batches.append(listed(case, final))
-    return [
-        batch[at : at + size]
-        for batch in batches
-        for size in [draw(st.integers(1, 9))]
-        for at in range(0, len(batch), size)
-    ]
-
-
-def _name(item: dict[str, Any]) -> tuple[str, str, str]:
-    return item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
