@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from kproxy.lab.outcomes import Answered
+from kproxy.lab.outcomes import Answered, Nothing
 from kproxy.lab.scenarios import Port, Probe, Scenario
 from kproxy.lab.trials import Trial
-from kproxy.model.plans import Family
+from kproxy.model.plans import Family, Protocol
 
 __all__ = ["Record", "asking"]
 
 PAUSE = 0.01
-PATIENCE = 5.0
+PATIENCE = 2.0
 
 
 @dataclass(slots=True)
@@ -40,6 +40,9 @@ def asking(
         who = f"{probe.source} by {probe.via.value}, {port.name}, {family.value}"
         while not stop.is_set():
             outcome = trial.ask(probe, scenario, family, port, PATIENCE)
+            if port.protocol is Protocol.UDP and outcome is Nothing.TIMED_OUT:
+                # A datagram that was under way may be lost; whoever uses UDP asks again.
+                outcome = trial.ask(probe, scenario, family, port, PATIENCE)
             if isinstance(outcome, Answered):
                 record.answered[who] += 1
             else:

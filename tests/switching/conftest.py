@@ -24,7 +24,7 @@ LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 ARGUMENTS = ("--iptables-sync-period", "1h", "--ipvs-sync-period", "1h", "--healthz-bind-address", "")
 # What only one mode leaves, as the tools show it.
 MARKS = {
-    "iptables": re.compile(r"KUBE-(SVC|SEP|EXT)-|KUBE-NODEPORTS"),
+    "iptables": re.compile(r"KUBE-(SVC|SEP)-"),
     "ipvs": re.compile(r"KUBE-IPVS-|kube-ipvs0|match-set KUBE-|^-A -[tu] ", re.MULTILINE),
     "userspace": re.compile(r"KUBE-PORTALS-|KUBE-NODEPORT-(CONTAINER|HOST|NON-LOCAL)"),
 }
@@ -64,8 +64,9 @@ class Node:
         self.space.run([sys.executable, "-m", "kproxy", "cleanup"])
 
     def holds(self) -> str:
-        """All that Service proxies write to a kernel, as the tools print it, without counters."""
-        return re.sub(r" \[\d+:\d+\]$", "", "\n".join(self._listings()), flags=re.MULTILINE)
+        """All that Service proxies write to a kernel, as the tools print it, without counters and empty tables."""
+        text = re.sub(r" \[\d+:\d+\]$", "", "\n".join(self._listings()), flags=re.MULTILINE)
+        return re.sub(r"^\*\w+\n(:[A-Z]+ ACCEPT\n)*COMMIT\n", "", text, flags=re.MULTILINE)
 
     def left_by(self, mode: str) -> str:
         """What is there of MODE's own; "" when nothing is."""

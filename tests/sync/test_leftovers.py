@@ -105,4 +105,9 @@ def test_what_would_not_go_is_tried_again(
     found = leftovers()
     sync_all(found)
     assert wait_for(lambda: not kernel.wrong, 5)
-    assert wait_for(lambda: found.synced(synced(Family.IPV4)) or not kernel.there, 5)
+
+    def again() -> bool:
+        found.synced(synced(Family.IPV4))
+        return not kernel.there
+
+    assert wait_for(again, 5)

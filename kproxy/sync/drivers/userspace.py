@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 from kproxy import logs
 from kproxy.errors import KernelError
+from kproxy.kernel.conntrack import KernelConntrack
+from kproxy.kernel.flow_reconciler import Reconciler
 from kproxy.model.book import Book, Page
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.iptables.apply import IptablesProgrammer
@@ -27,6 +29,8 @@ _log = logs.get("userspace")
 
 LAST_CONNECTIONS = 10.0
 """Seconds at most that connections get to end when the daemon ends; a pod is killed 30 s after it was asked to end."""
+LAST_ANSWERS = 0.5
+"""Seconds that UDP datagrams under way get to be answered, before their flows are led past the forwarder."""
 POLL = 0.05
 
 
@@ -71,6 +75,9 @@ class UserspaceDriver:
         for family in self._programmers:
             self._hand_over(family, book.pages[family])
         _log.info("Handed over to rules of iptables mode, which serve until the next start")
+        time.sleep(LAST_ANSWERS)
+        for family in self._programmers:
+            self._redirect_flows(family, book.pages[family])
         self._await_last_connections()
 
     def _hand_over(self, family: Family, page: Page) -> None:
@@ -80,6 +87,11 @@ class UserspaceDriver:
             hosting.serve_localhost()
         tables, _ = self._equipment.tables(family)
         IptablesProgrammer(wanted, tables).apply(page.plans, None)
+
+    def _redirect_flows(self, family: Family, page: Page) -> None:
+        """UDP flows that connection tracking leads to a proxy port would meet a closed one soon."""
+        own_ips = self._equipment.surroundings.node_port_ips(family)
+        Reconciler(family, KernelConntrack()).reconcile(page.plans, None, own_ips)
 
     def _await_last_connections(self) -> None:
         until = time.monotonic() + min(LAST_CONNECTIONS, self._equipment.config.userspace.drain_timeout.seconds)
