@@ -16,9 +16,11 @@ import socket
 import subprocess
 import sys
 import tarfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 from kproxy.errors import KproxyError
 from kproxy.lab.namespaces import Namespace
@@ -26,10 +28,12 @@ from kproxy.lab.namespaces import Namespace
 __all__ = ["INSIDE", "Machine", "MachineError", "kernel_has_ipvs", "shell", "unavailable"]
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+START = CHECKOUT / "tests/guest/start"
 INSIDE = Path("/run/share")  # the shared folder, as the machine sees it
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "modprobe": "kmod", "busybox": "busybox-static"}
 SOURCES = ("kproxy", "modes", "tests")
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
+CONSOLE_LINES = 40
 KERNEL_OPTIONS = ("mitigations=off", "no5lvl", "loglevel=5")
 
 
@@ -79,28 +83,35 @@ class Machine:
 
         Raises MachineError where there is no kernel to be had.
         """
-        self.console = share / "console"
         _fill(share, argv)
-        with self.console.open("wb") as console:
-            self._process = subprocess.Popen(
-                _command(_kernel(), share),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = subprocess.Popen(
+            _command(share, "--script-sh", str(START)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,  # the machine's several consoles open it anew, and a file would be overwritten
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._lines: deque[bytes] = deque(maxlen=CONSOLE_LINES)
+        self._reader = Thread(target=self._read_console, name="guest-console", daemon=True)
+        self._reader.start()
 
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def tail(self, size: int = 3000) -> str:
+    def tail(self) -> str:
         """The end of what its console showed."""
-        return self.console.read_bytes()[-size:].decode(errors="replace").replace("\r", "")
+        return b"".join(self._lines).decode(errors="replace").replace("\r", "")
 
     def close(self) -> None:
         if self.running():
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(timeout=30)
+        self._reader.join(timeout=30)
+
+    def _read_console(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as console:
+            self._lines.extend(console)
 
 
 def shell() -> int:
@@ -109,7 +120,7 @@ def shell() -> int:
         sys.exit(reason)
     with TemporaryDirectory(prefix="kproxy-guest-") as folder:
         _fill(Path(folder), ["/bin/bash"])
-        return subprocess.call(_command(_kernel(), Path(folder)))
+        return subprocess.call(_command(Path(folder), "--shell", str(START)))
 
 
 def _fill(share: Path, argv: Sequence[str]) -> None:
@@ -128,16 +139,14 @@ def _kernel() -> str:
     return done.stdout.strip()
 
 
-def _command(kernel: str, share: Path) -> list[str]:
+def _command(share: Path, *session: str) -> list[str]:
     return [
-        *(str(_virtme_run()), "--kimg", kernel, "--mods=auto", "--memory", "2G", "--cpus", "2"),
+        *(str(_virtme_run()), "--kimg", _kernel(), "--mods=auto", "--memory", "2G", "--cpus", "2"),
         *("--force-9p", "--disable-microvm", "--overlay-rwdir", "/lib", "--show-boot-console", "--verbose"),
         *(() if _can_virtualize() else ("--disable-kvm",)),
         *(part for option in KERNEL_OPTIONS for part in ("--kopt", option)),
-        *("--script-sh", shlex.join(["/bin/bash", str(CHECKOUT / "tests/guest/start"), str(CHECKOUT)])),
-        "--qemu-opts",
-        *_folder("host", Path("/"), ",readonly=on"),
-        *_folder("share", share, ""),
+        *session,
+        *("--qemu-opts", *_folder("host", Path("/"), ",readonly=on"), *_folder("share", share, "")),
     ]
 
 
