@@ -202,7 +202,7 @@ class ChainWriter(Generic[P]):
         writer = Writer(self._tables, outcome, isolate=True)
         try:
             writer.run(comparison.restores((key, self._fragment(plan)) for key, plan in target.items()))
-            writer.run(superseded(saved, self._base, self._limit))
+            writer.run(superseded(saved, self._base, self._limit, comparison.left))
         finally:
             self._drift.wrote()
             # Kept until an apply succeeds: what is gone from the kernel is not found a second time.

@@ -68,16 +68,18 @@ def removals(saved: Saved, limit: int) -> Iterator[Restore]:
         yield from _without(saved, table, {*chains, *_emptied(saved, table)}, limit)
 
 
-def superseded(saved: Saved, base: Base, limit: int) -> Iterator[Restore]:
+def superseded(saved: Saved, base: Base, limit: int, left: Collection[str] = ()) -> Iterator[Restore]:
     """The restores that take away what another mode left on a node that now has BASE; nothing when nothing is left.
 
-    Chains of single ports are not looked at: those that no port needs go with the comparison itself.
+    left: chains of single ports to take away as well. Those that no port needs go with the comparison itself, but for
+    these, which the other mode's chains lead to.
     """
     kept = {*base.owned, *base.shared, *base.joint}
     for table in saved.tables:
         held = saved.chains(table)
-        ours = frozenset(c for c in held if (table, c) in kept or c.startswith(PORT_CHAINS))
-        going = {c for c in held if c in NODE_CHAINS and c not in ours and c != CANARY}
+        ports = frozenset(left if table == "nat" else ())
+        ours = frozenset(c for c in held if (table, c) in kept or (c.startswith(PORT_CHAINS) and c not in ports))
+        going = {c for c in held if c in NODE_CHAINS and c not in ours and c != CANARY} | ports
         if (table, names.FIREWALL) not in kept:
             going |= _emptied(saved, table)
         yield from _without(saved, table, going, limit, ours)

@@ -29,8 +29,11 @@ K = TypeVar("K", bound=Hashable)
 # Chains of single ports, those first that lead to the others: so they can be deleted in this order. KUBE-XLB- is what
 # kube-proxy before 1.24 had instead of KUBE-EXT- and KUBE-SVL-.
 PORT_CHAINS = ("KUBE-FW-", "KUBE-XLB-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
-# Where frontends lead to endpoints; elsewhere they are refused.
-LEADING = (("nat", names.SERVICES), ("nat", names.NODE_PORTS))
+# Where frontends lead to endpoints, in iptables mode and in userspace mode; elsewhere they are refused.
+LEADING = tuple(
+    ("nat", chain)
+    for chain in (names.SERVICES, names.NODE_PORTS, "KUBE-PORTALS-CONTAINER", "KUBE-NODEPORT-CONTAINER")
+)
 COUNTING = "--nfacct-name "
 
 
@@ -38,12 +41,13 @@ class Reconciliation:
     """One full comparison. Take the restores, then read the results.
 
     totals: rules of all ports and of the node, by table; abandoned: UDP and SCTP frontends that led to a Service and
-    will no more.
+    will no more. left: chains of single ports that no port needs but that another mode's chains still lead to.
     """
 
     def __init__(self, saved: Saved, base: Base, family: Family, limit: int) -> None:
         self.totals: Counter[str] = Counter()
         self.abandoned: tuple[Frontend, ...] = ()
+        self.left: tuple[str, ...] = ()
         self._saved = saved
         self._base = base
         self._family = family
@@ -121,14 +125,20 @@ class Reconciliation:
 
     def _stale_chains(self) -> Iterator[Part]:
         stale = [c for c in self._saved.chains("nat") if c.startswith(PORT_CHAINS) and c not in self._claimed]
+        if any(self._saved.has(*where) and where not in {*self._expected, *self._base.owned} for where in LEADING):
+            self.left, stale = tuple(stale), []
         for prefix in PORT_CHAINS:
             for chain in stale:
                 if chain.startswith(prefix):
                     yield Part(Chore(f"stale chain {chain}"), delete=(chain,))
 
     def _abandoned(self, stale: dict[tuple[str, str], list[str]]) -> tuple[Frontend, ...]:
-        """TCP needs no help: its client notices."""
-        found = {frontend(rule) for where in LEADING for rule in stale.get(where, ())}
+        """TCP needs no help: its client notices. Chains that are another mode's lead nowhere any more, as a whole."""
+        found = {
+            frontend(rule)
+            for where in LEADING
+            for rule in (stale.get(where, ()) if where in self._expected else self._saved.rules(*where))
+        }
         if not found:
             return ()
         kept = {frontend(rule) for where in LEADING for _, rule in self._expected.get(where, ())}
