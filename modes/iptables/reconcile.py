@@ -31,8 +31,7 @@ K = TypeVar("K", bound=Hashable)
 PORT_CHAINS = ("KUBE-FW-", "KUBE-XLB-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
 # Where frontends lead to endpoints, in iptables mode and in userspace mode; elsewhere they are refused.
 LEADING = tuple(
-    ("nat", chain)
-    for chain in (names.SERVICES, names.NODE_PORTS, "KUBE-PORTALS-CONTAINER", "KUBE-NODEPORT-CONTAINER")
+    ("nat", chain) for chain in (names.SERVICES, names.NODE_PORTS, "KUBE-PORTALS-CONTAINER", "KUBE-NODEPORT-CONTAINER")
 )
 COUNTING = "--nfacct-name "
 
