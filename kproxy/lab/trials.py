@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLIENT_OTHER, Cluster, build
+from kproxy.lab.differences import expected
 from kproxy.lab.outcomes import Answered, Nothing, Outcome
 from kproxy.lab.proxies import Manifests, Proxy, choose_backend
 from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Port, Probe, Scenario, Seen, Via, node_objects
@@ -32,6 +33,7 @@ class Trial:
     proxy: Proxy
     manifests: Manifests
     backend: str
+    mode: str = "iptables"
 
     def ask(self, probe: Probe, scenario: Scenario, family: Family, port: Port, timeout: float = PATIENCE) -> Outcome:
         """Make the probe once; TIMEOUT is in seconds."""
@@ -61,7 +63,8 @@ class Trial:
                 f"{probe.source} by {probe.via.value}, {port.name}": crowd.submit(
                     self.fault, probe, scenario, family, port
                 )
-                for probe in scenario.probes
+                for asked in scenario.probes
+                if (probe := expected(self.mode, scenario, asked))
                 for port in scenario.ports
                 if family in probe.families
             }
@@ -104,11 +107,12 @@ def trial(
     arguments: Sequence[str] = (),
     scenarios: Sequence[Scenario] = SCENARIOS,
     start: bool = True,
+    mode: str = "iptables",
 ) -> Iterator[Trial]:
     """A trial with these SCENARIOS, served when the block begins and removed when it ends.
 
     folder: an empty one, for manifests and log. backend: "nft" or "legacy", as the node's kubelet would show it.
-    start: whether the proxy runs already. Raises KernelError when it does not come up.
+    start: whether the proxy runs already. mode: the proxy mode. Raises KernelError when it does not come up.
     """
     manifests = Manifests(folder)
     manifests.put("nodes", node_objects())
@@ -117,8 +121,8 @@ def trial(
     with build(PODS, PORTS) as cluster:
         node = cluster.spaces["node1"]
         choose_backend(node, backend)
-        proxy = Proxy(node, manifests.folder, folder / "log", arguments)
-        running = Trial(cluster, proxy, manifests, backend)
+        proxy = Proxy(node, manifests.folder, folder / "log", ("--proxy-mode", mode, *arguments))
+        running = Trial(cluster, proxy, manifests, backend, mode)
         try:
             if start:
                 proxy.start()

@@ -9,12 +9,13 @@ import pytest
 from kproxy.lab.namespaces import unavailable
 from kproxy.lab.trials import Trial, trial
 
-MODES = (("iptables", "nft"), ("iptables", "legacy"))
+MODES = (("iptables", "nft"), ("iptables", "legacy"), ("userspace", "nft"))
 
 
 def arguments(mode: str) -> list[str]:
     """Flags of the proxy: an hour between its periodic syncs, so that nothing here is owed to one."""
-    return ["--proxy-mode", mode, "--iptables-sync-period", "1h", "--iptables-min-sync-period", "50ms"]
+    section = "iptables" if mode == "userspace" else mode
+    return [f"--{section}-sync-period", "1h", f"--{section}-min-sync-period", "50ms"]
 
 
 @pytest.fixture(scope="session", params=MODES, ids=lambda m: f"{m[0]}-{m[1]}")
@@ -23,6 +24,6 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     reason = unavailable((f"iptables-{backend}-restore", f"ip6tables-{backend}-restore"))
     if reason:
         pytest.skip(reason)
-    with trial(tmp_path_factory.mktemp(f"{mode}-{backend}"), backend, arguments(mode)) as under_way:
+    with trial(tmp_path_factory.mktemp(f"{mode}-{backend}"), backend, arguments(mode), mode=mode) as under_way:
         yield under_way
         assert under_way.proxy.running(), under_way.proxy.tail()
