@@ -165,7 +165,8 @@ class IpvsProgrammer:
         before = self._mirror
         ensure_sets(self._sets, self.family, self._chains.cleanup)
         self._addresses.ensure()
-        self._mirror = read(self._settings, self._ipvs, self._sets, self._addresses, known)
+        wanted = self._claims.addresses
+        self._mirror = read(self._settings, self._ipvs, self._sets, self._addresses, known, wanted)
         return before != self._mirror
 
     def _write(self, things: Things, changed: Collection[PortKey] | None, outcome: Outcome) -> bool:

@@ -44,8 +44,9 @@ class Mirror:
 class Ours:
     """Tells our virtual servers from others' by what else the kernel holds.
 
-    One is ours when its address is on kube-ipvs0; when our sets have its address, protocol and port; or when its
-    address is the node's and our sets have its protocol and port as a node port.
+    One is ours when its address is on kube-ipvs0, or in the set of the addresses that should be; when our sets have its
+    address, protocol and port; or when its address is the node's and our sets have its protocol and port as a node
+    port.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Ours:
         entries: Mapping[str, Collection[str]],
         node_addresses: Collection[str],
     ) -> None:
-        """addresses: on kube-ipvs0. entries: of the sets, by their full names."""
-        self._addresses, self._node = addresses, node_addresses
+        """addresses: on kube-ipvs0, or to be. entries: of the sets, by their full names."""
+        self._addresses = frozenset(addresses).union(*_some(entries, (names.IPVS_IPS,), family))
+        self._node = node_addresses
         self._frontends = [held for held in _some(entries, FRONTENDS, family) if held]
         self._node_ports = {
             protocol: frozenset().union(*_some(entries, shorts, family)) for protocol, shorts in NODE_PORTS.items()

@@ -42,13 +42,14 @@ class Outcome:
     def native(self) -> str:
         """Four sections, each under a comment that names the tool that loads it; sections load in this order:
 
-        `ipvsadm -R`, `ipset restore`, `ip -batch -` (creates the device), `iptables-restore --noflush`.
+        `ipvsadm -R`, `ipset restore`, `ip -force -batch -`, `iptables-restore --noflush`. The device is
+        for both families: `ip` is told to go on when the other family's text made it already.
         """
         tool = "iptables-restore" if self.family is Family.IPV4 else "ip6tables-restore"
         sections = (
             ("ipvsadm -R", self._ipvsadm()),
             ("ipset restore", self._ipset()),
-            ("ip -batch -", self._addresses()),
+            ("ip -force -batch -", self._addresses()),
             (f"{tool} --noflush", self.rules.splitlines()),
         )
         return "".join(f"# {tool}\n" + "".join(f"{line}\n" for line in lines) for tool, lines in sections)

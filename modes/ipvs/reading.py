@@ -53,17 +53,23 @@ def _is(held: HeldSet, spec: SetSpec) -> bool:
 
 
 def read(
-    settings: Settings, ipvs: Ipvs, sets: IpSets, addresses: ServiceAddresses, known: Collection[ServerKey]
+    settings: Settings,
+    ipvs: Ipvs,
+    sets: IpSets,
+    addresses: ServiceAddresses,
+    known: Collection[ServerKey],
+    wanted: Collection[str],
 ) -> Mirror:
-    """What the kernel holds and is ours. known: virtual servers that are ours whatever they look like.
+    """What the kernel holds and is ours.
 
-    Raises KernelError.
+    known: virtual servers that are ours whatever they look like. wanted: addresses that will be on kube-ipvs0: what is
+    served at them is ours too. Raises KernelError.
     """
     family = settings.family
     bound = set(addresses.held(family))
     held = sets.held([spec.name for spec in specs(family)])
     entries = {name: set(each.entries) for name, each in held.items()}
-    ours = Ours(family, bound, entries, settings.node_addresses)
+    ours = Ours(family, bound.union(wanted), entries, settings.node_addresses)
     servers = {key: present(server) for key, server in ipvs.servers(family).items() if key in known or key in ours}
     return Mirror(entries, bound, servers)
 

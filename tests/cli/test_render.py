@@ -124,6 +124,35 @@ def test_all_families_follow_each_other_under_a_header(inputs: Files, capsys: py
     }
 
 
+def test_ipvs_has_a_section_for_each_tool(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    text = render(inputs.args("--mode=ipvs", "--family=ipv6"), capsys)
+    assert [line for line in text.splitlines() if line.startswith("#")] == [
+        "# ipvsadm -R",
+        "# ipset restore",
+        "# ip -force -batch -",
+        "# ip6tables-restore --noflush",
+    ]
+    assert "-a -t [fd00:18::2]:30080 -r [fd00:244::5]:8080 -m -w 1" in text
+    assert "add KUBE-6-CLUSTER-IP fd00:96::10,tcp:80" in text
+    assert "address add fd00:96::10/128 dev kube-ipvs0" in text
+    assert "-m set --match-set KUBE-6-CLUSTER-IP dst,dst" in text
+
+
+def test_ipvs_json_has_virtual_servers_sets_addresses_and_rules(
+    inputs: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = json.loads(render(inputs.args("--mode=ipvs", "--format=json"), capsys))
+    assert list(values) == ["ipv4", "ipv6"]
+    assert {name: set(value) for name, value in values.items()} == {
+        name: {"rules", "virtualServers", "ipsets", "kubeIpvs0"} for name in ("ipv4", "ipv6")
+    }
+    assert [(v["address"], v["port"], v["realServers"]) for v in values["ipv4"]["virtualServers"]] == [
+        ("10.96.0.10", 80, ["10.244.0.5:8080 weight=1"]),
+        ("172.18.0.2", 30080, ["10.244.0.5:8080 weight=1"]),
+    ]
+    assert values["ipv4"]["kubeIpvs0"] == ["10.96.0.10"]
+
+
 def test_dry_run_changes_nothing(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert render(inputs.args("--dry-run"), capsys) == render(inputs.args(), capsys)
 

@@ -228,6 +228,30 @@ def test_endpoints_that_serve_without_getting_new_flows_linger(
     assert [e.ip.rpartition(".")[2] for e in made.lingering] == lingering
 
 
+def test_here_has_every_endpoint_on_this_node_whatever_its_state() -> None:
+    endpoints = [
+        endpoint("10.244.0.4", conditions="dead"),
+        endpoint("10.244.0.3", conditions="draining"),
+        endpoint("10.244.0.1", zones=["zone-b"]),
+        endpoint("10.244.0.2", "node2", zones=["zone-a"]),
+        endpoint("10.244.0.5", None),
+    ]
+    made = plan(service(), slice_("web-1", endpoints))
+    assert made.here == tuple(Endpoint(f"10.244.0.{n}", 8080, True) for n in (1, 3, 4))
+    assert plan(service(), slice_("web-1", [endpoint("10.244.0.2", "node2")])).here == ()
+
+
+def test_here_does_not_depend_on_what_the_service_uses() -> None:
+    spec = {"internalTrafficPolicy": "Local"}
+    made = plan(service(**spec), slice_("web-1", [endpoint("10.244.0.1", conditions="dead")]))
+    assert (made.reachable, [e.ip for e in made.here]) == ((), ["10.244.0.1"])
+
+
+def test_on_the_only_node_here_costs_no_memory_of_its_own() -> None:
+    made = plan(service(), slice_("web-1", [endpoint("10.244.0.1"), endpoint("10.244.0.2")]))
+    assert made.here is made.reachable
+
+
 def test_endpoint_count_counts_the_unusable_too() -> None:
     states = ["ready", "dead", "draining", None]
     made = plan(service(), slice_("web-1", [endpoint(f"10.244.0.{i}", conditions=s) for i, s in enumerate(states)]))

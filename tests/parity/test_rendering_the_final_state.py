@@ -1,7 +1,8 @@
-"""Rendering a cluster state at once gives the rules that kube-proxy programmed for it."""
+"""Rendering a cluster state at once gives what kube-proxy programmed for it."""
 
 from __future__ import annotations
 
+import json
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,13 @@ def preview(case: Any) -> Preview:
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_iptables_rules_equal_kube_proxys(case: Any, family: str, compare: ModuleType) -> None:
     assert compare.check(case.raw, "iptables", family, preview(case).iptables(SHORT[family])) == []
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_ipvs_equals_kube_proxys(case: Any, family: str, compare: ModuleType) -> None:
+    """Virtual servers, ipsets, addresses and rules."""
+    ours = json.dumps(preview(case).ipvs(SHORT[family]).json())
+    assert compare.check(case.raw, "ipvs", family, ours) == []
 
 
 def test_health_check_node_ports_equal_kube_proxys(case: Any) -> None:

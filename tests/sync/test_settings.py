@@ -15,6 +15,7 @@ from kproxy.model.objects import Kind
 from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.ipvs.settings import Settings as IpvsSettings
 from kproxy.sync.preview import Preview, load
 from kproxy.sync.settings import (
     LARGE_CLUSTER_ENDPOINTS,
@@ -22,6 +23,7 @@ from kproxy.sync.settings import (
     addresses_for_node_ports,
     detect_local,
     iptables_settings,
+    ipvs_settings,
     node_ips,
     place,
     waits_for_pod_cidr,
@@ -208,6 +210,46 @@ def test_settings_follow_the_configuration(fields: dict[str, Any], field: str, e
 def test_settings_follow_the_host() -> None:
     able = settings(host=Host(nfacct=True, random_fully=False))
     assert (able.nfacct, able.random_fully) == (True, False)
+
+
+# ---------------------------------------------------------------- ipvs
+
+MANY = Host(HOST.node_ips, (*HOST.addresses, "127.0.0.53", "fe80::1", "fd00:19::7"))
+
+
+def ipvs(family: Family = V4, host: Host = MANY, **fields: Any) -> IpvsSettings:
+    return ipvs_settings(config(mode="ipvs", **fields), family, None, host)
+
+
+def test_ipvs_settings_of_a_plain_configuration() -> None:
+    v4, v6 = ("172.18.0.2", "192.168.9.7"), ("fd00:18::2", "fd00:19::7")
+    assert ipvs() == IpvsSettings(V4, node_addresses=frozenset(v4), node_port_ips=v4)
+    assert ipvs(V6) == IpvsSettings(V6, node_addresses=frozenset((*v6, "fe80::1")), node_port_ips=v6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "expected"),
+    [
+        ({"ipvs": {"scheduler": "lc"}}, "scheduler", "lc"),
+        ({"iptables": {"masqueradeBit": 3}}, "masquerade_mark", 8),
+        ({"iptables": {"masqueradeAll": True}}, "masquerade_all", True),
+        ({"nftables": {"masqueradeAll": True}}, "masquerade_all", False),
+        ({"clusterCIDR": "10.244.0.0/16"}, "detect_local", by_cidr("10.244.0.0/16")),
+        ({"nodePortAddresses": ["192.168.9.0/24"]}, "node_port_ips", ("192.168.9.7",)),
+        ({"nodePortAddresses": ["127.0.0.0/8", "192.168.9.0/24"]}, "node_port_ips", ("192.168.9.7",)),
+        ({"nodePortAddresses": ["127.0.0.0/8"]}, "node_port_ips", ()),
+        ({"nodePortAddresses": ["0.0.0.0/0"]}, "node_port_ips", ("172.18.0.2", "192.168.9.7")),
+    ],
+)
+def test_ipvs_settings_follow_the_configuration(fields: dict[str, Any], field: str, expected: object) -> None:
+    assert getattr(ipvs(**fields), field) == expected
+
+
+def test_ipvs_settings_follow_the_host() -> None:
+    assert ipvs(host=Host(random_fully=False)).random_fully is False
+
+
+# ---------------------------------------------------------------- large clusters
 
 
 @pytest.mark.parametrize(("endpoints", "comments"), [(0, True), (1000, True), (1001, False)])

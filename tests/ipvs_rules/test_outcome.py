@@ -1,0 +1,111 @@
+"""Everything of a family as values for JSON, and as texts for the kernel's own tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kproxy.model.plans import Family, Protocol, ServicePlan
+from kproxy.modes.ipvs.native import Outcome, outcome
+from kproxy.modes.ipvs.settings import Settings
+
+Plan = Callable[..., ServicePlan]
+MakeSettings = Callable[..., Settings]
+
+
+def made(settings: Settings, *plans: ServicePlan) -> Outcome:
+    return outcome(((plan.key, plan) for plan in plans), settings)
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The lines under each tool's header."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if line.startswith("# "):
+            found[line[2:]] = []
+        else:
+            found[list(found)[-1]].append(line)
+    return found
+
+
+def test_json_has_the_keys_and_forms_that_other_programs_read(plan: Plan, settings: MakeSettings) -> None:
+    values = made(settings(), plan(cluster=(1, 2), here=(1,), affinity_seconds=60)).json()
+    sets = values["ipsets"]
+    assert isinstance(sets, dict)
+    assert len(sets) == 17
+    assert {name: entries for name, entries in sets.items() if entries} == {
+        "KUBE-CLUSTER-IP": ["10.96.0.1,tcp:80"],
+        "KUBE-IPVS-IPS": ["10.96.0.1"],
+        "KUBE-LOOP-BACK": ["10.244.1.1,tcp:8080,10.244.1.1"],
+    }
+    assert values["virtualServers"] == [
+        {
+            "protocol": "TCP",
+            "address": "10.96.0.1",
+            "port": 80,
+            "scheduler": "rr",
+            "flags": 1,
+            "timeout": 60,
+            "realServers": ["10.244.1.1:8080 weight=1", "10.244.1.2:8080 weight=1"],
+        }
+    ]
+    assert values["kubeIpvs0"] == ["10.96.0.1"]
+    assert str(values["rules"]).startswith("*filter\n:INPUT ACCEPT [0:0]\n")
+    assert list(values) == ["rules", "virtualServers", "ipsets", "kubeIpvs0"]
+
+
+def test_real_servers_of_ipv6_stand_in_brackets(plan: Plan, settings: MakeSettings) -> None:
+    values: Any = made(settings(Family.IPV6), plan(family=Family.IPV6, cluster=(1,))).json()
+    assert [v["realServers"] for v in values["virtualServers"]] == [["[fd00:244:1::1]:8080 weight=1"]]
+
+
+def test_native_text_has_a_section_a_tool(plan: Plan, settings: MakeSettings) -> None:
+    found = sections(made(settings(scheduler="mh"), plan(cluster=(1,), affinity_seconds=60)).native())
+    assert list(found) == ["ipvsadm -R", "ipset restore", "ip -force -batch -", "iptables-restore --noflush"]
+    assert found["ipvsadm -R"] == [
+        "-A -t 10.96.0.1:80 -s mh -p 60 -b mh-port",
+        "-a -t 10.96.0.1:80 -r 10.244.1.1:8080 -m -w 1",
+    ]
+    assert "create KUBE-NODE-PORT-TCP bitmap:port range 0-65535" in found["ipset restore"]
+    assert "create KUBE-CLUSTER-IP hash:ip,port family inet hashsize 1024 maxelem 65536" in found["ipset restore"]
+    assert "add KUBE-CLUSTER-IP 10.96.0.1,tcp:80" in found["ipset restore"]
+    assert found["ip -force -batch -"] == ["link add kube-ipvs0 type dummy", "address add 10.96.0.1/32 dev kube-ipvs0"]
+    assert found["iptables-restore --noflush"][-1] == "COMMIT"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "option"), [(Protocol.TCP, "-t"), (Protocol.UDP, "-u"), (Protocol.SCTP, "--sctp-service")]
+)
+def test_native_text_of_ipv6(protocol: Protocol, option: str, plan: Plan, settings: MakeSettings) -> None:
+    found = sections(made(settings(Family.IPV6), plan(protocol, Family.IPV6, cluster=(1,))).native())
+    assert found["ipvsadm -R"] == [
+        f"-A {option} [fd00:96::1]:80 -s rr",
+        f"-a {option} [fd00:96::1]:80 -r [fd00:244:1::1]:8080 -m -w 1",
+    ]
+    assert "create KUBE-6-IPVS-IPS hash:ip family inet6 hashsize 1024 maxelem 65536" in found["ipset restore"]
+    assert "address add fd00:96::1/128 dev kube-ipvs0" in found["ip -force -batch -"]
+    assert "ip6tables-restore --noflush" in found
+
+
+def test_an_address_that_two_services_ask_for_is_the_firsts_by_name(plan: Plan, settings: MakeSettings) -> None:
+    """Whatever the order in which they became known."""
+    both = [plan(name=name, cluster=(n,), external_ips=("198.51.100.7",)) for n, name in enumerate("ab")]
+    one, other = made(settings(), *both), made(settings(), *reversed(both))
+    assert one == other
+    found = {str(s.server.key): [str(r.key) for r in s.reals] for s in one.served}
+    assert found["TCP 198.51.100.7:80"] == ["10.244.1.0:8080"]
+
+
+def test_a_ports_own_rules_stand_in_their_chain(plan: Plan, settings: MakeSettings) -> None:
+    rules = made(settings(), plan(load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",))).rules
+    assert "-A KUBE-IPVS-OUT-FILTER -s 203.0.113.5/32 -m ipvs --vproto tcp --vaddr 203.0.113.5" in rules
+    assert "-A KUBE-PROXY-FIREWALL -m comment" in rules
+
+
+def test_a_cluster_without_services(settings: MakeSettings) -> None:
+    empty = made(settings())
+    assert (empty.served, empty.addresses) == ((), ())
+    assert not any(empty.sets.values())
+    assert ":KUBE-IPVS-OUT-FILTER - [0:0]" in empty.rules

@@ -1,0 +1,122 @@
+"""Sets and rules as the real kernel's tools load and print them: what was written reads as what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kproxy.kernel.iptables import Backend
+from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.model.hosts import DetectLocal, DetectLocalBy
+from kproxy.model.plans import Family, Protocol, ServicePlan
+from kproxy.modes.iptables.basis import repair_base
+from kproxy.modes.iptables.saved import Saved, as_saved
+from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.native import Outcome, outcome
+from kproxy.modes.ipvs.rules import render_base
+from kproxy.modes.ipvs.settings import Settings
+
+SIZES = ("hashsize", "maxelem", "bucketsize", "initval")  # the kernel's own choice, or defaults that only some print
+PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
+FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    tools = [f"{kind}-{backend}-restore" for kind in ("iptables", "ip6tables") for backend in Backend]
+    if reason := unavailable(["ipset", *tools]):
+        pytest.skip(reason)
+    space = Namespace("sets")
+    try:
+        yield space
+    finally:
+        space.close()
+
+
+@pytest.fixture
+def everything(
+    plan: Callable[..., ServicePlan], settings: Callable[..., Settings]
+) -> Callable[[Family], tuple[Settings, Outcome]]:
+    """Plans that fill every set of a family but those that need a rule on virtual servers."""
+
+    def build(family: Family) -> tuple[Settings, Outcome]:
+        four = family is Family.IPV4
+        balancer, external = ("203.0.113.5", "198.51.100.7") if four else ("2001:db8::5", "2001:db8::7")
+        node = "172.18.0.0/16" if four else "fd00:18::/64"
+        plans = [
+            plan(
+                protocol,
+                family,
+                name=f"{protocol.lower()}-{local}".lower(),
+                port=80 + local,
+                cluster=(1, 2),
+                local=(1,),
+                here=(1,),
+                external_local=local,
+                node_port=30080 + local,
+                external_ips=(external,),
+                load_balancer_ips=(balancer,),
+                source_ranges=(node, "10.1.2.3/32" if four else "fd00:1::3/128"),
+                node_in_source_ranges=True,
+                health_check_node_port=32000 if local else 0,
+            )
+            for protocol in Protocol
+            for local in (False, True)
+        ]
+        chosen = settings(family, detect_local=DetectLocal(DetectLocalBy.CIDR, PODS[family]))
+        return chosen, outcome(((p.key, p) for p in plans), chosen)
+
+    return build
+
+
+def section(native: str, tool: str) -> str:
+    """The text under one tool's header."""
+    return native.partition(f"# {tool}\n")[2].partition("\n# ")[0] + "\n"
+
+
+def without_sizes(text: str) -> list[str]:
+    lines = []
+    for line in text.splitlines():
+        words = line.split()
+        lines.append(
+            " ".join(w for i, w in enumerate(words) if w not in SIZES and (i == 0 or words[i - 1] not in SIZES))
+        )
+    return sorted(lines)
+
+
+@FAMILIES
+def test_sets_are_saved_as_they_were_restored(
+    family: Family, namespace: Namespace, everything: Callable[[Family], tuple[Settings, Outcome]]
+) -> None:
+    _, wanted = everything(family)
+    assert [name for name, entries in wanted.sets.items() if not entries] == []
+    text = section(wanted.native(), "ipset restore")
+    namespace.run(["ipset", "restore"], text)
+    assert without_sizes(namespace.run(["ipset", "save"])) == without_sizes(text)
+
+
+@FAMILIES
+@pytest.mark.parametrize("backend", list(Backend))
+@pytest.mark.parametrize("filled", [False, True])
+def test_rules_need_no_repair_once_they_are_restored(
+    family: Family,
+    backend: Backend,
+    filled: bool,
+    namespace: Namespace,
+    everything: Callable[[Family], tuple[Settings, Outcome]],
+) -> None:
+    settings, wanted = everything(family)
+    if not filled:
+        wanted = outcome((), settings)
+    namespace.run(["ipset", "restore"], section(wanted.native(), "ipset restore"))
+    tool = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}-{backend}"
+    namespace.run([f"{tool}-restore", "--noflush"], wanted.rules, env={"XTABLES_LOCKFILE": "/dev/null"})
+    base = render_base(settings, {name for name, entries in wanted.sets.items() if entries})
+    saved = Saved(namespace.run([f"{tool}-save"]))
+    sections, bodies = repair_base(saved, base, family)
+    assert sections == ()
+    assert bodies == {("filter", names.IPVS_OUT_FILTER): []}
+    for (table, chain), rules in base.owned.items():
+        plain = [rule.replace("\\'", "'") for rule in saved.rules(table, chain)]
+        assert plain == [as_saved(rule, family) for rule in rules], "text is equal, so nothing is taken apart"
