@@ -96,7 +96,9 @@ class _Daemon:
         self._driver = make_driver(
             Equipment(self._config, self._commands, self._command, self._surroundings, self._metrics, stack)
         )
-        self._leftovers = Leftovers(self._config.mode, remains(self._commands), self._families)
+        self._leftovers = Leftovers(
+            self._config.mode, remains(self._commands, self._config.ipvs.exclude_cidrs), self._families
+        )
         stack.callback(self._leftovers.stop)
 
     def loop(self) -> Loop:

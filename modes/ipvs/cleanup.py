@@ -14,13 +14,14 @@ from kproxy import logs
 from kproxy.errors import NetlinkError
 from kproxy.kernel.dummies import DEVICE, ServiceAddresses
 from kproxy.kernel.ipset import HeldSet, IpSets
-from kproxy.kernel.ipvs import Ipvs, Operation, Verb
+from kproxy.kernel.ipvs import Held, Ipvs, Operation, Verb
 from kproxy.model.addresses import contains
 from kproxy.model.plans import Family
+from kproxy.model.virtual_servers import ServerKey
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.mirror import Ours
 
-__all__ = ["clean"]
+__all__ = ["clean", "connections"]
 
 _log = logs.get("ipvs")
 
@@ -57,6 +58,21 @@ def clean(
     return problems
 
 
+def connections(
+    ipvs: Ipvs | None,
+    sets: IpSets | None,
+    addresses: ServiceAddresses,
+    node_addresses: Collection[str],
+    excluded: Collection[str] = (),
+) -> int:
+    """How many established connections our virtual servers carry, in both families. Arguments and errors as for
+    `clean`."""
+    if ipvs is None:
+        return 0
+    ours = (_ours(ipvs, sets, addresses, family, node_addresses, excluded) for family in Family)
+    return sum(real.active for held in ours for server in held.values() for real in server.reals.values())
+
+
 def _servers(
     ipvs: Ipvs,
     sets: IpSets | None,
@@ -65,15 +81,31 @@ def _servers(
     node_addresses: Collection[str],
     excluded: Collection[str],
 ) -> list[str]:
+    ours = _ours(ipvs, sets, addresses, family, node_addresses, excluded)
+    if not ours:
+        return []
+    errors = ipvs.apply([Operation(Verb.DELETE_SERVER, held.server) for held in ours.values()])
+    _log.info("Deleted virtual servers", family=family.value, number=len(ours) - len(errors))
+    keys = list(ours)
+    return [f"virtual server {keys[index]}: {error}" for index, error in errors.items()]
+
+
+def _ours(
+    ipvs: Ipvs,
+    sets: IpSets | None,
+    addresses: ServiceAddresses,
+    family: Family,
+    node_addresses: Collection[str],
+    excluded: Collection[str],
+) -> dict[ServerKey, Held]:
     held = _unless_absent(lambda: ipvs.servers(family)) or {}
     entries = {name: each.entries for name, each in _held(sets, family).items()} if held else {}
     ours = Ours(family, addresses.held(family), entries, node_addresses)
-    keys = [key for key in held if key in ours and not any(contains(cidr, key.address) for cidr in excluded)]
-    if not keys:
-        return []
-    errors = ipvs.apply([Operation(Verb.DELETE_SERVER, held[key].server) for key in keys])
-    _log.info("Deleted virtual servers", family=family.value, number=len(keys) - len(errors))
-    return [f"virtual server {keys[index]}: {error}" for index, error in errors.items()]
+    return {
+        key: each
+        for key, each in held.items()
+        if key in ours and not any(contains(cidr, key.address) for cidr in excluded)
+    }
 
 
 def _held(sets: IpSets | None, family: Family) -> Mapping[str, HeldSet]:

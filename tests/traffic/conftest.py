@@ -9,7 +9,12 @@ import pytest
 from kproxy.lab.namespaces import unavailable
 from kproxy.lab.trials import Trial, trial
 
-MODES = (("iptables", "nft"), ("iptables", "legacy"), ("userspace", "nft"))
+MODES = (
+    pytest.param(("iptables", "nft"), id="iptables-nft"),
+    pytest.param(("iptables", "legacy"), id="iptables-legacy"),
+    pytest.param(("userspace", "nft"), id="userspace-nft"),
+    pytest.param(("ipvs", "nft"), id="ipvs-nft", marks=pytest.mark.ipvs_kernel),
+)
 
 
 def arguments(mode: str) -> list[str]:
@@ -18,7 +23,7 @@ def arguments(mode: str) -> list[str]:
     return [f"--{section}-sync-period", "1h", f"--{section}-min-sync-period", "50ms"]
 
 
-@pytest.fixture(scope="session", params=MODES, ids=lambda m: f"{m[0]}-{m[1]}")
+@pytest.fixture(scope="session", params=MODES)
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     mode, backend = request.param
     reason = unavailable((f"iptables-{backend}-restore", f"ip6tables-{backend}-restore"))
