@@ -1,0 +1,185 @@
+"""A node in memory that IPVS mode programs, plans for it, and what it must hold for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from functools import cache
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kproxy.fakes.clocks import ManualClock
+from kproxy.fakes.dummies import FakeAddresses
+from kproxy.fakes.ipset import FakeIpSets, SavedTables
+from kproxy.fakes.iptables import FakeTables
+from kproxy.fakes.ipvs import FakeIpvs
+from kproxy.kernel.ipvs import Operation, RealState, Verb
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
+from kproxy.modes.base import Outcome
+from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.apply import IpvsProgrammer
+from kproxy.modes.ipvs.native import outcome
+from kproxy.modes.ipvs.render import Settings
+
+Plans = dict[PortKey, ServicePlan]
+
+NODE_IP = "172.30.0.11"
+SETTINGS = Settings(
+    Family.IPV4, node_addresses=frozenset({NODE_IP, "172.30.0.12"}), node_port_ips=(NODE_IP, "172.30.0.12")
+)
+FOREIGN = VirtualServer(ServerKey(Protocol.TCP, "192.0.2.77", 443), "wlc")
+FOREIGN_REAL = RealServer(RealKey("192.0.2.99", 443), 5)
+
+
+def plan(name: str = "web", port: int = 80, protocol: Protocol = Protocol.TCP, **fields: Any) -> ServicePlan:
+    """A plan whose cluster IP depends on `name`; `cluster` and `local` list endpoints by their last byte."""
+    number = 1 + sum(name.encode()) % 200
+    cluster = tuple(Endpoint(f"10.244.1.{n}", 8080) for n in fields.pop("cluster", (1, 2)))
+    local = tuple(Endpoint(f"10.244.1.{n}", 8080, local=True) for n in fields.pop("local", ()))
+    reachable = tuple(sorted({str(e): e for e in (*cluster, *local)}.values(), key=str))
+    values: dict[str, Any] = {
+        "key": PortKey("default", name, f"p{port}", protocol),
+        "family": Family.IPV4,
+        "cluster_ip": f"10.96.0.{number}",
+        "port": port,
+        "cluster": cluster,
+        "local": local,
+        "reachable": reachable,
+        "here": tuple(e for e in reachable if e.local),
+        "has_endpoints": bool(reachable),
+    }
+    return ServicePlan(**(values | fields))
+
+
+def by_key(*plans: ServicePlan) -> Plans:
+    return {each.key: each for each in plans}
+
+
+def server(each: ServicePlan, ip: str = "", port: int = 0) -> ServerKey:
+    """The virtual server of a plan: at its cluster IP unless said otherwise."""
+    return ServerKey(each.protocol, ip or each.cluster_ip, port or each.port)
+
+
+def real(number: int) -> RealKey:
+    return RealKey(f"10.244.1.{number}", 8080)
+
+
+class Rig:
+    """One family's programmer over kernels in memory, with a virtual server that belongs to somebody else."""
+
+    def __init__(self, settings: Settings = SETTINGS) -> None:
+        self.settings = settings
+        self.clock = ManualClock()
+        self.ipvs, self.sets, self.addresses = FakeIpvs(), FakeIpSets(), FakeAddresses()
+        self.tables = FakeTables(settings.family)
+        self.tables.refuse = lambda table, chain, rule: self.sets.unknown(rule)
+        self.sets.users.append(SavedTables(self.tables.save))
+        self.ipvs.edit(Operation(Verb.ADD_SERVER, FOREIGN))
+        self.ipvs.edit(Operation(Verb.ADD_REAL, FOREIGN, FOREIGN_REAL))
+        self.programmer = self.restarted()
+
+    def restarted(self, settings: Settings | None = None) -> IpvsProgrammer:
+        """A programmer that knows nothing yet of the same kernels."""
+        self.settings = settings or self.settings
+        self.programmer = IpvsProgrammer(
+            self.settings, self.ipvs, self.sets, self.addresses, self.tables, clock=self.clock.monotonic
+        )
+        return self.programmer
+
+    def apply(self, plans: Plans, touched: Collection[PortKey] | None = None) -> Outcome:
+        return self.programmer.apply(plans, touched)
+
+    def reals(self, key: ServerKey) -> dict[RealKey, int]:
+        """Weights."""
+        return {real: state.weight for real, state in self.servers()[key][1].items()}
+
+    def servers(self) -> dict[ServerKey, tuple[VirtualServer, dict[RealKey, RealState]]]:
+        found = self.ipvs.servers(self.settings.family)
+        return {key: (held.server, dict(held.reals)) for key, held in found.items()}
+
+    def entries(self) -> dict[str, tuple[str, ...]]:
+        held = self.sets.held([name for name, _ in names.sets(self.settings.family)])
+        return {name: tuple(sorted(each.entries)) for name, each in held.items()}
+
+    def written(self) -> tuple[int, ...]:
+        """How often anything was asked to be written."""
+        return self.ipvs.applies, self.sets.applies, self.addresses.changes, len(self.tables.restores)
+
+    def asked(self) -> int:
+        """How many single things were asked to be written, rules aside."""
+        addresses = len(self.addresses.added) + len(self.addresses.removed)
+        return len(self.ipvs.applied) + len(self.sets.applied) + addresses
+
+    def assert_holds(self, plans: Plans, foreign: Iterable[ServerKey] = ()) -> None:
+        """Exactly what the plans ask for, real servers that leave, and what belongs to others.
+
+        foreign: virtual servers that may be there besides the one that always is.
+        """
+        wanted = outcome(plans.items(), self.settings)
+        assert self.entries() == wanted.sets
+        assert sorted(self.addresses.held(self.settings.family)) == sorted(wanted.addresses)
+        held = self.servers()
+        assert held.pop(FOREIGN.key) == (FOREIGN, {FOREIGN_REAL.key: RealState(FOREIGN_REAL.weight)})
+        assert held.keys() - set(foreign) == {served.server.key for served in wanted.served}
+        for served in wanted.served:
+            found, reals = held[served.server.key]
+            assert found == served.server
+            wants = {each.key: each.weight for each in served.reals}
+            assert {key: reals[key].weight for key in wants} == wants
+            rest = {key: state for key, state in reals.items() if key not in wants}
+            assert not rest or served.server.key.protocol is Protocol.TCP
+            assert all(state.weight == 0 for state in rest.values())
+            assert all(state.masqueraded for state in reals.values())
+        assert _shape(self.tables.save()) == _loaded(wanted.rules)
+
+
+def _shape(text: str) -> list[str]:
+    """Rules of the one chain that ports share stand in any order."""
+    lines = text.splitlines()
+    shared = [line for line in lines if line.startswith(f"-A {names.IPVS_OUT_FILTER} ")]
+    return [*(line for line in lines if line not in shared), *sorted(shared)]
+
+
+@cache
+def _loaded(rules: str) -> list[str]:
+    tables = FakeTables(SETTINGS.family)
+    tables.restore(rules)
+    return _shape(tables.save())
+
+
+@st.composite
+def _plans(draw: st.DrawFn, name: str, port: int, protocol: Protocol) -> ServicePlan:
+    some = st.lists(st.integers(1, 5), max_size=3, unique=True).map(sorted)
+    local = draw(some)
+    load_balancer = draw(st.sampled_from([(), ("203.0.113.5",)]))
+    return plan(
+        name,
+        port,
+        protocol,
+        cluster=sorted({*draw(some), *local}),
+        local=local,
+        node_port=draw(st.sampled_from([0, 30000 + sum(name.encode()) % 100 + port])),
+        # Two Services may ask for one address and port.
+        external_ips=draw(st.sampled_from([(), ("198.51.100.7",), (NODE_IP,)])),
+        load_balancer_ips=load_balancer,
+        source_ranges=draw(st.sampled_from([(), ("172.30.0.0/24",)])) if load_balancer else (),
+        node_in_source_ranges=draw(st.booleans()),
+        affinity_seconds=draw(st.sampled_from([0, 10800])),
+        internal_local=draw(st.booleans()),
+        external_local=draw(st.booleans()),
+        health_check_node_port=draw(st.sampled_from([0, 32000])),
+    )
+
+
+def clusters() -> st.SearchStrategy[Plans]:
+    """Sets of up to five ports out of the same eight, so that one set is often a change of another."""
+    ports = [(name, port, protocol) for name in "ab" for port in (53, 80) for protocol in (Protocol.TCP, Protocol.UDP)]
+    chosen = st.lists(st.sampled_from(ports), unique=True, max_size=5)
+    return chosen.flatmap(lambda found: st.tuples(*(_plans(*port) for port in found))).map(
+        lambda plans: {each.key: each for each in plans}
+    )
+
+
+def changed(old: Plans, new: Plans) -> set[PortKey]:
+    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
