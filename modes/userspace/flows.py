@@ -7,6 +7,7 @@ go through a pipe. Sockets are non-blocking, and events are edges: a flow rememb
 from __future__ import annotations
 
 import os
+import select
 
 from kproxy.modes.userspace.pipes import SIZE, Pipe, Pipes
 
@@ -31,8 +32,8 @@ class Meter:
 class Flow:
     """held, level: bytes that were read and not written yet, in memory or in the pipe.
 
-    readable, writable: false once the socket said so, until the loop says otherwise. ending: something besides bytes
-    stands in the source, so that it has to be read until it says that nothing is left. ended: the source has no more.
+    readable, writable: false once the socket said so, until the loop says otherwise. ending: what stands in the
+    source besides bytes, as events of epoll. ended: the source has no more.
     finished: the sink was told.
     """
 
@@ -47,7 +48,8 @@ class Flow:
         self.pipes = pipes
         self.readable = readable
         self.writable = True
-        self.ending = self.ended = self.finished = False
+        self.ending = 0
+        self.ended = self.finished = False
         self.held = b""
         self.pipe: Pipe | None = None
         self.level = 0
@@ -113,8 +115,11 @@ class Flow:
                 self.ended = True
                 return False
             much = len(held) == CHUNK
-            # Less than asked for: nothing is left, and what comes later makes a new edge.
-            self.readable = much or self.ending
+            # Less than asked for: nothing is left but the end, and what comes later makes a new edge. Not so with an
+            # error or a mark of urgent data, before which a read stops short.
+            if not much:
+                self.ended = self.ending == select.EPOLLRDHUP
+                self.readable = self.ending & ~select.EPOLLRDHUP != 0
 
     def _splice(self, pipe: Pipe) -> bool:
         """Through the pipe, which is given back when it is empty."""

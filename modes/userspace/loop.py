@@ -68,7 +68,7 @@ class Loop:
         heapq.heappush(self._timers, (when, next(self._order), call))
 
     def again(self, call: Callable[[], None]) -> None:
-        """Call CALL in the next round, after the others have had their turn."""
+        """Call CALL at the end of the next round, after all others that were ready have had their turn."""
         self._again.append(call)
 
     def stop(self) -> None:
@@ -81,7 +81,10 @@ class Loop:
 
     def once(self) -> None:
         """One round."""
-        events = self._epoll.poll(self._patience(), ROUND)
+        turns = self._again
+        events = self._epoll.poll(0 if turns else self._patience(), ROUND)
+        if turns:
+            self._again = []
         self.now = time.monotonic()
         handlers = self.handlers
         for fd, mask in events:
@@ -91,11 +94,9 @@ class Loop:
                     handler.ready(fd, mask)
                 except Exception as error:
                     log.error("Forwarding failed", error)
-                    handler.abort()
-        if self._again:
-            turns, self._again = self._again, []
-            for call in turns:
-                self._guarded(call)
+                    self._guarded(handler.abort)
+        for call in turns:
+            self._guarded(call)
         # Whoever has events that this round had no room for is heard before its time is over.
         if len(events) < ROUND:
             self._pass_time()
@@ -105,8 +106,6 @@ class Loop:
             self._leaving.clear()
 
     def _patience(self) -> float:
-        if self._again:
-            return 0
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
 
     def _pass_time(self) -> None:

@@ -24,6 +24,8 @@ __all__ = ["main"]
 
 ONCE = 65_536
 
+log = logs.get("userspace")
+
 
 class Control:
     """Answers the daemon, one request a round, so that many of them do not hold up the connections."""
@@ -70,10 +72,10 @@ def main(argv: list[str]) -> None:
     gc.set_threshold(50_000, 20, 100)
     try:
         loop.run()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the daemon has gone
-    finally:
-        os._exit(0)
+    except Exception as error:
+        log.error("The forwarder ends", error)
+        os._exit(1)
+    os._exit(0)  # without tidying up thousands of connections one by one
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ class Relay:
     def ready(self, fd: int, events: int) -> None:
         into, out = (self.up, self.down) if fd == self.client else (self.down, self.up)
         if events & ENDED:
-            into.ending = True
+            into.ending = events & ENDED
         try:
             if events & WRITE and not out.writable:
                 out.writable = True
@@ -288,7 +288,8 @@ class Relay:
         self.acceptor.common.loop.leave(self.socket.detach())
         self.server = -1
         self.watching &= ~2
-        self.down.ending = self.down.readable = False
+        self.down.ending = 0
+        self.down.readable = False
 
     def _give_up(self, reason: str) -> None:
         self.acceptor.common.counters.refused[reason] += 1
@@ -319,8 +320,13 @@ class Relay:
             self.acceptor.common.loop.again(partial(self._again, flow))
         elif not flow.writable:
             self._watch(1 if flow is self.down else 2)
-        elif flow.ended and not flow.finished and flow.empty:
-            self._finish(flow)
+        elif flow.ended and not flow.finished and not flow.held and not flow.level:
+            flow.finished = True
+            if self.up.finished and self.down.finished:
+                self._close()
+            else:
+                # Very often the other side ends too before the next round, and closing says it all in one call.
+                self.acceptor.common.loop.again(partial(self._finish, flow))
 
     def _again(self, flow: Flow) -> None:
         if not self.over:
@@ -338,24 +344,20 @@ class Relay:
                 self.acceptor.common.loop.modify(fd, WATCHED | WRITE)
 
     def _finish(self, flow: Flow) -> None:
-        """Tell the sink that nothing more comes; with both directions over the connection is."""
-        if self.up.finished or self.down.finished:
-            self._close()
+        """Tell the sink that nothing more comes, if the connection still stands."""
+        if self.over:
             return
-        if flow is self.up:
-            if self.connecting and not self._connected():
-                flow.writable = False
-                self._watch(2)
-                return
-            flow.finished = True
-            self.socket.shutdown(socket.SHUT_WR)
-        else:
-            flow.finished = True
+        if flow is self.down:
             client = self._client()
-            try:
+            with suppress(OSError):  # it was reset, which the loop tells as well
                 client.shutdown(socket.SHUT_WR)
-            finally:
-                client.detach()
+            client.detach()
+        elif self.connecting and not self._connected():
+            flow.finished = flow.writable = False
+            self._watch(2)
+        else:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_WR)
 
     def _failed(self, error: OSError) -> None:
         if self.over:
