@@ -29,6 +29,7 @@ __all__ = ["Acceptor", "Common", "Place", "Relay"]
 RAW = socket.SocketType  # without the methods and the bookkeeping that the class above it adds
 STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 BATCH = 64
+PAUSE = 0.1  # seconds
 AT_ONCE = struct.pack("ii", 1, 0)
 SO_ORIGINAL_DST = 80  # include/uapi/linux/netfilter_ipv4.h; IPv6's has the same number
 WATCHED = READ | ENDED | EDGE
@@ -137,7 +138,7 @@ class Acceptor:
         """Reset who waits, so that he learns it at once and the loop is not called for him again and again."""
         descriptors, counters = self.common.descriptors, self.common.counters
         descriptors.lend()
-        with suppress(OSError):
+        try:
             for _ in range(BATCH):
                 client = RAW(self.family, socket.SOCK_STREAM, 0, self._listening._accept()[0])  # type: ignore[attr-defined]
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
@@ -145,7 +146,23 @@ class Acceptor:
                 counters.accepted += 1
                 counters.refused[DESCRIPTORS] += 1
                 descriptors.tell("a TCP connection")
-        descriptors.restore()
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._pause()
+        finally:
+            descriptors.restore()
+
+    def _pause(self) -> None:
+        """Not even the one in reserve was of use: let them wait a moment rather than ask again and again."""
+        loop, listening = self.common.loop, self._listening
+
+        def resume() -> None:
+            if listening.fileno() >= 0:
+                loop.modify(listening.fileno(), READ)
+
+        loop.modify(listening.fileno(), 0)
+        loop.at(loop.now + PAUSE, resume)
 
     def _drained(self, place: Place, deadline: float) -> None:
         if place.leaving == deadline:
