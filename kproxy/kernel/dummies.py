@@ -2,8 +2,8 @@
 
 Decides: how the device and its addresses are made. Leaves out: which addresses those are.
 
-The device stays down, as kube-proxy leaves it. What matters is that the kernel makes a local route for each address, and
-it does so for a device that is down, in both families; were it up, it would get an IPv6 address and routes of its own.
+The device stays down, as kube-proxy leaves it. What matters is that the kernel makes a local route for each address,
+and it does so for a device that is down, in both families; up, it would get an IPv6 address and routes of its own.
 Sources: rtnetlink(7), include/uapi/linux/{if_link,if_addr}.h, ip-link(8), net/ipv4/fib_frontend.c, net/ipv6/addrconf.c.
 """
 

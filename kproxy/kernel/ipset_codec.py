@@ -195,6 +195,8 @@ def entry(text: str) -> bytes:
     plain = text.removesuffix(" nomatch")
     address, *rest = plain.split(",")
     try:
+        if plain != text and len(rest) < 2:
+            raise ValueError
         if not rest and address.isascii() and address.isdecimal():
             return netlink.be16(PORT | BIG_ENDIAN, int(address))
         data = _address(IP, address)
