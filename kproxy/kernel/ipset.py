@@ -138,9 +138,9 @@ class KernelIpSets:
         errors = self._socket.change(parts, lambda index: f"destroy ipset {wanted[index]}")
         return {wanted[i]: codec.explained(e) for i, e in errors.items() if e.errno != errno.ENOENT}
 
-    def _ask(self, command: int, payload: bytes, request: str) -> list[netlink.Message]:
+    def _ask(self, command: int, payload: bytes, request: str, flags: int = 0) -> list[netlink.Message]:
         try:
-            return self._socket.ask(command, payload, request)
+            return self._socket.ask(command, payload, request, flags)
         except NetlinkError as error:
             raise codec.explained(error) from None
 
@@ -159,7 +159,8 @@ class KernelIpSets:
     def _create(self, spec: SetSpec, limit: int) -> None:
         request = f"create ipset {spec.name}"
         try:
-            self._ask(codec.CREATE, codec.creation(spec, self._revision(spec), limit), request)
+            # Not as -exist: that would take a set of the other family for the same.
+            self._ask(codec.CREATE, codec.creation(spec, self._revision(spec), limit), request, netlink.NLM_F_EXCL)
         except NetlinkError as error:
             if error.errno != errno.EEXIST:
                 raise

@@ -10,7 +10,7 @@ import pytest
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
-from kproxy.kernel.netlink_sockets import Overrun, Part, Socket
+from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Overrun, Part, Socket
 
 NETFILTER, ROUTE, NFTABLES = 12, 0, 10
 NEWTABLE, DELTABLE, NEWCHAIN, GETCHAIN = (NFTABLES << 8 | n for n in (0, 2, 3, 4))
@@ -114,3 +114,31 @@ def test_more_notifications_than_the_buffer_holds(shell: Callable[..., str]) -> 
         list(iter(watching.receive, None))  # what was there before the buffer was full
         shell("ip address add 10.0.1.1/32 dev lo")
         assert watching.receive(5.0) is not None
+
+
+def address(command: int, ip: str, flags: int = 0) -> Part:
+    """Add or delete an address of lo."""
+    packed = socket.inet_aton(ip)
+    header = bytes([socket.AF_INET, 32, 0, 0]) + netlink.u32(0, 1)[4:]
+    return (command, flags, header + netlink.attribute(2, packed) + netlink.attribute(1, packed))
+
+
+def test_changes_are_done_each_for_itself_and_errors_name_the_part(netns: None) -> None:
+    new, delete = 20, 21
+    only_new = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
+    parts = [address(new, f"10.{i >> 8}.{i & 255}.1", only_new) for i in range(1200)]
+    twice, missing = address(new, "10.0.3.1", only_new), address(delete, "10.99.0.1")
+    parts[4:4], parts[700:700], parts[1202:] = [twice], [missing], [twice]
+    with Socket(ROUTE, buffer=REFUSALS_BUFFER) as kernel:
+        errors = kernel.change(parts, lambda index: f"part {index}")
+        assert {index: error.errno for index, error in errors.items()} == {
+            4: errno.EEXIST,
+            700: errno.EADDRNOTAVAIL,
+            1202: errno.EEXIST,
+        }
+        assert str(errors[700]).startswith("part 700: Cannot assign requested address")
+        held = kernel.dump(22, bytes(8), "list addresses")
+        assert sum(m.type == new for data in held for m in netlink.messages(data)) == 1200 + 2  # 127.0.0.1 and ::1
+        again = kernel.change(parts, lambda index: f"part {index}")
+        assert len(again) == len(parts), "more refusals than the default buffer holds"
+        assert kernel.change([], lambda index: "nothing") == {}
