@@ -317,9 +317,12 @@ class Relay:
         client = self._client()
         level = socket.IPPROTO_IP if self.acceptor.family == socket.AF_INET else socket.IPPROTO_IPV6
         try:
-            # The port stands behind the family in both kinds of address, and no rule leads to a port from itself.
             original = client.getsockopt(level, SO_ORIGINAL_DST, 28)
-            return bool(struct.unpack_from("!H", original, 2)[0] != self.acceptor.port)
+            # struct sockaddr_in: family, port, address; sockaddr_in6 has the flow label before the address.
+            if struct.unpack_from("!H", original, 2)[0] != self.acceptor.port:
+                return True
+            here = socket.inet_pton(self.acceptor.family, client.getsockname()[0])
+            return here not in (original[4:8], original[8:24])
         except OSError:
             return False
         finally:
