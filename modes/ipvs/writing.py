@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from kproxy import logs
-from kproxy.errors import NetlinkError
+from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel.dummies import DEVICE, ServiceAddresses
 from kproxy.kernel.ipset import Change, IpSets
 from kproxy.kernel.ipvs import Ipvs, Operation, Verb
@@ -81,7 +81,11 @@ class StepWriter:
         if not operations:
             return
         self._outcome.transactions += 1
-        errors = self._ipvs.apply(operations)
+        try:
+            errors = self._ipvs.apply(operations)
+        except KernelError:
+            self._suppose(operations)
+            raise
         failed: set[ServerKey] = set()
         for index, operation in enumerate(operations):
             key = operation.server.key
@@ -91,6 +95,12 @@ class StepWriter:
                 if operation.verb is Verb.ADD_SERVER:
                     failed.add(key)
                 self._judge(operation, error)
+
+    def _suppose(self, operations: Sequence[Operation]) -> None:
+        """Any of these may be done. The next reading must know the virtual servers for ours, needed then or not."""
+        for operation in operations:
+            if operation.verb is Verb.ADD_SERVER:
+                self._mirror.servers.setdefault(operation.server.key, Present(operation.server, {}))
 
     def _judge(self, operation: Operation, error: NetlinkError) -> None:
         what = f"virtual server {operation.server.key}"

@@ -93,6 +93,8 @@ EDITS: dict[str, Edit] = {
     "the device is deleted": device_gone,
     "rules are flushed": rules_gone,
 }
+# By what these take away a daemon that starts tells its virtual servers from others'.
+TRACES = {"ipset flush", "ip addr flush", "the device is deleted"}
 
 
 @given(data=st.data())
@@ -125,7 +127,7 @@ def test_edits_and_failures_are_healed_by_the_next_check(data: Any, edits: list[
     for wanted in data.draw(st.lists(clusters(), min_size=1, max_size=4)):
         for _ in range(data.draw(st.integers(0, len(todo)))):
             EDITS[todo.pop()](rig)
-        if data.draw(st.booleans()):
+        if not TRACES.intersection(edits) and data.draw(st.booleans()):
             rig.restarted()
         rig.clock.advance(data.draw(st.sampled_from([0.0, 3.0, 1000.0])))
         touched = data.draw(st.sampled_from([None, changed(held, wanted)]))
