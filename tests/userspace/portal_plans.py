@@ -1,0 +1,146 @@
+"""Plans and portals for tests of userspace mode's rules, and a packet that walks through rendered rules."""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kproxy.model.hosts import DetectLocal, DetectLocalBy
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.modes.iptables.fragments import Fragment
+from kproxy.modes.userspace.listeners import Reach
+from kproxy.modes.userspace.render import Portal, Settings, listeners
+
+__all__ = ["BY_CIDR", "BY_INTERFACE", "NODE", "Packet", "build_plan", "frontends", "plans", "portal", "walk"]
+
+NODE = "172.30.0.11"
+BY_CIDR = Settings(Family.IPV4, NODE, detect_local=DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16"))
+BY_INTERFACE = Settings(Family.IPV4, NODE, detect_local=DetectLocal(DetectLocalBy.INTERFACE, "veth+"))
+
+Plans = dict[PortKey, ServicePlan]
+
+
+def build_plan(name: str = "web", protocol: Protocol = Protocol.TCP, **fields: Any) -> ServicePlan:
+    """A plan with a cluster IP of its own; `cluster` and `local` list endpoints by their last byte."""
+    cluster = tuple(Endpoint(f"10.244.1.{n}", 8080) for n in fields.pop("cluster", (1, 2)))
+    local = tuple(Endpoint(f"10.244.1.{n}", 8080, local=True) for n in fields.pop("local", ()))
+    values: dict[str, Any] = {
+        "key": PortKey("default", name, "http", protocol),
+        "family": Family.IPV4,
+        "cluster_ip": f"10.96.0.{1 + sum(name.encode()) % 200}",
+        "port": 80,
+        "cluster": cluster,
+        "local": local,
+        "reachable": tuple(sorted({*cluster, *local}, key=str)),
+        "has_endpoints": bool(cluster or local),
+    }
+    return ServicePlan(**(values | fields))
+
+
+def portal(plan: ServicePlan, cluster: int = 40000, local: int = 40001) -> Portal:
+    """The plan with these proxy ports, as far as it needs them."""
+    needed = listeners(plan)
+    return Portal(plan, cluster if Reach.CLUSTER in needed else 0, local if Reach.LOCAL in needed else 0)
+
+
+@st.composite
+def plan_of(draw: st.DrawFn, name: str, protocol: Protocol) -> ServicePlan:
+    """A plan as the model makes it: whoever serves local traffic serves all, and lists that nothing uses are empty."""
+    some = st.lists(st.integers(1, 5), max_size=3, unique=True).map(sorted)
+    balancer = draw(st.sampled_from([(), ("203.0.113.5",), ("203.0.113.5", "203.0.113.6")]))
+    fields: dict[str, Any] = {
+        "node_port": draw(st.sampled_from([0, 30000 + sum(name.encode()) % 100])),
+        "external_ips": draw(st.sampled_from([(), ("198.51.100.7",)])),
+        "load_balancer_ips": balancer,
+        "source_ranges": draw(st.sampled_from([(), ("172.30.0.0/24",), ("10.0.0.0/8", "192.0.2.0/24")])),
+        "affinity_seconds": draw(st.sampled_from([0, 10800])),
+        "internal_local": draw(st.booleans()),
+        "external_local": draw(st.booleans()),
+    }
+    fields["node_in_source_ranges"] = "172.30.0.0/24" in fields["source_ranges"]
+    accessible = bool(fields["node_port"] or fields["external_ips"] or balancer)
+    local, others = draw(some), draw(some)
+    if accessible or not fields["internal_local"]:
+        fields["cluster"] = sorted({*local, *others})
+        fields["has_endpoints"] = bool(fields["cluster"])
+    else:
+        fields["cluster"], fields["has_endpoints"] = (), bool(local or others)
+    uses_local = fields["internal_local"] or (accessible and fields["external_local"])
+    return build_plan(name, protocol, local=local if uses_local else (), **fields)
+
+
+def plans(protocols: Iterable[Protocol] = (Protocol.TCP, Protocol.UDP)) -> st.SearchStrategy[Plans]:
+    """Up to four ports out of the same few, so that one set is often a change of another."""
+    names = [(name, protocol) for name in "abc" for protocol in protocols]
+    ports = st.lists(st.sampled_from(names), unique=True, max_size=4)
+    return ports.flatmap(lambda chosen: st.tuples(*(plan_of(*port) for port in chosen))).map(
+        lambda found: {plan.key: plan for plan in found}
+    )
+
+
+# ---------------------------------------------------------------- packets
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The first packet of a flow. interface: where it came in, "" when the node sends it itself."""
+
+    source: str
+    to: str
+    port: int
+    protocol: Protocol = Protocol.TCP
+    interface: str = ""
+
+
+def frontends(plan: ServicePlan) -> Iterable[tuple[str, str, int]]:
+    """Each kind of address that leads to the plan, one address of that kind, and its port."""
+    yield "cluster IP", plan.cluster_ip, plan.port
+    for kind, ips in (("external IP", plan.external_ips), ("load balancer IP", plan.load_balancer_ips)):
+        yield from ((kind, ip, plan.port) for ip in ips)
+    if plan.node_port:
+        yield "node port", NODE, plan.node_port
+
+
+def walk(packet: Packet, table: str, chain: str, fragment: Fragment) -> str:
+    """The target, with its options, of the first rule that takes the packet; "" when none does."""
+    own = dict(fragment.chains)
+    rules = [rule.rule for rule in fragment.shared if (rule.table, rule.chain) == (table, chain)]
+    for rule in rules or own.get(chain, ()):
+        options = _options(rule)
+        if _takes(options, packet):
+            target = options["-j"]
+            return walk(packet, table, target, fragment) if target in own else target
+    return ""
+
+
+def _options(rule: str) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    words = shlex.split(rule)
+    last = ""
+    for word in words:
+        if word.startswith("-") and word != "->" and last != "-j":
+            last = word
+            found[last] = ""
+        elif last:
+            found[last] = f"{found[last]} {word}".strip()
+    head, _, _ = rule.partition(" -j ")
+    assert "!" not in shlex.split(head), "the walker knows no negation"
+    found["-j"] = rule.rpartition(" -j ")[2]
+    return found
+
+
+def _takes(options: Mapping[str, str], packet: Packet) -> bool:
+    tests: dict[str, Callable[[str], bool]] = {
+        "-s": lambda value: ipaddress.ip_address(packet.source) in ipaddress.ip_network(value),
+        "-d": lambda value: ipaddress.ip_address(packet.to) in ipaddress.ip_network(value),
+        "-i": lambda value: packet.interface.startswith(value.rstrip("+")),
+        "-p": lambda value: packet.protocol.lower() == value,
+        "--dport": lambda value: packet.port == int(value),
+        "--dst-type": lambda value: packet.to == NODE,
+    }
+    return all(tests[option](value) for option, value in options.items() if option in tests)
