@@ -27,6 +27,8 @@ class FakeAddresses:
 
     present: whether the device exists. added, removed: every address that was asked for, in order. lists: how often
     `held` was asked.
+
+    Without the device nothing can be added, and there is nothing to remove.
     """
 
     def __init__(self) -> None:
@@ -48,7 +50,8 @@ class FakeAddresses:
 
     def edit(self, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
         """What other programs do: a change that is counted nowhere."""
-        self._addresses.update(dict.fromkeys(add))
+        if self.present:
+            self._addresses.update(dict.fromkeys(add))
         for address in remove:
             self._addresses.pop(address, None)
 
@@ -67,7 +70,9 @@ class FakeAddresses:
         self.changes += 1
         self.added += add
         self.removed += remove
-        errors = {a: NetlinkError(f"add {a} to {DEVICE}", number) for a in add if (number := self._add(a))}
+        if add and not self.present:
+            raise NetlinkError(f"add addresses to {DEVICE}", errno.ENODEV)
+        errors = {a: NetlinkError(f"address {a} of {DEVICE}", number) for a in add if (number := self._add(a))}
         if self.changes in self.fail_at:
             raise NetlinkError(f"change addresses of {DEVICE}", errno.ENOBUFS)
         for address in remove:
@@ -83,8 +88,6 @@ class FakeAddresses:
 
     def _add(self, address: str) -> int:
         """The errno, 0 when it is done."""
-        if not self.present:
-            return errno.ENODEV
         try:
             if str(ipaddress.ip_address(address)) != address:
                 return errno.EINVAL

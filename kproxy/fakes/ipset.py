@@ -1,4 +1,4 @@
-"""Ipsets in memory: strict where the kernel is, so that wrong changes fail in tests too.
+"""Ipsets in memory: strict where the kernel is, so that wrong changes fail in tests too. Errors are the system's own.
 
 Leaves out: timeouts, counters and types that nobody here uses. Sources: net/netfilter/ipset/, ipset(8).
 """
@@ -16,14 +16,9 @@ from kproxy.kernel.ipset import Change, HeldSet, SetSpec, SetType
 from kproxy.model.hosts import family_of
 from kproxy.model.plans import Family
 
-__all__ = ["FULL", "MOST_ENTRIES", "FakeIpSets", "SavedTables", "accept"]
+__all__ = ["MOST_ENTRIES", "FakeIpSets", "SavedTables", "accept"]
 
 MOST_ENTRIES = 65536  # of a hash, unless it is made for more
-FULL = 4352  # IPSET_ERR_HASH_FULL
-MALFORMED = 4097  # IPSET_ERR_PROTOCOL
-BUSY = 4100  # IPSET_ERR_BUSY
-NO_SECOND_SET = 4101  # IPSET_ERR_EXIST_SETNAME2
-UNLIKE = 4102  # IPSET_ERR_TYPE_MISMATCH
 NO_FAMILY = Family.IPV4  # a bitmap's family has no meaning
 
 _MATCHED = re.compile(r"--match-set (\S+) ")
@@ -87,7 +82,7 @@ class FakeIpSets:
     def edit(self, change: Change) -> None:
         """What other programs do: a change that is counted nowhere. Raises NetlinkError when it is refused."""
         if number := self._do(change):
-            raise NetlinkError(_request(change), number)
+            raise NetlinkError(str(change), number)
 
     def unknown(self, rule: str) -> bool:
         """Whether a rule matches on a set that does not exist, for which the kernel refuses it."""
@@ -120,10 +115,10 @@ class FakeIpSets:
         self._present("create sets")
         for spec in specs:
             if not 0 < len(spec.name) < 32:
-                raise NetlinkError(f"create set {spec.name}", MALFORMED)
+                raise NetlinkError(f"create ipset {spec.name}", errno.EINVAL)
             kind = spec._replace(family=NO_FAMILY) if spec.type is SetType.BITMAP_PORT else spec
             if self._sets.setdefault(spec.name, _Set(kind)).spec != kind:
-                raise NetlinkError(f"create set {spec.name}", errno.EEXIST)
+                raise NetlinkError(f"create ipset {spec.name}", errno.EEXIST)
 
     def apply(self, changes: Iterable[Change]) -> Mapping[Change, NetlinkError]:
         self._present("change sets")
@@ -134,19 +129,19 @@ class FakeIpSets:
         errors: dict[Change, NetlinkError] = {}
         for change in asked[: len(asked) // 2] if failing else asked:
             if number := self.refuse(change) or self._do(change):
-                errors[change] = NetlinkError(_request(change), number)
+                errors[change] = NetlinkError(str(change), number)
         if failing:
             raise NetlinkError("change sets", errno.ENOBUFS)
         return errors
 
     def swap(self, one: str, other: str) -> None:
-        self._present(f"swap sets {one}, {other}")
-        for name, number in ((one, errno.ENOENT), (other, NO_SECOND_SET)):
+        self._present(f"swap ipsets {one} and {other}")
+        for name, number in ((one, errno.ENOENT), (other, errno.EEXIST)):
             if name not in self._sets:
-                raise NetlinkError(f"swap sets {one}, {other}", number)
+                raise NetlinkError(f"swap ipsets {one} and {other}", number)
         here, there = self._sets[one], self._sets[other]
         if here.spec[1:] != there.spec[1:]:
-            raise NetlinkError(f"swap sets {one}, {other}", UNLIKE)
+            raise NetlinkError(f"swap ipsets {one} and {other}", errno.EINVAL)
         here.entries, there.entries = there.entries, here.entries
 
     def destroy(self, names: Iterable[str]) -> dict[str, NetlinkError]:
@@ -154,7 +149,7 @@ class FakeIpSets:
         references, stay = self._references(), dict[str, NetlinkError]()
         for name in names:
             if references.get(name):
-                stay[name] = NetlinkError(f"destroy set {name}", BUSY)
+                stay[name] = NetlinkError(f"destroy ipset {name}", errno.EBUSY)
             else:
                 self._sets.pop(name, None)
         return stay
@@ -177,18 +172,14 @@ class FakeIpSets:
         if (held := self._sets.get(change.set)) is None:
             return errno.ENOENT
         if not _fits(change.entry, held.spec):
-            return MALFORMED
+            return errno.EINVAL
         if not change.add:
             held.entries.pop(change.entry, None)
         elif held.spec.type is not SetType.BITMAP_PORT and len(held.entries) >= self.most:
-            return 0 if change.entry in held.entries else FULL
+            return 0 if change.entry in held.entries else errno.ENOSPC
         else:
             held.entries[change.entry] = None
         return 0
-
-
-def _request(change: Change) -> str:
-    return f"{'add' if change.add else 'delete'} {change.entry} {'to' if change.add else 'from'} set {change.set}"
 
 
 def _fits(entry: str, spec: SetSpec) -> bool:

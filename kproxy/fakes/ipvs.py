@@ -67,7 +67,7 @@ class FakeIpvs:
     def edit(self, operation: Operation) -> None:
         """What other programs do: an operation that is counted nowhere. Raises NetlinkError when it is refused."""
         if number := self._do(operation):
-            raise NetlinkError(_request(operation), number)
+            raise NetlinkError(str(operation), number)
 
     def clear(self, family: Family | None = None) -> None:
         """As ipvsadm -C does."""
@@ -95,7 +95,7 @@ class FakeIpvs:
         errors: dict[int, NetlinkError] = {}
         for index, operation in enumerate(operations[: len(operations) // 2] if failing else operations):
             if number := self.refuse(operation) or self._do(operation):
-                errors[index] = NetlinkError(_request(operation), number)
+                errors[index] = NetlinkError(str(operation), number)
         if failing:
             raise NetlinkError("change virtual servers", errno.ENOBUFS)
         return errors
@@ -178,11 +178,6 @@ class FakeIpvs:
 
 def _as_held(server: VirtualServer) -> VirtualServer:
     return server._replace(flags=server.flags & ~HASHED)
-
-
-def _request(operation: Operation) -> str:
-    server = f"{operation.verb.value} {operation.server.key}"
-    return f"{server} -> {operation.real.key}" if operation.real else server
 
 
 def _is_address(text: str) -> bool:

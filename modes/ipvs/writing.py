@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kproxy import logs
 from kproxy.errors import KernelError, NetlinkError
@@ -46,8 +46,7 @@ class StepWriter:
         self._change_sets(steps.fill)
         self._change_servers(steps.serve)
         if steps.bind:
-            self._outcome.transactions += 1
-            errors = self._addresses.change(steps.bind, ())
+            errors = self._bind(steps.bind)
             for address, error in errors.items():
                 self._refuse(address, f"address {address} of {DEVICE}", error)
             self._mirror.addresses.update(address for address in steps.bind if address not in errors)
@@ -63,6 +62,15 @@ class StepWriter:
         self._change_servers(steps.retire)
         self._change_sets(steps.empty)
 
+    def _bind(self, addresses: Sequence[str]) -> Mapping[str, NetlinkError]:
+        self._outcome.transactions += 1
+        try:
+            return self._addresses.change(addresses, ())
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return dict.fromkeys(addresses, error)
+
     def _change_sets(self, changes: Sequence[Change]) -> None:
         if not changes:
             return
@@ -73,9 +81,9 @@ class StepWriter:
             if (error := errors.get(change)) is None:
                 (held.add if change.add else held.discard)(change.entry)
             elif change.add:
-                self._refuse(Entry(change.set, change.entry), f"entry {change.entry} of set {change.set}", error)
+                self._refuse(Entry(change.set, change.entry), str(change), error)
             else:
-                self._keep(f"entry {change.entry} of set {change.set}", error)
+                self._keep(str(change), error)
 
     def _change_servers(self, operations: Sequence[Operation]) -> None:
         if not operations:
@@ -103,9 +111,7 @@ class StepWriter:
                 self._mirror.servers.setdefault(operation.server.key, Present(operation.server, {}))
 
     def _judge(self, operation: Operation, error: NetlinkError) -> None:
-        what = f"virtual server {operation.server.key}"
-        if operation.real:
-            what += f", real server {operation.real.key}"
+        what = str(operation)
         if operation.verb in (Verb.DELETE_SERVER, Verb.DELETE_REAL):
             self._keep(what, error)
         else:
@@ -128,7 +134,7 @@ class StepWriter:
 
     def _refuse(self, thing: Thing, what: str, error: NetlinkError) -> None:
         self.surprised |= error.errno in SURPRISES
-        self.refused.setdefault(thing, f"{what}: {error}")
+        self.refused.setdefault(thing, str(error) if what in str(error) else f"{what}: {error}")
 
     def _keep(self, what: str, error: NetlinkError) -> None:
         """It stays until the next full check."""
