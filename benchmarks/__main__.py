@@ -1,4 +1,4 @@
-"""python -m benchmarks [change] [start] [memory] [kernel]: measure, print tables, keep the figures as JSON."""
+"""python -m benchmarks [change] [start] [memory] [kernel] [userspace]: measure, print tables, keep the figures as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import memory, planning, programming
+from benchmarks import memory, planning, programming, userspace
 from benchmarks.cluster import Shape
 from benchmarks.figures import RESULTS, Figure, show, write
 from kproxy.errors import KproxyError
@@ -50,11 +50,16 @@ def kernel(shapes: Sequence[Shape]) -> Iterator[Figure]:
             yield from programming.fastest([list(programming.cold_start(dual, backend)) for _ in range(RUNS)])
 
 
+def forward(shapes: Sequence[Shape]) -> Iterator[Figure]:
+    return userspace.measure()  # one Service, whatever the size of the cluster
+
+
 GROUPS: dict[str, tuple[str, Callable[[Sequence[Shape]], Iterator[Figure]]]] = {
     "change": ("One endpoint changes (without the kernel)", change),
     "start": ("A whole cluster at once (without the kernel)", start),
     "memory": ("Resident memory (without the kernel)", hold),
     "kernel": ("kproxy run against an API server, in a network namespace", kernel),
+    "userspace": ("Userspace mode's forwarder beside haproxy and a direct connection", forward),
 }
 
 
@@ -76,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for group in given.groups or GROUPS:
         title, measure = GROUPS[group]
         figures = list(measure(shapes))
-        show(f"{title}, {given.endpoints} endpoints a Service", figures, console)
+        show(title if group == "userspace" else f"{title}, {given.endpoints} endpoints a Service", figures, console)
         write(group, figures, given.out)
         over += [figure for figure in figures if not figure.kept]
     for figure in over:

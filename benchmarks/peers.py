@@ -1,0 +1,94 @@
+"""Servers and clients for measuring what carries connections: python -m benchmarks.peers ROLE ARGUMENT...
+
+Each is a process of its own that costs as little as can be: data is sent from a file and thrown away by the kernel.
+    serve              prints two ports, each served until standard input ends: one answers a request and closes, one
+                       sends without end
+    connect SECONDS PORT   opens connections one after another, asks, hears, closes; prints how many a second
+    pull SECONDS PORT      reads from one connection; prints how many bytes a second
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+
+__all__ = ["main"]
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: benchmark\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+PIECE = 8 << 20
+HOST = "127.0.0.1"
+
+
+def serve() -> None:
+    answering, sending = socket.create_server((HOST, 0), backlog=4096), socket.create_server((HOST, 0))
+    for call, listening in ((_answer, answering), (_send, sending)):
+        threading.Thread(target=call, args=(listening,), daemon=True).start()
+    print(answering.getsockname()[1], sending.getsockname()[1], flush=True)
+    sys.stdin.read()
+
+
+def connect(seconds: float, port: int) -> float:
+    count, began = 0, time.monotonic()
+    while time.monotonic() < began + seconds:
+        with socket.socket() as client:
+            client.connect((HOST, port))
+            client.send(REQUEST)
+            if client.recv(1000) != ANSWER:
+                raise SystemExit("an answer was lost")
+            client.recv(1)
+        count += 1
+    return count / (time.monotonic() - began)
+
+
+def pull(seconds: float, port: int) -> float:
+    got, began = 0, time.monotonic()
+    room = bytearray(PIECE)
+    with socket.create_connection((HOST, port)) as client:
+        while time.monotonic() < began + seconds:
+            got += client.recv_into(room, PIECE, socket.MSG_TRUNC)
+    return got / (time.monotonic() - began)
+
+
+def main(argv: list[str]) -> None:
+    match argv:
+        case ["serve"]:
+            serve()
+        case ["connect", seconds, port]:
+            print(connect(float(seconds), int(port)))
+        case ["pull", seconds, port]:
+            print(pull(float(seconds), int(port)))
+        case _:
+            raise SystemExit(__doc__)
+
+
+def _answer(listening: socket.socket) -> None:
+    while True:
+        client, _ = listening.accept()
+        with client:
+            client.recv(1000)
+            client.send(ANSWER)
+
+
+def _send(listening: socket.socket) -> None:
+    file = os.memfd_create("piece")
+    os.truncate(file, PIECE)
+    while True:
+        client, _ = listening.accept()
+        threading.Thread(target=_send_on, args=(client, file), daemon=True).start()
+
+
+def _send_on(client: socket.socket, file: int) -> None:
+    with client:
+        try:
+            while True:
+                os.sendfile(client.fileno(), file, 0, PIECE)
+        except OSError:
+            return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
