@@ -14,6 +14,7 @@ from kproxy.modes.iptables.basis import repair_base
 from kproxy.modes.iptables.saved import Saved, as_saved
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.native import Outcome, outcome
+from kproxy.modes.ipvs.render import render_port
 from kproxy.modes.ipvs.rules import render_base
 from kproxy.modes.ipvs.settings import Settings
 
@@ -120,3 +121,57 @@ def test_rules_need_no_repair_once_they_are_restored(
     for (table, chain), rules in base.owned.items():
         plain = [rule.replace("\\'", "'") for rule in saved.rules(table, chain)]
         assert plain == [as_saved(rule, family) for rule in rules], "text is equal, so nothing is taken apart"
+
+
+@pytest.mark.ipvs_kernel
+@FAMILIES
+@pytest.mark.parametrize("scheduler", ["rr", "mh"])
+def test_native_text_loads_and_is_saved_the_same(
+    family: Family,
+    scheduler: str,
+    namespace: Namespace,
+    plan: Callable[..., ServicePlan],
+    settings: Callable[..., Settings],
+) -> None:
+    """All four sections, and the rules that match on virtual servers."""
+    external, balancer, source = ("198.51.100.7", "203.0.113.5", "10.0.0.0/8")
+    if family is Family.IPV6:
+        external, balancer, source = ("2001:db8::7", "2001:db8::5", "fd00:1::/32")
+    plans = [
+        plan(
+            protocol,
+            family,
+            name=protocol.lower(),
+            cluster=(1, 2),
+            here=(1,),
+            node_port=30080,
+            external_ips=(external,),
+            load_balancer_ips=(balancer,),
+            source_ranges=(source,),
+            affinity_seconds=60 if protocol is Protocol.TCP else 0,
+        )
+        for protocol in sorted(Protocol)
+    ]
+    wanted = outcome(((p.key, p) for p in plans), settings(family, scheduler=scheduler))
+    namespace.run(["ip", "link", "set", "lo", "up"])  # IPVS takes no IPv4 real server where nothing has an address
+    parts = wanted.native().split("# ")[1:]
+    for part in parts:
+        tool, _, text = part.partition("\n")
+        namespace.run(tool.split(), text)
+    servers, sets, addresses, rules = (part.partition("\n")[2] for part in parts)
+    assert sorted(line.strip() for line in namespace.run(["ipvsadm-save", "-n"]).splitlines()) == sorted(
+        servers.splitlines()
+    )
+    assert without_sizes(namespace.run(["ipset", "save"])) == without_sizes(sets)
+    held = namespace.run(["ip", "-o", "address", "show", "dev", "kube-ipvs0"])
+    assert {line.split()[3] for line in held.splitlines()} == {line.split()[2] for line in addresses.splitlines()[1:]}
+    saved = Saved(namespace.run(["iptables-save" if family is Family.IPV4 else "ip6tables-save"]))
+    filters = saved.rules("filter", names.IPVS_OUT_FILTER)
+    assert filters == [as_saved(rule.rule, family) for p in plans for rule in render_port(p, settings(family)).rules]
+    assert [len(saved.rules(table, chain)) for table, chain in written(rules)] == list(written(rules).values())
+
+
+def written(rules: str) -> dict[tuple[str, str], int]:
+    """How many rules each of our chains has in a text."""
+    found = Saved(rules)
+    return {(t, c): len(found.rules(t, c)) for t in found.tables for c in found.chains(t) if c.startswith("KUBE-")}
