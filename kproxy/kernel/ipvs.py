@@ -17,6 +17,7 @@ from kproxy.kernel import netlink
 from kproxy.kernel.generic_netlink import NETLINK_GENERIC, family_id
 from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
 from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Part, Socket
+from kproxy.model.hosts import family_of
 from kproxy.model.plans import Family
 from kproxy.model.virtual_servers import RealKey, ServerKey, VirtualServer
 
@@ -86,14 +87,14 @@ class KernelIpvs:
         found: dict[ServerKey, Held] = {}
         for payload in self._dump(codec.servers(), "list virtual servers"):
             state = codec.server_of(payload)
-            if state is not None and codec.family_of(state.server.key.address) is family:
+            if state is not None and family_of(state.server.key.address) is family:
                 found[state.server.key] = Held(state.server, self.reals(state.server.key), state.per_client)
         return found
 
     def reals(self, server: ServerKey) -> dict[RealKey, RealState]:
         """As Ipvs.reals."""
         payloads = self._dump(codec.reals_of(server), f"list real servers of {server}")
-        family = codec.family_of(server.address)
+        family = family_of(server.address)
         return dict(codec.real_of(payload, family) for payload in payloads)
 
     def apply(self, operations: Sequence[Operation]) -> dict[int, NetlinkError]:

@@ -28,7 +28,6 @@ __all__ = [
     "Timeouts",
     "Verb",
     "change",
-    "family_of",
     "mark_probe",
     "probe",
     "real_of",
@@ -134,11 +133,6 @@ COMMANDS = {
     Verb.DELETE_REAL: DEL_DEST,
 }
 HEADERS = {verb: generic.header(command, VERSION) for verb, command in COMMANDS.items()}
-
-
-def family_of(address: str) -> Family:
-    """The family of an address in canonical text."""
-    return Family.IPV6 if ":" in address else Family.IPV4
 
 
 # ---- requests
