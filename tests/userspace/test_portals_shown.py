@@ -1,0 +1,142 @@
+"""What `kproxy render --mode userspace` shows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kproxy.cli import main
+from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.plans import Family, Protocol
+from kproxy.modes.userspace.native import FIRST_PORT, outcome
+from kproxy.modes.userspace.render import Settings
+from kproxy.sync.settings import Host, userspace_settings
+from tests.userspace.portal_plans import BY_CIDR, build_plan
+
+V4, V6 = Family.IPV4, Family.IPV6
+WEB = build_plan("web", node_port=30080, external_local=True, local=(1,), affinity_seconds=60)
+DNS, SCTP = build_plan("dns", Protocol.UDP, cluster=(3,)), build_plan("assoc", Protocol.SCTP)
+
+
+def test_ports_are_counted_in_the_order_of_names() -> None:
+    shown = outcome([(plan.key, plan) for plan in (WEB, SCTP, DNS)], BY_CIDR, FIRST_PORT)
+    assert shown == outcome([(plan.key, plan) for plan in (DNS, WEB, SCTP)], BY_CIDR, FIRST_PORT)
+    assert [str(listener) for listener in shown.listeners] == [
+        "default/dns:http UDP cluster: port 40000 -> 10.244.1.3:8080",
+        "default/web:http TCP cluster: port 40001 -> 10.244.1.1:8080, 10.244.1.2:8080 (affinity 60 s)",
+        "default/web:http TCP local: port 40002 -> 10.244.1.1:8080 (affinity 60 s)",
+    ]
+    rules = [line for line in shown.rules.splitlines() if line.startswith("-A KUBE-PORTALS-CONTAINER ")]
+    assert [line.rpartition(" ")[2] for line in rules] == ["40000", "40001"]
+
+
+def test_native_text_ends_with_the_listeners_as_comments() -> None:
+    shown = outcome([(plan.key, plan) for plan in (SCTP, DNS)], BY_CIDR, FIRST_PORT)
+    rules, note, *listening = shown.native().partition("# ")
+    assert rules == shown.rules
+    assert note == "# "
+    assert "".join(listening).splitlines() == [
+        "Listeners; their proxy ports are chosen at run time",
+        "# default/dns:http UDP cluster: port 40000 -> 10.244.1.3:8080",
+        "# default/assoc:http: SCTP is not forwarded in userspace mode; its clients are refused",
+    ]
+
+
+def test_json_has_the_listeners_as_values() -> None:
+    shown = outcome([(WEB.key, WEB)], BY_CIDR, 31000)
+    values = json.loads(json.dumps(shown.json()))
+    assert values["rules"] == shown.rules
+    assert values["listeners"][1] == {
+        "service": "default/web:http",
+        "protocol": "TCP",
+        "reach": "local",
+        "port": 31001,
+        "endpoints": ["10.244.1.1:8080"],
+        "affinity": 60,
+    }
+
+
+# ---------------------------------------------------------------- by the command
+
+SERVICE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web", "namespace": "default"},
+    "spec": {
+        "clusterIP": "10.96.0.10",
+        "clusterIPs": ["10.96.0.10", "fd00:96::10"],
+        "ipFamilies": ["IPv4", "IPv6"],
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+    },
+}
+SLICES: list[dict[str, Any]] = [
+    {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"web-{n}", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [address]}],
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+    }
+    for n, (family, address) in enumerate([("IPv4", "10.244.0.5"), ("IPv6", "fd00:244::5")])
+]
+HOST = {
+    "nodeIPs": ["172.18.0.2", "fd00:18::2"],
+    "interfaces": [{"name": "eth0", "addresses": ["172.18.0.2/16", "fd00:18::2/64"]}],
+}
+
+
+@pytest.mark.parametrize(("port_range", "first"), [("", FIRST_PORT), ("31000-31999", 31000)])
+def test_the_command_counts_from_the_configured_port(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], port_range: str, first: int
+) -> None:
+    config = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "userspace",
+        "portRange": port_range,
+    }
+    files = {
+        "config": config,
+        "host": HOST,
+        "objects": {"apiVersion": "v1", "kind": "List", "items": [SERVICE, *SLICES]},
+    }
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    args = ["render", "--node=node1", f"--config={tmp_path}/config", f"--host={tmp_path}/host", f"-f{tmp_path}/objects"]
+    assert main.main([*args, "--format=json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [values[family]["listeners"][0]["port"] for family in ("ipv4", "ipv6")] == [first, first]
+    assert f"-j DNAT --to-destination [fd00:18::2]:{first}" in values["ipv6"]["rules"]
+    assert main.main([*args, "--family=ipv4"]) == 0
+    assert f"default/web:http TCP cluster: port {first} -> 10.244.0.5:8080" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("family", "host", "ip"),
+    [
+        (V4, Host(("172.18.0.2", "fd00:18::2"), ("127.0.0.1", "172.18.0.2", "fd00:18::2")), "172.18.0.2"),
+        (V6, Host(("172.18.0.2", "fd00:18::2"), ("127.0.0.1", "172.18.0.2", "fd00:18::2")), "fd00:18::2"),
+        (V4, Host(("203.0.113.9",), ("127.0.0.1", "172.18.0.2")), "127.0.0.1"),
+        (V6, Host(("172.18.0.2",), ("127.0.0.1", "172.18.0.2")), "::1"),
+    ],
+)
+def test_the_nodes_own_traffic_is_led_to_an_address_that_it_has(family: Family, host: Host, ip: str) -> None:
+    assert userspace_settings(KubeProxyConfiguration(), family, None, host).node_ip == ip
+
+
+def test_settings_come_from_the_configuration() -> None:
+    config = KubeProxyConfiguration(cluster_cidr="10.244.0.0/16", node_port_addresses=("172.18.0.0/16",))
+    host = Host(("172.18.0.2",), ("127.0.0.1", "172.18.0.2"))
+    assert userspace_settings(config, V4, None, host) == Settings(
+        V4,
+        "172.18.0.2",
+        detect_local=DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16"),
+        node_port_addresses=NodePortAddresses(False, ("172.18.0.2",), False),
+    )
