@@ -175,6 +175,9 @@ class IpvsProgrammer:
         False when the kernel turned out not to be as it was believed to be; then not everything is written.
         """
         steps = difference(self._mirror, self._claims, things, self._spared)
+        if changed is None:  # noted at once: after a failure they may not be found again
+            found = (operation.server.key for operation in steps.retire)
+            self._abandoned.update((Frontend(k.address, k.port, k.protocol), None) for k in found if not _notices(k))
         writer = StepWriter(self._ipvs, self._sets, self._addresses, self._mirror, outcome)
         writer.make(steps)
         if writer.surprised and changed is not None:
@@ -203,7 +206,7 @@ class IpvsProgrammer:
         outcome.repaired |= done.repaired
 
     def _settle(self, things: Things, everything: bool, writer: StepWriter) -> None:
-        """Note who leaves, what was refused, and which frontends nobody serves any more."""
+        """Note who leaves, and what was refused."""
         now, mirror = self._clock(), self._mirror
         for key in things.servers:
             if leaves_gracefully(key.protocol):
@@ -211,8 +214,6 @@ class IpvsProgrammer:
         if everything:
             self._leaving.keep(mirror.servers)
             self._refused = {}
-            found = (Frontend(key.address, key.port, key.protocol) for key in writer.retired)
-            self._abandoned.update((frontend, None) for frontend in found if frontend.protocol is not Protocol.TCP)
         tried: tuple[Thing, ...] = (*things.servers, *things.entries, *things.addresses) if self._refused else ()
         for thing in tried:
             self._refused.pop(thing, None)
@@ -246,6 +247,11 @@ class IpvsProgrammer:
         self._leaving.forget(key, [real])
         if present := self._mirror.servers.get(key):
             present.weights.pop(real, None)
+
+
+def _notices(key: ServerKey) -> bool:
+    """A client of TCP notices by itself that nobody serves it any more."""
+    return key.protocol is Protocol.TCP
 
 
 def _as_fragment(shared: Rules) -> rules.Fragment:

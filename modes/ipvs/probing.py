@@ -92,11 +92,11 @@ class _Turn(Generic[T]):
 
     def take(self, mirror: Mirror, most: int) -> list[T]:
         there = self._of(mirror)
-        found = [key for key in islice(self._left, most) if there.get(key)]
+        found = list(islice(self._left, most))
         if not found:
-            self._left = iter(list(there))
-            found = [key for key in islice(self._left, most) if there.get(key)]
-        return found
+            self._left = iter([key for key, held in there.items() if held])
+            found = list(islice(self._left, most))
+        return [key for key in found if key in there]
 
 
 def weights(states: Mapping[RealKey, RealState]) -> dict[RealKey, int]:

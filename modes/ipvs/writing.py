@@ -30,13 +30,12 @@ SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.ESRCH, errno.ENODEV})
 class StepWriter:
     """Takes the two halves of some steps. The mirror follows what the kernel took.
 
-    refused: what it did not take of what is wanted, with one line of why. retired: virtual servers that are deleted.
-    surprised: something was refused because the kernel is not as the mirror has it.
+    refused: what it did not take of what is wanted, with one line of why. surprised: something was refused because the
+    kernel is not as the mirror has it.
     """
 
     def __init__(self, ipvs: Ipvs, sets: IpSets, addresses: ServiceAddresses, mirror: Mirror, outcome: Outcome) -> None:
         self.refused: dict[Thing, str] = {}
-        self.retired: list[ServerKey] = []
         self.surprised = False
         self._ipvs, self._sets, self._addresses = ipvs, sets, addresses
         self._mirror, self._outcome = mirror, outcome
@@ -126,7 +125,6 @@ class StepWriter:
                 servers[server.key] = servers[server.key]._replace(server=server)
             case Verb.DELETE_SERVER:
                 del servers[server.key]
-                self.retired.append(server.key)
             case Verb.DELETE_REAL if real:
                 servers[server.key].weights.pop(real.key, None)
             case _ if real:

@@ -1,0 +1,110 @@
+"""Cleaning takes everything that IPVS mode ever wrote, kube-proxy's included, and nothing else."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from kproxy.errors import NetlinkError
+from kproxy.fakes.dummies import FakeAddresses
+from kproxy.fakes.ipset import FakeIpSets
+from kproxy.fakes.ipvs import FakeIpvs
+from kproxy.kernel.ipset import SetSpec, SetType
+from kproxy.kernel.ipvs import Operation, Verb
+from kproxy.model.plans import Family, Protocol
+from kproxy.model.virtual_servers import ServerKey, VirtualServer
+from kproxy.modes.iptables.cleanup import clean as clean_rules
+from kproxy.modes.ipvs.cleanup import clean
+from tests.ipvs_mode.rigs import FOREIGN, SETTINGS, Rig, by_key, plan
+
+PLANS = by_key(plan(node_port=30080, external_ips=("198.51.100.7",)), plan("dns", 53, Protocol.UDP, node_port=30053))
+MINE = SetSpec("MY-SET", SetType.HASH_IP, Family.IPV4)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    made = Rig()
+    made.sets.create([MINE])
+    made.apply(PLANS)
+    return made
+
+
+def test_cleanup_of_the_programmer_leaves_what_others_have(rig: Rig) -> None:
+    rig.programmer.cleanup()
+    assert set(rig.servers()) == {FOREIGN.key}
+    assert rig.sets.names() == {MINE.name}
+    assert (rig.addresses.present, rig.addresses.held(Family.IPV4)) == (False, frozenset())
+    assert "KUBE" not in rig.tables.save()
+    assert rig.programmer.tend() is None
+    rig.programmer.cleanup()
+
+
+def test_after_cleanup_everything_can_be_programmed_again(rig: Rig) -> None:
+    rig.programmer.cleanup()
+    rig.apply(PLANS, ())
+    rig.assert_holds(PLANS)
+
+
+def test_when_another_mode_took_over(rig: Rig) -> None:
+    clean_rules(rig.tables)
+    assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
+    assert set(rig.servers()) == {FOREIGN.key}
+    assert rig.sets.names() == {MINE.name}
+    assert not rig.addresses.present
+    before = rig.written()
+    assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
+    assert rig.written() == before
+
+
+def test_sets_that_rules_still_use_are_told(rig: Rig) -> None:
+    problems = clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses)
+    assert problems
+    assert all(problem.count("KUBE-") and "\n" not in problem for problem in problems)
+    clean_rules(rig.tables)
+    assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
+
+
+def test_servers_that_would_not_go_are_told(rig: Rig) -> None:
+    clean_rules(rig.tables)
+    rig.ipvs.refuse = lambda operation: errno.EPERM if operation.server.key.port == 53 else 0
+    [problem] = clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses)
+    assert ":53" in problem
+
+
+def test_excluded_servers_stay(rig: Rig) -> None:
+    clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses, ["198.51.100.0/24"])
+    assert set(rig.servers()) == {FOREIGN.key, ServerKey(Protocol.TCP, "198.51.100.7", 80)}
+
+
+def test_one_family_alone(rig: Rig) -> None:
+    six = VirtualServer(ServerKey(Protocol.TCP, "fd00:96::1", 80), "rr")
+    rig.ipvs.edit(Operation(Verb.ADD_SERVER, six))
+    rig.addresses.edit(["fd00:96::1"])
+    rig.sets.create([SetSpec("KUBE-6-CLUSTER-IP", SetType.HASH_IP_PORT, Family.IPV6)])
+    rig.programmer.cleanup()
+    assert [set(rig.addresses.held(family)) for family in Family] == [set(), {"fd00:96::1"}]
+    assert set(rig.ipvs.servers(Family.IPV6)) == {six.key}
+    assert rig.sets.names() == {MINE.name, "KUBE-6-CLUSTER-IP"}
+    assert clean(rig.ipvs, rig.sets, rig.addresses, (), families=[Family.IPV6]) == []
+    assert set(rig.sets.names()) == {MINE.name}
+    assert not rig.addresses.present
+
+
+class TestHostsWithoutIt:
+    def test_nothing_is_loaded(self) -> None:
+        device = FakeAddresses()
+        assert clean(None, None, device, ()) == []
+        assert device.changes == 0
+
+    def test_nothing_is_there(self) -> None:
+        ipvs, sets = FakeIpvs(), FakeIpSets()
+        ipvs.absent = sets.absent = True
+        assert clean(ipvs, sets, FakeAddresses(), ()) == []
+        assert (ipvs.applies, sets.applies) == (0, 0)
+
+    def test_other_errors_are_errors(self) -> None:
+        ipvs = FakeIpvs()
+        ipvs.unreadable = True
+        with pytest.raises(NetlinkError):
+            clean(ipvs, FakeIpSets(), FakeAddresses(), ())
