@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from kproxy.lab.scenarios import Probe, Scenario, Seen
+from kproxy.lab.outcomes import Nothing
+from kproxy.lab.scenarios import Probe, Scenario, Seen, Via
 
 __all__ = ["DIFFERENCES", "Difference", "expected"]
 
@@ -31,7 +32,42 @@ def _answered_by_a_pod(scenario: Scenario, probe: Probe) -> bool:
     return isinstance(probe.expect, tuple) and probe.seen is Seen.KEPT and "balancer" not in probe.expect
 
 
+def _on_localhost(scenario: Scenario, probe: Probe) -> bool:
+    return probe.via is Via.LOCALHOST
+
+
+def _refused(scenario: Scenario, probe: Probe) -> Probe:
+    return replace(probe, expect=Nothing.REFUSED)
+
+
+def _from_within_to_policy_local(scenario: Scenario, probe: Probe) -> bool:
+    """Pods and the node may go anywhere by way of an outside address, whose outside traffic stays on the node."""
+    within = probe.source in ("caller", "node1") and probe.via is not Via.CLUSTER_IP
+    here = isinstance(probe.expect, tuple) and "a" in probe.expect
+    return within and here and scenario.spec.get("externalTrafficPolicy") == "Local"
+
+
+def _only_here(scenario: Scenario, probe: Probe) -> Probe:
+    # The node asks by the load balancer IP that it holds itself.
+    own = probe.source == "node1" and probe.via is Via.BALANCER
+    return replace(probe, expect=("a",), seen=Seen.EITHER if own else probe.seen)
+
+
+def _nobody_here(scenario: Scenario, probe: Probe) -> bool:
+    internal = scenario.spec.get("internalTrafficPolicy") == "Local" and probe.via is Via.CLUSTER_IP
+    return internal and probe.expect is Nothing.TIMED_OUT
+
+
+def _anybody(scenario: Scenario, probe: Probe) -> Probe:
+    return replace(probe, expect=("far",), seen=Seen.KEPT if probe.source == "caller" else Seen.REWRITTEN)
+
+
 DIFFERENCES: dict[str, tuple[Difference, ...]] = {
+    "ipvs": (
+        Difference("Node ports do not answer on 127.0.0.1", _on_localhost, _refused),
+        Difference("One address has one list of endpoints", _from_within_to_policy_local, _only_here),
+        Difference("Policy Local without an endpoint here falls back to all endpoints", _nobody_here, _anybody),
+    ),
     "userspace": (Difference("Endpoints see the node as their client", _answered_by_a_pod, _source_rewritten),),
 }
 

@@ -13,11 +13,16 @@ from typing import Any
 
 import yaml
 
+from kproxy.config.defaults import METRICS_PORT
 from kproxy.errors import KernelError
+from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS
 from kproxy.lab.namespaces import Namespace
 
 __all__ = ["Manifests", "Proxy", "choose_backend", "wait_for"]
+
+
+LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 
 
 class Manifests:
@@ -70,10 +75,19 @@ class Proxy:
         self._process.send_signal(with_signal)
         return self._process.wait(timeout)
 
-    def await_ready(self, ready: Callable[[], bool], seconds: float = 30) -> None:
+    def await_ready(self, ready: Callable[[], bool], seconds: float = 90) -> None:
         """Wait until READY holds; raises KernelError with the end of its log when it ends first or takes too long."""
         if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
             raise KernelError(f"kproxy run did not come up: {self.tail(300)}")
+
+    def synced(self) -> int:
+        """How many families it has programmed at least once since it started, by its metrics."""
+        try:
+            _, _, text = self.space.call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics")
+        except OSError:
+            return 0
+        lines = [line for line in text.splitlines() if line.startswith(LAST_SYNC)]
+        return sum(float(line.rsplit(" ", 1)[1]) > 0 for line in lines)
 
     def tail(self, size: int = 2000) -> str:
         """The end of its log."""

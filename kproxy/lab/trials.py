@@ -126,7 +126,8 @@ def trial(
         try:
             if start:
                 proxy.start()
-                proxy.await_ready(lambda: running.serves(scenarios[-1]))
+                # Services may answer before all is written: a first packet would then escape masquerading.
+                proxy.await_ready(lambda: proxy.synced() == len(Family) and running.serves(scenarios[-1]))
             yield running
         finally:
             if proxy.running():

@@ -10,15 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.lab import probes
 from kproxy.lab.namespaces import unavailable
 from kproxy.lab.scenarios import SCENARIOS
 from kproxy.lab.trials import Trial, trial
 from kproxy.model.plans import Family
 
 ALIVE = [s for s in SCENARIOS if s.name in ("cluster-ip", "node-port-local", "affinity", "several-ports")]
-
-LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 
 # In the place of iptables-restore: keeps what it was given, and then is iptables-restore, with the same process id.
 RECORDER = """#!/bin/sh
@@ -73,12 +70,4 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]
 def start(under_way: Trial) -> None:
     """Start the proxy and wait until it has synced both families, whatever was in the kernel before."""
     under_way.proxy.start()
-    under_way.proxy.await_ready(lambda: synced(under_way) == len(Family))
-
-
-def synced(under_way: Trial) -> int:
-    """How many families the running proxy has programmed at least once."""
-    node = under_way.cluster.spaces["node1"]
-    _, _, text = node.call(probes.http_status, "127.0.0.1", 10249, "/metrics")
-    lines = [line for line in text.splitlines() if line.startswith(LAST_SYNC)]
-    return sum(float(line.rsplit(" ", 1)[1]) > 0 for line in lines)
+    under_way.proxy.await_ready(lambda: under_way.proxy.synced() == len(Family))

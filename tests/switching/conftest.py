@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.lab import probes
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy
 from kproxy.lab.scenarios import SCENARIOS, Scenario
@@ -20,7 +19,6 @@ from kproxy.model.plans import Family
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 ALIVE = [BY_NAME[name] for name in ("node-port", "affinity", "no-endpoints")]
-LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 ARGUMENTS = ("--iptables-sync-period", "1h", "--ipvs-sync-period", "1h", "--healthz-bind-address", "")
 # What only one mode leaves, as the tools show it.
 MARKS = {
@@ -50,9 +48,9 @@ class Node:
         """Start a proxy in MODE and wait until it has written both families."""
         log = self.folder / f"log-{mode}"
         arguments = ("--proxy-mode", mode, *ARGUMENTS)
-        self.proxy = Proxy(self.space, self.trial.manifests.folder, log, arguments)
-        self.proxy.start()
-        self.proxy.await_ready(lambda: self._synced() == len(Family), 60)
+        self.proxy = proxy = Proxy(self.space, self.trial.manifests.folder, log, arguments)
+        proxy.start()
+        proxy.await_ready(lambda: proxy.synced() == len(Family))
 
     def stop(self) -> None:
         assert self.proxy is not None
@@ -82,14 +80,6 @@ class Node:
         for optional in (["ipset", "save"], ["ipvsadm", "-Sn"]):
             if shutil.which(optional[0]) and (optional[0] != "ipvsadm" or Path("/proc/net/ip_vs").exists()):
                 yield self.space.run(optional)
-
-    def _synced(self) -> int:
-        try:
-            _, _, text = self.space.call(probes.http_status, "127.0.0.1", 10249, "/metrics")
-        except OSError:
-            return 0
-        lines = [line for line in text.splitlines() if line.startswith(LAST_SYNC)]
-        return sum(float(line.rsplit(" ", 1)[1]) > 0 for line in lines)
 
 
 @pytest.fixture
