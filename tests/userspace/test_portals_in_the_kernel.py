@@ -1,0 +1,145 @@
+"""Portal rules in a real kernel, through both backends: it takes them, and gives them back as they are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from kproxy.fakes.forwarder import FakeForwarder
+from kproxy.fakes.iptables import FakeTables
+from kproxy.kernel.commands import Commands, Completed
+from kproxy.kernel.iptables import Backend, Command, HostTables
+from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.render import Settings as IptablesSettings
+from kproxy.modes.userspace.apply import UserspaceProgrammer
+from kproxy.modes.userspace.render import Settings
+from tests.userspace.portal_plans import Plans
+
+NODE = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
+PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
+SETTINGS = {
+    "plain": lambda family: Settings(family, NODE[family]),
+    "pods by CIDR": lambda family: Settings(
+        family, NODE[family], detect_local=DetectLocal(DetectLocalBy.CIDR, PODS[family])
+    ),
+    "pods by interface, some addresses": lambda family: Settings(
+        family,
+        NODE[family],
+        False,
+        DetectLocal(DetectLocalBy.INTERFACE, "veth+"),
+        NodePortAddresses(False, (NODE[family],), False),
+    ),
+}
+
+
+class InNamespace:
+    """The host's commands, run inside a network namespace."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._commands = Commands()
+
+    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
+        return self._namespace.call(self._commands.run, argv, stdin, timeout)
+
+    def which(self, name: str) -> str | None:
+        return self._commands.which(name)
+
+
+@pytest.fixture
+def netns() -> Iterator[InNamespace]:
+    if reason := unavailable(("iptables-nft-restore", "iptables-legacy-restore", "ip6tables-nft-restore")):
+        pytest.skip(reason)
+    namespace = Namespace("portals")
+    try:
+        yield InNamespace(namespace)
+    finally:
+        namespace.close()
+
+
+@pytest.fixture(params=list(Backend))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    found: Backend = request.param
+    return found
+
+
+@pytest.fixture(params=list(Family), ids=lambda family: family.value)
+def real(request: pytest.FixtureRequest, netns: InNamespace, backend: Backend) -> HostTables:
+    """A real kernel's tables of each family, through each backend."""
+    return HostTables(netns, request.param, Command(backend, f"-{backend}", (1, 8, 9)))
+
+
+def plans(family: Family) -> Plans:
+    """One of every kind."""
+    four = family is Family.IPV4
+    ends = tuple(Endpoint(f"10.244.1.{n}" if four else f"fd00:244:1::{n}", 8080, n == 1) for n in (1, 2))
+    outside = {
+        "node_port": 30080,
+        "external_ips": ("198.51.100.7" if four else "2001:db8::7",),
+        "load_balancer_ips": ("203.0.113.5" if four else "2001:db8:113::5",),
+    }
+    kinds: dict[str, dict[str, object]] = {
+        "inside": {},
+        "outside": outside,
+        "local": outside | {"external_local": True, "local": ends[:1], "node_port": 30081},
+        "elsewhere": {"external_local": True, "node_port": 30082},
+        "ranges": outside
+        | {
+            "source_ranges": ("172.30.0.0/24" if four else "fd00:30::/64",),
+            "node_in_source_ranges": True,
+            "node_port": 30083,
+            "health_check_node_port": 32000,
+        },
+        "none": {"cluster": (), "has_endpoints": False, "node_port": 30084},
+        "internal": {"internal_local": True, "cluster": (), "local": ends[:1]},
+    }
+    found: Plans = {}
+    for number, (name, fields) in enumerate(kinds.items(), 1):
+        for protocol in Protocol:
+            key = PortKey("default", name, protocol.lower(), protocol)
+            values = {
+                "cluster_ip": f"10.96.0.{number}" if four else f"fd00:96::{number}",
+                "port": 80,
+                "cluster": ends,
+                "reachable": ends,
+                "has_endpoints": True,
+            }
+            found[key] = ServicePlan(key=key, family=family, **{**values, **fields})  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_second_comparison_writes_nothing(real: HostTables, settings: str) -> None:
+    wanted, forwarder = plans(real.family), FakeForwarder()
+    chosen = SETTINGS[settings](real.family)
+    programmer = UserspaceProgrammer(chosen, real, forwarder)
+    outcome = programmer.apply(wanted, None)
+    assert {key.protocol for key in outcome.rejected} == {Protocol.SCTP}
+    assert programmer.apply(wanted, None).transactions == 0, "what was written reads as what is wanted"
+    memory = FakeTables(real.family, real.backend)
+    UserspaceProgrammer(chosen, memory, FakeForwarder()).apply(wanted, None)
+    assert rules(real.save()) == rules(memory.save())
+    programmer.cleanup()
+    assert rules(real.save()) == []
+
+
+def test_both_ways_between_the_modes(real: HostTables) -> None:
+    wanted = plans(real.family)
+    fresh = FakeTables(real.family, real.backend)
+    userspace = UserspaceProgrammer(Settings(real.family, NODE[real.family]), real, FakeForwarder())
+    iptables = IptablesProgrammer(IptablesSettings(real.family), real)
+    userspace.apply(wanted, None)
+    before = rules(real.save())
+    assert iptables.apply(wanted, None).rejected == {}
+    IptablesProgrammer(IptablesSettings(real.family), fresh).apply(wanted, None)
+    assert rules(real.save()) == rules(fresh.save())
+    userspace.apply(wanted, None)
+    assert rules(real.save()) == before
+
+
+def rules(saved: str) -> list[str]:
+    return sorted(line for line in saved.splitlines() if line.startswith("-A"))
