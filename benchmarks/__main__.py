@@ -1,4 +1,4 @@
-"""python -m benchmarks [change] [start] [memory] [kernel] [userspace]: measure, print tables, keep the figures as JSON."""
+"""python -m benchmarks [GROUP]...: measure, print tables, keep the figures as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import memory, planning, programming, userspace
+from benchmarks import ipvs, memory, planning, programming, userspace
 from benchmarks.cluster import Shape
 from benchmarks.figures import RESULTS, Figure, show, write
 from kproxy.errors import KproxyError
@@ -54,11 +54,16 @@ def forward(shapes: Sequence[Shape]) -> Iterator[Figure]:
     return userspace.measure()  # one Service, whatever the size of the cluster
 
 
+def virtual_servers(shapes: Sequence[Shape]) -> Iterator[Figure]:
+    return ipvs.measure(shapes[0].endpoints)  # sizes of its own: in a virtual machine the large ones would take long
+
+
 GROUPS: dict[str, tuple[str, Callable[[Sequence[Shape]], Iterator[Figure]]]] = {
     "change": ("One endpoint changes (without the kernel)", change),
     "start": ("A whole cluster at once (without the kernel)", start),
     "memory": ("Resident memory (without the kernel)", hold),
     "kernel": ("kproxy run against an API server, in a network namespace", kernel),
+    "ipvs": ("IPVS by netlink beside ipvsadm, in a virtual machine unless this kernel has it", virtual_servers),
     "userspace": ("Userspace mode's forwarder beside haproxy and a direct connection", forward),
 }
 

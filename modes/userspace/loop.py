@@ -63,6 +63,11 @@ class Loop:
         self.handlers.pop(fd, None)
         self._leaving.append(fd)
 
+    def close(self, fd: int) -> None:
+        """Close FD now, for what must be gone when the caller goes on. Its number's next owner may be called in vain."""
+        self.handlers.pop(fd, None)
+        os.close(fd)
+
     def at(self, when: float, call: Callable[[], None]) -> None:
         """Call CALL at WHEN, or soon after. It cannot be taken back: CALL has to look whether it still matters."""
         heapq.heappush(self._timers, (when, next(self._order), call))

@@ -14,7 +14,19 @@ import msgspec
 from kproxy.model.plans import Family
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Statistics
 
-__all__ = ["Answer", "Ask", "Count", "Counted", "Messages", "Request", "Settings", "Update", "Updated", "packed"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "Change",
+    "Count",
+    "Counted",
+    "Messages",
+    "Request",
+    "Settings",
+    "Update",
+    "Updated",
+    "packed",
+]
 
 LENGTH = struct.Struct("!I")
 
@@ -29,7 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     answer; later ones have as long as the last of them, and so has the only endpoint that is left to try, for which
     waiting is better than giving up. translated_only: refuse TCP connections whose destination no portal rule changed:
     somebody connected to the proxy port itself, past the rules' source ranges. descriptors: use no more file
-    descriptors than that, 0 for what the process may have. log_format, verbosity: as kproxy.logs.setup.
+    descriptors than that, 0 for what a process may have. workers: processes that share the work, 0 for one a core,
+    but no more than four. log_format, verbosity: as kproxy.logs.setup.
     """
 
     port_range: tuple[int, int] = (0, 0)
@@ -38,15 +51,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connect_seconds: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     translated_only: bool = False
     descriptors: int = 0
+    workers: int = 0
     log_format: str = "text"
     verbosity: int = 0
 
 
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """Make this listener so, or close it where `listener` is None.
+
+    port: where it is to listen when it does not yet, 0 for a port of its own choice. turn: the place of its turn in
+    the memory that all workers share.
+    """
+
+    key: ListenerKey
+    listener: Listener | None
+    port: int = 0
+    turn: int = 0
+
+
 class Update(msgspec.Struct, frozen=True, tag=True):
-    """Make these listeners so; None closes one. Answered by Updated."""
+    """Answered by Updated."""
 
     family: Family
-    changes: list[tuple[ListenerKey, Listener | None]]
+    changes: list[Change]
 
 
 class Count(msgspec.Struct, frozen=True, tag=True):

@@ -1,12 +1,14 @@
-"""The forwarder's process: python -m kproxy.modes.userspace.process FD SETTINGS.
+"""A worker of the forwarder: python -m kproxy.modes.userspace.process CONTROL TURNS INDEX NUMBER SETTINGS.
 
-FD is a connected stream socket over which the daemon asks (see messages); SETTINGS are JSON. The process ends, and with
-it every connection, when the daemon closes its end, by intent or by dying.
+CONTROL is the descriptor of a connected stream socket over which the daemon asks (see messages); TURNS that of a file
+in memory that all workers share; the worker is number INDEX of NUMBER; SETTINGS are JSON. The process ends, and with it
+every connection, when the daemon closes its end, by intent or by dying.
 """
 
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 import socket
@@ -16,7 +18,7 @@ import msgspec
 
 from kproxy import logs
 from kproxy.modes.userspace.descriptors import Descriptors, raise_limit
-from kproxy.modes.userspace.engine import Engine
+from kproxy.modes.userspace.engine import Crew, Engine
 from kproxy.modes.userspace.loop import READ, Loop
 from kproxy.modes.userspace.messages import Ask, Count, Counted, Messages, Request, Settings, Update, Updated, packed
 
@@ -58,15 +60,16 @@ class Control:
 
 
 def main(argv: list[str]) -> None:
-    settings = msgspec.json.decode(argv[2], type=Settings)
+    control, turns, index, number = map(int, argv[1:5])
+    settings = msgspec.json.decode(argv[5], type=Settings)
     logs.setup(settings.log_format, settings.verbosity)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the daemon decides when it is over
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)  # the daemon decides when it is over
     limit = raise_limit()
     loop = Loop()
-    engine = Engine(settings, loop, Descriptors(min(limit, settings.descriptors or limit)))
-    daemon = socket.socket(fileno=int(argv[1]))
-    Control(engine, loop, daemon)
+    crew = Crew(index, number, memoryview(mmap.mmap(turns, 0)).cast("I"))
+    engine = Engine(settings, loop, Descriptors(min(limit, settings.descriptors or limit)), crew)
+    Control(engine, loop, socket.socket(fileno=control))
     # What is there now stays; connections come and go without leaving anything for the collector.
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

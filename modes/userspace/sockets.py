@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
+import struct
 from collections import deque
+from collections.abc import Iterator
 
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["PORTAL", "ProxyPorts"]
+__all__ = ["IP_PKTINFO", "ProxyPorts", "join", "share", "steer"]
 
-BACKLOG = 4096
 # Somebody who is gone without a word is noticed two minutes later; accepted sockets inherit these.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68  # include/uapi/asm-generic/socket.h
+# include/uapi/linux/bpf_common.h, filter.h
+LOAD_WORD, TO_X, XOR_X, MULTIPLY, SHIFT_RIGHT, MODULO, RETURN_A = 0x20, 0x07, 0xAC, 0x24, 0x74, 0x94, 0x16
+NETWORK_HEADER = 2**32 - 0x100000  # SKF_NET_OFF
 IP_PKTINFO = 8  # include/uapi/linux/in.h
 PORTAL = {Family.IPV4: (socket.AF_INET, "0.0.0.0"), Family.IPV6: (socket.AF_INET6, "::")}
 _KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
@@ -28,16 +34,16 @@ class ProxyPorts:
         self._free: dict[tuple[Family, Protocol], deque[int]] = {}
 
     def open(self, family: Family, protocol: Protocol) -> socket.socket:
-        """A listening (TCP) or receiving (UDP) non-blocking socket. Raises OSError; its text says why."""
+        """A non-blocking socket on a port of its own, not listening yet. Raises OSError; its text says why."""
         if protocol not in _KINDS:
             raise OSError(f"{protocol} cannot be forwarded in userspace mode")
         if not self._range[1]:
-            return _open(family, protocol, 0)
+            return _bound(family, protocol, 0)
         free = self._pool(family, protocol)
         for _ in range(len(free)):
             port = free.popleft()
             try:
-                return _open(family, protocol, port)
+                return _bound(family, protocol, port)
             except OSError as error:
                 free.append(port)
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
@@ -54,7 +60,45 @@ class ProxyPorts:
         return self._free.setdefault((family, protocol), deque(range(first, last + 1)))
 
 
-def _open(family: Family, protocol: Protocol, port: int) -> socket.socket:
+def share(bound: socket.socket) -> None:
+    """Let other processes of this user bind the same port. Only now, as the kernel would else choose a shared one."""
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def join(family: Family, protocol: Protocol, port: int) -> socket.socket:
+    """Another socket on a PORT that is shared. Raises OSError."""
+    return _bound(family, protocol, port, shared=True)
+
+
+def steer(joined: socket.SocketType, family: Family, workers: int, by_client: bool) -> None:
+    """Say how the kernel chooses among the WORKERS sockets of a port: BY_CLIENT address, or by its port as well.
+
+    joined: the last of them. Raises OSError.
+    """
+    if not by_client:
+        joined.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
+        return
+    code = b"".join(struct.pack("HBBI", *step) for step in _by_client(family, workers))
+    held = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HP", len(code) // 8, ctypes.addressof(held))
+    joined.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
+
+
+def _by_client(family: Family, workers: int) -> Iterator[tuple[int, int, int, int]]:
+    """A program of classic BPF: a hash of the source address, modulo the number of workers."""
+    first, words = (12, 1) if family is Family.IPV4 else (8, 4)
+    yield LOAD_WORD, 0, 0, NETWORK_HEADER + first
+    for i in range(1, words):
+        yield TO_X, 0, 0, 0
+        yield LOAD_WORD, 0, 0, NETWORK_HEADER + first + 4 * i
+        yield XOR_X, 0, 0, 0
+    yield MULTIPLY, 0, 0, 0x9E3779B1  # 2**32 over the golden ratio: neighbours come apart
+    yield SHIFT_RIGHT, 0, 0, 16
+    yield MODULO, 0, 0, workers
+    yield RETURN_A, 0, 0, 0
+
+
+def _bound(family: Family, protocol: Protocol, port: int, shared: bool = False) -> socket.socket:
     number, everywhere = PORTAL[family]
     made = socket.socket(number, _KINDS[protocol] | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -66,9 +110,9 @@ def _open(family: Family, protocol: Protocol, port: int) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             made.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        if shared:
+            share(made)
         made.bind((everywhere, port))
-        if protocol is Protocol.TCP:
-            made.listen(BACKLOG)
     except OSError as error:
         made.close()
         raise OSError(error.errno, os.strerror(error.errno or 0)) from error

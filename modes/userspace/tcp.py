@@ -28,6 +28,7 @@ __all__ = ["Acceptor", "Common", "Place", "Relay"]
 
 RAW = socket.SocketType  # without the methods and the bookkeeping that the class above it adds
 STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+BACKLOG = 4096
 BATCH = 64
 PAUSE = 0.1  # seconds
 AT_ONCE = struct.pack("ii", 1, 0)
@@ -64,16 +65,17 @@ class Acceptor:
     """One listening socket, and all connections that came through it. Owns the socket."""
 
     def __init__(self, common: Common, listening: socket.socket, balancer: Balancer) -> None:
-        """listening: bound, non-blocking."""
+        """listening: bound, non-blocking; it is taken over. Raises OSError when it cannot listen."""
         self.common = common
         self.balancer = balancer
         self.family = listening.family
         self.port: int = listening.getsockname()[1]
         self._places: dict[Target, Place] = {}
-        self._listening = RAW(listening.family, listening.type, 0, listening.detach())
-        self._listening.setblocking(False)
+        self.listening = RAW(listening.family, listening.type, 0, listening.detach())
+        self.listening.setblocking(False)
+        self.listening.listen(BACKLOG)
         self._batch = 1
-        common.loop.add(self._listening.fileno(), self, READ)
+        common.loop.add(self.listening.fileno(), self, READ)
 
     def change(self, targets: tuple[Target, ...], affinity_seconds: float) -> None:
         """Lead to these from now on; connections to others may go on until they are drained."""
@@ -89,9 +91,9 @@ class Acceptor:
                 self.common.loop.at(place.leaving, partial(self._drained, place, place.leaving))
 
     def close(self) -> None:
-        """Take no more connections; those that are open are drained."""
+        """Take no more connections; those that are open are drained. The port is free when this returns."""
         self.change((), 0)
-        self.common.loop.leave(self._listening.detach())
+        self.common.loop.close(self.listening.detach())
 
     def place(self, target: Target) -> Place:
         """Where connections to TARGET are kept."""
@@ -104,7 +106,7 @@ class Acceptor:
 
     def ready(self, fd: int, events: int) -> None:
         """Take some of those who wait; the loop calls again while there are more."""
-        accept, left = self._listening._accept, self.common.descriptors  # type: ignore[attr-defined]
+        accept, left = self.listening._accept, self.common.descriptors  # type: ignore[attr-defined]
         for _ in range(self._batch):
             if left.left < 2:
                 self._refuse()
@@ -140,7 +142,7 @@ class Acceptor:
         descriptors.lend()
         try:
             for _ in range(BATCH):
-                client = RAW(self.family, socket.SOCK_STREAM, 0, self._listening._accept()[0])  # type: ignore[attr-defined]
+                client = RAW(self.family, socket.SOCK_STREAM, 0, self.listening._accept()[0])  # type: ignore[attr-defined]
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
                 client.close()
                 counters.accepted += 1
@@ -155,7 +157,7 @@ class Acceptor:
 
     def _pause(self) -> None:
         """Not even the one in reserve was of use: let them wait a moment rather than ask again and again."""
-        loop, listening = self.common.loop, self._listening
+        loop, listening = self.common.loop, self.listening
 
         def resume() -> None:
             if listening.fileno() >= 0:

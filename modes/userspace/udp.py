@@ -44,11 +44,12 @@ class Receiver:
         self.balancer = balancer
         self.family = receiving.family
         self.port: int = receiving.getsockname()[1]
-        self.receiving = receiving
+        self.listening = RAW(receiving.family, receiving.type, 0, receiving.detach())
+        self.listening.setblocking(False)
         self._sessions: OrderedDict[tuple[Address, bytes], Session] = OrderedDict()
         """The one that had the last datagram comes last."""
         self._waiting = False
-        common.loop.add(receiving.fileno(), self, READ)
+        common.loop.add(self.listening.fileno(), self, READ)
 
     def change(self, targets: tuple[Target, ...], affinity_seconds: float) -> None:
         """Lead to these from now on; sessions with others end."""
@@ -58,15 +59,15 @@ class Receiver:
             session.close()
 
     def close(self) -> None:
-        """End, with every session."""
+        """End, with every session. The port is free when this returns."""
         self.change((), 0)
-        self.common.loop.leave(self.receiving.detach())
+        self.common.loop.close(self.listening.detach())
 
     # ---- Handler
 
     def ready(self, fd: int, events: int) -> None:
         """Take some datagrams; the loop calls again while there are more."""
-        receive, sessions = self.receiving.recvmsg, self._sessions
+        receive, sessions = self.listening.recvmsg, self._sessions
         for _ in range(BATCH):
             try:
                 data, ancillary, _flags, address = receive(DATAGRAM, CONTROL)
@@ -227,7 +228,7 @@ class Session:
             self._tried = ()
             counters.out.bytes += len(data)
             try:
-                receiver.receiving.sendmsg((data,), self._back, 0, self.address)
+                receiver.listening.sendmsg((data,), self._back, 0, self.address)
             except OSError:
                 continue  # the client is out of reach: lost, as any datagram may be
 

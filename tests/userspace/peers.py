@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
 from kproxy.modes.userspace.forwarder import ForwarderProcess
@@ -173,3 +176,25 @@ def was_reset(connection: socket.socket) -> bool:
     except ConnectionResetError:
         return True
     return False
+
+
+def is_refused(port: Port) -> bool:
+    """Whether a connection is reset, be it before or after connect(2) returns."""
+    try:
+        with port.connect() as client:
+            return was_reset(client)
+    except ConnectionResetError:
+        return True
+
+
+def leave_no_descriptor(pid: int) -> None:
+    """Lower the limit of a process to what it uses now."""
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    lowest = next(number for number in count() if number not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def restore_descriptors(pid: int) -> None:
+    """Take that back."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -190,8 +191,10 @@ def test_many_at_once() -> None:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
-        assert sorted(answers) == [b"0"] * 50 + [b"1"] * 50 + [b"2"] * 50 + [b"3"] * 50
-        assert statistics(port).accepted == 200
+        taken = Counter(answers)
+        assert set(taken) == {b"0", b"1", b"2", b"3"}
+        assert max(taken.values()) - min(taken.values()) <= 25
+        assert statistics(port).accepted == taken.total() == 200
 
 
 def test_both_families_have_the_same_port_number_for_different_things() -> None:

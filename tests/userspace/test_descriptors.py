@@ -8,7 +8,6 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
-from itertools import count
 
 import pytest
 
@@ -23,12 +22,15 @@ from tests.userspace.peers import (
     eventually,
     exactly,
     forwarding,
-    was_reset,
+    is_refused,
+    leave_no_descriptor,
+    restore_descriptors,
 )
 
 LIMIT = 160
 """Room for some forty connections beyond what is kept free."""
-FEW = Settings(descriptors=LIMIT, udp_idle_seconds=60)
+ALONE = Settings(workers=1)
+FEW = Settings(workers=1, descriptors=LIMIT, udp_idle_seconds=60)
 
 
 def open_until_refused(port: Port, stack: contextlib.ExitStack, most: int = 200) -> list[socket.socket]:
@@ -43,22 +45,6 @@ def open_until_refused(port: Port, stack: contextlib.ExitStack, most: int = 200)
                 continue
         return served
     pytest.fail("nobody was refused")
-
-
-def is_refused(port: Port) -> bool:
-    """Whether a connection is reset, be it before or after connect(2) returns."""
-    try:
-        with port.connect() as client:
-            return was_reset(client)
-    except ConnectionResetError:
-        return True
-
-
-def leave_no_descriptor(pid: int) -> None:
-    """Lower the limit of a process to what it uses now."""
-    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
-    lowest = next(number for number in count() if number not in used)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def test_connections_beyond_the_limit_are_reset_and_counted_and_the_others_go_on(
@@ -94,16 +80,15 @@ def test_much_traffic_at_the_limit_goes_through_memory_when_no_pipe_is_left() ->
 
 
 def test_the_kernel_may_refuse_earlier_than_expected() -> None:
-    with endpoint(echo) as one, forwarding(one) as port:
+    with endpoint(echo) as one, forwarding(one, settings=ALONE) as port:
         # Nothing is free any more, although the forwarder believes otherwise.
-        leave_no_descriptor(port.forwarder.pid)
+        leave_no_descriptor(port.forwarder.pids[0])
         assert all(is_refused(port) for _ in range(3))
         assert port.forwarder.statistics().refused == {"descriptors": 3}
-        cpu = processor_seconds(port.forwarder.pid)
+        cpu = processor_seconds(port.forwarder.pids[0])
         time.sleep(0.2)
-        assert processor_seconds(port.forwarder.pid) - cpu < 0.1
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.prlimit(port.forwarder.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        assert processor_seconds(port.forwarder.pids[0]) - cpu < 0.1
+        restore_descriptors(port.forwarder.pids[0])
         with port.connect() as client:
             client.sendall(b"again")
             assert exactly(client, 5) == b"again"
@@ -134,12 +119,11 @@ def test_datagrams_of_new_clients_are_dropped_and_sessions_go_on() -> None:
 
 
 def test_a_listener_that_finds_no_descriptor_says_so() -> None:
-    with endpoint(echo) as one, forwarding(one) as port:
-        leave_no_descriptor(port.forwarder.pid)
+    with endpoint(echo) as one, forwarding(one, settings=ALONE) as port:
+        leave_no_descriptor(port.forwarder.pids[0])
         with pytest.raises(AssertionError, match="Too many open files"):
             Port(port.forwarder, port.family, DNS).lead_to(one)
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.prlimit(port.forwarder.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        restore_descriptors(port.forwarder.pids[0])
         assert Port(port.forwarder, port.family, DNS).lead_to(one).number
 
 

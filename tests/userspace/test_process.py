@@ -85,11 +85,12 @@ def test_a_protocol_that_cannot_be_forwarded(one: Endpoint) -> None:
 # ---- ends
 
 
-def test_a_killed_process_is_noticed_and_told_to_each_family_once(one: Endpoint) -> None:
-    with forwarding(one) as port, endpoint(say(b"six"), "::1") as six:
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_killed_process_is_noticed_and_told_to_each_family_once(one: Endpoint, which: int) -> None:
+    with forwarding(one, settings=Settings(workers=2)) as port, endpoint(say(b"six"), "::1") as six:
         other = Port(port.forwarder, Family.IPV6, WEB).lead_to(six)
         assert port.forwarder.alive()
-        os.kill(port.forwarder.pid, signal.SIGKILL)
+        os.kill(port.forwarder.pids[which], signal.SIGKILL)
         assert eventually(lambda: not port.forwarder.alive())
         for each, where in ((port, one), (other, six)):
             assert not port.forwarder.alive()
@@ -102,7 +103,7 @@ def test_a_killed_process_is_noticed_and_told_to_each_family_once(one: Endpoint)
 
 def test_statistics_notice_the_end_as_well(one: Endpoint) -> None:
     with forwarding(one) as port:
-        os.kill(port.forwarder.pid, signal.SIGKILL)
+        os.kill(port.forwarder.pids[-1], signal.SIGKILL)
         with pytest.raises(KernelError, match="process has ended"):
             port.forwarder.statistics()
         assert not port.forwarder.alive()
@@ -114,7 +115,7 @@ def test_statistics_notice_the_end_as_well(one: Endpoint) -> None:
 
 def test_a_family_without_listeners_does_not_hear_of_the_end(one: Endpoint) -> None:
     with forwarding(one) as port, endpoint(say(b"six"), "::1") as six:
-        os.kill(port.forwarder.pid, signal.SIGKILL)
+        os.kill(port.forwarder.pids[-1], signal.SIGKILL)
         assert eventually(lambda: not port.forwarder.alive())
         assert Port(port.forwarder, Family.IPV6, WEB).lead_to(six).fetch() == b"six"
         assert not port.forwarder.alive()
@@ -122,12 +123,13 @@ def test_a_family_without_listeners_does_not_hear_of_the_end(one: Endpoint) -> N
 
 def test_nothing_runs_before_it_is_needed_or_after_it_was_closed(one: Endpoint) -> None:
     forwarder = ForwarderProcess()
-    assert (forwarder.alive(), forwarder.pid, forwarder.statistics()) == (True, 0, Statistics())
+    assert (forwarder.alive(), forwarder.pids, forwarder.statistics()) == (True, (), Statistics())
     port = Port(forwarder, Family.IPV4, WEB).lead_to(one)
-    pid = forwarder.pid
+    pids = forwarder.pids
+    assert pids
     forwarder.close()
     forwarder.close()
-    assert not os.path.exists(f"/proc/{pid}")
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert not forwarder.alive()
     for call in (lambda: port.lead_to(one), forwarder.statistics):
         with pytest.raises(KernelError):
@@ -137,7 +139,7 @@ def test_nothing_runs_before_it_is_needed_or_after_it_was_closed(one: Endpoint) 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_that_reach_the_whole_group_do_not_end_it(one: Endpoint, number: signal.Signals) -> None:
     with forwarding(one) as port:
-        os.kill(port.forwarder.pid, number)
+        os.kill(port.forwarder.pids[-1], number)
         assert port.fetch() == b"here"
         assert port.forwarder.alive()
 
@@ -150,7 +152,7 @@ from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
 forwarder = ForwarderProcess()
 key = ListenerKey(PortKey("default", "web", "", Protocol.TCP), Reach.CLUSTER)
 forwarder.update(Family.IPV4, {key: Listener(Family.IPV4, (Endpoint("127.0.0.1", 9),))})
-print(forwarder.pid, flush=True)
+print(*forwarder.pids, flush=True)
 time.sleep(60)
 """
 
@@ -158,10 +160,11 @@ time.sleep(60)
 def test_it_ends_with_a_daemon_that_was_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", DAEMON], stdout=subprocess.PIPE, text=True) as daemon:
         assert daemon.stdout is not None
-        pid = int(daemon.stdout.readline())
-        assert os.path.exists(f"/proc/{pid}")
+        pids = [int(pid) for pid in daemon.stdout.readline().split()]
+        assert pids
+        assert not any(ended(pid) for pid in pids)
         daemon.kill()
-        assert eventually(lambda: ended(pid))
+        assert eventually(lambda: all(ended(pid) for pid in pids))
 
 
 def ended(pid: int) -> bool:
