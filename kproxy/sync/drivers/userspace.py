@@ -14,6 +14,7 @@ from kproxy.errors import KernelError
 from kproxy.kernel.conntrack import KernelConntrack
 from kproxy.kernel.flow_reconciler import Reconciler
 from kproxy.model.book import Book, Page
+from kproxy.model.hosts import family_of
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.iptables.apply import IptablesProgrammer
 from kproxy.modes.userspace.apply import UserspaceProgrammer
@@ -67,7 +68,8 @@ class UserspaceDriver:
 
     def answering(self, family: Family, plans: Mapping[PortKey, ServicePlan]) -> Mapping[PortKey, ServicePlan]:
         """As Driver.answering: this node, at the port's proxy ports."""
-        own_ips = self._equipment.surroundings.node_port_ips(family)
+        # Any of its addresses, also those that take no node ports: traffic is redirected to where it came in.
+        own_ips = [ip for ip in self._equipment.surroundings.host.addresses if family_of(ip) is family]
         return self._programmers[family].carriers(plans, own_ips)
 
     def finish(self, book: Book) -> None:
