@@ -76,6 +76,7 @@ class UserspaceProgrammer:
         except ListenersLost as lost:
             _log.warning("The forwarder has ended; setting up all listeners again", family=self.family, why=str(lost))
             outcome = self._apply(wanted, None)
+            outcome.repaired = False  # the rules were as they should be, and had to change nevertheless
             # Ports that nobody touched have moved as well, which concerns those who follow flows: all is due.
             self._moved = True
         self._believed = True

@@ -11,6 +11,7 @@ from kproxy.errors import KernelError
 from kproxy.fakes.forwarder import FakeForwarder
 from kproxy.fakes.iptables import FakeTables
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.modes.iptables.chains import NoDrift
 from kproxy.modes.userspace.apply import UserspaceProgrammer, carried
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
 from kproxy.modes.userspace.render import Settings
@@ -180,6 +181,23 @@ def test_a_forwarder_that_ended_is_drift_and_is_replaced_by_the_next_apply(node:
     for plan in (WEB, DNS):
         assert node.port(plan) not in (None, before[plan.key])
         assert node.leads_to(plan) == {node.port(plan)}
+
+
+class Suspicion(NoDrift):
+    """Cannot tell whether others changed the tables, and so makes every full apply read them."""
+
+    def changed(self) -> bool:
+        return True
+
+
+def test_rules_that_follow_the_listeners_are_no_repair_of_what_others_did(node: Node) -> None:
+    programmer = UserspaceProgrammer(BY_CIDR, node.tables, node.forwarder, Suspicion())
+    programmer.apply(of(WEB), None)
+    node.forwarder.die()
+    outcome = programmer.apply(of(WEB), None)
+    assert (outcome.transactions > 0, outcome.repaired) == (True, False)
+    node.tables.flush("nat")
+    assert programmer.apply(of(WEB), None).repaired
 
 
 def test_ports_that_moved_in_a_small_change_call_for_a_look_at_everything(node: Node) -> None:
