@@ -154,9 +154,12 @@ class UserspaceProgrammer:
 
 
 def carried(plan: ServicePlan, ports: Iterable[int], own_ips: Iterable[str]) -> ServicePlan:
-    """PLAN as connection tracking sees it: what answers is this host, at the proxy ports of the plan's listeners."""
+    """PLAN as connection tracking sees it: what answers is this host, at the proxy ports of the plan's listeners.
+
+    An endpoint may answer as well: its flow began before this mode stood, and goes on until it ends.
+    """
     found = tuple(Endpoint(ip, port, local=True) for ip in own_ips for port in ports)
-    return replace(plan, cluster=(), local=(), reachable=found, lingering=())
+    return replace(plan, reachable=(*plan.reachable, *found))
 
 
 class _Carried(Plans):

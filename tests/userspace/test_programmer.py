@@ -256,20 +256,17 @@ def test_cleanup_leaves_nothing(node: Node) -> None:
 def test_flows_are_answered_by_this_host_at_the_proxy_ports(node: Node) -> None:
     lingering = replace(DNS, lingering=(Endpoint("10.244.1.9", 53),))
     node.programmer.apply(of(LOCAL, lingering), None)
-    seen = node.programmer.carriers(of(LOCAL, lingering), [NODE, "10.244.1.1"])
+    own = (NODE, "10.244.1.1")
+    seen = node.programmer.carriers(of(LOCAL, lingering), own)
     assert seen.keys() == {LOCAL.key, DNS.key}
     ports = [node.port(LOCAL), node.port(LOCAL, Reach.LOCAL)]
-    assert {(e.ip, e.port) for e in seen[LOCAL.key].reachable} == {
-        (ip, p) for ip in (NODE, "10.244.1.1") for p in ports
-    }
-    assert seen[DNS.key] == replace(
-        DNS,
-        cluster=(),
-        reachable=(Endpoint(NODE, node.port(DNS) or 0, True), Endpoint("10.244.1.1", node.port(DNS) or 0, True)),
-    )
+    answering = {(e.ip, e.port) for e in seen[LOCAL.key].reachable}
+    assert answering == {(ip, p) for ip in own for p in ports} | {(e.ip, e.port) for e in LOCAL.reachable}
+    proxied = tuple(Endpoint(ip, node.port(DNS) or 0, True) for ip in own)
+    assert seen[DNS.key] == replace(lingering, reachable=(*DNS.reachable, *proxied))
     assert (len(seen), seen.get(WEB.key._replace(name="none"))) == (2, None)
 
 
-def test_a_plan_that_nothing_listens_for_is_answered_by_nobody() -> None:
-    assert carried(DNS, (), [NODE]).reachable == ()
+def test_a_plan_that_nothing_listens_for_is_answered_by_its_endpoints_alone() -> None:
+    assert carried(DNS, (), [NODE]).reachable == DNS.reachable
     assert carried(WEB, (40000,), [NODE]).node_port == 30080, "what leads to it stays"
