@@ -22,7 +22,7 @@ Claimants = tuple[PortKey, ...]
 
 
 class Things(NamedTuple):
-    """What is to be looked at: virtual servers, set entries and addresses, each of them once."""
+    """What is to be looked at: virtual servers, set entries and addresses, some more than once."""
 
     servers: Collection[ServerKey]
     entries: Collection[Entry]
