@@ -120,3 +120,26 @@ def test_the_fake_is_as_strict_as_a_kernel() -> None:
     with pytest.raises(KernelError, match=r"a\.c cannot be set to 2: No such file"):
         fake.set("a.c", "2")
     assert (fake.get("a.b"), fake.written) == ("1", [])
+
+
+ALWAYS = {
+    "net.ipv4.vs.conntrack": 1,
+    "net.ipv4.vs.expire_nodest_conn": 1,
+    "net.ipv4.vs.expire_quiescent_template": 1,
+    "net.ipv4.ip_forward": 1,
+}
+STRICT = {"net.ipv4.conf.all.arp_ignore": 1, "net.ipv4.conf.all.arp_announce": 2}
+REUSE = {"net.ipv4.vs.conn_reuse_mode": 0}
+
+
+@pytest.mark.parametrize(
+    ("strict_arp", "kernel", "wanted"),
+    [
+        pytest.param(False, (6, 1), ALWAYS, id="a kernel of today"),
+        pytest.param(True, (5, 9), ALWAYS | STRICT, id="strict ARP"),
+        pytest.param(False, (5, 8), ALWAYS | REUSE, id="a kernel that delays reused ports"),
+        pytest.param(True, (4, 19), ALWAYS | STRICT | REUSE, id="both"),
+    ],
+)
+def test_what_ipvs_mode_needs(strict_arp: bool, kernel: tuple[int, int], wanted: dict[str, int]) -> None:
+    assert dict(sysctl.ipvs_sysctls(strict_arp, kernel)) == wanted
