@@ -15,8 +15,8 @@ from kproxy.kernel.ipvs import Operation, Verb
 from kproxy.model.plans import Family, Protocol
 from kproxy.model.virtual_servers import ServerKey, VirtualServer
 from kproxy.modes.iptables.cleanup import clean as clean_rules
-from kproxy.modes.ipvs.cleanup import clean
-from tests.ipvs_mode.rigs import FOREIGN, SETTINGS, Rig, by_key, plan
+from kproxy.modes.ipvs.cleanup import clean, connections
+from tests.ipvs_mode.rigs import FOREIGN, FOREIGN_REAL, SETTINGS, Rig, by_key, plan, real, server
 
 PLANS = by_key(plan(node_port=30080, external_ips=("198.51.100.7",)), plan("dns", 53, Protocol.UDP, node_port=30053))
 MINE = SetSpec("MY-SET", SetType.HASH_IP, Family.IPV4)
@@ -108,3 +108,14 @@ class TestHostsWithoutIt:
         ipvs.unreadable = True
         with pytest.raises(NetlinkError):
             clean(ipvs, FakeIpSets(), FakeAddresses(), ())
+
+
+def test_connections_of_our_servers_are_counted(rig: Rig) -> None:
+    web = next(iter(PLANS.values()))
+    rig.ipvs.connect(FOREIGN.key, FOREIGN_REAL.key, active=5)
+    rig.ipvs.connect(server(web), real(1), active=2, inactive=9)
+    rig.ipvs.connect(server(web, "198.51.100.7"), real(2), active=1)
+    node = SETTINGS.node_addresses
+    assert connections(rig.ipvs, rig.sets, rig.addresses, node) == 3
+    assert connections(rig.ipvs, rig.sets, rig.addresses, node, ["198.51.100.0/24"]) == 2
+    assert connections(None, rig.sets, rig.addresses, node) == 0
