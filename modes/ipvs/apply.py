@@ -233,15 +233,15 @@ class IpvsProgrammer:
 
     def _ended(self, key: ServerKey, now: float) -> Iterator[Operation]:
         """Deletions of those real servers of KEY that nothing holds any more."""
-        served, states = self._claims.served(key), self._ipvs.reals(key)
+        served, states, present = self._claims.served(key), self._ipvs.reals(key), self._mirror.servers.get(key)
         wanted = {real.key for real in served.reals} if served else ()
         for real in tuple(self._leaving.of(key)):
             if (state := states.get(real)) is None:
                 self._gone(key, real)
-            elif state.weight != 0 or real in wanted:  # somebody else's doing; the next full check sees to it
+            elif present is None or state.weight != 0 or real in wanted:  # others' doing; the next check sees to it
                 self._leaving.forget(key, [real])
             elif state.idle or self._leaving.over(key, real, now):
-                yield Operation(Verb.DELETE_REAL, self._mirror.servers[key].server, RealServer(real, 0))
+                yield Operation(Verb.DELETE_REAL, present.server, RealServer(real, 0))
 
     def _gone(self, key: ServerKey, real: RealKey) -> None:
         self._leaving.forget(key, [real])

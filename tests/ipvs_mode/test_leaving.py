@@ -221,3 +221,13 @@ def test_what_others_took_away_or_brought_back_is_left_to_the_next_check() -> No
     rig.apply(by_key(BOTH), [BOTH.key])
     assert rig.reals(WEB) == {real(1): 1, real(2): 1}
     assert rig.settings == SETTINGS
+
+
+def test_a_server_that_others_took_away_is_not_asked_about() -> None:
+    rig = Rig()
+    left(rig)
+    rig.ipvs.edit(Operation(Verb.DELETE_SERVER, rig.servers()[WEB][0]))
+    rig.apply({})
+    reads = rig.ipvs.reads
+    assert rig.programmer.tend() is None
+    assert rig.ipvs.reads == reads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from kproxy.kernel.ipvs import Operation, RealState, Verb
 from kproxy.model.flows import Frontend
 from kproxy.model.plans import Family, Protocol
 from kproxy.model.virtual_servers import RealServer, ServerKey, VirtualServer
-from tests.ipvs_mode.rigs import NODE_IP, SETTINGS, Rig, by_key, plan, real, server
+from tests.ipvs_mode.rigs import NODE_IP, SETTINGS, Plans, Rig, by_key, plan, real, server
 
 WEB = plan(
     node_port=30080, external_ips=("198.51.100.7",), load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",)
@@ -97,20 +98,40 @@ GO = {
 }
 
 
+# By each of these alone a daemon that starts can tell what is ours.
+LEFT: dict[str, Callable[[Rig], None]] = {
+    "everything": lambda rig: None,
+    "the sets": lambda rig: rig.addresses.flush(),
+    "the addresses": lambda rig: rig.sets.flush(),
+}
+
+
 @pytest.mark.parametrize(("address", "port"), GO.values(), ids=GO)
-@pytest.mark.parametrize("flushed", [True, False])
-def test_stray_servers_at_our_addresses_go(address: str, port: int, flushed: bool) -> None:
+@pytest.mark.parametrize("lose", LEFT.values(), ids=LEFT)
+@pytest.mark.parametrize("plans", [PLANS, {}], ids=["wanted", "unwanted"])
+def test_stray_servers_at_our_addresses_go(address: str, port: int, lose: Callable[[Rig], None], plans: Plans) -> None:
     rig = Rig()
     rig.apply(PLANS)
     add(rig, ServerKey(Protocol.TCP, address, port))
-    if flushed:
-        rig.addresses.flush()
+    lose(rig)
+    rig.restarted()
+    rig.apply(plans)
+    assert ServerKey(Protocol.TCP, address, port) not in rig.servers()
+    written = rig.written()
+    rig.apply(plans)
+    assert rig.written() == written
+
+
+def test_with_nothing_else_left_what_is_served_at_wanted_addresses_is_ours() -> None:
+    rig = Rig()
+    rig.apply(PLANS)
+    stray = ServerKey(Protocol.TCP, WEB.cluster_ip, 81)
+    add(rig, stray)
+    rig.addresses.flush()
+    rig.sets.flush()
     rig.restarted()
     rig.apply(PLANS)
     rig.assert_holds(PLANS)
-    written = rig.written()
-    rig.apply(PLANS)
-    assert rig.written() == written
 
 
 def test_a_server_at_an_address_of_the_node_is_found_after_a_restart() -> None:
