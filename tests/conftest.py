@@ -14,7 +14,9 @@ pytest_plugins = ["tests.guest.bridge"]
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # What needs root (network namespaces, iptables, netlink): whole folders, files and what these fixtures give.
-ROOT_FOLDERS = frozenset({"cleanup", "demo", "faults", "guest", "heal", "ipvs", "lab", "restart", "takeover", "traffic", "userload"})
+ROOT_FOLDERS = frozenset(
+    {"cleanup", "demo", "faults", "guest", "heal", "ipvs", "lab", "restart", "takeover", "traffic", "userload"}
+)
 # Folders that wait for real servers or start a process for each test: minutes that the quick loop does without.
 SLOW_FOLDERS = frozenset({"badinput", "packaging", "source"})
 ROOT_FILES = frozenset({"test_host_tables.py", "test_real_kernel.py"})
