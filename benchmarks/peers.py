@@ -3,13 +3,15 @@
 Each is a process of its own that costs as little as can be: data is sent from a file and thrown away by the kernel.
     serve              prints two ports, each served until standard input ends: one answers a request and closes, one
                        sends without end
-    connect SECONDS PORT   opens connections one after another, asks, hears, closes; prints how many a second
+    connect SECONDS PORT   opens connections, OPEN at the same time, asks, hears, closes; prints how many a second
     pull SECONDS PORT      reads from one connection; prints how many bytes a second
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import socket
 import sys
 import threading
@@ -20,6 +22,7 @@ __all__ = ["main"]
 REQUEST = b"GET / HTTP/1.1\r\nHost: benchmark\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PIECE = 8 << 20
+OPEN = 16
 HOST = "127.0.0.1"
 
 
@@ -32,15 +35,29 @@ def serve() -> None:
 
 
 def connect(seconds: float, port: int) -> float:
+    waiting, clients = select.epoll(), dict[int, socket.socket]()
+
+    def begin() -> None:
+        client = socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        client.connect_ex((HOST, port))
+        clients[client.fileno()] = client
+        waiting.register(client, select.EPOLLOUT)
+
+    for _ in range(OPEN):
+        begin()
     count, began = 0, time.monotonic()
     while time.monotonic() < began + seconds:
-        with socket.socket() as client:
-            client.connect((HOST, port))
-            client.send(REQUEST)
+        for fd, events in waiting.poll(1):
+            if events & select.EPOLLOUT:
+                clients[fd].send(REQUEST)
+                waiting.modify(fd, select.EPOLLIN)
+                continue
+            client = clients.pop(fd)
             if client.recv(1000) != ANSWER:
                 raise SystemExit("an answer was lost")
-            client.recv(1)
-        count += 1
+            client.close()
+            begin()
+            count += 1
     return count / (time.monotonic() - began)
 
 
@@ -66,9 +83,10 @@ def main(argv: list[str]) -> None:
 
 
 def _answer(listening: socket.socket) -> None:
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)  # no waiting for what was not asked yet
     while True:
         client, _ = listening.accept()
-        with client:
+        with client, contextlib.suppress(OSError):
             client.recv(1000)
             client.send(ANSWER)
 

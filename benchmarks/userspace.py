@@ -27,7 +27,7 @@ __all__ = ["measure"]
 
 ROUNDS = 5
 SECONDS = 1.5
-CLIENTS = 4  # processes that open connections at the same time
+CLIENTS = 2  # processes, each with several connections at the same time
 STARTING = 10.0
 DIRECT, HAPROXY, FORWARDER = "direct", "haproxy", "forwarder"
 HOST = "127.0.0.1"

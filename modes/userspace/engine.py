@@ -14,11 +14,12 @@ from kproxy.model.plans import Family, PortKey
 from kproxy.model.plans import Protocol as Transport
 from kproxy.modes.userspace import sockets
 from kproxy.modes.userspace.balancer import Affinity, Balancer, Cells, Target, Turn
+from kproxy.modes.userspace.common import Common
 from kproxy.modes.userspace.descriptors import Descriptors
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach, Statistics
 from kproxy.modes.userspace.loop import Loop
 from kproxy.modes.userspace.messages import Change, Settings
-from kproxy.modes.userspace.tcp import Acceptor, Common
+from kproxy.modes.userspace.tcp import Acceptor
 from kproxy.modes.userspace.udp import Receiver
 
 __all__ = ["Crew", "Engine"]

@@ -34,12 +34,12 @@ class Flow:
 
     readable, writable: false once the socket said so, until the loop says otherwise. ending: what stands in the
     source besides bytes, as events of epoll. ended: the source has no more.
-    finished: the sink was told.
+    finished: the sink was told. queued: the loop will call for more of it.
     """
 
     __slots__ = (
-        "ended", "ending", "finished", "held", "level", "meter", "pipe", "pipes", "readable", "sink", "source",
-        "writable",
+        "ended", "ending", "finished", "held", "level", "meter", "pipe", "pipes", "queued", "readable", "sink",
+        "source", "writable",
     )  # fmt: skip
 
     def __init__(self, source: int, sink: int, pipes: Pipes, meter: Meter, readable: bool) -> None:
@@ -49,7 +49,7 @@ class Flow:
         self.readable = readable
         self.writable = True
         self.ending = 0
-        self.ended = self.finished = False
+        self.ended = self.finished = self.queued = False
         self.held = b""
         self.pipe: Pipe | None = None
         self.level = 0
@@ -65,26 +65,8 @@ class Flow:
 
         Raises OSError when one of the two sockets is broken.
         """
-        if self.pipe is None:
-            if not self._copy():
-                return False
-            self.pipe = self.pipes.take()
-            if self.pipe is None:
-                return True
-        return self._splice(self.pipe)
-
-    def release(self) -> None:
-        """The connection is over."""
         if self.pipe is not None:
-            if self.level:
-                self.pipes.drop(self.pipe)
-            else:
-                self.pipes.give(self.pipe)
-            self.pipe = None
-
-    def _copy(self) -> bool:
-        """Through memory. True when much came at once: more is to be expected."""
-        much = False
+            return self._splice(self.pipe)
         while True:
             held = self.held
             if held:
@@ -101,25 +83,37 @@ class Flow:
                     self.writable = False
                     return False
                 self.held = b""
-                if much:
-                    return True
+                if sent == CHUNK:  # much came at once: more is to be expected
+                    self.pipe = self.pipes.take()
+                    return True if self.pipe is None else self._splice(self.pipe)
             if not self.readable:
                 return False
-            try:
-                self.held = held = _read(self.source, CHUNK)
-            except BlockingIOError:
-                self.readable = False
+            self.fetch()
+            if not self.held:
                 return False
-            if not held:
-                self.readable = False
-                self.ended = True
-                return False
-            much = len(held) == CHUNK
-            # Less than asked for: nothing is left but the end, and what comes later makes a new edge. Not so with an
-            # error or a mark of urgent data, before which a read stops short.
-            if not much:
-                self.ended = self.ending == select.EPOLLRDHUP
-                self.readable = self.ending & ~select.EPOLLRDHUP != 0
+
+    def fetch(self) -> None:
+        """Read into `held`, which is empty. Raises OSError when the source is broken."""
+        try:
+            self.held = held = _read(self.source, CHUNK)
+        except BlockingIOError:
+            self.readable = False
+            return
+        if len(held) == CHUNK:
+            return
+        # Less than asked for: nothing is left but the end, and what comes later makes a new edge. Not so with an error
+        # or a mark of urgent data, before which a read stops short.
+        self.ended = not held or self.ending == select.EPOLLRDHUP
+        self.readable = not self.ended and self.ending != 0
+
+    def release(self) -> None:
+        """The connection is over."""
+        if self.pipe is not None:
+            if self.level:
+                self.pipes.drop(self.pipe)
+            else:
+                self.pipes.give(self.pipe)
+            self.pipe = None
 
     def _splice(self, pipe: Pipe) -> bool:
         """Through the pipe, which is given back when it is empty."""

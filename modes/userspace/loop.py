@@ -11,12 +11,13 @@ import os
 import select
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Protocol
 
 from kproxy import logs
 
-__all__ = ["EDGE", "ENDED", "READ", "WRITE", "Handler", "Loop"]
+__all__ = ["EDGE", "ENDED", "READ", "WRITE", "Handler", "Loop", "Waiter"]
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
@@ -37,6 +38,11 @@ class Handler(Protocol):
         """Something that nobody foresaw went wrong in `ready`: let go of everything."""
 
 
+class Waiter(Protocol):
+    def overdue(self) -> None:
+        """The time is over. It is not among the waiting any more."""
+
+
 class Loop:
     """now: when this round began, in seconds of the monotonic clock."""
 
@@ -49,6 +55,7 @@ class Loop:
         self.modify: Callable[[int, int], None] = self._epoll.modify
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
+        self._queues: dict[float, dict[Waiter, float]] = {}
         self._leaving: list[int] = []
         self._again: list[Callable[[], None]] = []
         self._running = True
@@ -64,13 +71,24 @@ class Loop:
         self._leaving.append(fd)
 
     def close(self, fd: int) -> None:
-        """Close FD now, for what must be gone when the caller goes on. Its number's next owner may be called in vain."""
+        """Close FD now, for what must be gone when the caller goes on. Its next owner may be called in vain."""
         self.handlers.pop(fd, None)
         os.close(fd)
 
     def at(self, when: float, call: Callable[[], None]) -> None:
         """Call CALL at WHEN, or soon after. It cannot be taken back: CALL has to look whether it still matters."""
         heapq.heappush(self._timers, (when, next(self._order), call))
+
+    def waiting(self, seconds: float) -> dict[Waiter, float]:
+        """Those who wait SECONDS, each with the time at which it began; put in at the end, taken out by anybody.
+
+        Costs next to nothing for who does not wait to the end.
+        """
+        queue = self._queues.get(seconds)
+        if queue is None:
+            queue = self._queues[seconds] = {}
+            self.at(self.now + seconds, partial(self._wake, seconds, queue))
+        return queue
 
     def again(self, call: Callable[[], None]) -> None:
         """Call CALL at the end of the next round, after all others that were ready have had their turn."""
@@ -111,12 +129,23 @@ class Loop:
             self._leaving.clear()
 
     def _patience(self) -> float:
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
+        return max(0.0, self._timers[0][0] - self.now) if self._timers else -1
 
     def _pass_time(self) -> None:
         timers = self._timers
         while timers and timers[0][0] <= self.now:
             self._guarded(heapq.heappop(timers)[2])
+
+    def _wake(self, seconds: float, queue: dict[Waiter, float]) -> None:
+        """Call those whose time is over, and come back when the next one's is."""
+        while queue:
+            waiter, since = next(iter(queue.items()))
+            if since + seconds > self.now:
+                self.at(since + seconds, partial(self._wake, seconds, queue))
+                return
+            del queue[waiter]
+            self._guarded(waiter.overdue)
+        del self._queues[seconds]
 
     def _guarded(self, call: Callable[[], None]) -> None:
         try:

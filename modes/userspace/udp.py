@@ -12,10 +12,10 @@ import struct
 from collections import OrderedDict
 
 from kproxy.modes.userspace.balancer import Balancer, Target
+from kproxy.modes.userspace.common import NO_DESCRIPTOR, RAW, Common
 from kproxy.modes.userspace.counters import DESCRIPTORS, NO_ENDPOINT
 from kproxy.modes.userspace.loop import READ
 from kproxy.modes.userspace.sockets import IP_PKTINFO
-from kproxy.modes.userspace.tcp import RAW, Common
 
 __all__ = ["Receiver", "Session"]
 
@@ -25,7 +25,6 @@ KEPT_BYTES = 4096
 """A datagram up to this size is kept until the endpoint answers, to be sent to another should it refuse."""
 CONTROL = socket.CMSG_SPACE(40)
 SOCKET = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 LOST = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS})
 """The endpoint has nothing to do with these; the datagram is lost, as any may be."""
