@@ -6,18 +6,29 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kproxy.lab.outcomes import Answered, Nothing
 from kproxy.lab.scenarios import Port, Probe, Scenario
 from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["Record", "asking"]
+__all__ = ["Ask", "Record", "asking"]
 
-PAUSE = 0.01
 PATIENCE = 2.0
+
+
+class Ask(NamedTuple):
+    """Who asks, where, and in which family."""
+
+    probe: Probe
+    port: Port
+    family: Family
+
+    def __str__(self) -> str:
+        return f"{self.probe.source} by {self.probe.via.value}, {self.port.name}, {self.family.value}"
 
 
 @dataclass(slots=True)
@@ -30,31 +41,24 @@ class Record:
 
 
 @contextlib.contextmanager
-def asking(
-    trial: Trial, scenario: Scenario, probes: Sequence[Probe], ports: Sequence[Port], families: Sequence[Family]
-) -> Iterator[Record]:
-    """One client for each probe, port and family, asking as fast as it is answered while the block runs."""
+def asking(trial: Trial, scenario: Scenario, asks: Iterable[Ask], pause: float) -> Iterator[Record]:
+    """One client for each of ASKS, while the block runs. pause: seconds between an answer and the next question."""
     record, stop, begin = Record(), threading.Event(), time.monotonic()
 
-    def client(probe: Probe, port: Port, family: Family) -> None:
-        who = f"{probe.source} by {probe.via.value}, {port.name}, {family.value}"
+    def client(ask: Ask) -> None:
+        probe, port, family = ask
         while not stop.is_set():
             outcome = trial.ask(probe, scenario, family, port, PATIENCE)
             if port.protocol is Protocol.UDP and outcome is Nothing.TIMED_OUT:
                 # A datagram that was under way may be lost; whoever uses UDP asks again.
                 outcome = trial.ask(probe, scenario, family, port, PATIENCE)
             if isinstance(outcome, Answered):
-                record.answered[who] += 1
+                record.answered[str(ask)] += 1
             else:
-                record.failures.append(f"{time.monotonic() - begin:.2f} {who}: {outcome}")
-            stop.wait(PAUSE)
+                record.failures.append(f"{time.monotonic() - begin:.2f} {ask}: {outcome}")
+            stop.wait(pause)
 
-    threads = [
-        threading.Thread(target=client, args=(probe, port, family), name="asking")
-        for probe in probes
-        for port in ports
-        for family in families
-    ]
+    threads = [threading.Thread(target=client, args=(ask,), name="asking") for ask in asks]
     for thread in threads:
         thread.start()
     try:

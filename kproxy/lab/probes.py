@@ -11,6 +11,7 @@ import errno
 import http.client
 import json
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ Ask = Callable[[str, int, float, str], Outcome]
 """tcp or udp: address, port, timeout, the client's own address."""
 
 REFUSALS = {errno.ECONNREFUSED}
+NO_LINGER = struct.pack("ii", 1, 0)  # struct linger
 NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, 0}
 
 
@@ -79,14 +81,23 @@ class Held:
 
     def alive(self, timeout: float = 2) -> bool:
         """Send a line and see it come back."""
+        return self.failure(timeout) is None
+
+    def failure(self, timeout: float = 2) -> Nothing | None:
+        """Send a line: how that fails, None when it comes back."""
         try:
             self._socket.settimeout(timeout)
             self._socket.sendall(b"still there?\n")
-            return self._socket.recv(4096).endswith(b"\n")
-        except OSError:
-            return False
+            return None if self._socket.recv(4096).endswith(b"\n") else Nothing.CUT
+        except OSError as error:
+            return _nothing(error)
 
     def close(self) -> None:
+        self._socket.close()
+
+    def reset(self) -> None:
+        """Close it with a reset: whoever tracks connections forgets it within seconds instead of minutes."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self._socket.close()
 
 
