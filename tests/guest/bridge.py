@@ -41,6 +41,7 @@ class Conversation:
         self._running = ""
         self._read = 0
         self._over = ""
+        self._mourner = ""
 
     def reports(self, nodeid: str) -> dict[str, pytest.TestReport]:
         """The test's reports by phase, once it has ended; those that there are, should the machine have ended."""
@@ -59,8 +60,11 @@ class Conversation:
                 time.sleep(PAUSE)
         return self._reports.get(nodeid, {})
 
-    def why_not(self) -> str:
-        """Why a test has no report."""
+    def why_not(self, nodeid: str) -> str:
+        """Why a test has no report. The first that asks is told the machine's last words, the others where they are."""
+        if self._mourner:
+            return f"{self._over}: see {self._mourner}"
+        self._mourner = nodeid
         parts = [self._over + (f", during {self._running}" if self._running else "")]
         parts += self._broken
         if self._machine is not None:
@@ -83,7 +87,19 @@ class Conversation:
         (self._share / "reports").touch()
         options = [f"--guest-chosen={INSIDE}/chosen", f"--guest-reports={INSIDE}/reports"]
         plugins = ["-p", "no:cacheprovider", "-p", "tests.guest.reporting"]
-        argv = [sys.executable, "-m", "pytest", "-q", "-rN", "--tb=no", "--color=no", *plugins, *options, *self._files]
+        argv = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rN",
+            "--tb=no",
+            "--color=no",
+            "--continue-on-collection-errors",
+            *plugins,
+            *options,
+            *self._files,
+        ]
         try:
             self._machine = Machine(self._share, argv)
         except MachineError as error:
@@ -146,7 +162,7 @@ class InGuest(pytest.Item):
     def _require(self, phase: str) -> None:
         if phase not in self.reports and not self._lost:
             self._lost = True
-            pytest.fail(self._conversation.why_not(), pytrace=False)
+            pytest.fail(self._conversation.why_not(self.nodeid), pytrace=False)
 
 
 CONVERSATION = pytest.StashKey[Conversation]()

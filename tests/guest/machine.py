@@ -33,7 +33,7 @@ INSIDE = Path("/run/share")  # the shared folder, as the machine sees it
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "modprobe": "kmod", "busybox": "busybox-static"}
 SOURCES = ("kproxy", "modes", "tests")
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
-CONSOLE_LINES = 40
+CONSOLE_LINES = 60
 # Nothing here is protected from anything; a busy host must not make the kernel doubt its clock.
 KERNEL_OPTIONS = ("mitigations=off", "no5lvl", "tsc=reliable", "loglevel=5")
 # A plain processor is the quickest to emulate (with AVX a fifth more is to do), and --cpus 1: two take half as much
@@ -104,6 +104,8 @@ class Machine:
 
     def tail(self) -> str:
         """The end of what its console showed."""
+        if not self.running():
+            self._reader.join(timeout=10)
         return b"".join(self._lines).decode(errors="replace").replace("\r", "")
 
     def close(self) -> None:

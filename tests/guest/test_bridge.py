@@ -71,7 +71,7 @@ def test_it_ran_in_debians_kernel_with_its_output_kept(cases: Mapping[str, Eleme
         ("test_skips", "failure", "CI skips no test, but this one said: Skipped: not today"),
         ("test_crashes_the_kernel", "failure", "the virtual machine ended, during tests/guest/samples/outcomes.py::"),
         ("test_crashes_the_kernel", "failure", "Kernel panic"),
-        ("test_comes_too_late", "error", "the virtual machine ended"),
+        ("test_comes_too_late", "error", "the virtual machine ended: see tests/guest/samples/outcomes.py::"),
     ],
 )
 def test_any_other_outcome_arrives_with_its_text(
