@@ -1,4 +1,4 @@
-"""An empty network namespace with an IPVS of its own."""
+"""A network namespace with an IPVS of its own: an empty one for each test, and one node for all of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.lab.namespaces import Namespace
+from tests.ipvs.nodes import Node, build
 
 
 @pytest.fixture
@@ -23,3 +24,10 @@ def ipvs(space: Namespace) -> Iterator[KernelIpvs]:
     """Its sockets are in the namespace, whatever thread calls it."""
     with space.call(KernelIpvs) as kernel:
         yield kernel
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """Whoever uses it says what it serves, and whoever spoils more than that repairs it."""
+    with build() as made:
+        yield made

@@ -1,0 +1,240 @@
+"""A small cluster for IPVS mode: clients, a node with IPVS and the mode's own Programmers, three pods that answer.
+
+    clients 172.30.0.100 … .103 ── node 172.30.0.11 | 10.244.1.1 ── pods 10.244.1.11 … .13
+
+All pods share one namespace, which costs less; each has its own address and says its own name. IPv6 is alike. Service
+addresses are used once, so that what the kernel remembers of one test's connections means nothing to another's.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from kproxy.config import defaults
+from kproxy.config.fields import ProxyMode
+from kproxy.fakes.clocks import ManualClock
+from kproxy.kernel.commands import Commands
+from kproxy.kernel.dummies import KernelAddresses
+from kproxy.kernel.ipset import KernelIpSets
+from kproxy.kernel.iptables import Backend, Command, HostTables
+from kproxy.kernel.ipvs import KernelIpvs, Operation, Verb
+from kproxy.lab import links, probes
+from kproxy.lab.clusters import Pod, gateway_of, node_address
+from kproxy.lab.namespaces import Namespace
+from kproxy.lab.outcomes import Answered
+from kproxy.lab.outcomes import Outcome as Answer
+from kproxy.lab.proxies import wait_for
+from kproxy.lab.servers import Servers
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
+from kproxy.modes.base import Outcome
+from kproxy.modes.ipvs.apply import IpvsProgrammer
+from kproxy.modes.ipvs.settings import Settings
+from kproxy.sync import hosting
+
+__all__ = ["CLIENTS", "PATIENCE", "PODS", "TARGET", "Node", "Plans", "build", "real", "server", "soon", "with_pods"]
+
+Plans = dict[PortKey, ServicePlan]
+
+PODS = {name: Pod(name, 1, number) for name, number in (("a", 11), ("b", 12), ("c", 13))}
+TARGET = 8080
+LENGTHS = {Family.IPV4: 24, Family.IPV6: 64}
+DEFAULT = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
+CLIENTS = {
+    Family.IPV4: tuple(f"172.30.0.{n}" for n in range(100, 104)),
+    Family.IPV6: tuple(f"fd00:30::{n}" for n in range(100, 104)),
+}
+PATIENCE = 20.0  # seconds for what must come; the processor may be an emulated one
+NFT = Command(Backend.NFT, "-nft", (1, 8, 9))
+
+
+class Node:
+    """What was built. Both families' programmers share one clock, which moves only when a test says so."""
+
+    def __init__(self, spaces: dict[str, Namespace], stack: ExitStack) -> None:
+        self.client, self.space, self.pods = (spaces[name] for name in ("client", "node", "pods"))
+        self.clock = ManualClock()
+        self.ipvs = stack.enter_context(self.space.call(KernelIpvs))
+        self._stack = stack
+        self._numbers = count(1)
+        self._plans: dict[Family, Plans] = {family: {} for family in Family}
+        self._settings = {family: settings_of(family) for family in Family}
+        self._programmers = {family: self._programmer(family) for family in Family}
+
+    # ---- Services
+
+    def plan(
+        self, family: Family, protocol: Protocol = Protocol.TCP, pods: Sequence[str] = tuple(PODS), **fields: Any
+    ) -> ServicePlan:
+        """A Service at an address that no other has."""
+        number = next(self._numbers)
+        made = ServicePlan(
+            key=PortKey("default", f"service-{number}", "", protocol),
+            family=family,
+            cluster_ip=f"10.96.0.{number}" if family is Family.IPV4 else f"fd00:96::{number:x}",
+            port=80,
+            **fields,
+        )
+        return with_pods(made, pods)
+
+    def serve(self, family: Family, *plans: ServicePlan, **settings: Any) -> Outcome:
+        """A full check that leaves just these Services, under SETTINGS that differ from the usual ones as told."""
+        self._settings[family] = settings_of(family, **settings)
+        self._programmers[family].configure(self._settings[family])
+        self._plans[family] = {plan.key: plan for plan in plans}
+        return self.check(family)
+
+    def change(self, plan: ServicePlan) -> Outcome:
+        """One Service becomes PLAN; nothing else is looked at."""
+        self._plans[plan.family][plan.key] = plan
+        return self.space.call(self._programmers[plan.family].apply, self._plans[plan.family], [plan.key])
+
+    def check(self, family: Family) -> Outcome:
+        """A full check."""
+        return self.space.call(self._programmers[family].apply, self._plans[family], None)
+
+    def restart(self, family: Family) -> Outcome:
+        """A new programmer takes over what the kernel holds."""
+        self._programmers[family] = self._programmer(family)
+        return self.check(family)
+
+    def notices(self, family: Family, seconds: int) -> bool:
+        """Whether the programmer notices within so many seconds of its clock that others changed what it wrote."""
+        for _ in range(seconds):
+            self.clock.advance(1)
+            if self.space.call(self._programmers[family].drifted):
+                return True
+        return False
+
+    def tend(self, family: Family, after: float = 0.0) -> None:
+        """What is due once so many seconds of the clock have passed."""
+        self.clock.advance(after)
+        self._programmers[family].tend()
+
+    def cleanup(self, family: Family) -> None:
+        self.space.call(self._programmers[family].cleanup)
+
+    # ---- the kernel
+
+    def weights(self, plan: ServicePlan) -> dict[str, int]:
+        """Of each pod that the Service's virtual server has."""
+        names = {real(pod, plan.family): pod for pod in PODS}
+        return {names[key]: state.weight for key, state in self.ipvs.reals(server(plan).key).items()}
+
+    def set_weights(self, plan: ServicePlan, **weights: int) -> None:
+        """By the same encoder, but not by the programmer."""
+        reals = (RealServer(real(pod, plan.family), weight) for pod, weight in weights.items())
+        assert self.ipvs.apply([Operation(Verb.EDIT_REAL, server(plan), each) for each in reals]) == {}
+
+    def idle(self, plan: ServicePlan, pod: str) -> bool:
+        """Whether no connection leads to the pod any more."""
+        return self.ipvs.reals(server(plan).key)[real(pod, plan.family)].idle
+
+    def templates(self, plan: ServicePlan) -> int:
+        """How many clients the kernel remembers the pod of: entries for all their ports, which is port 0."""
+        text = self.space.call(Path("/proc/thread-self/net/ip_vs_conn").read_text)
+        wanted = socket.inet_pton(socket.AF_INET6 if ":" in plan.cluster_ip else socket.AF_INET, plan.cluster_ip).hex()
+        rows = (line.split() for line in text.splitlines()[1:])
+        return sum(row[2] == "0000" and row[3].replace(":", "").lower() == wanted for row in rows)
+
+    # ---- clients
+
+    def ask(self, plan: ServicePlan, times: int = 1, client: int = 0) -> list[str]:
+        """Which pods answer so many connections or datagrams, each from a new port."""
+        function = probes.udp if plan.protocol is Protocol.UDP else probes.tcp
+        source = CLIENTS[plan.family][client]
+
+        def work() -> list[str]:
+            outcomes = [function(plan.cluster_ip, plan.port, PATIENCE, source) for _ in range(times)]
+            return [_pod(each) for each in outcomes]
+
+        return self.client.call(work)
+
+    def counts(self, plan: ServicePlan, times: int) -> Counter[str]:
+        """How often each pod answers one client."""
+        return Counter(self.ask(plan, times))
+
+    @contextmanager
+    def held(self, plan: ServicePlan) -> Iterator[tuple[str, probes.Held]]:
+        """A TCP connection, reset in the end, and the pod that it leads to."""
+        made = self.client.call(probes.Held, plan.cluster_ip, plan.port, PATIENCE, CLIENTS[plan.family][0])
+        try:
+            yield _pod(made.first), made
+        finally:
+            made.reset()
+
+    # ----
+
+    def _programmer(self, family: Family) -> IpvsProgrammer:
+        enter, call = self._stack.enter_context, self.space.call
+        return IpvsProgrammer(
+            self._settings[family],
+            enter(call(KernelIpvs)),
+            enter(call(KernelIpSets)),
+            enter(call(KernelAddresses)),
+            HostTables(Commands(), family, NFT),
+            clock=self.clock.monotonic,
+        )
+
+
+@contextmanager
+def build() -> Iterator[Node]:
+    """Everything, prepared as the daemon prepares a host; gone when the block ends."""
+    with ExitStack() as stack:
+        spaces = {name: stack.enter_context(closing(Namespace(name))) for name in ("client", "node", "pods")}
+        for space in spaces.values():
+            space.sysctl(links.HOST_SYSCTLS)
+            links.up(space)
+        links.connect(spaces["client"], "eth0", spaces["node"], "clients")
+        links.connect(spaces["pods"], "eth0", spaces["node"], "pods")
+        for family, length in LENGTHS.items():
+            node, gateway = node_address(1, family), gateway_of(1, family)
+            addresses = [pod.ip(family) for pod in PODS.values()]
+            links.address(spaces["node"], "clients", f"{node}/{length}")
+            links.address(spaces["node"], "pods", f"{gateway}/{length}")
+            links.address(spaces["client"], "eth0", *(f"{ip}/{length}" for ip in CLIENTS[family]))
+            links.address(spaces["pods"], "eth0", *(f"{ip}/{length}" for ip in addresses))
+            links.route(spaces["client"], "eth0", DEFAULT[family], via=node)
+            links.route(spaces["pods"], "eth0", DEFAULT[family], via=gateway)
+        servers = stack.enter_context(closing(Servers()))
+        for name, pod in PODS.items():
+            servers.add(spaces["pods"], name, [pod.ip(family) for family in Family], [TARGET])
+        spaces["node"].call(hosting.prepare_ipvs, Commands(), defaults.default(ProxyMode.IPVS))
+        yield Node(spaces, stack)
+
+
+def settings_of(family: Family, **changes: Any) -> Settings:
+    own = (node_address(1, family), gateway_of(1, family))
+    return Settings(**{"family": family, "node_addresses": frozenset(own), "node_port_ips": own} | changes)
+
+
+def server(plan: ServicePlan, scheduler: str = "rr") -> VirtualServer:
+    """The one at the Service's cluster IP."""
+    return VirtualServer(ServerKey(plan.protocol, plan.cluster_ip, plan.port), scheduler)
+
+
+def real(pod: str, family: Family) -> RealKey:
+    return RealKey(PODS[pod].ip(family), TARGET)
+
+
+def with_pods(plan: ServicePlan, pods: Sequence[str]) -> ServicePlan:
+    """The same Service with these endpoints."""
+    endpoints = tuple(Endpoint(*real(pod, plan.family)) for pod in pods)
+    return replace(plan, cluster=endpoints, reachable=endpoints, has_endpoints=bool(endpoints))
+
+
+def _pod(outcome: Answer) -> str:
+    return outcome.pod if isinstance(outcome, Answered) else outcome.value
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true within PATIENCE."""
+    return wait_for(condition, PATIENCE, pause=0.1)
