@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 
 from kproxy.modes.userspace.pipes import SIZE, Pipe, Pipes
 
@@ -63,14 +64,15 @@ class Flow:
     def pump(self) -> bool:
         """Move what can be moved now. True: there may be more, but others should have their turn first.
 
-        Raises OSError when one of the two sockets is broken.
+        The last bytes, when they are known to be the last, are left in `held` for `say_last`. Raises OSError when one
+        of the two sockets is broken.
         """
         if self.pipe is not None:
             return self._splice(self.pipe)
         while True:
             held = self.held
             if held:
-                if not self.writable:
+                if self.ended or not self.writable:
                     return False
                 try:
                     sent = _write(self.sink, held)
@@ -105,6 +107,17 @@ class Flow:
         # or a mark of urgent data, before which a read stops short.
         self.ended = not held or self.ending == select.EPOLLRDHUP
         self.readable = not self.ended and self.ending != 0
+
+    def say_last(self, sink: socket.SocketType) -> bool:
+        """Write `held` to SINK, which is about to be told the end: both go in one packet. True when all is written."""
+        try:
+            sent = sink.send(self.held, socket.MSG_MORE)
+        except BlockingIOError:
+            sent = 0
+        self.meter.bytes += sent
+        self.held = self.held[sent:]
+        self.writable = not self.held
+        return self.writable
 
     def release(self) -> None:
         """The connection is over."""

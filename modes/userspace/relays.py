@@ -247,13 +247,12 @@ class Relay:
 
     def _pump(self, flow: Flow) -> None:
         """Move what can be moved, and see to what follows from it. Raises OSError when a side is broken."""
-        if self.connecting:
-            before = flow.meter.bytes
-            more = flow.pump()
-            if flow.meter.bytes > before:
-                self._stands()
-        else:
-            more = flow.pump()
+        before = flow.meter.bytes
+        more = flow.pump()
+        if flow.held and flow.ended and flow.writable:
+            self._say_last(flow)
+        if self.connecting and flow.meter.bytes > before:
+            self._stands()
         if more:
             flow.queued = True
             self.owner.common.loop.again(partial(self._again, flow))
@@ -265,6 +264,19 @@ class Relay:
                 self._close()
             else:
                 self.owner.common.loop.again(partial(self._finish, flow))
+
+    def _say_last(self, flow: Flow) -> None:
+        other, sink = (self.down, self.socket) if flow is self.up else (self.up, self._client())
+        try:
+            if flow.say_last(sink):
+                flow.finished = True
+                if not other.finished:
+                    sink.shutdown(socket.SHUT_WR)
+        finally:
+            if flow is self.down:
+                sink.detach()
+        if flow.finished and other.finished:
+            self._close()
 
     def _again(self, flow: Flow) -> None:
         flow.queued = False

@@ -17,6 +17,7 @@ __all__ = ["Acceptor"]
 
 BACKLOG = 4096
 BATCH = 64
+STEADY = 4  # full batches in a row, after which more is tried at once
 PAUSE = 0.1  # seconds
 
 log = logs.get("userspace")
@@ -35,7 +36,7 @@ class Acceptor:
         self.listening = RAW(listening.family, listening.type, 0, listening.detach())
         self.listening.setblocking(False)
         self.listening.listen(BACKLOG)
-        self._batch = 1
+        self._batch, self._full = 1, 0
         common.loop.add(self.listening.fileno(), self, READ)
 
     def change(self, targets: tuple[Target, ...], affinity_seconds: float) -> None:
@@ -75,7 +76,7 @@ class Acceptor:
             try:
                 client, address = accept()
             except BlockingIOError:
-                self._batch = (self._batch + 1) // 2
+                self._batch, self._full = (self._batch + 1) // 2, 0
                 return
             except OSError as error:
                 if error.errno in NO_DESCRIPTOR:
@@ -90,7 +91,9 @@ class Acceptor:
             except OSError as error:
                 log.error("A connection cannot be forwarded", error)
                 relay.abort()
-        self._batch = min(BATCH, 2 * self._batch)
+        self._full += 1
+        if self._full == STEADY:
+            self._batch, self._full = min(BATCH, 2 * self._batch), 0
 
     def abort(self) -> None:
         """The next event finds the listener as it was."""
