@@ -75,7 +75,7 @@ class Proxy:
         self._process.send_signal(with_signal)
         return self._process.wait(timeout)
 
-    def await_ready(self, ready: Callable[[], bool], seconds: float = 90) -> None:
+    def await_ready(self, ready: Callable[[], bool], seconds: float = 150) -> None:
         """Wait until READY holds; raises KernelError with the end of its log when it ends first or takes too long."""
         if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
             raise KernelError(f"kproxy run did not come up: {self.tail(300)}")
