@@ -65,6 +65,13 @@ class Proxy:
         with self.log.open("ab") as log:
             self._process = self.space.spawn(self._argv, log, self.environment)
 
+    @property
+    def pid(self) -> int:
+        """Its process id. Raises RuntimeError when it was not started."""
+        if self._process is None:
+            raise RuntimeError("the proxy was not started")
+        return self._process.pid
+
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -1,4 +1,4 @@
-"""A proxy at work on each backend of iptables, with its periodic sync an hour away."""
+"""A proxy at work on each backend of iptables, and one in userspace mode, with its periodic sync an hour away."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ALIVE = [s for s in SCENARIOS if s.name in ("cluster-ip", "node-port-local", "so
 LONG = ["--iptables-sync-period", "1h", "--iptables-min-sync-period", "50ms"]
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
+@pytest.fixture(scope="module", params=["nft", "legacy", "userspace"])
 def healing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
-    backend = request.param
+    mode, backend = ("userspace", "nft") if request.param == "userspace" else ("iptables", request.param)
     reason = unavailable((f"iptables-{backend}-restore", f"ip6tables-{backend}-restore"))
     if reason:
         pytest.skip(reason)
-    with trial(tmp_path_factory.mktemp(backend), backend, LONG, ALIVE) as under_way:
+    with trial(tmp_path_factory.mktemp(request.param), backend, LONG, ALIVE, mode=mode) as under_way:
         yield under_way
         assert under_way.proxy.running(), under_way.proxy.tail()

@@ -23,10 +23,15 @@ RELOAD = f"*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\
 EDITS = {
     "nat flushed": "-t nat -F",
     "filter flushed": "-t filter -F",
-    "a rule for a Service deleted": "-t nat -D KUBE-SERVICES 1",
+    "a rule for a Service deleted": "-t nat -D {services} 1",
     "the jump from a built-in chain deleted": "-t nat -D PREROUTING 1",
-    "a chain of ours flushed": "-t nat -F KUBE-MARK-MASQ",
-    "a rule of ours added to": "-t nat -I KUBE-MARK-MASQ 1 -j RETURN",
+    "a chain of ours flushed": "-t nat -F {chain}",
+    "a rule of ours added to": "-t nat -I {chain} 1 -j RETURN",
+}
+# Chains of each mode that the edits are about.
+CHAINS = {
+    "iptables": {"services": "KUBE-SERVICES", "chain": "KUBE-MARK-MASQ"},
+    "userspace": {"services": "KUBE-PORTALS-CONTAINER", "chain": "KUBE-NODEPORT-CONTAINER"},
 }
 
 
@@ -63,7 +68,7 @@ def heals(trial: Trial, before: dict[Family, list[str]]) -> bool:
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_is_healed(healing: Trial, family: Family, edit: str) -> None:
     before = {each: ours(healing, each) for each in Family}
-    run(healing, tool(healing, family), "-w", *EDITS[edit].split())
+    run(healing, tool(healing, family), "-w", *EDITS[edit].format(**CHAINS[healing.mode]).split())
     assert heals(healing, before), healing.proxy.tail()
     assert unserved(healing, family) == {}
 

@@ -1,0 +1,35 @@
+"""userspace mode's forwarder dies: another takes its place, and every Service is served again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from kproxy.lab.proxies import wait_for
+from kproxy.lab.scenarios import SCENARIOS
+from kproxy.lab.trials import Trial
+from kproxy.model.plans import Family
+
+SOON = 20
+
+
+def children(of: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(pid) for task in Path(f"/proc/{of}/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+@pytest.mark.parametrize("healing", ["userspace"], indirect=True)
+def test_all_is_served_by_its_successor(healing: Trial) -> None:
+    before = children(healing.proxy.pid)
+    assert before
+    os.kill(before[0], signal.SIGKILL)
+    assert wait_for(lambda: not set(before) & set(children(healing.proxy.pid)), SOON), "all of its processes go"
+    alive = [path.stem for path in healing.manifests.folder.glob("*.yaml") if path.stem != "nodes"]
+    assert wait_for(lambda: bool(children(healing.proxy.pid)), SOON), healing.proxy.tail()
+    served = [scenario for scenario in SCENARIOS if scenario.name in alive and scenario.name != "no-endpoints"]
+    assert served
+    assert wait_for(lambda: all(healing.serves(scenario) for scenario in served), SOON), healing.proxy.tail()
+    assert [faults for family in Family for s in served if (faults := healing.faults(s, family))] == []
