@@ -46,4 +46,4 @@ $(READY): pyproject.toml | system
 	@touch $@
 
 clean: ## remove the virtual environment and what tools cached
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
