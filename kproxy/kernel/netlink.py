@@ -11,6 +11,7 @@ generic netlink are not.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -54,7 +55,8 @@ NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x200, 0x400
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200  # of an error
-NLMSGERR_ATTR_MSG = 1
+NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS = 1, 2
+NFNL_BATCH_GENID = 1
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -176,14 +178,26 @@ def netfilter(family: int, resource: int = 0) -> bytes:
     return struct.pack("=BB", family, 0) + resource.to_bytes(2, "big")
 
 
-def netfilter_batch(subsystem: int, parts: Iterable[tuple[int, int, bytes]], seq: int) -> bytes:
-    """PARTS (type, flags, payload) as one transaction of SUBSYSTEM; the first has number SEQ + 1, its frame SEQ."""
+def netfilter_batch(
+    subsystem: int,
+    parts: Iterable[tuple[int, int, bytes]],
+    seq: int,
+    generation: int | None = None,
+    commit: bool = True,
+) -> bytes:
+    """PARTS (type, flags, payload) as one transaction of SUBSYSTEM; the first has number SEQ + 1, its frame SEQ.
+
+    generation: the kernel shall take it only while it is at this one (NFNL_BATCH_GENID). commit: False leaves out the
+    end, so that the kernel checks everything and then drops it.
+    """
     frame = netfilter(0, subsystem)
-    data = [message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, seq, frame)]
+    expected = b"" if generation is None else be32(NFNL_BATCH_GENID, generation)
+    data = [message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, seq, frame + expected)]
     for type_, flags, payload in parts:
         seq += 1
         data.append(message(type_, flags | NLM_F_REQUEST, seq, payload))
-    data.append(message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, seq + 1, frame))
+    if commit:
+        data.append(message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, seq + 1, frame))
     return b"".join(data)
 
 
@@ -192,7 +206,11 @@ def error_of(answer: Message, request: str) -> NetlinkError | None:
     if answer.type not in (NLMSG_ERROR, NLMSG_DONE) or len(answer.payload) < 4:
         return None
     (status,) = _ERRNO.unpack_from(answer.payload)
-    return NetlinkError(request, -status, _detail(answer)) if status < 0 else None
+    if status >= 0:
+        return None
+    told = _told(answer)
+    offset = int.from_bytes(told.get(NLMSGERR_ATTR_OFFS, b""), sys.byteorder)
+    return NetlinkError(request, -status, to_text(told.get(NLMSGERR_ATTR_MSG, b"")), offset)
 
 
 def raise_if_error(answer: Message, request: str) -> None:
@@ -201,13 +219,13 @@ def raise_if_error(answer: Message, request: str) -> None:
         raise error
 
 
-def _detail(answer: Message) -> str:
-    """What the kernel adds in words, "" when nothing. They follow the errno and the request (or its header only)."""
+def _told(answer: Message) -> dict[int, bytes]:
+    """What the kernel adds, as attributes. They follow the errno and the request (or its header only)."""
     if not answer.flags & NLM_F_ACK_TLVS or answer.type != NLMSG_ERROR or len(answer.payload) < 20:
-        return ""
+        return {}
     (length,) = struct.unpack_from("=I", answer.payload, 4)
     start = 20 if answer.flags & NLM_F_CAPPED else 4 + ((length + 3) & ~3)
     try:
-        return to_text(attributes(answer.payload, start).get(NLMSGERR_ATTR_MSG, b""))
+        return attributes(answer.payload, start)
     except ValueError:
-        return ""
+        return {}

@@ -31,7 +31,7 @@ from kproxy.kernel.netlink import (
 
 __all__ = ["REFUSALS_BUFFER", "Overrun", "Part", "Socket"]
 
-SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_EXT_ACK = 270, 1, 11
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 1, 10, 11
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 RECEIVE = 1 << 16  # a dump comes in pieces of at most 32 KiB (net/netlink/af_netlink.c)
 SEND_AT_ONCE = 1 << 17  # fits the send buffer that every host has
@@ -50,11 +50,18 @@ class Overrun(Exception):
 class Socket:
     """A socket of one netlink protocol, in the network namespace of the thread that makes it. Not for two at a time."""
 
-    def __init__(self, protocol: int, groups: Sequence[int] = (), buffer: int = 0, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        protocol: int,
+        groups: Sequence[int] = (),
+        buffer: int = 0,
+        timeout: float = 10.0,
+        brief: bool = False,
+    ) -> None:
         """Raises NetlinkError when the kernel lacks the protocol.
 
         groups: the multicast groups to join. buffer: bytes to hold of what was not read yet, 0 for the host's default.
-        timeout: seconds that one answer may take.
+        timeout: seconds that one answer may take. brief: a refusal comes without what was refused.
         """
         self._seq, self._timeout = 0, timeout
         try:
@@ -62,15 +69,16 @@ class Socket:
         except OSError as error:
             raise NetlinkError(f"netlink protocol {protocol}", error.errno or errno.EIO) from None
         try:
-            self._prepare(groups, buffer)
+            self._prepare(groups, buffer, brief)
         except OSError as error:
             self._socket.close()
             raise NetlinkError(f"netlink protocol {protocol}", error.errno or errno.EIO) from None
 
-    def _prepare(self, groups: Sequence[int], buffer: int) -> None:
+    def _prepare(self, groups: Sequence[int], buffer: int, brief: bool) -> None:
         self._socket.bind((0, 0))
         self._socket.setblocking(False)
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, int(brief))
         if buffer:
             self._enlarge(SO_RCVBUFFORCE, socket.SO_RCVBUF, buffer)
         for group in groups:
@@ -188,31 +196,56 @@ class Socket:
                 if answer.type == NLMSG_ERROR and 0 <= index <= last and any(answer.payload[:4]):
                     yield index, answer
 
-    def transact(self, subsystem: int, parts: Sequence[Part], request: str) -> dict[int, NetlinkError]:
+    def transact(
+        self,
+        subsystem: int,
+        parts: Sequence[Part],
+        request: str,
+        generation: int | None = None,
+        commit: bool = True,
+    ) -> dict[int, NetlinkError]:
         """Send PARTS as one transaction of a netfilter subsystem: all of it happens, or nothing.
 
+        generation: the one that the kernel must be at. commit: False has PARTS checked only.
         Returns what the kernel refused, by index of the part; nothing when the transaction is done.
-        Raises NetlinkError when the kernel did not even look at it.
+        Raises NetlinkError when the kernel did not even look at it (ERESTART: it is at another generation), ENOBUFS
+        when its answers were lost.
         """
         last = len(parts) - 1
         acked = [(t, f | NLM_F_ACK if i == last else f, p) for i, (t, f, p) in enumerate(parts)]
-        data = netfilter_batch(subsystem, acked, self._seq + 1)
+        data = netfilter_batch(subsystem, acked, self._seq + 1, generation, commit)
         first = self._seq + 2
         self._seq += len(parts) + 2
         if len(data) > SEND_AT_ONCE:
             self._enlarge(SO_SNDBUFFORCE, socket.SO_SNDBUF, len(data) + SEND_AT_ONCE)
         self._send(data, request)
+        answers, lost = self._waiting()
         errors: dict[int, NetlinkError] = {}
-        # The kernel works in the sender's context: when the request is sent, all its answers wait in our buffer.
-        while (answers := self.receive()) is not None:
-            for answer in messages(answers):
-                try:
-                    raise_if_error(answer, request)
-                except NetlinkError as error:
-                    if not 0 <= answer.seq - first < len(parts):
-                        raise
-                    errors.setdefault(answer.seq - first, error)
+        for answer in answers:
+            if (error := error_of(answer, request)) is not None:
+                if not 0 <= answer.seq - first < len(parts):
+                    raise error
+                errors.setdefault(answer.seq - first, error)
+        if lost and not errors:
+            raise NetlinkError(request, errno.ENOBUFS)
         return errors
+
+    def _waiting(self) -> tuple[list[Message], bool]:
+        """All answers to what was just sent, and whether some were lost.
+
+        The kernel works in the sender's context: when a request is sent, all its answers wait in our buffer.
+        """
+        found: list[Message] = []
+        lost = False
+        while True:
+            try:
+                data = self.receive()
+            except Overrun:
+                lost = True
+                continue
+            if data is None:
+                return found, lost
+            found.extend(messages(data))
 
     def dump(self, type: int, payload: bytes, request: str) -> list[bytes]:
         """All datagrams of a dump; they hold messages of the kind asked for and, last, NLMSG_DONE.
