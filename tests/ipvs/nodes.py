@@ -9,6 +9,7 @@ addresses are used once, so that what the kernel remembers of one test's connect
 from __future__ import annotations
 
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -36,11 +37,25 @@ from kproxy.lab.servers import Servers
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.modes.base import Outcome
+from kproxy.modes.ipvs import native
 from kproxy.modes.ipvs.apply import IpvsProgrammer
 from kproxy.modes.ipvs.settings import Settings
 from kproxy.sync import hosting
 
-__all__ = ["CLIENTS", "PATIENCE", "PODS", "TARGET", "Node", "Plans", "build", "real", "server", "soon", "with_pods"]
+__all__ = [
+    "CLIENTS",
+    "NFT",
+    "PATIENCE",
+    "PODS",
+    "TARGET",
+    "Node",
+    "build",
+    "programmer",
+    "real",
+    "server",
+    "soon",
+    "with_pods",
+]
 
 Plans = dict[PortKey, ServicePlan]
 
@@ -85,6 +100,29 @@ class Node:
         )
         return with_pods(made, pods)
 
+    def all_kinds(self, family: Family) -> list[ServicePlan]:
+        """A Service port by each protocol, with everything that a plan can ask of IPVS mode."""
+        four = family is Family.IPV4
+        external, balancer = ("198.51.100.7", "203.0.113.5") if four else ("2001:db8::7", "2001:db8::5")
+        endpoint = Endpoint(*real("a", family), local=True)
+        return [
+            self.plan(
+                family,
+                protocol,
+                node_port=30080 + number,
+                external_ips=(external,),
+                load_balancer_ips=(balancer,),
+                source_ranges=("172.30.0.0/24" if four else "fd00:30::/64",),
+                node_in_source_ranges=protocol is not Protocol.SCTP,
+                affinity_seconds=60 if protocol is Protocol.TCP else 0,
+                external_local=protocol is Protocol.UDP,
+                health_check_node_port=32000 if protocol is Protocol.UDP else 0,
+                local=(endpoint,),
+                here=(endpoint,),
+            )
+            for number, protocol in enumerate(Protocol)
+        ]
+
     def serve(self, family: Family, *plans: ServicePlan, **settings: Any) -> Outcome:
         """A full check that leaves just these Services, under SETTINGS that differ from the usual ones as told."""
         self._settings[family] = settings_of(family, **settings)
@@ -122,6 +160,10 @@ class Node:
     def cleanup(self, family: Family) -> None:
         self.space.call(self._programmers[family].cleanup)
 
+    def wanted(self) -> list[native.Outcome]:
+        """What the kernel should hold of each family, as what is rendered."""
+        return [native.outcome(self._plans[family].items(), self._settings[family]) for family in Family]
+
     # ---- the kernel
 
     def weights(self, plan: ServicePlan) -> dict[str, int]:
@@ -144,6 +186,10 @@ class Node:
         wanted = socket.inet_pton(socket.AF_INET6 if ":" in plan.cluster_ip else socket.AF_INET, plan.cluster_ip).hex()
         rows = (line.split() for line in text.splitlines()[1:])
         return sum(row[2] == "0000" and row[3].replace(":", "").lower() == wanted for row in rows)
+
+    def forgot(self, plan: ServicePlan) -> bool:
+        """Whether the kernel remembers no client of the Service."""
+        return self.templates(plan) == 0
 
     # ---- clients
 
@@ -171,18 +217,19 @@ class Node:
         finally:
             made.reset()
 
-    # ----
-
     def _programmer(self, family: Family) -> IpvsProgrammer:
-        enter, call = self._stack.enter_context, self.space.call
-        return IpvsProgrammer(
-            self._settings[family],
-            enter(call(KernelIpvs)),
-            enter(call(KernelIpSets)),
-            enter(call(KernelAddresses)),
-            HostTables(Commands(), family, NFT),
-            clock=self.clock.monotonic,
-        )
+        return programmer(self.space, self._settings[family], self._stack, self.clock.monotonic)
+
+
+def programmer(
+    space: Namespace, settings: Settings, stack: ExitStack, clock: Callable[[], float] = time.monotonic
+) -> IpvsProgrammer:
+    """A new one of a family over the kernel of SPACE, with sockets that STACK closes. To be called in SPACE."""
+    ipvs, sets, addresses = space.call(KernelIpvs), space.call(KernelIpSets), space.call(KernelAddresses)
+    for each in (ipvs, sets, addresses):
+        stack.enter_context(closing(each))
+    tables = HostTables(Commands(), settings.family, NFT)
+    return IpvsProgrammer(settings, ipvs, sets, addresses, tables, clock=clock)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from kproxy.errors import NetlinkError
 from kproxy.kernel.dummies import DEVICE, KernelAddresses
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family
+from tests.ipvs.readers import by_ip
 
 pytestmark = pytest.mark.ipvs_kernel
 
@@ -24,12 +25,6 @@ BOTH = ADDRESSES[Family.IPV4] | ADDRESSES[Family.IPV6]
 def addresses(space: Namespace) -> Iterator[KernelAddresses]:
     with space.call(KernelAddresses) as addresses:
         yield addresses
-
-
-def shown(space: Namespace) -> set[str]:
-    """The addresses on the device with their lengths, as ip(8) has them; the kernel's own IPv6 address left out."""
-    (link,) = json.loads(space.run(["ip", "-j", "address", "show", "dev", DEVICE]))
-    return {f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if a["scope"] == "global"}
 
 
 def test_the_device_is_a_dummy_without_arp(space: Namespace, addresses: KernelAddresses) -> None:
@@ -44,7 +39,7 @@ def test_the_device_is_a_dummy_without_arp(space: Namespace, addresses: KernelAd
 def test_addresses_are_hosts_without_routes_but_the_local_ones(space: Namespace, addresses: KernelAddresses) -> None:
     addresses.ensure()
     assert addresses.change(BOTH, ()) == {}
-    assert shown(space) == {"10.96.0.1/32", "10.96.0.10/32", "fd00::1/128", "fd00::a/128"}
+    assert by_ip(space) == {"10.96.0.1/32", "10.96.0.10/32", "fd00::1/128", "fd00::a/128"}
     assert {family: addresses.held(family) for family in Family} == ADDRESSES
     for option in ("-4", "-6"):
         routes = json.loads(space.run(["ip", "-j", option, "route", "show", "table", "all", "dev", DEVICE]) or "[]")
@@ -76,7 +71,7 @@ def test_what_is_there_or_gone_already_is_no_error(space: Namespace, addresses: 
     assert addresses.change(BOTH, ["10.99.0.1", "fd99::1"]) == {}
     assert addresses.change((), ["10.96.0.1", "fd00::1"]) == {}
     assert addresses.change((), ["10.96.0.1", "fd00::1"]) == {}
-    assert shown(space) == {"10.96.0.10/32", "fd00::a/128"}
+    assert by_ip(space) == {"10.96.0.10/32", "fd00::a/128"}
 
 
 def test_refusals_name_the_address_and_all_others_are_done(space: Namespace, addresses: KernelAddresses) -> None:
@@ -89,7 +84,7 @@ def test_refusals_name_the_address_and_all_others_are_done(space: Namespace, add
         "10.0.0": errno.EINVAL,
     }
     assert str(refused["ff02::1"]).startswith(f"address ff02::1 of {DEVICE}: Cannot assign requested address")
-    assert shown(space) == {"10.96.0.1/32", "fd00::1/128"}
+    assert by_ip(space) == {"10.96.0.1/32", "fd00::1/128"}
 
 
 def test_addresses_of_other_devices_and_the_kernels_own_are_left_out(
@@ -109,7 +104,7 @@ def test_thousands_of_addresses(space: Namespace, addresses: KernelAddresses) ->
     assert addresses.change(many, ()) == {}
     assert addresses.held(Family.IPV4) == set(many)
     assert addresses.change((), many[600:]) == {}
-    assert shown(space) == {f"{address}/32" for address in many[:600]}
+    assert by_ip(space) == {f"{address}/32" for address in many[:600]}
 
 
 def test_without_the_device_there_is_nothing(space: Namespace, addresses: KernelAddresses) -> None:

@@ -12,6 +12,7 @@ from kproxy.kernel.ipvs import Held, KernelIpvs, Operation, RealState, Timeouts,
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family, Protocol
 from kproxy.model.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, RealServer, ServerKey, VirtualServer
+from tests.ipvs.readers import by_ipvsadm, by_pyroute2
 
 pytestmark = pytest.mark.ipvs_kernel
 
@@ -68,41 +69,15 @@ def ipvsadm(servers: Wanted) -> set[str]:
     return lines
 
 
-def saved(space: Namespace) -> set[str]:
-    return {line.strip() for line in space.run(["ipvsadm", "-Sn"]).splitlines()}
-
-
 def test_what_we_write_all_readers_agree_on(space: Namespace, ipvs: KernelIpvs) -> None:
     servers = wanted()
     assert ipvs.apply(additions(servers)) == {}
     assert listed(ipvs) == held(servers)
-    assert saved(space) == ipvsadm(servers)
-    assert space.call(by_pyroute2) == {
+    assert by_ipvsadm(space) == ipvsadm(servers)
+    assert by_pyroute2(space) == {
         (*server.key, server.scheduler, server.flags, server.timeout): {(*r.key, r.weight, 0) for r in reals}
         for server, reals in servers.items()
     }
-
-
-def by_pyroute2() -> dict[tuple[object, ...], set[tuple[object, ...]]]:
-    """What pyroute2 lists in this network namespace."""
-    from pyroute2 import IPVS, IPVSService
-
-    def nla(message: object, name: str) -> dict[str, object]:
-        return dict(message.get(name)["attrs"])  # type: ignore[attr-defined]
-
-    found: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
-    protocols = {socket.IPPROTO_TCP: "TCP", socket.IPPROTO_UDP: "UDP", socket.IPPROTO_SCTP: "SCTP"}
-    with closing(IPVS()) as kernel:
-        for message in kernel.service("dump"):
-            said = {key.removeprefix("IPVS_SVC_ATTR_"): value for key, value in nla(message, "service").items()}
-            flags = said["FLAGS"]["flags"] & ~0x2  # type: ignore[index]
-            reals: set[tuple[object, ...]] = set()
-            for answer in kernel.dest("dump", service=IPVSService.from_message(message)):
-                dest = {key.removeprefix("IPVS_DEST_ATTR_"): value for key, value in nla(answer, "dest").items()}
-                reals.add((dest["ADDR"], dest["PORT"], dest["WEIGHT"], dest["FWD_METHOD"]))
-            key = (protocols[said["PROTOCOL"]], said["ADDR"], said["PORT"])  # type: ignore[index]
-            found[(*key, said["SCHED_NAME"], flags, said["TIMEOUT"])] = reals
-    return found
 
 
 def test_each_verb_does_what_it_says(space: Namespace, ipvs: KernelIpvs) -> None:
@@ -126,7 +101,7 @@ def test_each_verb_does_what_it_says(space: Namespace, ipvs: KernelIpvs) -> None
             assert ipvs.apply([operation]) == {}
             if then or operation.verb is Verb.DELETE_SERVER:
                 assert listed(ipvs) == held(then)
-                assert saved(space) == ipvsadm(then)
+                assert by_ipvsadm(space) == ipvsadm(then)
 
 
 FOREIGN = """\
@@ -229,11 +204,11 @@ def test_more_than_goes_out_at_once_and_all_of_it_refused(space: Namespace, ipvs
     servers = dict(many(400))
     operations = additions(servers)
     assert ipvs.apply(operations) == {}
-    assert saved(space) == ipvsadm(servers)
+    assert by_ipvsadm(space) == ipvsadm(servers)
     assert ipvs.servers(Family.IPV4) == held(servers)
     assert set(ipvs.apply(operations)) == set(range(len(operations)))
     assert ipvs.apply([Operation(Verb.DELETE_SERVER, server) for server in servers]) == {}
-    assert saved(space) == set()
+    assert by_ipvsadm(space) == set()
 
 
 def test_connections_are_counted(space: Namespace, ipvs: KernelIpvs) -> None:
@@ -269,7 +244,7 @@ def test_schedulers_are_found_and_nothing_is_left(space: Namespace, ipvs: Kernel
         assert ipvs.has_scheduler(name), name
     for name in ("none-such", "", "none", "x" * 15, "x" * 16, "../rr"):
         assert not ipvs.has_scheduler(name), name
-    assert saved(space) == set()
+    assert by_ipvsadm(space) == set()
     blocked = VirtualServer(ServerKey(Protocol.TCP, "::", 80), "rr")
     ipvs.apply([Operation(Verb.ADD_SERVER, blocked)])
     assert ipvs.has_scheduler("rr")

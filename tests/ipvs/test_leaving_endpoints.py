@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_it_goes_when_its_last_connection_has_ended(node: Node) -> None:
             node.restart(plan.family)  # which does not keep it from being looked after
             assert not node.idle(plan, "a")
     for plan in plans:
-        assert soon(lambda plan=plan: node.idle(plan, "a"))  # type: ignore[misc]
+        assert soon(partial(node.idle, plan, "a"))
         node.tend(plan.family, after=1)
         assert node.weights(plan) == {"b": 1}
 

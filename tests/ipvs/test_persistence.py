@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from kproxy.kernel.ipvs import Timeouts
@@ -58,5 +60,5 @@ def test_a_client_that_is_gone_for_long_enough_is_forgotten(node: Node) -> None:
         assert node.ask(plan, 2) == first[-1:] * 2
         assert node.templates(plan) == 1
     for plan, before in zip(plans, first, strict=True):
-        assert soon(lambda plan=plan: node.templates(plan) == 0)  # type: ignore[misc]
+        assert soon(partial(node.forgot, plan))
         assert node.ask(plan) != [before], "it took its turn among all"
