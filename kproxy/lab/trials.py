@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ FEW = 5
 PATIENCE = 5.0  # seconds for an answer that must come
 IMPATIENCE = 0.25  # seconds for one that must not
 CROWD = 16
+OUT_OF_STEP = 0.02
 
 
 @dataclass(slots=True)
@@ -86,6 +89,8 @@ class Trial:
             answered.add(outcome.pod)
             if attempt >= FEW and (probe.sticky or len(answered) == len(probe.expect)):
                 break
+            # Clients in step with each other would each get the same endpoint every time where turns are taken.
+            time.sleep(random.uniform(0, OUT_OF_STEP))
         if probe.sticky:
             return "" if len(answered) == 1 else f"{sorted(answered)} answered one client"
         return "" if answered == set(probe.expect) else f"of {probe.expect} only {sorted(answered)} ever answered"
