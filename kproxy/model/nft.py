@@ -23,8 +23,8 @@ __all__ = [
     "DnatByMap",
     "Drop",
     "Element",
-    "Field",
     "FibLocal",
+    "Field",
     "Goto",
     "Hook",
     "InSet",
@@ -81,7 +81,7 @@ class Set(msgspec.Struct, frozen=True, gc=False):
 
     key: the fields of a key, concatenated. data: those of a map's data (SetKind.MAP), else empty.
     interval: a key's addresses may be CIDRs (flags interval; with several fields the kernel's pipapo set).
-    A key with a SLOT makes nft's text declare the map by `typeof … numgen random mod 65536`, as numgen's type has no name.
+    A key with a SLOT makes nft's text declare the map by `typeof … numgen random mod 65536`: numgen's type has no name.
     timeout: seconds after which an element goes; then the packet path adds elements (flags dynamic,timeout; timeout
     Ns; size N), and elements are never written from outside. 0: none. size: the most elements, 0 for no limit.
     """

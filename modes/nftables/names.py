@@ -1,0 +1,98 @@
+"""Names of the table, its sets, maps and chains. Pure."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from enum import StrEnum
+from typing import NamedTuple
+
+from kproxy.model.plans import Endpoint, PortKey
+
+__all__ = [
+    "CLUSTER_IPS",
+    "ENDPOINTS",
+    "HAIRPINS",
+    "NODE_PORTS",
+    "NODE_PORT_ADDRESSES",
+    "NODE_PORT_ENDPOINTS",
+    "REFUSE",
+    "SERVICES",
+    "SERVICE_CIDRS",
+    "SOURCES",
+    "TABLE",
+    "Balancer",
+    "Kind",
+    "PortNames",
+]
+
+TABLE = "kproxy"
+
+SERVICES = "services"  # the map, and the chain that looks into it
+NODE_PORTS = "node-ports"
+ENDPOINTS = "endpoints"
+NODE_PORT_ENDPOINTS = "node-port-endpoints"
+SOURCES = "sources"
+CLUSTER_IPS = "cluster-ips"
+HAIRPINS = "hairpins"
+SERVICE_CIDRS = "service-cidrs"
+NODE_PORT_ADDRESSES = "node-port-addresses"
+
+REFUSE = "refuse"  # "reject" is a word of nft's language
+
+
+class Kind(StrEnum):
+    """How traffic to a frontend is treated on its way to an endpoint; the value begins the name of its chain."""
+
+    CLUSTER = "cluster"  # a cluster IP: masqueraded when it comes from outside the cluster
+    EXTERNAL = "external"  # an external address under policy Cluster: always masqueraded
+    LOCAL = "local"  # an external address under policy Local: sources within the cluster may go anywhere, others not
+    NODE_EXTERNAL = "node"  # the same two for node ports
+    NODE_LOCAL = "node-local"
+
+    @property
+    def of_node_port(self) -> bool:
+        return self in (Kind.NODE_EXTERNAL, Kind.NODE_LOCAL)
+
+    @property
+    def local(self) -> bool:
+        return self in (Kind.LOCAL, Kind.NODE_LOCAL)
+
+
+class Balancer(NamedTuple):
+    """A chain that all ports share whose frontends are of this kind and have as many endpoints.
+
+    anywhere: how many endpoints there are in slots 0, 1, …. here: how many follow for policy Local (local kinds only).
+    firewall: only some sources are let through.
+    """
+
+    kind: Kind
+    anywhere: int
+    here: int = 0
+    firewall: bool = False
+
+    @property
+    def name(self) -> str:
+        """cluster-3, external-3-firewall, local-3-1 (1 of them on this node), node-3, node-local-3-0"""
+        here = f"-{self.here}" if self.kind.local else ""
+        return f"{self.kind.value}-{self.anywhere}{here}{'-firewall' if self.firewall else ''}"
+
+
+class PortNames:
+    """What one Service port with client IP affinity has for itself. anywhere, here: its chains that choose."""
+
+    __slots__ = ("_prefix", "anywhere", "here")
+
+    def __init__(self, key: PortKey) -> None:
+        digest = hashlib.sha256(f"{key}{key.protocol.lower()}".encode()).digest()[:10]
+        self._prefix = f"affinity-{base64.b32encode(digest).decode()}"
+        self.anywhere = f"{self._prefix}-anywhere"
+        self.here = f"{self._prefix}-here"
+
+    def entry(self, kind: Kind, firewall: bool) -> str:
+        """The chain to which frontends of this kind lead."""
+        return f"{self._prefix}-{kind.value}{'-firewall' if firewall else ''}"
+
+    def clients(self, endpoint: Endpoint, seconds: int) -> str:
+        """The set of an endpoint's clients. Its timeout is in its name, so a set of a name never changes."""
+        return f"{self._prefix}-{seconds}s-{endpoint.ip.replace(':', '.')}/{endpoint.port}"

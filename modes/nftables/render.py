@@ -1,0 +1,195 @@
+"""Rules and elements of nftables mode, as values: one fragment a Service port, one base a node. Pure.
+
+Decides nothing about Services: the plan has all decisions, this module writes them in the layout of docs/nftables.md.
+What it leaves out: what the kernel holds already, and how it gets there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+
+from kproxy.model.addresses import is_loopback
+from kproxy.model.flows import Frontend
+from kproxy.model.nft import (
+    AddressIn,
+    BaseChain,
+    Chain,
+    CtInvalid,
+    CtTranslated,
+    Drop,
+    Element,
+    FibLocal,
+    Field,
+    Hook,
+    InSet,
+    Jump,
+    Lookup,
+    MarkClear,
+    MarkHas,
+    Masquerade,
+    Reject,
+    Rule,
+    Set,
+    SetKind,
+    Type,
+    Verdict,
+)
+from kproxy.model.plans import Endpoint, Family, ServicePlan
+from kproxy.modes.nftables import affinity, names
+from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY
+from kproxy.modes.nftables.fragments import Base, Claim, Fragment
+from kproxy.modes.nftables.names import Balancer, Kind, PortNames
+from kproxy.modes.nftables.settings import Settings
+
+__all__ = ["render_base", "render_port"]
+
+DSTNAT, FILTER, SRCNAT = -100, 0, 100  # priorities, as the kernel's own tables have them
+
+
+# ---------------------------------------------------------------- one Service port
+
+
+def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
+    """The elements that one Service port needs, and with client IP affinity its sets and chains."""
+    claims = tuple(_claims(plan))
+    shared = [Element(names.CLUSTER_IPS, (plan.cluster_ip,))]
+    if plan.has_endpoints:
+        shared += [Element(names.HAIRPINS, (ip, ip)) for ip in dict.fromkeys(e.ip for e in plan.reachable)]
+    if not (plan.affinity_seconds and plan.has_endpoints):
+        return Fragment(claims, tuple(shared))
+    return Fragment(claims, tuple(shared), affinity.sets(plan), tuple(_own_chains(plan, claims, settings)))
+
+
+def _own_chains(plan: ServicePlan, claims: Iterable[Claim], settings: Settings) -> Iterator[Chain]:
+    """The chains of a port with affinity: one for each kind of frontend, and those that choose."""
+    entries = {(c.balancer.kind, c.balancer.firewall): None for c in claims if c.balancer}
+    for kind, firewall in entries:
+        yield affinity.entry_chain(plan, kind, firewall, settings)
+    yield from affinity.list_chains(plan)
+
+
+def _claims(plan: ServicePlan) -> Iterator[Claim]:
+    """One claim for each way to the port; an address that is given twice counts as the first kind it has."""
+    seen = {plan.cluster_ip}
+    yield _claim(plan, plan.cluster_ip, Kind.CLUSTER, plan.internal_endpoints)
+    kind = Kind.LOCAL if plan.external_local else Kind.EXTERNAL
+    for ips, ranges in ((plan.external_ips, ()), (plan.load_balancer_ips, _ranges(plan))):
+        for ip in ips:
+            if ip not in seen:
+                seen.add(ip)
+                yield _claim(plan, ip, kind, plan.cluster, ranges)
+    if plan.node_port:
+        yield _claim(plan, "", Kind.NODE_LOCAL if plan.external_local else Kind.NODE_EXTERNAL, plan.cluster)
+
+
+def _claim(
+    plan: ServicePlan, ip: str, kind: Kind, anywhere: tuple[Endpoint, ...], ranges: tuple[str, ...] = ()
+) -> Claim:
+    """How one frontend leads to its endpoints, or that it leads nowhere. ip: "" for the node port."""
+    protocol, port = plan.protocol.lower(), plan.port if ip else plan.node_port
+    frontend = Frontend(ip, port, plan.protocol)
+    key = (ip, protocol, port) if ip else (protocol, port)
+    here = plan.local if kind.local else ()
+    comment = str(plan.key)
+    vmap = names.SERVICES if ip else names.NODE_PORTS
+    if not plan.has_endpoints:
+        return Claim(frontend, (Element(vmap, key, Verdict(names.REFUSE), comment),))
+    if not anywhere and not here:
+        return Claim(frontend, (Element(vmap, key, Verdict(), comment),))
+    balancer = Balancer(kind, len(anywhere), len(here), bool(ranges))
+    sources = (Element(names.SOURCES, (*key, cidr)) for cidr in ranges)
+    if plan.affinity_seconds:
+        chain = PortNames(plan.key).entry(kind, balancer.firewall)
+        return Claim(frontend, (Element(vmap, key, Verdict(chain), comment), *sources), balancer, own=True)
+    slots = names.ENDPOINTS if ip else names.NODE_PORT_ENDPOINTS
+    targets = (Element(slots, (*key, slot), (e.ip, e.port)) for slot, e in enumerate((*anywhere, *here)))
+    verdict = Element(vmap, key, Verdict(balancer.name), comment)
+    return Claim(frontend, (verdict, *targets, *sources), balancer)
+
+
+def _ranges(plan: ServicePlan) -> tuple[str, ...]:
+    """The sources that may use the load balancer's addresses, without overlaps; empty when all may."""
+    if not plan.source_ranges:
+        return ()
+    allowed = list(plan.source_ranges)
+    if plan.node_in_source_ranges:
+        # A load balancer may make its IP an address of the node, whose own traffic then carries it as source.
+        allowed += plan.load_balancer_ips
+    return _collapsed(allowed, plan.family)
+
+
+def _collapsed(cidrs: list[str] | tuple[str, ...], family: Family) -> tuple[str, ...]:
+    """CIDRS without overlaps, which the kernel's interval sets refuse; empty when they hold everything."""
+    parsed = [ip_network(cidr, strict=False) for cidr in cidrs]
+    merged: list[IPv4Network] | list[IPv6Network]
+    if family is Family.IPV4:
+        merged = list(collapse_addresses(n for n in parsed if isinstance(n, IPv4Network)))
+    else:
+        merged = list(collapse_addresses(n for n in parsed if isinstance(n, IPv6Network)))
+    return tuple(str(n) for n in merged if n.prefixlen)
+
+
+# ---------------------------------------------------------------- the node
+
+
+def render_base(settings: Settings) -> Base:
+    """The sets, maps and chains that a node needs whatever its Services are."""
+    address = Type.IPV4 if settings.family is Family.IPV4 else Type.IPV6
+    addresses = settings.node_port_addresses
+    sets, elements = list(_maps(address)), []
+    if settings.service_cidrs:
+        sets.append(Set(names.SERVICE_CIDRS, (address,), interval=True))
+        cidrs = _collapsed(settings.service_cidrs, settings.family)
+        elements += [Element(names.SERVICE_CIDRS, (cidr,)) for cidr in cidrs]
+    if not addresses.match_all:
+        sets.append(Set(names.NODE_PORT_ADDRESSES, (address,)))
+        elements += [Element(names.NODE_PORT_ADDRESSES, (ip,)) for ip in addresses.ips if not is_loopback(ip)]
+    return Base(settings, tuple(sets), tuple(_chains(settings)), tuple(elements))
+
+
+def _maps(address: Type) -> Iterator[Set]:
+    """The sets and maps into which ports write."""
+    frontend = (address, Type.PROTO, Type.PORT)
+    target = (address, Type.PORT)
+    yield Set(names.SERVICES, frontend, SetKind.VERDICTS)
+    yield Set(names.NODE_PORTS, frontend[1:], SetKind.VERDICTS)
+    yield Set(names.ENDPOINTS, (*frontend, Type.SLOT), SetKind.MAP, target)
+    yield Set(names.NODE_PORT_ENDPOINTS, (*frontend[1:], Type.SLOT), SetKind.MAP, target)
+    yield Set(names.SOURCES, (*frontend, address), interval=True)
+    yield Set(names.CLUSTER_IPS, (address,))
+    yield Set(names.HAIRPINS, (address, address))
+
+
+def _chains(settings: Settings) -> Iterator[Chain]:
+    services = ((Jump(names.SERVICES),),)
+    yield Chain(names.REFUSE, ((Reject(),),))
+    yield Chain(names.SERVICES, tuple(_services(settings)))
+    yield Chain("nat-prerouting", services, BaseChain("nat", Hook.PREROUTING, DSTNAT))
+    yield Chain("nat-output", services, BaseChain("nat", Hook.OUTPUT, DSTNAT))
+    yield Chain("nat-postrouting", tuple(_postrouting(settings)), BaseChain("nat", Hook.POSTROUTING, SRCNAT))
+    if not settings.tcp_be_liberal:
+        # An INVALID packet passes NAT unchanged and would make the client reset a living connection.
+        yield Chain("filter-forward", ((CtInvalid(), Drop()),), BaseChain("filter", Hook.FORWARD, FILTER))
+
+
+def _services(settings: Settings) -> Iterator[Rule]:
+    """NAT chains see the first packet of a connection only, so this is all about new connections."""
+    yield (Lookup(ADDRESS_KEY, names.SERVICES),)
+    yield InSet((Field.DADDR,), names.CLUSTER_IPS), Reject()
+    if settings.service_cidrs:
+        yield InSet((Field.DADDR,), names.SERVICE_CIDRS), Drop()
+    node_ports = Lookup(NODE_PORT_KEY, names.NODE_PORTS)
+    if settings.node_port_addresses.match_all:
+        loopback = "127.0.0.0/8" if settings.family is Family.IPV4 else "::1/128"
+        yield AddressIn(Field.DADDR, loopback, negate=True), FibLocal(Field.DADDR), node_ports
+    else:
+        yield InSet((Field.DADDR,), names.NODE_PORT_ADDRESSES), node_ports
+
+
+def _postrouting(settings: Settings) -> Iterator[Rule]:
+    masquerade, mark = Masquerade(settings.random_fully), settings.masquerade_mark
+    # Cleared, so that the packet is not masqueraded again when it comes back through another stack.
+    yield MarkHas(mark), MarkClear(mark), masquerade
+    # An endpoint that reaches itself through a Service would see its own address and answer past the Service.
+    yield CtTranslated(), InSet((Field.SADDR, Field.DADDR), names.HAIRPINS), masquerade
