@@ -47,6 +47,11 @@ def _ipvs(preview: Preview, family: Family) -> Rendered:
     return Rendered(outcome.native(), outcome.json())
 
 
+def _nftables(preview: Preview, family: Family) -> Rendered:
+    rules = preview.nftables(family)
+    return Rendered(rules, {"rules": rules})
+
+
 def _userspace(preview: Preview, family: Family) -> Rendered:
     outcome = preview.userspace(family)
     return Rendered(outcome.native(), outcome.json())
@@ -55,6 +60,7 @@ def _userspace(preview: Preview, family: Family) -> Rendered:
 RENDERERS: dict[ProxyMode, Callable[[Preview, Family], Rendered]] = {
     ProxyMode.IPTABLES: _iptables,
     ProxyMode.IPVS: _ipvs,
+    ProxyMode.NFTABLES: _nftables,
     ProxyMode.USERSPACE: _userspace,
 }
 

@@ -13,8 +13,11 @@ from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.render import Settings, render_base, render_port, text
 from kproxy.modes.ipvs import native
+from kproxy.modes.nftables import render as nftables
+from kproxy.modes.nftables.layout import Layout, lay_out
+from kproxy.modes.nftables.text import table_text
 from kproxy.modes.userspace import native as userspace
-from kproxy.sync.settings import Host, iptables_settings, ipvs_settings, place, userspace_settings
+from kproxy.sync.settings import Host, iptables_settings, ipvs_settings, nftables_settings, place, userspace_settings
 
 __all__ = ["Preview", "load"]
 
@@ -51,6 +54,18 @@ class Preview:
         """What IPVS mode has of one family."""
         settings = ipvs_settings(self._config, family, self._state.node, self._host)
         return native.outcome(self.book.pages[family].plans.items(), settings)
+
+    def nftables_layout(self, family: Family) -> Layout:
+        """nftables mode's table of one family, as values."""
+        cidrs = self._state.service_cidrs
+        settings = nftables_settings(self._config, family, self._state.node, self._host, cidrs)
+        plans = self.book.pages[family].plans
+        fragments = ((key, nftables.render_port(plan, settings)) for key, plan in plans.items())
+        return lay_out(nftables.render_base(settings), fragments)
+
+    def nftables(self, family: Family) -> str:
+        """nftables mode's table of one family, as text for `nft -f`."""
+        return table_text(self.nftables_layout(family))
 
     def userspace(self, family: Family) -> userspace.Outcome:
         """What userspace mode has of one family, its proxy ports counted from the first that the configuration has."""

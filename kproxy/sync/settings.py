@@ -16,6 +16,7 @@ from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.ipvs.settings import Settings as IpvsSettings
+from kproxy.modes.nftables.settings import Settings as NftablesSettings
 from kproxy.modes.userspace.render import Settings as UserspaceSettings
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "detect_local",
     "iptables_settings",
     "ipvs_settings",
+    "nftables_settings",
     "node_ips",
     "place",
     "userspace_settings",
@@ -120,6 +122,27 @@ def ipvs_settings(config: KubeProxyConfiguration, family: Family, node: NodeView
         ),
         random_fully=host.random_fully,
         exclude_cidrs=tuple(c for text in config.ipvs.exclude_cidrs if (c := canonical_cidr(text))),
+    )
+
+
+def nftables_settings(
+    config: KubeProxyConfiguration,
+    family: Family,
+    node: NodeView | None,
+    host: Host,
+    service_cidrs: Iterable[str] = (),
+) -> NftablesSettings:
+    """What nftables mode's rules of one family depend on besides the plans. service_cidrs: of both families."""
+    cidrs = (canonical_cidr(text) for text in service_cidrs)
+    return NftablesSettings(
+        family=family,
+        masquerade_mark=1 << config.nftables.masquerade_bit,
+        masquerade_all=config.nftables.masquerade_all,
+        detect_local=detect_local(config, family, node),
+        node_port_addresses=addresses_for_node_ports(config, family, host),
+        service_cidrs=tuple(c for c in cidrs if c and family_of(c) is family),
+        tcp_be_liberal=config.conntrack.tcp_be_liberal,
+        random_fully=host.random_fully,
     )
 
 
