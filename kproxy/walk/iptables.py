@@ -10,9 +10,9 @@ passes PREROUTING and INPUT without it. Leaves out: out-interfaces, bridges, wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import Any, NamedTuple
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family, address_port
@@ -58,8 +58,7 @@ def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:
     raise InvalidInput(f"a rule asks for the ipset {name}, and its content was not given")
 
 
-@dataclass(frozen=True, slots=True)
-class _Flow:
+class _Flow(NamedTuple):
     """A packet that got this far, by this way, with this probability."""
 
     packet: Packet
@@ -68,7 +67,16 @@ class _Flow:
     path: tuple[Step, ...] = ()
 
     def by(self, step: Step) -> _Flow:
-        return replace(self, path=(*self.path, step))
+        return self._replace(path=(*self.path, step))
+
+    def changed(self, **fields: Any) -> _Flow:
+        """With these fields of the packet."""
+        return self._replace(packet=self.packet._replace(**fields))
+
+    def led(self, ip: str, port: int) -> _Flow:
+        """To another destination. PORT 0 keeps the packet's."""
+        to = port or self.packet.port
+        return self.changed(destination=ip, destination_number=number(ip), port=to, translated=True)
 
 
 class _Walk:
@@ -103,12 +111,12 @@ class _Walk:
 
     def _sent(self, flows: Sequence[_Flow]) -> list[_Flow]:
         here, elsewhere = self._routed(self._leaving(self._hook("OUTPUT", OUTPUT, flows)))
-        back = [replace(flow, packet=replace(flow.packet, interface=LOOPBACK)) for flow in here]
-        back = self._hook("PREROUTING", without_nat(PREROUTING), back)
-        return [*elsewhere, *self._hook("INPUT", without_nat(INPUT), back)]
+        back = [flow.changed(interface=LOOPBACK) for flow in here]
+        back = self._hook("PREROUTING", _without_nat(PREROUTING), back)
+        return [*elsewhere, *self._hook("INPUT", _without_nat(INPUT), back)]
 
     def _leaving(self, flows: Iterable[_Flow]) -> list[_Flow]:
-        out = [replace(flow, packet=replace(flow.packet, interface="", bridged=False)) for flow in flows]
+        out = [flow.changed(interface="", bridged=False) for flow in flows]
         return self._hook("POSTROUTING", POSTROUTING, out)
 
     def _routed(self, flows: Iterable[_Flow]) -> tuple[list[_Flow], list[_Flow]]:
@@ -166,11 +174,11 @@ class _Walk:
             raise InvalidInput(f'table {table}, rule "-A {chain} {rule.text}": {rule.unknown}')
         hit = flow.by(Step(table, chain, rule.text))
         if rule.remembers:
-            hit = replace(hit, remembers=hit.remembers | {Memory(rule.remembers, flow.packet.source)})
+            hit = hit._replace(remembers=hit.remembers | {Memory(rule.remembers, flow.packet.source)})
         if rule.chance == 1:
             return None, hit
-        missed = replace(flow, probability=flow.probability * (1 - rule.chance))
-        return missed, replace(hit, probability=flow.probability * rule.chance) if rule.chance else None
+        missed = flow._replace(probability=flow.probability * (1 - rule.chance))
+        return missed, hit._replace(probability=flow.probability * rule.chance) if rule.chance else None
 
     def _follow(
         self, table: str, rule: Rule, flow: _Flow, depth: int, on: list[_Flow], out: list[tuple[_Flow, bool]]
@@ -184,11 +192,11 @@ class _Walk:
                     else:
                         on.append(after)
             case MarkSet(value, mask):
-                on.append(_changed(flow, mark=flow.packet.mark & ~mask ^ value))
+                on.append(flow.changed(mark=flow.packet.mark & ~mask ^ value))
             case Dnat(ip, port):
-                out.append((_led(flow, ip, port), True))
+                out.append((flow.led(ip, port), True))
             case Redirect(port) as redirect:
-                out.append((_led(flow, self._redirected(redirect, flow.packet), port), True))
+                out.append((flow.led(self._redirected(redirect, flow.packet), port), True))
             case Plain(name):
                 self._plain(name, flow, on, out)
 
@@ -199,7 +207,7 @@ class _Walk:
             case "RETURN":
                 out.append((flow, False))
             case "MASQUERADE":
-                out.append((_changed(flow, masqueraded=True), True))
+                out.append((flow.changed(masqueraded=True), True))
             case "DROP":
                 self._end(flow, Fate.DROPPED)
             case "REJECT":
@@ -224,16 +232,5 @@ class _Walk:
         self._ended.append(Branch(flow.probability, verdict, flow.remembers, flow.path))
 
 
-def without_nat(tables: Iterable[str]) -> tuple[str, ...]:
+def _without_nat(tables: Iterable[str]) -> tuple[str, ...]:
     return tuple(table for table in tables if table != "nat")
-
-
-def _changed(flow: _Flow, **fields: int | bool) -> _Flow:
-    changes: Mapping[str, object] = fields
-    return replace(flow, packet=replace(flow.packet, **changes))  # type: ignore[arg-type]
-
-
-def _led(flow: _Flow, ip: str, port: int) -> _Flow:
-    packet = flow.packet
-    led = replace(packet, destination=ip, destination_number=number(ip), port=port or packet.port, translated=True)
-    return replace(flow, packet=led)
