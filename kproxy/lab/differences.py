@@ -68,6 +68,7 @@ DIFFERENCES: dict[str, tuple[Difference, ...]] = {
         Difference("One address has one list of endpoints", _from_within_to_policy_local, _only_here),
         Difference("Policy Local without an endpoint here falls back to all endpoints", _nobody_here, _anybody),
     ),
+    "nftables": (Difference("Node ports do not answer on 127.0.0.1", _on_localhost, _refused),),
     "userspace": (Difference("Endpoints see the node's address", _answered_by_a_pod, _source_rewritten),),
 }
 
