@@ -15,7 +15,20 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # What needs root (network namespaces, iptables, netlink): whole folders, files and what these fixtures give.
 ROOT_FOLDERS = frozenset(
-    {"cleanup", "demo", "faults", "guest", "heal", "ipvs", "lab", "restart", "takeover", "traffic", "userload"}
+    {
+        "cleanup",
+        "demo",
+        "faults",
+        "guest",
+        "heal",
+        "ipvs",
+        "lab",
+        "restart",
+        "switching",
+        "takeover",
+        "traffic",
+        "userload",
+    }
 )
 # Folders that wait for real servers or start a process for each test: minutes that the quick loop does without.
 SLOW_FOLDERS = frozenset({"badinput", "packaging", "source"})

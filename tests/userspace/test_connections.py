@@ -29,6 +29,8 @@ from tests.userspace.peers import (
     was_reset,
 )
 
+pytestmark = pytest.mark.slow  # starts processes
+
 AT_ONCE = struct.pack("ii", 1, 0)
 BLOCK = bytes(range(256)) * 64
 

@@ -13,6 +13,8 @@ from kproxy.model.plans import Endpoint, Family
 from kproxy.modes.userspace.messages import Settings
 from tests.userspace.peers import DNS, LOOPBACK, NUMBER, PATIENCE, Port, datagrams, eventually, forwarding, free_port
 
+pytestmark = pytest.mark.slow  # starts processes
+
 STAYING = Settings(udp_idle_seconds=60)
 ELSEWHERE = {Family.IPV4: "127.0.0.77", Family.IPV6: "::1"}
 

@@ -27,6 +27,8 @@ from tests.userspace.peers import (
     restore_descriptors,
 )
 
+pytestmark = pytest.mark.slow  # starts processes
+
 LIMIT = 160
 """Room for some forty connections beyond what is kept free."""
 ALONE = Settings(workers=1)

@@ -13,6 +13,8 @@ from kproxy.modes.userspace.listeners import ListenerKey, Reach
 from kproxy.modes.userspace.messages import Settings
 from tests.userspace.peers import WEB, Port, echo, endpoint, eventually, exactly, forwarding, named, was_reset
 
+pytestmark = pytest.mark.slow  # starts processes
+
 SOON = Settings(drain_seconds=0.4)
 LATE = Settings(drain_seconds=3600)
 

@@ -25,6 +25,8 @@ from tests.userspace.peers import (
     was_reset,
 )
 
+pytestmark = pytest.mark.slow  # starts processes
+
 QUICK = Settings(connect_seconds=(0.05, 0.1, 0.2))
 UNREACHABLE = Endpoint("255.255.255.255", 80)
 """connect(2) fails at once."""

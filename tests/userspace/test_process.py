@@ -19,6 +19,8 @@ from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach, Stati
 from kproxy.modes.userspace.messages import Settings
 from tests.userspace.peers import DNS, WEB, Port, endpoint, eventually, forwarding, named, say
 
+pytestmark = pytest.mark.slow  # starts processes
+
 MANY = 2000
 
 

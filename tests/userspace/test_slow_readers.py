@@ -8,8 +8,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from kproxy.modes.userspace.messages import Settings
 from tests.userspace.peers import PATIENCE, Port, endpoint, eventually, exactly, forwarding
+
+pytestmark = pytest.mark.slow  # starts processes
 
 ALONE = Settings(workers=1)
 PIECE = bytes(1_000_000)

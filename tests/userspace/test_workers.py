@@ -21,6 +21,8 @@ from tests.userspace.peers import (
     restore_descriptors,
 )
 
+pytestmark = pytest.mark.slow  # starts processes
+
 THREE = Settings(workers=3)
 CLIENTS = [f"127.0.1.{i}" for i in range(1, 13)]
 
