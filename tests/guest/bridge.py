@@ -1,8 +1,8 @@
 """Tests with the mark `ipvs_kernel` run where the kernel has IPVS: here, or all of them in one virtual machine.
 
 In the second case each such test is replaced by one with the same id that asks the machine for its reports. So pytest
-itself does the rest: the selection, the order, what the terminal shows, the exit status. The machine starts with the
-first of them.
+itself does the rest: the selection, what the terminal shows, the exit status. The machine works while all other tests
+run here, and its tests are told last.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Conversation:
 
     def reports(self, nodeid: str) -> dict[str, pytest.TestReport]:
         """The test's reports by phase, once it has ended; those that there are, should the machine have ended."""
-        self._start()
+        self.start()
         heard = time.monotonic()
         while "teardown" not in self._reports.get(nodeid, {}) and not self._over:
             alive = self._machine is not None and self._machine.running()
@@ -80,7 +80,8 @@ class Conversation:
         if self._machine is not None:
             self._machine.close()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the machine, unless it was."""
         if self._machine is not None or self._over:
             return
         (self._share / "chosen").write_text("\n".join(self._chosen))
@@ -186,7 +187,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             item.add_marker(pytest.mark.skip(reason=reason))
         return
     conversation = config.stash[CONVERSATION] = Conversation(config, marked)
-    items[:] = list(_replaced(session, items, conversation))
+    items[:] = sorted(_replaced(session, items, conversation), key=lambda item: isinstance(item, InGuest))
 
 
 def _replaced(
@@ -198,6 +199,12 @@ def _replaced(
             yield InGuest.from_parent(session, **about, stands_for=item, conversation=conversation)
         else:
             yield item
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    if CONVERSATION in session.config.stash and not session.config.option.collectonly and not session.testsfailed:
+        session.config.stash[CONVERSATION].start()
 
 
 @pytest.hookimpl(wrapper=True)
