@@ -1,0 +1,127 @@
+"""The kernel takes the text, and packets meet what the table of scenarios says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kproxy.config.files import from_text
+from kproxy.lab import probes
+from kproxy.lab.clusters import CLUSTER_CIDRS, build
+from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.outcomes import Nothing
+from kproxy.lab.proxies import Manifests, Proxy
+from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Scenario, Via, node_objects
+from kproxy.lab.trials import Trial
+from kproxy.model.objects import TYPES, Kind, Object
+from kproxy.model.plans import Family, ServicePlan
+from kproxy.modes.nftables.layout import lay_out
+from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.settings import Settings
+from kproxy.modes.nftables.text import table_text
+from kproxy.sync.preview import Preview, load
+from kproxy.sync.settings import Host
+from tests.nftables.plans import any_plans, any_settings
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
+
+CIDRS = {"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]}}
+STATES = st.sampled_from(Family).flatmap(lambda f: st.tuples(any_plans(f), any_settings(f)))
+
+
+@pytest.fixture(scope="module")
+def netns() -> Iterator[Namespace]:
+    space = Namespace("nftables")
+    try:
+        yield space
+    finally:
+        space.close()
+
+
+def words(family: Family) -> tuple[str, str]:
+    return ("ip" if family is Family.IPV4 else "ip6"), "kproxy"
+
+
+@given(STATES)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_kernel_takes_any_layout_and_takes_it_again(
+    netns: Namespace, state: tuple[list[ServicePlan], Settings]
+) -> None:
+    plans, chosen = state
+    layout = lay_out(render_base(chosen), [(p.key, render_port(p, chosen)) for p in plans])
+    listing = ["nft", "-s", "list", "table", *words(chosen.family)]
+    netns.run(["nft", "-f", "-"], table_text(layout))
+    first = netns.run(listing)
+    assert first.count("\tchain ") == len(layout.chains)
+    assert first.count("\tset ") + first.count("\tmap ") == len(layout.sets)
+    netns.run(["nft", "-f", "-"], table_text(layout))
+    assert sorted(netns.run(listing)) == sorted(first)
+
+
+# ---------------------------------------------------------------- packets
+
+
+def cluster_state() -> Preview:
+    """Node1's view of a cluster with all scenarios at once."""
+    kinds: dict[Kind, list[Object]] = {Kind.SERVICE_CIDR: [msgspec.convert(CIDRS, TYPES[Kind.SERVICE_CIDR])]}
+    for item in (*node_objects(), *(o for s in SCENARIOS for o in s.objects())):
+        kind = Kind(item["kind"])
+        kinds.setdefault(kind, []).append(msgspec.convert(item, TYPES[kind]))
+    state, problems = load("node1", kinds)
+    assert not problems
+    header = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+    config = from_text(json.dumps({**header, "mode": "nftables", "clusterCIDR": CLUSTER_CIDRS}))
+    node = ("172.30.0.11", "fd00:30::11")
+    return Preview(state, config, Host(node, node))
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """The lab's cluster with the rendered tables on node1, and no proxy at work."""
+    folder: Path = tmp_path_factory.mktemp("trial")
+    preview = cluster_state()
+    with build(PODS, PORTS) as cluster:
+        node = cluster.spaces["node1"]
+        for family in Family:
+            node.run(["nft", "-f", "-"], preview.nftables(family))
+        idle = Proxy(node, folder, folder / "log")
+        yield Trial(cluster, idle, Manifests(folder), "nft", "nftables")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
+def test_packets_meet_what_the_table_of_scenarios_says(trial: Trial, scenario: Scenario, family: Family) -> None:
+    assert trial.faults(scenario, family) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("source", ["caller", "node1", "client"])
+def test_what_no_service_has_is_refused_at_a_cluster_ip_and_dropped_elsewhere(
+    trial: Trial, family: Family, source: str
+) -> None:
+    ip, space = SCENARIOS[0].address(Via.CLUSTER_IP, family), trial.cluster.spaces[source]
+    assert space.call(probes.tcp, ip, 81, 5.0, "") is Nothing.REFUSED
+    assert space.call(probes.udp, ip, 81, 5.0, "") is Nothing.REFUSED
+    nobody = "10.96.200.200" if family is Family.IPV4 else "fd00:96::c8c8"
+    assert space.call(probes.tcp, nobody, 80, 0.3, "") is Nothing.TIMED_OUT
+
+
+@pytest.mark.slow
+def test_one_endpoint_remembers_a_client_for_as_long_as_the_service_asks(trial: Trial) -> None:
+    scenario = next(s for s in SCENARIOS if s.name == "affinity")
+    assert trial.fault(scenario.probes[0], scenario, Family.IPV4, scenario.ports[0]) == ""
+    caller = trial.cluster.pods["caller"].ip(Family.IPV4)
+    held = json.loads(trial.cluster.spaces["node1"].run(["nft", "-j", "list", "sets", "ip"]))
+    sets = [item["set"] for item in held["nftables"] if "set" in item]
+    holding = [s for s in sets if any(e.get("elem", {}).get("val") == caller for e in s.get("elem", ()) if "elem" in e)]
+    # TCP and UDP are two ports of the Service, and each may have been asked by now.
+    assert len(holding) in (1, 2)
+    assert {s["timeout"] for s in holding} == {60}
