@@ -110,12 +110,12 @@ class RestoreError(CommandError):
 class NetlinkError(KernelError):
     """The kernel answered a netlink request with an error; `errno` is positive.
 
-    offset: in bytes from the start of the message, where the attribute is that the kernel did not take; 0 when it does
+    detail: what the kernel said besides, "" for nothing. offset: in bytes from the start of the message, where the attribute is that the kernel did not take; 0 when it does
     not say.
     """
 
     def __init__(self, request: str, errno: int, detail: str = "", offset: int = 0) -> None:
         import os
 
-        self.request, self.errno, self.offset = request, errno, offset
+        self.request, self.errno, self.detail, self.offset = request, errno, detail, offset
         super().__init__(f"{request}: {os.strerror(errno)}" + (f": {detail}" if detail else ""))

@@ -64,6 +64,7 @@ class Socket:
         timeout: seconds that one answer may take. brief: a refusal comes without what was refused.
         """
         self._seq, self._timeout = 0, timeout
+        self.sent = 0  # bytes
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
@@ -291,7 +292,7 @@ class Socket:
 
     def _send(self, data: bytes, request: str) -> None:
         try:
-            self._socket.sendto(data, (0, 0))
+            self.sent += self._socket.sendto(data, (0, 0))
         except OSError as error:
             raise NetlinkError(request, error.errno or errno.EIO) from None
 

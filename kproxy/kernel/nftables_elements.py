@@ -1,0 +1,363 @@
+"""Elements of nf_tables' sets and maps as bytes, and back: pure, and quick for tens of thousands.
+
+Decides: how keys, ranges, data and comments lie in an element, and what differs between wanted and listed
+elements. Leaves out: the messages that carry elements (kproxy.kernel.nftables_codec).
+Sources: include/uapi/linux/netfilter/nf_tables.h, nf_tables_fill_setelem() of net/netfilter/nf_tables_api.c.
+
+An element's bytes are those that the kernel lists: equal elements have equal bytes, so most are compared without being
+read. Elements of a map with plain keys have all the same length and are packed by column: one call of C per element.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
+
+from kproxy.kernel import netlink
+from kproxy.kernel import nftables_expressions as nft
+from kproxy.kernel.nftables_rules import PROTOCOLS
+from kproxy.model.nft import Data, Element, Key, Set, SetKind, Type, Verdict
+
+__all__ = ["Coder", "Difference", "coder", "comment_data", "comment_of", "width"]
+
+KEY, DATA, FLAGS, USERDATA, KEY_END = 1, 2, 3, 6, 10  # NFTA_SET_ELEM_*
+VALUE, VERDICT = nft.DATA_VALUE, nft.DATA_VERDICT
+INTERVAL_END = netlink.be32(FLAGS, 1)  # NFT_SET_ELEM_INTERVAL_END
+COMMENT_LIMIT = 127  # NFTNL_UDATA_COMMENT_MAXLEN of nft, without the NUL
+
+FORMATS = {Type.IPV4: "4s", Type.IPV6: "16s", Type.PROTO: "Bxxx", Type.PORT: "Hxx", Type.SLOT: "4s"}
+ADDRESSES = {Type.IPV4: socket.AF_INET, Type.IPV6: socket.AF_INET6}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+_HEADER = struct.Struct("=HH")
+_of_key: Callable[[Element], Key] = attrgetter("key")
+_of_data: Callable[[Element], Any] = attrgetter("data")
+_of_comment: Callable[[Element], str] = attrgetter("comment")
+
+
+def width(types: Sequence[Type]) -> int:
+    """Bytes of a key or of data of these types: in a concatenation each takes whole words, a type alone does not."""
+    return struct.calcsize(">" + _format(types))
+
+
+def _format(types: Sequence[Type]) -> str:
+    return FORMATS[types[0]].rstrip("x") if len(types) == 1 else "".join(FORMATS[type_] for type_ in types)
+
+
+class Difference(NamedTuple):
+    """What leads from the listed elements to the wanted ones: first `surplus` has to go, then `missing` to come."""
+
+    surplus: list[Element]
+    missing: list[Element]
+
+
+@functools.lru_cache(maxsize=256)
+def coder(spec: Set) -> Coder:
+    """The Coder of SPEC, made once."""
+    return Coder(spec)
+
+
+class Coder:
+    """Reads and writes the elements of one set."""
+
+    def __init__(self, spec: Set) -> None:
+        self.spec = spec
+        self._fields = _Fields(spec.key)
+        self._data = _Fields(spec.data)
+        self._ranges = spec.interval and len(spec.key) > 1  # a key with an end of its own (pipapo)
+        self._halves = spec.interval and len(spec.key) == 1  # two elements, where it begins and where it ends (rbtree)
+        self._uniform = not spec.interval and spec.kind is not SetKind.VERDICTS
+        self._middle = _value_head(DATA, width(spec.data)) if spec.data else b""
+        middle = f"{len(self._middle)}s" if self._middle else ""
+        self._packer = struct.Struct(f">12s{self._fields.padded}{middle}{self._data.padded}")
+        self._head = _HEADER.pack(self._packer.size, nft.LIST_ELEM) + _value_head(KEY, width(spec.key))
+
+    def encode(self, elements: Sequence[Element], keys_only: bool = False) -> list[bytes]:
+        """The bytes of each of ELEMENTS. Raises ValueError when one is none of this set.
+
+        keys_only: as a deletion names them.
+        """
+        try:
+            if self._uniform and not keys_only and not any(map(_of_comment, elements)):
+                return self._columns(elements)
+            return [self._element(element, keys_only) for element in elements]
+        except (KeyError, OSError, OverflowError, TypeError, AttributeError, struct.error, ValueError) as error:
+            raise ValueError(f"no element of {self.spec.name}: {error}") from None
+
+    def decode(self, data: bytes) -> Element:
+        """The element that DATA, as `encode` writes it, holds. Raises ValueError."""
+        _, first = next(netlink.each_attribute(data))
+        parts = netlink.attributes(first)
+        key = _value(parts[KEY])
+        if self._halves:
+            ends = [_value(netlink.attributes(end)[KEY]) for _, end in netlink.each_attribute(data)][1:]
+            last = _previous(ends[0]) if ends else b"\xff" * len(key)
+            text: Key = (_range_text(key, last),)
+        elif self._ranges:
+            text = self._fields.read_ranges(key, _value(parts.get(KEY_END, parts[KEY])))
+        else:
+            text = self._fields.read(key)
+        return Element(self.spec.name, text, self._read_data(parts.get(DATA)), comment_of(parts.get(USERDATA, b"")))
+
+    def listed(self, data: bytes) -> list[bytes]:
+        """The elements in DATA, the list of a message of the kernel, as `encode` writes them.
+
+        In an interval set of one field these are halves, see `join`. Raises ValueError.
+        """
+        size = self._packer.size
+        if self._uniform and len(data) % size == 0:
+            found = [data[at : at + size] for at in range(0, len(data), size)]
+            if self._regular(found):
+                return found
+        return [_canonical(element) for _, element in netlink.each_attribute(data)]
+
+    def join(self, listed: Sequence[bytes]) -> list[bytes]:
+        """The elements of all lists of a set's dump, whole ones also where the kernel keeps halves."""
+        if not self._halves:
+            return list(listed)
+        found: list[bytes] = []
+        at = after = b""  # the boundary last seen, and the one behind it
+        for (key, is_end), data in sorted(((_half(data), data) for data in listed), reverse=True):
+            if key != at:
+                at, after = key, at
+            if not is_end:
+                found.append(data + (self._end(after) if after else b""))
+        return found
+
+    def difference(self, wanted: Sequence[Element], listed: Iterable[bytes]) -> Difference:
+        """What has to change for WANTED, from the elements that `join` returned. Raises ValueError."""
+        there = set(listed)
+        encoded = self.encode(wanted)
+        missing = [element for element, data in zip(wanted, encoded, strict=True) if data not in there]
+        return Difference([self.decode(data) for data in there.difference(encoded)], missing)
+
+    # ---- writing
+
+    def _columns(self, elements: Sequence[Element]) -> list[bytes]:
+        columns: list[Iterable[Any]] = [
+            repeat(self._head, len(elements)),
+            *self._fields.columns(list(map(_of_key, elements))),
+        ]
+        if self._middle:
+            columns += [repeat(self._middle), *self._data.columns(list(map(_of_data, elements)))]
+        return list(map(self._packer.pack, *columns))
+
+    def _element(self, element: Element, key_only: bool) -> bytes:
+        first, last = self._bounds(element.key)
+        parts = [_attribute_value(KEY, first)]
+        if self._ranges:
+            parts.append(_attribute_value(KEY_END, last))
+        if not key_only:
+            parts += [self._written_data(element.data), _comment_attribute(element.comment)]
+        data = netlink.attribute(nft.LIST_ELEM, b"".join(parts))
+        if self._halves and any(byte != 0xFF for byte in last):
+            data += self._end(_next(last))
+        return data
+
+    def _bounds(self, key: Key) -> tuple[bytes, bytes]:
+        if not self.spec.interval:
+            value = self._fields.write(key)
+            return value, value
+        return self._fields.write_ranges(key)
+
+    def _written_data(self, data: Data) -> bytes:
+        if self.spec.kind is SetKind.SET:
+            return b""
+        if self.spec.kind is SetKind.VERDICTS:
+            if not isinstance(data, Verdict):
+                raise ValueError(f"{data} is no verdict")
+            return _verdict(data.chain)
+        if data is None or isinstance(data, Verdict):
+            raise ValueError(f"{data} is no data")
+        return _attribute_value(DATA, self._data.write(data))
+
+    def _end(self, key: bytes) -> bytes:
+        return netlink.attribute(nft.LIST_ELEM, _attribute_value(KEY, key) + INTERVAL_END)
+
+    # ---- reading
+
+    def _regular(self, found: Sequence[bytes]) -> bool:
+        """Whether each of FOUND is laid out as `_columns` does it."""
+        at = 12 + struct.calcsize(">" + self._fields.padded)
+        middle = slice(at, at + len(self._middle))
+        return all(map(self._head.__eq__, map(itemgetter(slice(0, 12)), found))) and (
+            not self._middle or all(map(self._middle.__eq__, map(itemgetter(middle), found)))
+        )
+
+    def _read_data(self, data: bytes | None) -> Data:
+        if data is None:
+            return None
+        if self.spec.kind is SetKind.VERDICTS:
+            verdict = netlink.attributes(netlink.attributes(data)[VERDICT])
+            return Verdict(netlink.to_text(verdict.get(nft.VERDICT_CHAIN, b"")))
+        return self._data.read(_value(data))
+
+
+class _Fields:
+    """Concatenated values of some types."""
+
+    def __init__(self, types: tuple[Type, ...]) -> None:
+        self.types = types
+        self.padded = "".join(FORMATS[type_] for type_ in types)
+        self._packer = struct.Struct(">" + (_format(types) if types else ""))
+        self._writers = [_WRITERS[type_] for type_ in types]
+        self._readers = [_READERS[type_] for type_ in types]
+
+    def columns(self, rows: Sequence[Key]) -> list[Iterable[Any]]:
+        """The values of ROWS as `padded` takes them, type by type."""
+        if not set(map(len, rows)) <= {len(self.types)}:
+            raise ValueError("a wrong number of parts")
+        return [map(write, map(itemgetter(i), rows)) for i, write in enumerate(self._writers)]
+
+    def write(self, row: Key) -> bytes:
+        return self._packer.pack(*(write(part) for write, part in zip(self._writers, row, strict=True)))
+
+    def read(self, data: bytes) -> Key:
+        return tuple(read(part) for read, part in zip(self._readers, self._packer.unpack(data), strict=True))
+
+    def write_ranges(self, row: Key) -> tuple[bytes, bytes]:
+        """The first and the last value that ROW, which may have networks or ranges for addresses, stands for."""
+        first: list[Any] = []
+        last: list[Any] = []
+        for type_, write, part in zip(self.types, self._writers, row, strict=True):
+            low, high = _bounds(type_, str(part)) if type_ in ADDRESSES else (write(part), write(part))
+            first.append(low)
+            last.append(high)
+        return self._packer.pack(*first), self._packer.pack(*last)
+
+    def read_ranges(self, first: bytes, last: bytes) -> Key:
+        both = zip(self.types, self._readers, self._packer.unpack(first), self._packer.unpack(last), strict=True)
+        return tuple(_range_text(low, high) if t in ADDRESSES else read(low) for t, read, low, high in both)
+
+
+def _host_number(value: int) -> bytes:
+    return value.to_bytes(4, sys.byteorder)
+
+
+def _same(value: int) -> int:
+    return value
+
+
+_WRITERS: dict[Type, Callable[[Any], Any]] = {
+    Type.IPV4: functools.partial(socket.inet_pton, socket.AF_INET),
+    Type.IPV6: functools.partial(socket.inet_pton, socket.AF_INET6),
+    Type.PROTO: PROTOCOLS.__getitem__,
+    Type.PORT: _same,
+    Type.SLOT: functools.lru_cache(maxsize=4096)(_host_number),
+}
+_READERS: dict[Type, Callable[[Any], Any]] = {
+    Type.IPV4: functools.partial(socket.inet_ntop, socket.AF_INET),
+    Type.IPV6: functools.partial(socket.inet_ntop, socket.AF_INET6),
+    Type.PROTO: lambda number: PROTOCOL_NAMES.get(number, str(number)),
+    Type.PORT: _same,
+    Type.SLOT: lambda data: int.from_bytes(data, sys.byteorder),
+}
+
+
+def _bounds(type_: Type, text: str) -> tuple[bytes, bytes]:
+    """First and last address of a network, of "FIRST-LAST" or of one address."""
+    family = ADDRESSES[type_]
+    if "-" in text:
+        low, high = text.split("-")
+        return socket.inet_pton(family, low), socket.inet_pton(family, high)
+    address, _, length = text.partition("/")
+    packed = socket.inet_pton(family, address)
+    if not length:
+        return packed, packed
+    free = len(packed) * 8 - int(length)
+    if free < 0:
+        raise ValueError(f"no such network: {text}")
+    rest = (1 << free) - 1
+    number = int.from_bytes(packed, "big")
+    return (number & ~rest).to_bytes(len(packed), "big"), (number | rest).to_bytes(len(packed), "big")
+
+
+def _range_text(first: bytes, last: bytes) -> str:
+    """A network where FIRST and LAST are those of one, else "FIRST-LAST"."""
+    low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
+    size = high - low + 1
+    if size > 0 and size & (size - 1) == 0 and low % size == 0:
+        return f"{ipaddress.ip_address(first)}/{len(first) * 8 - size.bit_length() + 1}"
+    return f"{ipaddress.ip_address(first)}-{ipaddress.ip_address(last)}"
+
+
+def _next(data: bytes) -> bytes:
+    return (int.from_bytes(data, "big") + 1).to_bytes(len(data), "big")
+
+
+def _previous(data: bytes) -> bytes:
+    return (int.from_bytes(data, "big") - 1).to_bytes(len(data), "big")
+
+
+def _value_head(type: int, length: int) -> bytes:
+    return _HEADER.pack(8 + ((length + 3) & ~3), type) + _HEADER.pack(4 + length, VALUE)
+
+
+def _attribute_value(type: int, value: bytes) -> bytes:
+    return netlink.attribute(type, netlink.attribute(VALUE, value))
+
+
+def _value(attribute: bytes) -> bytes:
+    """What a value's attribute holds. Raises ValueError when it is a verdict."""
+    try:
+        return netlink.attributes(attribute)[VALUE]
+    except KeyError:
+        raise ValueError("no value") from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _verdict(chain: str) -> bytes:
+    return nft.verdict_data(DATA, nft.GOTO if chain else nft.DROP, chain)
+
+
+def comment_data(type: int, comment: str, kind: int = 0) -> bytes:
+    """COMMENT as nft keeps it, as attribute TYPE, nothing for none. kind: nft's number for a comment there."""
+    if not comment:
+        return b""
+    return netlink.attribute(type, record(kind, comment.encode()[:COMMENT_LIMIT] + b"\0"))
+
+
+_comment_attribute = functools.lru_cache(maxsize=4096)(functools.partial(comment_data, USERDATA))
+
+
+def record(kind: int, value: bytes) -> bytes:
+    """One record of what nft keeps for itself. Raises ValueError when it is too long for one."""
+    return bytes((kind, len(value))) + value
+
+
+def records(userdata: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kind and value of each record that nft keeps for itself; a broken end is left out."""
+    at = 0
+    while at + 2 <= len(userdata):
+        kind, length = userdata[at], userdata[at + 1]
+        yield kind, userdata[at + 2 : at + 2 + length]
+        at += 2 + length
+
+
+def comment_of(userdata: bytes, kind: int = 0) -> str:
+    """The comment in what nft keeps for itself, "" for none."""
+    return next((netlink.to_text(value) for found, value in records(userdata) if found == kind), "")
+
+
+def _canonical(element: bytes) -> bytes:
+    """An element's attributes as `encode` writes them, whatever the kernel adds to them."""
+    parts = netlink.attributes(element)
+    told = b"".join(
+        netlink.attribute(type_, nft.plain(parts[type_]) if type_ in (KEY, KEY_END, DATA) else parts[type_])
+        for type_ in (KEY, KEY_END, DATA, FLAGS, USERDATA)
+        if type_ in parts and (type_ != FLAGS or any(parts[type_]))
+    )
+    return netlink.attribute(nft.LIST_ELEM, told)
+
+
+def _half(data: bytes) -> tuple[bytes, bool]:
+    """Key of an element of a set of halves, and whether it is an end."""
+    parts = netlink.attributes(data, 4)
+    return _value(parts[KEY]), FLAGS in parts
