@@ -1,34 +1,28 @@
-"""Walks a probe through the tables of iptables, hook by hook, as the kernel does.
+"""Walks a probe through the tables of iptables.
 
-    comes in by an interface: PREROUTING, then INPUT when the destination is the node's own, else FORWARD, POSTROUTING
-    the node sends it:        OUTPUT, POSTROUTING, and where it goes to the node itself, INPUT
-
-Within a hook: raw, mangle, nat (where destinations change), filter, security, nat (where sources change). The nat table
-is for the first packet of a connection, which a probe is, and is met once on each side: what the node sends to itself
-passes PREROUTING and INPUT without it. Leaves out: out-interfaces, bridges, what the routing table may refuse.
+At each hook: raw, mangle, nat (where destinations change), filter, security, nat (where sources change).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
-from typing import Any, NamedTuple
-
 from kproxy.errors import InvalidInput
-from kproxy.model.plans import Family, address_port
+from kproxy.model.plans import Family
+from kproxy.walk.flows import Flow, Journey, Packet, Place
 from kproxy.walk.parsing import Chain, Tables, parse_tables
-from kproxy.walk.rules import Dnat, Jump, MarkSet, Packet, Plain, Redirect, Rule, SetOracle, Surroundings
-from kproxy.walk.verdicts import Affinity, Branch, Fate, Host, Memory, Outcome, Probe, Step, Verdict, number
+from kproxy.walk.rules import Dnat, Jump, MarkSet, Plain, Redirect, Rule, SetOracle, Surroundings
+from kproxy.walk.verdicts import Affinity, Fate, Host, Memory, Outcome, Probe, Step, check_family
 
 __all__ = ["IptablesWalker"]
 
-PREROUTING = ("raw", "mangle", "nat")
-INPUT = ("mangle", "filter", "security", "nat")
-FORWARD = ("mangle", "filter", "security")
-OUTPUT = ("raw", "mangle", "nat", "filter", "security")
-POSTROUTING = ("mangle", "nat")
+NAT = "nat"
+TABLES = {
+    Place.PREROUTING: ("raw", "mangle", NAT),
+    Place.INPUT: ("mangle", "filter", "security", NAT),
+    Place.FORWARD: ("mangle", "filter", "security"),
+    Place.OUTPUT: ("raw", "mangle", NAT, "filter", "security"),
+    Place.POSTROUTING: ("mangle", NAT),
+}
 DEEPEST = 64
-LOOPBACK = "lo"
 
 
 class IptablesWalker:
@@ -49,8 +43,7 @@ class IptablesWalker:
 
         Raises InvalidInput when the probe is of another family, or comes by a rule that is not understood.
         """
-        if probe.family is not self.family or (":" in probe.source) is not (":" in probe.destination):
-            raise InvalidInput(f"{probe}: the rules are for {self.family}")
+        check_family(probe, self.family)
         return _Walk(self._tables, Surroundings(self._host, affinity or {}, self._sets)).run(probe)
 
 
@@ -58,85 +51,22 @@ def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:
     raise InvalidInput(f"a rule asks for the ipset {name}, and its content was not given")
 
 
-class _Flow(NamedTuple):
-    """A packet that got this far, by this way, with this probability."""
-
-    packet: Packet
-    probability: Fraction = Fraction(1)
-    remembers: frozenset[Memory] = frozenset()
-    path: tuple[Step, ...] = ()
-
-    def by(self, step: Step) -> _Flow:
-        return self._replace(path=(*self.path, step))
-
-    def changed(self, **fields: Any) -> _Flow:
-        """With these fields of the packet."""
-        return self._replace(packet=self.packet._replace(**fields))
-
-    def led(self, ip: str, port: int) -> _Flow:
-        """To another destination. PORT 0 keeps the packet's."""
-        to = port or self.packet.port
-        return self.changed(destination=ip, destination_number=number(ip), port=to, translated=True)
-
-
-class _Walk:
-    """One probe under way; collects the branches that have ended."""
+class _Walk(Journey):
+    """One probe under way."""
 
     def __init__(self, tables: Tables, around: Surroundings) -> None:
+        super().__init__(around.host)
         self._tables, self._around = tables, around
-        self._ended: list[Branch] = []
 
-    def run(self, probe: Probe) -> Outcome:
-        packet = Packet(
-            probe.source,
-            probe.destination,
-            number(probe.source),
-            number(probe.destination),
-            probe.protocol.lower(),
-            probe.port,
-            probe.interface,
-            probe.bridged,
-        )
-        for flow in self._arriving([_Flow(packet)]) if probe.interface else self._sent([_Flow(packet)]):
-            self._end(flow, Fate.DELIVERED if flow.packet.translated else Fate.UNTOUCHED)
-        return Outcome(tuple(self._ended))
-
-    # -- the hooks in their order
-
-    def _arriving(self, flows: Sequence[_Flow]) -> list[_Flow]:
-        flows = self._hook("PREROUTING", PREROUTING, flows)
-        here, elsewhere = self._routed(flows)
-        through = self._hook("FORWARD", FORWARD, elsewhere)
-        return [*self._hook("INPUT", INPUT, here), *self._leaving(through)]
-
-    def _sent(self, flows: Sequence[_Flow]) -> list[_Flow]:
-        here, elsewhere = self._routed(self._leaving(self._hook("OUTPUT", OUTPUT, flows)))
-        back = [flow.changed(interface=LOOPBACK) for flow in here]
-        back = self._hook("PREROUTING", _without_nat(PREROUTING), back)
-        return [*elsewhere, *self._hook("INPUT", _without_nat(INPUT), back)]
-
-    def _leaving(self, flows: Iterable[_Flow]) -> list[_Flow]:
-        out = [flow.changed(interface="", bridged=False) for flow in flows]
-        return self._hook("POSTROUTING", POSTROUTING, out)
-
-    def _routed(self, flows: Iterable[_Flow]) -> tuple[list[_Flow], list[_Flow]]:
-        """Those that go to the node itself, and the others."""
-        here: list[_Flow] = []
-        elsewhere: list[_Flow] = []
-        for flow in flows:
-            (here if self._around.host.owns(flow.packet.destination) else elsewhere).append(flow)
-        return here, elsewhere
-
-    def _hook(self, hook: str, tables: Iterable[str], flows: Sequence[_Flow]) -> list[_Flow]:
-        """What goes on after the built-in chain HOOK of each table."""
-        left = list(flows)
-        for table in tables:
-            chain = self._tables.get(table, {}).get(hook)
-            if chain:
-                left = [passed for flow in left for passed in self._base(table, chain, flow)]
+    def _hook(self, place: Place, flow: Flow, nat: bool) -> list[Flow]:
+        left = [flow]
+        for table in TABLES[place]:
+            chain = self._tables.get(table, {}).get(place.name)
+            if chain and (nat or table != NAT):
+                left = [passed for each in left for passed in self._base(table, chain, each)]
         return left
 
-    def _base(self, table: str, chain: Chain, flow: _Flow) -> list[_Flow]:
+    def _base(self, table: str, chain: Chain, flow: Flow) -> list[Flow]:
         passed = []
         for after, accepted in self._chain(table, chain, flow, 0):
             if accepted or chain.policy != "DROP":
@@ -147,14 +77,14 @@ class _Walk:
 
     # -- chains and rules
 
-    def _chain(self, table: str, chain: Chain, flow: _Flow, depth: int) -> list[tuple[_Flow, bool]]:
+    def _chain(self, table: str, chain: Chain, flow: Flow, depth: int) -> list[tuple[Flow, bool]]:
         """What comes out of a chain: accepted (True), or at its end (False)."""
         if depth > DEEPEST:
             raise InvalidInput(f"table {table}, chain {chain.name}: chains jump in a circle")
-        out: list[tuple[_Flow, bool]] = []
+        out: list[tuple[Flow, bool]] = []
         inside = [flow]
         for rule in chain.relevant(flow.packet.destination_number, flow.packet.port):
-            on: list[_Flow] = []
+            on: list[Flow] = []
             for each in inside:
                 missed, hit = self._met(table, chain.name, rule, each)
                 if missed:
@@ -166,7 +96,7 @@ class _Walk:
                 break
         return [*out, *((each, False) for each in inside)]
 
-    def _met(self, table: str, chain: str, rule: Rule, flow: _Flow) -> tuple[_Flow | None, _Flow | None]:
+    def _met(self, table: str, chain: str, rule: Rule, flow: Flow) -> tuple[Flow | None, Flow | None]:
         """The part of the flow that the rule passes over, and the part that it takes."""
         if not rule.holds(flow.packet, self._around):
             return flow, None
@@ -174,14 +104,13 @@ class _Walk:
             raise InvalidInput(f'table {table}, rule "-A {chain} {rule.text}": {rule.unknown}')
         hit = flow.by(Step(table, chain, rule.text))
         if rule.remembers:
-            hit = hit._replace(remembers=hit.remembers | {Memory(rule.remembers, flow.packet.source)})
+            hit = hit.remembering(Memory(rule.remembers, flow.packet.source))
         if rule.chance == 1:
             return None, hit
-        missed = flow._replace(probability=flow.probability * (1 - rule.chance))
-        return missed, hit._replace(probability=flow.probability * rule.chance) if rule.chance else None
+        return flow.part(1 - rule.chance), hit.part(rule.chance) if rule.chance else None
 
     def _follow(
-        self, table: str, rule: Rule, flow: _Flow, depth: int, on: list[_Flow], out: list[tuple[_Flow, bool]]
+        self, table: str, rule: Rule, flow: Flow, depth: int, on: list[Flow], out: list[tuple[Flow, bool]]
     ) -> None:
         """Do what the rule says; put the flow to those that go ON with the next rule, or that come OUT of the chain."""
         match rule.target:
@@ -200,7 +129,7 @@ class _Walk:
             case Plain(name):
                 self._plain(name, flow, on, out)
 
-    def _plain(self, name: str, flow: _Flow, on: list[_Flow], out: list[tuple[_Flow, bool]]) -> None:
+    def _plain(self, name: str, flow: Flow, on: list[Flow], out: list[tuple[Flow, bool]]) -> None:
         match name:
             case "ACCEPT":
                 out.append((flow, True))
@@ -216,21 +145,7 @@ class _Walk:
                 on.append(flow)
 
     def _redirected(self, target: Redirect, packet: Packet) -> str:
-        ip = target.destination(packet, self._around.host)
+        ip = target.destination(packet, self._host)
         if ip is None:
             raise InvalidInput(f"REDIRECT needs the address of interface {packet.interface}, which was not given")
         return ip
-
-    def _end(self, flow: _Flow, fate: Fate) -> None:
-        packet = flow.packet
-        endpoint, masqueraded = "", False
-        if fate is Fate.DELIVERED:
-            endpoint = address_port(packet.destination, packet.port)
-        if fate in (Fate.DELIVERED, Fate.UNTOUCHED):
-            masqueraded = packet.masqueraded
-        verdict = Verdict(fate, endpoint, masqueraded)
-        self._ended.append(Branch(flow.probability, verdict, flow.remembers, flow.path))
-
-
-def _without_nat(tables: Iterable[str]) -> tuple[str, ...]:
-    return tuple(table for table in tables if table != "nat")

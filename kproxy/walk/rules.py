@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from kproxy.walk.flows import Packet
 from kproxy.walk.verdicts import Affinity, Host, Memory
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "MarkIs",
     "MarkSet",
     "Match",
-    "Packet",
     "Plain",
     "Port",
     "Recent",
@@ -36,31 +36,6 @@ __all__ = [
     "Target",
     "WithinSet",
 ]
-
-
-class Packet(NamedTuple):
-    """A packet under way. source, destination: canonical text, and as numbers beside.
-
-    translated: its destination was changed; masqueraded: its source will be.
-    """
-
-    source: str
-    destination: str
-    source_number: int
-    destination_number: int
-    protocol: str
-    port: int
-    interface: str = ""
-    bridged: bool = False
-    mark: int = 0
-    translated: bool = False
-    masqueraded: bool = False
-
-    @property
-    def states(self) -> frozenset[str]:
-        """What connection tracking says of it: the first packet of a connection is new."""
-        done = (("DNAT", self.translated), ("SNAT", self.masqueraded))
-        return frozenset({"NEW", *(name for name, is_so in done if is_so)})
 
 
 SetOracle = Callable[[str, tuple[str, ...], Packet], bool]

@@ -19,7 +19,20 @@ from kproxy.model.addresses import is_loopback
 from kproxy.model.hosts import family_of
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["Affinity", "Branch", "Fate", "Host", "Memory", "Outcome", "Probe", "Step", "Verdict", "number", "one_in"]
+__all__ = [
+    "Affinity",
+    "Branch",
+    "Fate",
+    "Host",
+    "Memory",
+    "Outcome",
+    "Probe",
+    "Step",
+    "Verdict",
+    "check_family",
+    "number",
+    "one_in",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,12 @@ def one_in(text: str) -> Fraction:
     share = Fraction(1, round(1 / exact)) if exact else exact
     # Writers cut their digits before the kernel rounds, which may lead to the neighbour of the nearest multiple.
     return share if abs(share * 0x80000000 - kept) <= 1 else Fraction(kept, 0x80000000)
+
+
+def check_family(probe: Probe, family: Family) -> None:
+    """Raises InvalidInput unless the probe's addresses are of FAMILY."""
+    if family_of(probe.source) is not family or probe.family is not family:
+        raise InvalidInput(f"{probe}: the rules are for {family}")
 
 
 @lru_cache(65536)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from ipaddress import ip_network
 
 from kproxy.model.addresses import contains, is_loopback
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses, family_of
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan
 from kproxy.modes.iptables.render import Settings
 from kproxy.walk.verdicts import Fate, Host, Probe, Verdict
@@ -33,15 +33,17 @@ class Node:
     node_port_addresses: NodePortAddresses
     localhost_node_ports: bool = True
     masquerade_all: bool = False
+    service_cidrs: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, settings: Settings, addresses: Iterable[str]) -> Node:
+    def of(cls, settings: Settings, addresses: Iterable[str], service_cidrs: Iterable[str] = ()) -> Node:
         return cls(
             Host(frozenset(addresses)),
             settings.detect_local,
             settings.node_port_addresses,
             settings.localhost_node_ports,
             settings.masquerade_all,
+            tuple(c for c in service_cidrs if family_of(c) is settings.family),
         )
 
     def pod(self, probe: Probe) -> bool:
@@ -158,11 +160,15 @@ def probes(plans: Iterable[ServicePlan], node: Node, family: Family) -> Iterator
             for source, interface in _sources(plan, family):
                 yield Probe(source, ip, plan.protocol, port, interface)
             if not is_loopback(ip):
-                yield from (Probe(source, ip, plan.protocol, port) for source in own)
+                yield Probe(own[0], ip, plan.protocol, port)
                 yield from (Probe(s, ip, plan.protocol, port) for s in plan.load_balancer_ips if node.host.owns(s))
+        first, interface = next(_sources(plan, family))
         other = Protocol.UDP if plan.protocol is Protocol.TCP else Protocol.TCP
         yield Probe(own[0], plan.cluster_ip, plan.protocol, plan.port + 7)
-        yield Probe(*next(_sources(plan, family))[:1], plan.cluster_ip, other, plan.port, "eth0")
+        yield Probe(first, plan.cluster_ip, other, plan.port, interface)
+    for ip in ("10.96.255.1", "fd00:96::ff:1"):
+        if family_of(ip) is family:
+            yield from (Probe(own[0], ip, protocol, 80) for protocol in Protocol)
 
 
 def _sources(plan: ServicePlan, family: Family) -> Iterator[tuple[str, str]]:

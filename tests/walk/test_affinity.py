@@ -30,7 +30,7 @@ def test_a_new_client_is_led_anywhere_and_remembered(world: Callable[..., World]
 def test_a_client_that_is_remembered_goes_where_it_went(world: Callable[..., World]) -> None:
     node = remembering(world)
     for branch in node.walk(Probe(POD.ip, VIP, Protocol.TCP, 80, POD.interface), None).branches:
-        for age, meets in ((0, to(branch.verdict.endpoint)), (60, to(branch.verdict.endpoint)), (61, to(*ENDS))):
+        for age, meets in ((0, to(branch.verdict.endpoint)), (59, to(branch.verdict.endpoint)), (61, to(*ENDS))):
             assert node.ask(POD, VIP, affinity=dict.fromkeys(branch.remembers, age)) == meets
         assert node.ask(OTHER, VIP, affinity=dict.fromkeys(branch.remembers, 0)) == to(*ENDS)
 

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from kproxy.model.objects import Object
 from kproxy.model.plans import Family
-from kproxy.walk.verdicts import Fate
-from tests.model.builders import endpoint, service, slice_
+from kproxy.modes.iptables.names import endpoint_chain
+from kproxy.modes.nftables.names import PortNames
+from kproxy.walk.verdicts import Fate, Memory
+from tests.model.builders import cidr, endpoint, service, slice_
+from tests.walk.differences import meant
 from tests.walk.oracle import expected, probes
 from tests.walk.worlds import WALKERS, World
 
@@ -57,6 +60,7 @@ def _service(draw: st.DrawFn, number: int) -> list[Object]:
     four = [endpoint(f"10.244.1.{n}", node, conditions) for n, node, conditions in pods]
     six = [endpoint(f"fd00:10:244:1::{n:x}", node, conditions) for n, node, conditions in pods]
     return [
+        cidr("kubernetes", "10.96.0.0/16", "fd00:96::/64"),
         service(name, **spec),
         slice_(f"{name}-4", four, name, ports=targets),
         slice_(f"{name}-6", six, name, ports=targets, addressType="IPv6"),
@@ -74,9 +78,13 @@ CONFIGURATIONS = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("mode", WALKERS)
+MODES = pytest.mark.parametrize("mode", WALKERS)
+FAMILIES = st.sampled_from(list(Family))
+
+
+@MODES
 @settings(max_examples=60, deadline=None)
-@given(objects(), CONFIGURATIONS, st.sampled_from(list(Family)))
+@given(objects(), CONFIGURATIONS, FAMILIES)
 def test_packets_meet_what_the_plans_say(
     mode: str, items: list[Object], config: dict[str, Any], family: Family
 ) -> None:
@@ -84,12 +92,23 @@ def test_packets_meet_what_the_plans_say(
     for probe in probes(world.plans, world.node, family):
         found = world.walk(probe, None)
         assert sum(branch.probability for branch in found.branches) == 1
-        assert found.chances == expected(world.plans, world.node, probe), probe
+        must = expected(world.plans, world.node, probe)
+        assert found.chances == meant(mode, world.plans, world.node, probe, must), probe
 
 
-@pytest.mark.parametrize("mode", WALKERS)
+@settings(max_examples=60, deadline=None)
+@given(objects(), CONFIGURATIONS, FAMILIES)
+def test_modes_mean_the_same(items: list[Object], config: dict[str, Any], family: Family) -> None:
+    one, *others = (World(mode, items, family, **config) for mode in WALKERS)
+    for probe in probes(one.plans, one.node, family):
+        met = one.walk(probe, None).chances
+        for other in others:
+            assert other.walk(probe, None).chances == meant(other.mode, one.plans, one.node, probe, met), probe
+
+
+@MODES
 @settings(max_examples=30, deadline=None)
-@given(objects(), st.sampled_from(list(Family)))
+@given(objects(), FAMILIES)
 def test_who_is_remembered_goes_where_it_went(mode: str, items: list[Object], family: Family) -> None:
     world = World(mode, items, family)
     sticky = [plan for plan in world.plans if plan.affinity_seconds]
@@ -98,3 +117,17 @@ def test_who_is_remembered_goes_where_it_went(mode: str, items: list[Object], fa
             again = world.walk(probe, dict.fromkeys(branch.remembers, 1))
             assert again.chances == {branch.verdict: 1}
             assert bool(branch.remembers) is (branch.verdict.fate is Fate.DELIVERED)
+
+
+@settings(max_examples=40, deadline=None)
+@given(objects(), FAMILIES, st.integers(0, 3))
+def test_modes_mean_the_same_to_clients_that_are_remembered(items: list[Object], family: Family, place: int) -> None:
+    one, other = (World(mode, items, family) for mode in ("iptables", "nftables"))
+    for plan in one.plans:
+        for endpoint_ in plan.reachable[place : place + 1] if plan.affinity_seconds else ():
+            chain = endpoint_chain(plan.key, endpoint_)
+            clients = PortNames(plan.key).clients(endpoint_, plan.affinity_seconds)
+            for probe in probes([plan], one.node, family):
+                met = one.walk(probe, {Memory(chain, probe.source): 5}).chances
+                must = meant("nftables", one.plans, one.node, probe, met)
+                assert other.walk(probe, {Memory(clients, probe.source): 5}).chances == must, probe

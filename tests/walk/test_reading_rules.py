@@ -8,8 +8,8 @@ import pytest
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family, Protocol
+from kproxy.walk.flows import Packet
 from kproxy.walk.iptables import IptablesWalker
-from kproxy.walk.rules import Packet
 from kproxy.walk.verdicts import Fate, Host, Outcome, Probe, Verdict, one_in
 
 HOST = Host(frozenset({"172.18.0.2"}), {"eth0": "172.18.0.2"})

@@ -11,7 +11,7 @@ import pytest
 
 from kproxy.model.plans import Protocol
 from kproxy.walk.verdicts import Fate, Verdict
-from tests.model.builders import endpoint, service, slice_
+from tests.model.builders import cidr, endpoint, service, slice_
 from tests.walk.oracle import DROPPED, REJECTED, UNTOUCHED, Chances
 from tests.walk.worlds import Client, World, to
 
@@ -200,9 +200,18 @@ SCENARIOS = {
 def test_packets_meet_what_the_service_says(world: Callable[..., World], scenario: Scenario) -> None:
     node = world((service(**scenario.spec), slice_("web-1", scenario.ends)), more=scenario.more, **scenario.config)
     for client, ip, port, meets in scenario.asks:
-        assert node.ask(client, ip, port) == meets, (client, ip, port)
+        assert node.ask(client, ip, port) == node.means(meets, client, ip, port), (client, ip, port)
 
 
 def test_other_protocols_are_none_of_its_business(world: Callable[..., World]) -> None:
-    node = world((service(), slice_("web-1", [HERE])))
-    assert node.ask(POD, VIP, 80, Protocol.UDP) == UNTOUCHED
+    node = world((service(**LB), slice_("web-1", [HERE])))
+    assert node.ask(CLIENT, BALANCER, 80, Protocol.UDP) == UNTOUCHED
+    assert node.ask(CLIENT, NODE_IP, NODE_PORT, Protocol.SCTP) == UNTOUCHED
+
+
+def test_nftables_mode_knows_the_range_of_cluster_ips() -> None:
+    node = World("nftables", (service(), slice_("web-1", [HERE]), cidr("kubernetes", "10.96.0.0/16")))
+    assert node.ask(POD, VIP) == to(A)
+    assert node.ask(POD, VIP, 81) == REJECTED
+    assert node.ask(POD, "10.96.0.2") == DROPPED
+    assert node.ask(POD, "10.97.0.2") == UNTOUCHED

@@ -13,8 +13,10 @@ from kproxy.model.plans import Family, Protocol
 from kproxy.sync.preview import Preview, load
 from kproxy.sync.settings import Host as NodeHost
 from kproxy.walk.iptables import IptablesWalker
+from kproxy.walk.nftables import NftablesWalker
 from kproxy.walk.verdicts import Affinity, Fate, Host, Outcome, Probe, Verdict
 from tests.model.builders import KINDS
+from tests.walk.differences import meant
 from tests.walk.oracle import Chances, Node
 
 ADDRESSES = ("127.0.0.1", "172.18.0.2", "10.244.1.1", "192.168.9.7", "::1", "fd00:18::2", "fd00:10:244:1::1")
@@ -29,7 +31,11 @@ def iptables(preview: Preview, family: Family, host: Host) -> Walk:
     return IptablesWalker(preview.iptables(family), family, host).walk
 
 
-WALKERS: dict[str, Walker] = {"iptables": iptables}
+def nftables(preview: Preview, family: Family, host: Host) -> Walk:
+    return NftablesWalker(preview.nftables_layout(family), host).walk
+
+
+WALKERS: dict[str, Walker] = {"iptables": iptables, "nftables": nftables}
 
 
 class Client(NamedTuple):
@@ -40,7 +46,7 @@ class Client(NamedTuple):
 
 
 class World:
-    """One node's rules in one mode and family."""
+    """One node's rules in one mode and family. nftables mode masquerades as the configuration has it for iptables."""
 
     def __init__(
         self,
@@ -58,7 +64,8 @@ class World:
         assert not problems
         own = (*ADDRESSES, *more)
         preview = Preview(state, configuration(**config), NodeHost(NODE_IPS, own))
-        self.node = Node.of(preview.settings(family), own)
+        self.mode = mode
+        self.node = Node.of(preview.settings(family), own, state.service_cidrs)
         self.plans = list(preview.book.pages[family].plans.values())
         self.walk = WALKERS[mode](preview, family, self.node.host)
 
@@ -70,11 +77,18 @@ class World:
         protocol: Protocol = Protocol.TCP,
         affinity: Affinity | None = None,
     ) -> Chances:
+        """What such a packet meets."""
         return self.walk(Probe(client.ip, ip, protocol, port, client.interface), affinity).chances
+
+    def means(self, meets: Chances, client: Client, ip: str, port: int) -> Chances:
+        """What it must meet in this mode where it MEETS this in iptables mode."""
+        probe = Probe(client.ip, ip, Protocol.TCP, port, client.interface)
+        return meant(self.mode, self.plans, self.node, probe, meets)
 
 
 def configuration(**fields: Any) -> Any:
-    head = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+    alike = {k: v for k, v in fields.get("iptables", {}).items() if k in ("masqueradeAll", "masqueradeBit")}
+    head = {"nftables": alike, "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
     return from_text(json.dumps({**head, "clusterCIDR": CLUSTER_CIDRS, **fields}))
 
 
