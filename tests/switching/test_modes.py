@@ -25,6 +25,7 @@ SWITCHES = [
     pytest.param("iptables", "userspace"),
     pytest.param("userspace", "iptables"),
     pytest.param("userspace", "userspace"),
+    pytest.param("ipvs", "ipvs", marks=IPVS),
     pytest.param("iptables", "ipvs", marks=IPVS),
     pytest.param("ipvs", "iptables", marks=IPVS),
     pytest.param("ipvs", "userspace", marks=IPVS),

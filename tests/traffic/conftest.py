@@ -13,6 +13,7 @@ MODES = (
     pytest.param(("iptables", "nft"), id="iptables-nft"),
     pytest.param(("iptables", "legacy"), id="iptables-legacy"),
     pytest.param(("userspace", "nft"), id="userspace-nft"),
+    pytest.param(("userspace", "legacy"), id="userspace-legacy"),
     pytest.param(("ipvs", "nft"), id="ipvs-nft", marks=pytest.mark.ipvs_kernel),
 )
 
