@@ -85,7 +85,9 @@ class Nftables(Protocol):
         Raises NetlinkError when the kernel did not look at them (errno OUTDATED: it is at another generation).
         """
 
-    def check(self, family: Family, operations: Sequence[Operation]) -> dict[int, NetlinkError]:
+    def check(
+        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+    ) -> dict[int, NetlinkError]:
         """What `apply` would return, without doing it. Raises NetlinkError."""
 
     def listing(self, family: Family, table: str) -> Listing | None:
@@ -132,9 +134,11 @@ class KernelNftables:
         """As Nftables.apply."""
         return self._transact(family, operations, generation, commit=True)
 
-    def check(self, family: Family, operations: Sequence[Operation]) -> dict[int, NetlinkError]:
+    def check(
+        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+    ) -> dict[int, NetlinkError]:
         """As Nftables.check."""
-        return self._transact(family, operations, None, commit=False)
+        return self._transact(family, operations, generation, commit=False)
 
     def listing(self, family: Family, table: str) -> Listing | None:
         """As Nftables.listing."""

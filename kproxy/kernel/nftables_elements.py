@@ -77,7 +77,9 @@ class Coder:
         self._middle = _value_head(DATA, width(spec.data)) if spec.data else b""
         middle = f"{len(self._middle)}s" if self._middle else ""
         self._packer = struct.Struct(f">12s{self._fields.padded}{middle}{self._data.padded}")
-        self._head = _HEADER.pack(self._packer.size, nft.LIST_ELEM) + _value_head(KEY, width(spec.key))
+        self._key_packer = struct.Struct(f">12s{self._fields.padded}")
+        self._key_head = _value_head(KEY, width(spec.key))
+        self._head = _HEADER.pack(self._packer.size, nft.LIST_ELEM) + self._key_head
 
     def encode(self, elements: Sequence[Element], keys_only: bool = False) -> list[bytes]:
         """The bytes of each of ELEMENTS. Raises ValueError when one is none of this set.
@@ -85,9 +87,13 @@ class Coder:
         keys_only: as a deletion names them.
         """
         try:
-            if self._uniform and not keys_only and not any(map(_of_comment, elements)):
+            if self.spec.interval:
+                return [self._range(element, keys_only) for element in elements]
+            if keys_only:
+                return self._keys(elements)
+            if self._uniform and not any(map(_of_comment, elements)):
                 return self._columns(elements)
-            return [self._element(element, keys_only) for element in elements]
+            return self._mixed(elements)
         except (KeyError, OSError, OverflowError, TypeError, AttributeError, struct.error, ValueError) as error:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
 
@@ -149,23 +155,30 @@ class Coder:
             columns += [repeat(self._middle), *self._data.columns(list(map(_of_data, elements)))]
         return list(map(self._packer.pack, *columns))
 
-    def _element(self, element: Element, key_only: bool) -> bytes:
-        first, last = self._bounds(element.key)
+    def _keys(self, elements: Sequence[Element]) -> list[bytes]:
+        head = _HEADER.pack(self._key_packer.size, nft.LIST_ELEM) + self._key_head
+        columns = self._fields.columns(list(map(_of_key, elements)))
+        return list(map(self._key_packer.pack, repeat(head, len(elements)), *columns))
+
+    def _mixed(self, elements: Sequence[Element]) -> list[bytes]:
+        """Elements of different lengths."""
+        bodies = [
+            key[_HEADER.size :] + self._written_data(element.data) + comment_data(USERDATA, element.comment)
+            for key, element in zip(self._keys(elements), elements, strict=True)
+        ]
+        return [_HEADER.pack(_HEADER.size + len(body), nft.LIST_ELEM) + body for body in bodies]
+
+    def _range(self, element: Element, key_only: bool) -> bytes:
+        first, last = self._fields.write_ranges(element.key)
         parts = [_attribute_value(KEY, first)]
         if self._ranges:
             parts.append(_attribute_value(KEY_END, last))
         if not key_only:
-            parts += [self._written_data(element.data), _comment_attribute(element.comment)]
+            parts += [self._written_data(element.data), comment_data(USERDATA, element.comment)]
         data = netlink.attribute(nft.LIST_ELEM, b"".join(parts))
         if self._halves and any(byte != 0xFF for byte in last):
             data += self._end(_next(last))
         return data
-
-    def _bounds(self, key: Key) -> tuple[bytes, bytes]:
-        if not self.spec.interval:
-            value = self._fields.write(key)
-            return value, value
-        return self._fields.write_ranges(key)
 
     def _written_data(self, data: Data) -> bytes:
         if self.spec.kind is SetKind.SET:
@@ -322,9 +335,6 @@ def comment_data(type: int, comment: str, kind: int = 0) -> bytes:
     if not comment:
         return b""
     return netlink.attribute(type, record(kind, comment.encode()[:COMMENT_LIMIT] + b"\0"))
-
-
-_comment_attribute = functools.lru_cache(maxsize=4096)(functools.partial(comment_data, USERDATA))
 
 
 def record(kind: int, value: bytes) -> bytes:
