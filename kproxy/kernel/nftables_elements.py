@@ -25,7 +25,7 @@ from kproxy.kernel import nftables_expressions as nft
 from kproxy.kernel.nftables_rules import PROTOCOLS
 from kproxy.model.nft import Data, Element, Key, Set, SetKind, Type, Verdict
 
-__all__ = ["Coder", "Difference", "coder", "comment_data", "comment_of", "width"]
+__all__ = ["Coder", "Difference", "bounds", "coder", "comment_data", "comment_of", "width"]
 
 KEY, DATA, FLAGS, USERDATA, KEY_END = 1, 2, 3, 6, 10  # NFTA_SET_ELEM_*
 VALUE, VERDICT = nft.DATA_VALUE, nft.DATA_VERDICT
@@ -240,7 +240,7 @@ class _Fields:
         first: list[Any] = []
         last: list[Any] = []
         for type_, write, part in zip(self.types, self._writers, row, strict=True):
-            low, high = _bounds(type_, str(part)) if type_ in ADDRESSES else (write(part), write(part))
+            low, high = bounds(type_, str(part)) if type_ in ADDRESSES else (write(part), write(part))
             first.append(low)
             last.append(high)
         return self._packer.pack(*first), self._packer.pack(*last)
@@ -274,7 +274,7 @@ _READERS: dict[Type, Callable[[Any], Any]] = {
 }
 
 
-def _bounds(type_: Type, text: str) -> tuple[bytes, bytes]:
+def bounds(type_: Type, text: str) -> tuple[bytes, bytes]:
     """First and last address of a network, of "FIRST-LAST" or of one address."""
     family = ADDRESSES[type_]
     if "-" in text:

@@ -138,8 +138,8 @@ class FlushSet(NamedTuple):
 class AddElements(NamedTuple):
     """Put elements, as many as you like, into a set.
 
-    exclusive: one that is there already is EEXIST. Without it one that is there with the same data stays, and only one
-    with other data is an error (EBUSY, of interval sets EEXIST).
+    exclusive: one that is there already is EEXIST. Without it one that is there with the same data stays as it is, its
+    comment too, and only one with other data is an error (EEXIST, of older kernels EBUSY).
     """
 
     table: str
