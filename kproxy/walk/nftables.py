@@ -259,8 +259,9 @@ class _Walk(Journey):
             ip, port = element.data
             out.append((part.by(self._step(chain, rule, element)).led(str(ip), int(port)), True))
 
-    def _fields(self, key: Iterable[Field], packet: Packet) -> Key:
-        return tuple(_field(field, packet) for field in key)
+    def _fields(self, key: Iterable[Load], packet: Packet) -> Key:
+        """A number that is drawn from one alone is that one."""
+        return tuple(load.offset if isinstance(load, Random) else _field(load, packet) for load in key)
 
     def _values(self, load: Load, packet: Packet) -> list[str | int]:
         if isinstance(load, Random):

@@ -147,7 +147,7 @@ def _balanced(endpoints: tuple[Endpoint, ...], probe: Probe, masquerade: bool) -
 
 
 def probes(plans: Iterable[ServicePlan], node: Node, family: Family) -> Iterator[Probe]:
-    """For every frontend and beside it: from pods, from the node itself, from outside, from each source range."""
+    """To every frontend, beside and past it: from pods, from the node itself, from outside, from each source range."""
     own = sorted(a for a in node.host.addresses if (":" in a) is (family is Family.IPV6) and not is_loopback(a))
     loopback = "127.0.0.1" if family is Family.IPV4 else "::1"
     for plan in plans:
@@ -162,6 +162,9 @@ def probes(plans: Iterable[ServicePlan], node: Node, family: Family) -> Iterator
             if not is_loopback(ip):
                 yield Probe(own[0], ip, plan.protocol, port)
                 yield from (Probe(s, ip, plan.protocol, port) for s in plan.load_balancer_ips if node.host.owns(s))
+        for endpoint in plan.reachable[:1]:
+            yield Probe(endpoint.ip, endpoint.ip, plan.protocol, endpoint.port, "veth3")
+            yield Probe(own[0], endpoint.ip, plan.protocol, endpoint.port)
         first, interface = next(_sources(plan, family))
         other = Protocol.UDP if plan.protocol is Protocol.TCP else Protocol.TCP
         yield Probe(own[0], plan.cluster_ip, plan.protocol, plan.port + 7)

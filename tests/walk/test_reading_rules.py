@@ -166,6 +166,13 @@ def test_hooks_and_their_policies(probe: Probe, met: set[str]) -> None:
         assert tuple(branch.path for branch in outcome.branches) == path
 
 
+def test_what_the_node_sends_to_itself_comes_in_by_loopback() -> None:
+    own = Probe("172.18.0.2", "172.18.0.2", Protocol.TCP, 80)
+    assert walked(filtering("INPUT", "-i lo -j DROP"), own).chances == {DROPPED: 1}
+    assert walked(filtering("OUTPUT", "-i lo -j DROP"), own).chances == {UNTOUCHED: 1}
+    assert walked(filtering("INPUT", "-i lo -j DROP"), TO_NODE).chances == {UNTOUCHED: 1}
+
+
 def test_lots_are_drawn_and_the_path_is_told() -> None:
     chance = "-m statistic --mode random --probability"
     rules = nat(

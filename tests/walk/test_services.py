@@ -191,7 +191,11 @@ SCENARIOS = {
     "endpoint on the node's own network": Scenario(
         OPEN,
         (endpoint(NODE_IP),),
-        ((POD, VIP, 80, to(f"{NODE_IP}:8080")), (NODE, VIP, 80, to(f"{NODE_IP}:8080", masqueraded=True))),
+        (
+            (POD, VIP, 80, to(f"{NODE_IP}:8080")),
+            (NODE, VIP, 80, to(f"{NODE_IP}:8080", masqueraded=True)),
+            (NODE, NODE_IP, 8080, UNTOUCHED),
+        ),
     ),
 }
 
