@@ -133,7 +133,10 @@ class Field(Enum):
 
 
 class Random(msgspec.Struct, frozen=True, gc=False):
-    """`numgen random mod MODULUS offset OFFSET`: a number of OFFSET … OFFSET + MODULUS - 1, in the host's order."""
+    """`numgen random mod MODULUS offset OFFSET`: a number of OFFSET … OFFSET + MODULUS - 1, in the host's order.
+
+    With modulus 1 it is a constant, which nft's text does not allow within a key; only so may it be matched or updated.
+    """
 
     modulus: int
     offset: int = 0
@@ -176,7 +179,7 @@ class FibLocal(msgspec.Struct, frozen=True, gc=False, tag=True):
 class InSet(msgspec.Struct, frozen=True, gc=False, tag=True):
     """`ip saddr . ip daddr @SET`, `ip daddr . … != @SET`."""
 
-    key: tuple[Field, ...]
+    key: tuple[Load, ...]
     set: str
     negate: bool = False
 
@@ -220,7 +223,7 @@ class Update(msgspec.Struct, frozen=True, gc=False, tag=True):
     """`update @SET { KEY }`: add the element, or start its timeout (the set's) again. A full set ends the rule."""
 
     set: str
-    key: tuple[Field, ...]
+    key: tuple[Load, ...]
 
 
 # ---------------------------------------------------------------- statements that end a rule

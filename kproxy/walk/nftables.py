@@ -154,7 +154,7 @@ class _Walk(Journey):
             case nft.MarkClear(mask):
                 going.append(flow.changed(mark=flow.packet.mark & ~mask))
             case nft.Update(name, key):
-                memory = Memory(name, *map(str, self._fields(key, flow.packet)))
+                memory = _memory(name, self._fields(key, flow.packet))
                 (on if self._full(name, memory) else going).append(flow.remembering(memory))
             case _:
                 (going if self._holds(statement, flow.packet) else on).append(flow)
@@ -183,7 +183,7 @@ class _Walk(Journey):
     def _has(self, name: str, key: Key) -> bool:
         """Whether a set holds KEY; what the packet path put there, affinity has."""
         if self._table.set(name).timeout:
-            return self._fresh(name, Memory(name, *map(str, key)))
+            return self._fresh(name, _memory(name, key))
         return self._table.find(name, key) is not None
 
     def _fresh(self, name: str, memory: Memory) -> bool:
@@ -267,6 +267,12 @@ class _Walk(Journey):
         if isinstance(load, Random):
             return list(range(load.offset, load.offset + load.modulus))
         return [_field(load, packet)]
+
+
+def _memory(name: str, key: Key) -> Memory:
+    """A key of a set that the packet path fills, which begins with the client."""
+    client, *rest = map(str, key)
+    return Memory(name, client, " . ".join(rest))
 
 
 def _field(field: Field, packet: Packet) -> str | int:

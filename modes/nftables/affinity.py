@@ -1,7 +1,8 @@
-"""Client IP affinity: sets and chains of one Service port. Pure.
+"""Client IP affinity: chains of one Service port, and the set that holds the clients of all. Pure.
 
-Each endpoint has a set of its clients, which the packet path fills and whose elements time out. A set goes with its
-endpoint, so one that left keeps nobody, in the same transaction. Whichever frontend a client uses, it is the same sets.
+An element of the set is a client and the number of an endpoint of a port; the packet path adds it, and it times out. So
+a client keeps its endpoint whichever frontend it uses, and an endpoint that left keeps nobody, as no rule asks for it
+any more. One set for all with the same timeout: a set of its own for each endpoint costs the kernel 4 ms and 1 MB.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kproxy.model.nft import (
     InSet,
     OneIn,
     ProtocolIs,
+    Random,
     Rule,
     Set,
     Type,
@@ -23,19 +25,19 @@ from kproxy.model.nft import (
 )
 from kproxy.model.plans import Endpoint, Family, ServicePlan
 from kproxy.modes.nftables.chains import rules
-from kproxy.modes.nftables.names import Kind, PortNames
+from kproxy.modes.nftables.names import Kind, PortNames, clients
 from kproxy.modes.nftables.settings import Settings
 
-__all__ = ["MAX_CLIENTS", "entry_chain", "list_chains", "sets"]
+__all__ = ["MAX_CLIENTS", "client_set", "entry_chain", "list_chains"]
 
-MAX_CLIENTS = 65535  # of one endpoint, nft's own default; those beyond it are served without affinity
+MAX_CLIENTS = 65535  # of one set, nft's own default; those beyond it are served without affinity
 
 
-def sets(plan: ServicePlan) -> tuple[Set, ...]:
-    """One set of clients for each endpoint."""
-    names, seconds = PortNames(plan.key), plan.affinity_seconds
-    key = (Type.IPV4 if plan.family is Family.IPV4 else Type.IPV6,)
-    return tuple(Set(names.clients(e, seconds), key, timeout=seconds, size=MAX_CLIENTS) for e in plan.reachable)
+def client_set(plan: ServicePlan) -> Set:
+    """The set of clients with the timeout that the port asks for."""
+    address = Type.IPV4 if plan.family is Family.IPV4 else Type.IPV6
+    seconds = plan.affinity_seconds
+    return Set(clients(seconds), (address, Type.SLOT), timeout=seconds, size=MAX_CLIENTS)
 
 
 def entry_chain(plan: ServicePlan, kind: Kind, firewall: bool, settings: Settings) -> Chain:
@@ -57,12 +59,12 @@ def list_chains(plan: ServicePlan) -> Iterator[Chain]:
 
 def _choose(plan: ServicePlan, endpoints: tuple[Endpoint, ...]) -> Iterator[Rule]:
     """The endpoint that the client is used to, else an even choice: the i-th of n gets 1/(n-i) of what is left."""
-    names, protocol, client = PortNames(plan.key), ProtocolIs(plan.protocol.lower()), (Field.SADDR,)
-    known = [names.clients(e, plan.affinity_seconds) for e in endpoints]
+    names, protocol, held = PortNames(plan.key), ProtocolIs(plan.protocol.lower()), clients(plan.affinity_seconds)
+    keys = [(Field.SADDR, Random(1, names.number(e))) for e in endpoints]
     targets = [Dnat(e.ip, e.port) for e in endpoints]
-    for clients, target in zip(known, targets, strict=True):
-        yield InSet(client, clients), protocol, Update(clients, client), target
+    for key, target in zip(keys, targets, strict=True):
+        yield InSet(key, held), protocol, Update(held, key), target
     for remember in (True, False):  # again without, as a full set ends the rule
-        for left, clients, target in zip(range(len(endpoints), 0, -1), known, targets, strict=True):
+        for left, key, target in zip(range(len(endpoints), 0, -1), keys, targets, strict=True):
             chance = (OneIn(left),) if left > 1 else ()
-            yield *chance, protocol, *((Update(clients, client),) if remember else ()), target
+            yield *chance, protocol, *((Update(held, key),) if remember else ()), target

@@ -24,6 +24,7 @@ __all__ = [
     "Balancer",
     "Kind",
     "PortNames",
+    "clients",
 ]
 
 TABLE = "kproxy"
@@ -78,13 +79,19 @@ class Balancer(NamedTuple):
         return f"{self.kind.value}-{self.anywhere}{here}{'-firewall' if self.firewall else ''}"
 
 
+def clients(seconds: int) -> str:
+    """The set of all clients that their endpoints keep for so long: clients-10800s"""
+    return f"clients-{seconds}s"
+
+
 class PortNames:
     """What one Service port with client IP affinity has for itself. anywhere, here: its chains that choose."""
 
-    __slots__ = ("_prefix", "anywhere", "here")
+    __slots__ = ("_key", "_prefix", "anywhere", "here")
 
     def __init__(self, key: PortKey) -> None:
-        digest = hashlib.sha256(f"{key}{key.protocol.lower()}".encode()).digest()[:10]
+        self._key = f"{key}{key.protocol.lower()}"
+        digest = hashlib.sha256(self._key.encode()).digest()[:10]
         self._prefix = f"affinity-{base64.b32encode(digest).decode()}"
         self.anywhere = f"{self._prefix}-anywhere"
         self.here = f"{self._prefix}-here"
@@ -93,6 +100,9 @@ class PortNames:
         """The chain to which frontends of this kind lead."""
         return f"{self._prefix}-{kind.value}{'-firewall' if firewall else ''}"
 
-    def clients(self, endpoint: Endpoint, seconds: int) -> str:
-        """The set of an endpoint's clients. Its timeout is in its name, so a set of a name never changes."""
-        return f"{self._prefix}-{seconds}s-{endpoint.ip.replace(':', '.')}/{endpoint.port}"
+    def number(self, endpoint: Endpoint) -> int:
+        """What stands for the port's endpoint in a set of clients: 32 bits of a hash.
+
+        Should two be the same (one in 10**9 pairs), clients of the one may be taken for clients of the other.
+        """
+        return int.from_bytes(hashlib.sha256(f"{self._key}{endpoint}".encode()).digest()[:4], "big")

@@ -58,7 +58,7 @@ def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
         shared += [Element(names.HAIRPINS, (ip, ip)) for ip in dict.fromkeys(e.ip for e in plan.reachable)]
     if not (plan.affinity_seconds and plan.has_endpoints):
         return Fragment(claims, tuple(shared))
-    return Fragment(claims, tuple(shared), affinity.sets(plan), tuple(_own_chains(plan, claims, settings)))
+    return Fragment(claims, tuple(shared), (affinity.client_set(plan),), tuple(_own_chains(plan, claims, settings)))
 
 
 def _own_chains(plan: ServicePlan, claims: Iterable[Claim], settings: Settings) -> Iterator[Chain]:

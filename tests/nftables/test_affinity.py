@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kproxy.model.nft import Dnat, Goto, Update
+from kproxy.model.nft import Dnat, Goto, InSet, Update
+from kproxy.modes.nftables.names import PortNames
 from kproxy.modes.nftables.render import render_port
 from kproxy.modes.nftables.text import Writer
 from tests.nftables.plans import build_plan, elements, layout_of, settings
@@ -11,21 +12,29 @@ WRITER = Writer(build_plan().family)
 
 
 def test_a_client_goes_where_it_went_and_a_new_one_anywhere_evenly() -> None:
-    fragment = render_port(build_plan(affinity_seconds=60), settings())
-    one, two = (s.name for s in fragment.sets)
-    assert one.endswith("-60s-10.244.0.1/8080")
-    assert [(s.timeout, s.size) for s in fragment.sets] == [(60, 65535)] * 2
+    plan = build_plan(affinity_seconds=60)
+    fragment = render_port(plan, settings())
+    assert [(s.name, s.timeout, s.size) for s in fragment.sets] == [("clients-60s", 60, 65535)]
     chain = fragment.chains[-1]
     to = [f"meta l4proto tcp {{}}dnat to 10.244.0.{n}:8080" for n in (1, 2)]
-    keep = [f"update @{name} {{ ip saddr }} " for name in (one, two)]
+    numbers = [PortNames(plan.key).number(e) for e in plan.cluster]
+    clients = [f"ip saddr . numgen random mod 1 offset {number}" for number in numbers]
+    keep = [f"update @clients-60s {{ {client} }} " for client in clients]
     assert [" ".join(WRITER.statement(s) for s in rule) for rule in chain.rules] == [
-        f"ip saddr @{one} {to[0].format(keep[0])}",
-        f"ip saddr @{two} {to[1].format(keep[1])}",
+        f"{clients[0]} @clients-60s {to[0].format(keep[0])}",
+        f"{clients[1]} @clients-60s {to[1].format(keep[1])}",
         f"numgen random mod 2 0 {to[0].format(keep[0])}",
         to[1].format(keep[1]),
         f"numgen random mod 2 0 {to[0].format('')}",
         to[1].format(""),
     ]
+
+
+def test_each_endpoint_of_each_port_has_a_number_of_its_own() -> None:
+    plans = [build_plan(name, cluster=range(1, 200)) for name in ("a", "b")]
+    numbers = {PortNames(p.key).number(e) for p in plans for e in p.cluster}
+    assert len(numbers) == 2 * 199
+    assert all(0 <= n < 1 << 32 for n in numbers)
 
 
 def test_all_ways_to_a_port_share_what_it_knows_of_its_clients() -> None:
@@ -38,8 +47,9 @@ def test_all_ways_to_a_port_share_what_it_knows_of_its_clients() -> None:
     goals = {s.chain for c in entries for rule in c.rules for s in rule if isinstance(s, Goto)}
     choosing = {c.name: c for c in fragment.chains if c not in entries}
     assert goals == set(choosing)
-    used = {s.set for c in choosing.values() for rule in c.rules for s in rule if isinstance(s, Update)}
-    assert used == {s.name for s in fragment.sets}
+    of_two = [{s.key for rule in c.rules for s in rule if isinstance(s, Update)} for c in choosing.values()]
+    assert len(of_two[0]) == 2
+    assert of_two[1] < of_two[0]
 
 
 def test_internal_policy_local_keeps_clients_of_the_cluster_ip_here() -> None:
@@ -53,14 +63,22 @@ def test_internal_policy_local_keeps_clients_of_the_cluster_ip_here() -> None:
 
 
 def test_an_endpoint_that_left_keeps_no_client_and_the_others_keep_theirs() -> None:
-    old, new = (render_port(build_plan(affinity_seconds=60, cluster=ends), settings()) for ends in ((1, 2, 3), (1, 3)))
-    assert {*new.sets} < {*old.sets}
-    assert [s.name.rpartition("-")[2] for s in {*old.sets} - {*new.sets}] == ["10.244.0.2/8080"]
+    old, new = (
+        {
+            s
+            for rule in render_port(build_plan(affinity_seconds=60, cluster=ends), settings()).chains[-1].rules
+            for s in rule
+        }
+        for ends in ((1, 2, 3), (1, 3))
+    )
+    asked, asked_now = ({s.key for s in some if isinstance(s, InSet)} for some in (old, new))
+    assert asked_now < asked
+    assert {s.address for s in new if isinstance(s, Dnat)} == {"10.244.0.1", "10.244.0.3"}
 
 
-def test_another_timeout_is_another_set() -> None:
-    names = [{s.name for s in render_port(build_plan(affinity_seconds=n), settings()).sets} for n in (60, 61)]
-    assert not names[0] & names[1]
+def test_ports_with_one_timeout_share_a_set() -> None:
+    plans = [build_plan(name, affinity_seconds=n) for name, n in (("a", 60), ("b", 60), ("c", 61))]
+    assert [n for n in layout_of(*plans).sets if n.startswith("clients")] == ["clients-60s", "clients-61s"]
 
 
 def test_without_endpoints_nothing_is_remembered() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from kproxy.model.objects import Object
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.names import endpoint_chain
-from kproxy.modes.nftables.names import PortNames
-from kproxy.walk.verdicts import Fate, Memory
+from kproxy.modes.nftables.names import PortNames, clients
+from kproxy.walk.verdicts import Affinity, Fate, Probe
 from tests.model.builders import cidr, endpoint, service, slice_
 from tests.walk.differences import meant
 from tests.walk.oracle import expected, probes
@@ -122,12 +122,22 @@ def test_who_is_remembered_goes_where_it_went(mode: str, items: list[Object], fa
 @settings(max_examples=40, deadline=None)
 @given(objects(), FAMILIES, st.integers(0, 3))
 def test_modes_mean_the_same_to_clients_that_are_remembered(items: list[Object], family: Family, place: int) -> None:
-    one, other = (World(mode, items, family) for mode in ("iptables", "nftables"))
-    for plan in one.plans:
-        for endpoint_ in plan.reachable[place : place + 1] if plan.affinity_seconds else ():
-            chain = endpoint_chain(plan.key, endpoint_)
-            clients = PortNames(plan.key).clients(endpoint_, plan.affinity_seconds)
-            for probe in probes([plan], one.node, family):
-                met = one.walk(probe, {Memory(chain, probe.source): 5}).chances
-                must = meant("nftables", one.plans, one.node, probe, met)
-                assert other.walk(probe, {Memory(clients, probe.source): 5}).chances == must, probe
+    one, *others = (World(mode, items, family) for mode in WALKERS)
+    sticky = [plan for plan in one.plans if plan.affinity_seconds]
+    for plan, target in ((plan, str(target)) for plan in sticky for target in plan.reachable[place : place + 1]):
+        asked = list(probes([plan], one.node, family))
+        for first in asked:
+            known = memories(one, first, target)
+            if not known:
+                continue
+            for probe in (probe for probe in asked if probe.source == first.source):
+                met = one.walk(probe, known).chances
+                for other in others:
+                    must = meant(other.mode, one.plans, one.node, probe, met)
+                    assert other.walk(probe, memories(other, first, target)).chances == must, probe
+
+
+def memories(world: World, probe: Probe, target: str) -> Affinity:
+    """What is remembered after the probe went to that endpoint; nothing if it cannot."""
+    branches = world.walk(probe, None).branches
+    return {memory: 5 for b in branches if b.verdict.endpoint == target for memory in b.remembers}
