@@ -44,6 +44,7 @@ from kproxy.modes.nftables.settings import Settings
 
 __all__ = ["render_base", "render_port"]
 
+MAX_COMMENT = 128  # characters, of nft's text; the names of a namespace, a Service and a port may have 189
 DSTNAT, FILTER, SRCNAT = -100, 0, 100  # priorities, as the kernel's own tables have them
 
 
@@ -91,7 +92,7 @@ def _claim(
     frontend = Frontend(ip, port, plan.protocol)
     key = (ip, protocol, port) if ip else (protocol, port)
     here = plan.local if kind.local else ()
-    comment = str(plan.key)
+    comment = str(plan.key)[:MAX_COMMENT]
     vmap = names.SERVICES if ip else names.NODE_PORTS
     if not plan.has_endpoints:
         return Claim(frontend, (Element(vmap, key, Verdict(names.REFUSE), comment),))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kproxy.model.nft import Element
-from kproxy.model.plans import Family, Protocol
+from kproxy.model.plans import Family, PortKey, Protocol
 from kproxy.modes.nftables.render import render_port
 from tests.nftables.plans import address, build_plan, elements, layout_of, settings, written
 
@@ -137,6 +137,13 @@ def test_ipv6() -> None:
 def test_a_verdict_says_whose_it_is() -> None:
     layout = layout_of(build_plan())
     assert [e.comment for e in layout.elements["services"]] == ["default/web:http"]
+
+
+def test_the_longest_names_are_cut_to_what_nft_takes() -> None:
+    plan = build_plan(key=PortKey("n" * 63, "s" * 63, "p" * 63, Protocol.TCP))
+    (element,) = layout_of(plan).elements["services"]
+    assert len(element.comment) == 128
+    assert str(plan.key).startswith(element.comment)
 
 
 def changed(before: tuple[Element, ...], after: tuple[Element, ...]) -> set[str]:
