@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -10,8 +11,6 @@ from hypothesis import strategies as st
 
 from kproxy.model.objects import Object
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.names import endpoint_chain
-from kproxy.modes.nftables.names import PortNames, clients
 from kproxy.walk.verdicts import Affinity, Fate, Probe
 from tests.model.builders import cidr, endpoint, service, slice_
 from tests.walk.differences import meant
@@ -122,22 +121,24 @@ def test_who_is_remembered_goes_where_it_went(mode: str, items: list[Object], fa
 @settings(max_examples=40, deadline=None)
 @given(objects(), FAMILIES, st.integers(0, 3))
 def test_modes_mean_the_same_to_clients_that_are_remembered(items: list[Object], family: Family, place: int) -> None:
-    one, *others = (World(mode, items, family) for mode in WALKERS)
-    sticky = [plan for plan in one.plans if plan.affinity_seconds]
-    for plan, target in ((plan, str(target)) for plan in sticky for target in plan.reachable[place : place + 1]):
-        asked = list(probes([plan], one.node, family))
-        for first in asked:
-            known = memories(one, first, target)
-            if not known:
-                continue
-            for probe in (probe for probe in asked if probe.source == first.source):
-                met = one.walk(probe, known).chances
-                for other in others:
-                    must = meant(other.mode, one.plans, one.node, probe, met)
-                    assert other.walk(probe, memories(other, first, target)).chances == must, probe
+    worlds = [World(mode, items, family) for mode in WALKERS]
+    node = worlds[0].node
+    for plan in (plan for plan in worlds[0].plans if plan.affinity_seconds):
+        for target in map(str, plan.reachable[place : place + 1]):
+            asked = list(probes([plan], node, family))
+            for source in {probe.source for probe in asked}:
+                of_client = [probe for probe in asked if probe.source == source]
+                known = [memories(world, of_client, target) for world in worlds]
+                for probe in of_client if all(known) else ():
+                    met, *others = (w.walk(probe, k).chances for w, k in zip(worlds, known, strict=True))
+                    for world, found in zip(worlds[1:], others, strict=True):
+                        assert found == meant(world.mode, worlds[0].plans, node, probe, met), probe
 
 
-def memories(world: World, probe: Probe, target: str) -> Affinity:
-    """What is remembered after the probe went to that endpoint; nothing if it cannot."""
-    branches = world.walk(probe, None).branches
-    return {memory: 5 for b in branches if b.verdict.endpoint == target for memory in b.remembers}
+def memories(world: World, asked: Iterable[Probe], target: str) -> Affinity:
+    """What is remembered of a client after one of its probes went to that endpoint; nothing if none of them can."""
+    for probe in asked:
+        for branch in world.walk(probe, None).branches:
+            if branch.verdict.endpoint == target:
+                return dict.fromkeys(branch.remembers, 5)
+    return {}
