@@ -8,7 +8,7 @@ from __future__ import annotations
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
 from kproxy.walk.flows import Flow, Journey, Packet, Place
-from kproxy.walk.parsing import Chain, Tables, parse_tables
+from kproxy.walk.parsing import Chain, Tables
 from kproxy.walk.rules import Dnat, Jump, MarkSet, Plain, Redirect, Rule, SetOracle, Surroundings
 from kproxy.walk.verdicts import Affinity, Fate, Host, Memory, Outcome, Probe, Step, check_family
 
@@ -34,7 +34,7 @@ class IptablesWalker:
 
     def __init__(self, text: str, family: Family, host: Host, sets: SetOracle | None = None) -> None:
         self.family = family
-        self._tables = parse_tables(text, family)
+        self._tables = Tables(text, family)
         self._host = host
         self._sets = sets or _no_sets
 
@@ -61,7 +61,7 @@ class _Walk(Journey):
     def _hook(self, place: Place, flow: Flow, nat: bool) -> list[Flow]:
         left = [flow]
         for table in TABLES[place]:
-            chain = self._tables.get(table, {}).get(place.name)
+            chain = self._tables.chain(table, place.name)
             if chain and (nat or table != NAT):
                 left = [passed for each in left for passed in self._base(table, chain, each)]
         return left
@@ -115,7 +115,7 @@ class _Walk(Journey):
         """Do what the rule says; put the flow to those that go ON with the next rule, or that come OUT of the chain."""
         match rule.target:
             case Jump(name, goto):
-                for after, accepted in self._chain(table, self._tables[table][name], flow, depth + 1):
+                for after, accepted in self._chain(table, self._tables[table, name], flow, depth + 1):
                     if accepted or goto:
                         out.append((after, accepted))
                     else:

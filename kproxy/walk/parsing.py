@@ -19,7 +19,7 @@ from kproxy.modes.iptables.saved import Saved
 from kproxy.walk import rules as r
 from kproxy.walk.verdicts import one_in
 
-__all__ = ["Chain", "Tables", "parse_rule", "parse_tables"]
+__all__ = ["Chain", "Tables", "parse_rule"]
 
 PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 LONG = {
@@ -64,30 +64,37 @@ class Chain:
         ]
 
 
-Tables = dict[str, dict[str, Chain]]
-Policies = dict[tuple[str, str], str]
+class Tables:
+    """Every table of one family, as iptables-save TEXT has it. Chains are read when they are asked for."""
+
+    def __init__(self, text: str, family: Family) -> None:
+        lines = [_COUNTED.sub("", line).rstrip() for line in text.splitlines()]
+        self._family = family
+        self._saved = Saved("".join(f"{line}\n" for line in lines))
+        self._policies = _policies(lines)
+        self._names = {table: frozenset(self._saved.chains(table)) for table in self._saved.tables}
+        self._read: dict[tuple[str, str], Chain] = {}
+
+    def __iter__(self) -> Iterator[Chain]:
+        """All chains of all tables."""
+        for table, names in self._names.items():
+            yield from (self[table, name] for name in names)
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """None when the table, or the chain in it, is not there."""
+        return self[table, name] if name in self._names.get(table, ()) else None
+
+    def __getitem__(self, place: tuple[str, str]) -> Chain:
+        """The chain of a table that a rule of it jumps to: parse_rule lets no others through."""
+        table, name = place
+        found = self._read.get(place)
+        if found is None:
+            rules = (parse_rule(rule, self._family, self._names[table]) for rule in self._saved.rules(table, name))
+            found = self._read[place] = Chain(name, self._policies.get(place, "-"), tuple(rules))
+        return found
 
 
-def parse_tables(text: str, family: Family) -> Tables:
-    """Every table of iptables-save TEXT."""
-    lines = [_COUNTED.sub("", line).rstrip() for line in text.splitlines()]
-    saved, policies = Saved("".join(f"{line}\n" for line in lines)), _policies(lines)
-    return {table: _table(saved, table, family, policies) for table in saved.tables}
-
-
-def _table(saved: Saved, table: str, family: Family, policies: Policies) -> dict[str, Chain]:
-    chains = frozenset(saved.chains(table))
-    return {
-        chain: Chain(
-            chain,
-            policies.get((table, chain), "-"),
-            tuple(parse_rule(rule, family, chains) for rule in saved.rules(table, chain)),
-        )
-        for chain in saved.chains(table)
-    }
-
-
-def _policies(lines: Iterable[str]) -> Policies:
+def _policies(lines: Iterable[str]) -> dict[tuple[str, str], str]:
     found, table = {}, ""
     for line in lines:
         if line.startswith("*"):

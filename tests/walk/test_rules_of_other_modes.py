@@ -12,7 +12,7 @@ from kproxy.model.plans import Family, Protocol
 from kproxy.sync.preview import Preview, load
 from kproxy.sync.settings import Host as NodeHost
 from kproxy.walk.iptables import IptablesWalker
-from kproxy.walk.parsing import parse_tables
+from kproxy.walk.parsing import Tables
 from kproxy.walk.verdicts import Fate, Host, Probe, Verdict
 from tests.model.builders import endpoint, service, slice_
 from tests.parity.conftest import Case
@@ -23,10 +23,7 @@ HOST = Host(frozenset({"172.18.0.2"}), {"eth0": "172.18.0.2"})
 
 
 def misunderstood(text: str, family: Family) -> list[str]:
-    tables = parse_tables(text, family)
-    return [
-        f"{r.text}: {r.unknown}" for chains in tables.values() for c in chains.values() for r in c.rules if r.unknown
-    ]
+    return [f"{rule.text}: {rule.unknown}" for chain in Tables(text, family) for rule in chain.rules if rule.unknown]
 
 
 @pytest.mark.parametrize("family", list(Family))
