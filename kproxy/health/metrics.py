@@ -213,9 +213,9 @@ class Metrics:
 
     def _start_at_zero(self, families: Collection[Family], mode: str) -> None:
         per_family = [self._sync_failures, self._repairs]
-        if mode in ("iptables", "ipvs"):
+        if mode in ("iptables", "ipvs", "userspace"):
             per_family.append(self._restore_failures)
-        if mode == "iptables":
+        if mode in ("iptables", "userspace"):
             per_family.append(self._partial_restore_failures)
         if mode == "nftables":
             per_family += [self._nft_failures, self._nft_cleanup_failures]

@@ -122,7 +122,7 @@ class _Daemon:
             self._inbox,
             [self._worker(family) for family in self._families],
             self._surroundings,
-            Reporter(self._metrics, self._health, notify, self._options.node_name),
+            Reporter(self._metrics, self._health, notify, self._options.node_name, self._config.mode),
             Aftermath(reconcilers, servers, self._surroundings, self._metrics, self._driver, self._leftovers),
         )
 

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 
 from kproxy import logs
+from kproxy.config.fields import ProxyMode
 from kproxy.errors import InvalidObject, KernelError, RestoreError
 from kproxy.health.event_series import Notice
 from kproxy.health.metrics import Metrics
@@ -28,9 +29,15 @@ class Reporter:
     """The loop's Observer in production."""
 
     def __init__(
-        self, metrics: Metrics, health: ProxierHealth, notify: Callable[[Notice], None], node_name: str
+        self,
+        metrics: Metrics,
+        health: ProxierHealth,
+        notify: Callable[[Notice], None],
+        node_name: str,
+        mode: ProxyMode = ProxyMode.IPTABLES,
     ) -> None:
         self._metrics = metrics
+        self._mode = mode
         self._health = health
         self._notify = notify
         self._node_name = node_name
@@ -95,6 +102,8 @@ class Reporter:
         self._metrics.sync_failed(family, seconds, full=full)
         if isinstance(error, RestoreError):
             self._metrics.restore_failed(family, partial=not full)
+        elif self._mode is ProxyMode.NFTABLES:
+            self._metrics.nftables_failed(family, cleanup=False)
         _log.error("Sync failed, will be retried", error, family=family, full=full)
         note = f"{family} rules could not be programmed: {error}"
         self._notify(Notice("Node", "", self._node_name, "SyncFailed", "Sync", note))
@@ -135,8 +144,15 @@ class Reporter:
                 _log.error("The kernel refused a Service port; the others are programmed", service=str(key), err=why)
                 note = f"{family} port {key.port or key.protocol} was refused: {why}"
                 self._notify(Notice("Service", key.namespace, key.name, "NotProgrammed", "Sync", note))
-                self._metrics.restore_failed(family, partial=True)
+                self._count_refusal(family)
         for key in before.keys() - refused.keys():
             _log.info("A Service port that had been refused is programmed or gone", service=str(key))
         self._refused[family] = dict(refused)
         self._metrics.rejected(family, len(refused))
+
+    def _count_refusal(self, family: Family) -> None:
+        """In the counter of the mode; IPVS mode has none for its virtual servers."""
+        if self._mode is ProxyMode.NFTABLES:
+            self._metrics.nftables_failed(family, cleanup=False)
+        elif self._mode is not ProxyMode.IPVS:
+            self._metrics.restore_failed(family, partial=True)

@@ -169,6 +169,7 @@ def test_a_running_sync_shows() -> None:
     [
         ("iptables", "iptables_partial_restore_failures_total", "nftables_sync_failures_total"),
         ("ipvs", "iptables_restore_failures_total", "iptables_partial_restore_failures_total"),
+        ("userspace", "iptables_partial_restore_failures_total", "nftables_sync_failures_total"),
         ("nftables", "nftables_cleanup_failures_total", "iptables_restore_failures_total"),
     ],
 )
