@@ -1,4 +1,4 @@
-"""Has anyone else changed this family's xtables tables? Cheap answers, one for each backend.
+"""Has anyone else changed this family's tables, of xtables or our own of nf_tables? Cheap answers, one for each.
 
 On nf_tables the kernel says who changed what, so silence is proof. On legacy xtables only a table's size and layout can
 be asked for; equal sizes make it likely that nothing changed.
@@ -7,15 +7,18 @@ be asked for; equal sizes make it likely that nothing changed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel.iptables import Backend, Tables
 from kproxy.kernel.legacy_tables import TableInfo, table_info
+from kproxy.kernel.nftables import OUTDATED, KernelNftables, Listing
 from kproxy.kernel.nftables_monitor import Monitor, generation
+from kproxy.kernel.nftables_operations import Operation
 from kproxy.model.plans import Family
 
-__all__ = ["Commits", "LegacyDrift", "NftDrift", "WatchedTables"]
+__all__ = ["Commits", "LegacyDrift", "NftDrift", "TableDrift", "WatchedNftables", "WatchedTables"]
 
 TABLES = ("nat", "filter")
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
@@ -28,7 +31,7 @@ class Commits:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._start: int | None = None
         self._own = 0
         self._certain = True
@@ -44,6 +47,12 @@ class Commits:
         with self._lock:
             self._own += tables
             self._certain &= certain
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """While a transaction of ours is made, and added, nobody counts."""
+        with self._lock:
+            yield
 
     def alone(self) -> bool:
         """Whether all transactions since `begin` were our own. Ask only while none of ours is under way."""
@@ -88,7 +97,7 @@ class NftDrift:
     def changed(self) -> bool:
         """Whether anyone else changed the tables since `reading`; true when that is unknown. Raises NetlinkError."""
         if self._monitor is None:
-            self._monitor = Monitor(self._is_ours, [(NFT_FAMILY[self._family], table) for table in TABLES])
+            self._monitor = self._listen()
             self._changed = not self._commits.alone()
         if self._monitor.poll():
             self._changed = True
@@ -97,6 +106,9 @@ class NftDrift:
     def close(self) -> None:
         if self._monitor is not None:
             self._monitor.close()
+
+    def _listen(self) -> Monitor:
+        return Monitor(self._is_ours, [(NFT_FAMILY[self._family], table) for table in TABLES])
 
 
 class WatchedTables:
@@ -126,6 +138,60 @@ class WatchedTables:
         finally:
             tables = text.count(b"\nCOMMIT\n") if isinstance(text, bytes) else text.count("\nCOMMIT\n")
             self._drift.restored(tables, done)
+
+
+class TableDrift(NftDrift):
+    """The same for a table of our own, which is written by netlink. Begins to listen as late, for the same reason."""
+
+    def __init__(self, family: Family, table: str, portid: int, commits: Commits) -> None:
+        """portid: of the netlink socket with which this program writes the table."""
+        super().__init__(family, lambda writer: writer == portid, commits)
+        self._table = table
+
+    def _listen(self) -> Monitor:
+        return Monitor(self._is_ours, [(NFT_FAMILY[self._family], self._table)], lambda event: True, by_portid=True)
+
+
+class WatchedNftables:
+    """nf_tables that tell a TableDrift of every transaction. As kproxy.kernel.nftables.Nftables."""
+
+    def __init__(self, kernel: KernelNftables, drift: TableDrift, commits: Commits) -> None:
+        """commits: those of DRIFT."""
+        self._kernel, self._drift, self._commits = kernel, drift, commits
+
+    @property
+    def bytes_written(self) -> int:
+        return self._kernel.bytes_written
+
+    def generation(self) -> int:
+        """As Nftables.generation."""
+        return self._kernel.generation()
+
+    def apply(
+        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+    ) -> dict[int, NetlinkError]:
+        """As Nftables.apply."""
+        with self._commits.under_way():
+            done, certain = False, True
+            try:
+                errors = self._kernel.apply(family, operations, generation)
+                done = bool(operations) and not errors
+                return errors
+            except NetlinkError as error:
+                certain = error.errno == OUTDATED
+                raise
+            finally:
+                self._drift.restored(int(done), certain)
+
+    def check(
+        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+    ) -> dict[int, NetlinkError]:
+        """As Nftables.check."""
+        return self._kernel.check(family, operations, generation)
+
+    def listing(self, family: Family, table: str) -> Listing | None:
+        """As Nftables.listing."""
+        return self._kernel.listing(family, table)
 
 
 class LegacyDrift:

@@ -143,10 +143,13 @@ class Monitor:
         is_ours: Callable[[int], bool],
         tables: Collection[tuple[str, str]] = IPTABLES_TABLES,
         relevant: Callable[[Event], bool] = touches_kube_chains,
+        by_portid: bool = False,
     ) -> None:
-        """is_ours: says of a process id whether it is ours, see Commands.recent_pids. tables: (family, table) pairs as
-        nft writes them; relevant: which events in them matter. Raises NetlinkError."""
-        self._transactions = Transactions(is_ours, tables, relevant, by_portid=not _in_initial_pid_namespace())
+        """is_ours: says of a process id whether it is ours, see Commands.recent_pids; with by_portid of the port id of
+        a netlink socket. tables: (family, table) pairs as nft writes them; relevant: which events in them matter.
+        Raises NetlinkError."""
+        by_portid = by_portid or not _in_initial_pid_namespace()
+        self._transactions = Transactions(is_ours, tables, relevant, by_portid)
         self._socket = Socket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,), buffer=BUFFER)
 
     def fd(self) -> int:

@@ -57,6 +57,7 @@ class NodeSurroundings:
         self._clock = clock
         self._host = settings.Host(nfacct=nfacct, random_fully=random_fully)
         self._node: NodeView | None = None
+        self._service_cidrs: tuple[str, ...] = ()
         self._stale = True
         self._news = True
         self._asked_at: float | None = None
@@ -71,10 +72,17 @@ class NodeSurroundings:
         """The Node object that the host was last seen with."""
         return self._node
 
+    @property
+    def service_cidrs(self) -> tuple[str, ...]:
+        """The cluster's ranges of cluster IPs, of both families, as far as it says them."""
+        return self._service_cidrs
+
     def place(self, state: ClusterState) -> Place | None:
         """As Surroundings.place. Waits for the Node's first list, and in mode NodeCIDR for its pod CIDR."""
         if not self._complete(state):
             return None
+        if state.service_cidrs != self._service_cidrs:
+            self._service_cidrs, self._news = state.service_cidrs, True
         try:
             self._stale |= self._addresses.changed() or state.node != self._node
             if self._stale:

@@ -1,0 +1,125 @@
+"""Which Service ports need which frontend, shared element and shared chain, and what a change of some ports changes.
+
+Several ports may need the same: two Services may ask for one external IP and port, the ports of a Service share its
+cluster IP, all frontends with as many endpoints share a chain. A frontend is served as the first of its ports by name
+asks for, so that the outcome does not depend on the order in which they came. Pure.
+
+Fragments are not kept, only counted: they are rendered again from the plans when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from kproxy.model.flows import Frontend
+from kproxy.model.nft import Chain, Element, Key, Set
+from kproxy.model.plans import PortKey
+from kproxy.modes.nftables.chains import balancer_chain
+from kproxy.modes.nftables.fragments import Claim, Fragment
+from kproxy.modes.nftables.names import Balancer
+from kproxy.modes.nftables.settings import Settings
+
+__all__ = ["Change", "Claims", "Part", "Place"]
+
+Fragments = Mapping[PortKey, Fragment]
+Place = tuple[str, Key]
+"""Where an element is: the name of its set, and its key."""
+
+
+class Part(NamedTuple):
+    """Part of the table: sets and chains by name, elements by place."""
+
+    sets: dict[str, Set]
+    chains: dict[str, Chain]
+    elements: dict[Place, Element]
+
+
+class Change(NamedTuple):
+    """All that a change of some ports may concern, before and after it; the rest of the table stays as it is."""
+
+    before: Part
+    after: Part
+
+
+class Claims:
+    """What some ports need, kept up to date one change at a time."""
+
+    def __init__(self, settings: Settings, fragment: Callable[[PortKey], Fragment]) -> None:
+        """fragment: of a port that is not part of a change."""
+        self._settings, self._fragment = settings, fragment
+        self._frontends: dict[Frontend, tuple[PortKey, ...]] = {}
+        self._shared: Counter[Element] = Counter()
+        self._balancers: Counter[Balancer] = Counter()
+
+    def claimed(self, frontend: Frontend) -> bool:
+        """Whether any port needs it."""
+        return frontend in self._frontends
+
+    def change(self, old: Fragments, new: Fragments) -> Change:
+        """Some ports needed what is in OLD and need what is in NEW, which has the same ports; an empty fragment stands
+        for nothing. A change is taken back by the opposite one."""
+        claims = (claim for fragments in (old, new) for fragment in fragments.values() for claim in fragment.claims)
+        frontends = dict.fromkeys(claim.frontend for claim in claims)
+        elements = dict.fromkeys(e for some in (old, new) for fragment in some.values() for e in fragment.shared)
+        before = self._served(frontends, old)
+        balancers = self._count_balancers(before, -1)
+        present = [element for element in elements if self._shared[element]]
+        self._count(old, -1)
+        self._count(new, 1)
+        after = self._served(frontends, new)
+        needed = self._count_balancers(after, 1)
+        lent_before = balancers.keys() | {b for b in needed if self._balancers[b] > needed[b]}
+        lent_after = needed.keys() | {b for b in balancers if self._balancers[b]}
+        return Change(
+            self._part(old, before, present, lent_before),
+            self._part(new, after, [element for element in elements if self._shared[element]], lent_after),
+        )
+
+    def _served(self, frontends: Iterable[Frontend], fragments: Fragments) -> list[Claim]:
+        """For each frontend the claim of the first of its ports."""
+        found: dict[PortKey, dict[Frontend, Claim]] = {}
+        served = []
+        for frontend in frontends:
+            if not (claimants := self._frontends.get(frontend)):
+                continue
+            if (key := claimants[0]) not in found:
+                fragment = fragments[key] if key in fragments else self._fragment(key)
+                found[key] = {claim.frontend: claim for claim in fragment.claims}
+            served.append(found[key][frontend])
+        return served
+
+    def _count(self, fragments: Fragments, step: int) -> None:
+        for key, fragment in fragments.items():
+            for claim in fragment.claims:
+                self._claim(claim.frontend, key, step > 0)
+            for element in fragment.shared:
+                self._shared[element] += step
+                if not self._shared[element]:
+                    del self._shared[element]
+
+    def _claim(self, frontend: Frontend, key: PortKey, needed: bool) -> None:
+        claimants = tuple(other for other in self._frontends.pop(frontend, ()) if other != key)
+        if needed:
+            claimants = tuple(sorted((*claimants, key))) if claimants else (key,)
+        if claimants:
+            self._frontends[frontend] = claimants
+
+    def _count_balancers(self, claims: Iterable[Claim], step: int) -> Counter[Balancer]:
+        """Count those that CLAIMS need, which are returned."""
+        needed = Counter(claim.needs for claim in claims if claim.needs)
+        for balancer, number in needed.items():
+            self._balancers[balancer] += step * number
+            if not self._balancers[balancer]:
+                del self._balancers[balancer]
+        return needed
+
+    def _part(
+        self, fragments: Fragments, claims: Iterable[Claim], shared: Iterable[Element], lent: Iterable[Balancer]
+    ) -> Part:
+        elements = {(e.set, e.key): e for claim in claims for e in claim.elements}
+        elements.update(((e.set, e.key), e) for e in shared)
+        chains = {balancer.name: balancer_chain(balancer, self._settings) for balancer in lent}
+        chains.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
+        return Part({s.name: s for fragment in fragments.values() for s in fragment.sets}, chains, elements)

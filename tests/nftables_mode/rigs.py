@@ -1,0 +1,67 @@
+"""A programmer on nf_tables in memory, and what the table has to hold for some plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kproxy.fakes.nftables import FakeNftables
+from kproxy.model.nft import Chain, Element, Set
+from kproxy.model.plans import PortKey, ServicePlan
+from kproxy.modes.base import Outcome
+from kproxy.modes.nftables.apply import NftablesProgrammer
+from kproxy.modes.nftables.layout import lay_out
+from kproxy.modes.nftables.names import TABLE
+from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.settings import Settings
+from tests.nftables.plans import settings
+
+Held = tuple[dict[str, Set], dict[str, Chain], dict[str, frozenset[Element]]]
+
+
+class Foreigners:
+    """A Drift that takes every transaction that the fake counts as others' for one on our table."""
+
+    def __init__(self, kernel: FakeNftables) -> None:
+        self._kernel, self._seen = kernel, kernel.foreign
+
+    def reading(self) -> None:
+        self._seen = self._kernel.foreign
+
+    def changed(self) -> bool:
+        return self._kernel.foreign != self._seen
+
+
+class Rig:
+    """One programmer, its kernel, and the plans that were last asked for."""
+
+    def __init__(self, kernel: FakeNftables | None = None, chosen: Settings | None = None) -> None:
+        self.kernel = kernel or FakeNftables()
+        self.settings = chosen or settings()
+        self.programmer = NftablesProgrammer(self.settings, self.kernel, Foreigners(self.kernel))
+        self.plans: dict[PortKey, ServicePlan] = {}
+
+    def want(self, *plans: ServicePlan, gone: Iterable[ServicePlan] = ()) -> Outcome:
+        """Some plans come, change or go."""
+        for plan in gone:
+            self.plans.pop(plan.key, None)
+        self.plans.update((plan.key, plan) for plan in plans)
+        return self.programmer.apply(self.plans, [plan.key for plan in (*plans, *gone)])
+
+    def check(self) -> Outcome:
+        """A full check."""
+        return self.programmer.apply(self.plans, None)
+
+    def held(self) -> Held:
+        """What the kernel holds."""
+        family = self.programmer.family
+        sets = self.kernel.sets(family, TABLE)
+        elements = {name: frozenset(self.kernel.elements(family, TABLE, name)) for name in sets}
+        return sets, self.kernel.chains(family, TABLE), {name: found for name, found in elements.items() if found}
+
+    def wanted(self, without: Iterable[PortKey] = ()) -> Held:
+        """What it should hold, were it not for those ports that it refused."""
+        left_out = set(without)
+        plans = [plan for key, plan in self.plans.items() if key not in left_out]
+        layout = lay_out(render_base(self.settings), [(p.key, render_port(p, self.settings)) for p in plans])
+        elements = {name: frozenset(found) for name, found in layout.elements.items() if found}
+        return layout.sets, layout.chains, elements

@@ -1,0 +1,137 @@
+"""Whatever happens, the table ends up as rendering asks."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import hypothesis.strategies as st
+import msgspec
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from kproxy.errors import KernelError, NetlinkError
+from kproxy.fakes.nftables import accept
+from kproxy.kernel.nftables_operations import (
+    AddChain,
+    AddElements,
+    AddRules,
+    AddSet,
+    DeleteElements,
+    DeleteTable,
+    FlushChain,
+    Operation,
+)
+from kproxy.model.nft import Drop, Element, Set, SetKind, Type
+from kproxy.model.plans import Family, ServicePlan
+from kproxy.modes.nftables.names import TABLE
+from tests.nftables.plans import any_plan, any_settings
+from tests.nftables_mode.rigs import Rig
+
+NAMES = st.sampled_from("abcde")
+PLANS = NAMES.flatmap(lambda name: any_plan(name, Family.IPV4))
+OURS = ("services", "endpoints", "hairpins", "cluster-ips")
+
+
+class Changes(RuleBasedStateMachine):
+    """Plans come and go, others edit the table, the kernel refuses and fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig()
+        self.rig.check()
+        self.sound = True
+        self.rejected: set[Any] = set()
+
+    @rule(plans=st.lists(PLANS, max_size=3, unique_by=lambda plan: plan.key))
+    def some_come_or_change(self, plans: list[ServicePlan]) -> None:
+        self._noted(self.rig.want(*plans).rejected)
+
+    @rule(name=NAMES)
+    def some_go(self, name: str) -> None:
+        self._noted(self.rig.want(gone=[p for p in self.rig.plans.values() if p.key.name == name]).rejected)
+
+    @rule()
+    def everything_is_checked(self) -> None:
+        self._noted(self.rig.check().rejected)
+
+    @rule(chosen=any_settings(Family.IPV4))
+    def settings_change(self, chosen: Any) -> None:
+        self.rig.settings = chosen
+        self.rig.programmer.configure(chosen)
+        self._noted(self.rig.check().rejected)
+
+    @rule(plan=PLANS)
+    def the_kernel_cannot_be_talked_to(self, plan: ServicePlan) -> None:
+        self.rig.kernel.fail_at = {self.rig.kernel.applies + 1}
+        try:
+            self._noted(self.rig.want(plan).rejected)
+        except KernelError:
+            self.sound = False
+        self.rig.kernel.fail_at = set()
+
+    @rule(plan=PLANS)
+    def a_port_is_refused(self, plan: ServicePlan) -> None:
+        def refuse(operation: Operation, element: Element | None) -> int:
+            adds = isinstance(operation, AddElements) and element is not None and operation.set.name == "services"
+            return errno.ENOSPC if adds and element is not None and element.comment == str(plan.key) else 0
+
+        self.rig.kernel.refuse = refuse
+        self._noted(self.rig.want(plan).rejected)
+        self.rig.kernel.refuse = accept
+
+    @rule(name=st.sampled_from(OURS), at=st.integers(0, 3))
+    def others_delete_an_element(self, name: str, at: int) -> None:
+        sets, _, elements = self.rig.held()
+        if found := sorted(elements.get(name, ()), key=str):
+            self._others(DeleteElements(TABLE, sets[name], [found[at % len(found)]]))
+
+    @rule(chain=st.sampled_from(["services", "refuse", "nat-postrouting"]), adds=st.booleans())
+    def others_edit_rules(self, chain: str, adds: bool) -> None:
+        self._others(AddRules(TABLE, chain, ((Drop(),),)) if adds else FlushChain(TABLE, chain))
+
+    @rule()
+    def others_add_things(self) -> None:
+        extra = Set("extra", (Type.IPV4,), SetKind.SET)
+        self._others(AddSet(TABLE, extra), AddElements(TABLE, extra, [Element("extra", ("10.0.0.1",))]))
+        self._others(AddChain(TABLE, "extra"), AddRules(TABLE, "extra", ((Drop(),),)))
+
+    @rule(whole=st.booleans())
+    def others_delete_the_table(self, whole: bool) -> None:
+        if whole:
+            self.rig.kernel.flush()
+            self.sound = False
+        else:
+            self._others(DeleteTable(TABLE))
+
+    def _others(self, *operations: Operation) -> None:
+        try:
+            self.rig.kernel.edit(Family.IPV4, *operations)
+        except NetlinkError:
+            return  # already done
+        self.sound = False
+
+    def _noted(self, rejected: Any) -> None:
+        self.rejected, self.sound = set(rejected), True
+
+    @invariant()
+    def the_table_is_as_wanted(self) -> None:
+        if self.sound:
+            assert self.rig.held() == self.rig.wanted(self.rejected)
+            written = len(self.rig.kernel.applied)
+            assert not self.rig.programmer.drifted()
+            if not self.rejected:
+                outcome = self.rig.check()
+                assert not outcome.repaired
+                assert len(self.rig.kernel.applied) == written  # nothing is written twice
+        else:
+            # a full check heals it, or any change that comes first
+            plans = list(self.rig.plans.values()) if len(self.rig.kernel.applied) % 2 else []
+            if plans:
+                changed = msgspec.structs.replace(plans[0], port=161 - plans[0].port)
+                self._noted(self.rig.want(changed).rejected)
+            else:
+                self._noted(self.rig.check().rejected)
+            assert self.rig.held() == self.rig.wanted(self.rejected)
+
+
+TestChanges = Changes.TestCase
