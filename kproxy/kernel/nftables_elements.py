@@ -11,7 +11,6 @@ read. Elements of a map with plain keys have all the same length and are packed 
 from __future__ import annotations
 
 import functools
-import ipaddress
 import socket
 import struct
 import sys
@@ -297,8 +296,12 @@ def _range_text(first: bytes, last: bytes) -> str:
     low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
     size = high - low + 1
     if size > 0 and size & (size - 1) == 0 and low % size == 0:
-        return f"{ipaddress.ip_address(first)}/{len(first) * 8 - size.bit_length() + 1}"
-    return f"{ipaddress.ip_address(first)}-{ipaddress.ip_address(last)}"
+        return f"{_text(first)}/{len(first) * 8 - size.bit_length() + 1}"
+    return f"{_text(first)}-{_text(last)}"
+
+
+def _text(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def _next(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ Numbers are big-endian, what is compared with packets is in the byte order that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 from kproxy.kernel import netlink
@@ -232,9 +233,18 @@ def canonical(listed: bytes) -> Expressions:
     for _, expression in netlink.each_attribute(listed):
         parts = netlink.attributes(expression)
         name = netlink.to_text(parts.get(EXPR_NAME, b""))
-        attributes = netlink.each_attribute(parts.get(EXPR_DATA, b""))
-        found.append((name, tuple(sorted(_telling(name, dict(attributes)).items()))))
+        attributes = netlink.attributes(parts.get(EXPR_DATA, b""))
+        if not _idle(name, attributes):
+            found.append((name, tuple(sorted(_telling(name, attributes).items()))))
     return tuple(found)
+
+
+def _idle(name: str, attributes: Mapping[int, bytes]) -> bool:
+    """Whether an expression does nothing: nft has one byte's order reversed before it looks for ranges of it."""
+    if name != "byteorder":
+        return False
+    length, size = (netlink.to_int(attributes.get(type_, b"")) for type_ in (4, 5))
+    return length < size
 
 
 def _telling(name: str, attributes: dict[int, bytes]) -> dict[int, bytes]:
