@@ -9,10 +9,7 @@ from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands, Runner
-from kproxy.kernel.iptables import HostTables, available
-from kproxy.model.plans import Family
-from kproxy.modes.iptables.cleanup import clean
-from kproxy.sync.remains import remains
+from kproxy.sync.remains import clean_chains, remains
 
 __all__ = ["cleanup_all"]
 
@@ -22,28 +19,9 @@ _log = logs.get("cleanup")
 def cleanup_all(runner: Runner | None = None) -> None:
     """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go."""
     runner = runner or Commands()
-    problems = [*_iptables(runner), *_others(runner), *_counters()]
+    problems = [*clean_chains(runner), *_others(runner), *_counters()]
     if problems:
         raise KernelError("; ".join(problems))
-
-
-def _iptables(runner: Runner) -> list[str]:
-    problems = []
-    for backend, command in available(runner).items():
-        for family in Family:
-            tables = HostTables(runner, family, command)
-            try:
-                tables.save()
-            except KernelError as error:
-                _log.v(2).info("No tables of this kind", backend=backend, family=family, err=str(error))
-                continue
-            try:
-                clean(tables)
-            except KernelError as error:
-                problems.append(f"{backend} {family}: {error}")
-            else:
-                _log.info("Cleaned", backend=backend.value, family=family.value)
-    return problems
 
 
 def _others(runner: Runner) -> list[str]:

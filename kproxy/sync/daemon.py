@@ -9,6 +9,7 @@ from types import FrameType
 
 from kproxy import __version__, logs
 from kproxy.config.encode import to_values
+from kproxy.config.fields import ProxyMode
 from kproxy.config.options import Options
 from kproxy.errors import InvalidConfig, KernelError
 from kproxy.health.clocks import SystemClock
@@ -83,13 +84,17 @@ class _Daemon:
         self._inbox, self._stack = inbox, stack
         self._clock = SystemClock()
         self._commands = Commands()
-        self._command = _backend(self._commands, options.iptables_backend)
+        self._command = _backend(self._commands, self._config.mode, options.iptables_backend)
         self._families = hosting.families(self._commands, self._command)
         self._has_nfacct = hosting.count_in_nfacct()
         addresses = hosting.LiveAddresses()
         stack.callback(addresses.close)
         self._surroundings = NodeSurroundings(
-            self._config, addresses, self._clock, self._has_nfacct, self._command.random_fully
+            self._config,
+            addresses,
+            self._clock,
+            self._has_nfacct,
+            random_fully=self._command is None or self._command.random_fully,
         )
         self._metrics = Metrics(self._families, self._config.mode, __version__)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
@@ -97,7 +102,9 @@ class _Daemon:
             Equipment(self._config, self._commands, self._command, self._surroundings, self._metrics, stack)
         )
         self._leftovers = Leftovers(
-            self._config.mode, remains(self._commands, self._config.ipvs.exclude_cidrs), self._families
+            self._config.mode,
+            remains(self._commands, self._config.ipvs.exclude_cidrs, self._config.mode),
+            self._families,
         )
         stack.callback(self._leftovers.stop)
 
@@ -114,7 +121,7 @@ class _Daemon:
             version=__version__,
             node=self._options.node_name,
             mode=self._config.mode.value,
-            backend=self._command.backend.value,
+            backend=self._command.backend.value if self._command else "",
             families=",".join(self._families),
         )
         return Loop(
@@ -185,7 +192,10 @@ class _Daemon:
             self._metrics.read_nfacct_with(lambda: {name: c.packets for name, c in nfacct.counters().items()})
 
 
-def _backend(commands: Commands, wanted: str) -> Command:
+def _backend(commands: Commands, mode: ProxyMode, wanted: str) -> Command | None:
+    """The iptables commands to work with; None in nftables mode, which needs none."""
+    if mode is ProxyMode.NFTABLES:
+        return None
     if wanted == "auto":
         return detect(commands)
     found = available(commands).get(Backend(wanted))

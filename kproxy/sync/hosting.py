@@ -49,14 +49,19 @@ class LiveAddresses:
         self._monitor.close()
 
 
-def families(runner: Runner, command: Command) -> tuple[Family, ...]:
-    """The families to program: both, unless this host has no IPv6. Raises KernelError when it has no IPv4 either."""
-    HostTables(runner, Family.IPV4, command).save()
+def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
+    """The families to program: both, unless this host has no IPv6. Raises KernelError when it has no IPv4 either.
+
+    command: the iptables that has to work for them, None where none is used.
+    """
+    if command is not None:
+        HostTables(runner, Family.IPV4, command).save()
     if not Path("/proc/net/if_inet6").exists():
         _log.info("This host has no IPv6; programming IPv4 only")
         return (Family.IPV4,)
     try:
-        HostTables(runner, Family.IPV6, command).save()
+        if command is not None:
+            HostTables(runner, Family.IPV6, command).save()
     except KernelError as error:
         _log.warning("IPv6 rules cannot be had; programming IPv4 only", err=str(error))
         return (Family.IPV4,)

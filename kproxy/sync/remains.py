@@ -1,40 +1,50 @@
-"""What each mode leaves outside iptables when another takes its place, and how it is taken away."""
+"""What each mode leaves when another takes its place that does not see it, and how it is taken away."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from kproxy import logs
 from kproxy.config.fields import ProxyMode
-from kproxy.errors import KernelError
+from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel import modules
-from kproxy.kernel.commands import Runner, checked
+from kproxy.kernel.commands import Runner
 from kproxy.kernel.dummies import KernelAddresses
 from kproxy.kernel.interfaces import own_addresses
 from kproxy.kernel.ipset import KernelIpSets
+from kproxy.kernel.iptables import HostTables, available
 from kproxy.kernel.ipvs import KernelIpvs
+from kproxy.kernel.nftables import KernelNftables
+from kproxy.model.plans import Family
+from kproxy.modes.iptables.cleanup import clean
 from kproxy.modes.ipvs import cleanup
+from kproxy.modes.nftables import cleanup as nftables
 from kproxy.sync.leftovers import Remains
 
-__all__ = ["remains"]
+__all__ = ["clean_chains", "remains"]
 
 _log = logs.get("cleanup")
 
-NFT_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
-"""The tables of kube-proxy's nftables mode."""
+ABSENT = frozenset({errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
+"""What a kernel answers that has no nf_tables."""
 
 
-def remains(runner: Runner, spared: Collection[str] = ()) -> Mapping[ProxyMode, Remains]:
+def remains(runner: Runner, spared: Collection[str] = (), new: ProxyMode | None = None) -> Mapping[ProxyMode, Remains]:
     """By the mode that leaves it. iptables and userspace mode leave nothing but chains.
 
-    spared: CIDRs whose virtual servers are somebody else's (ipvs.excludeCIDRs).
+    spared: CIDRs whose virtual servers are somebody else's (ipvs.excludeCIDRs). new: the mode that comes instead; all
+    but nftables mode see to chains by themselves. Chains go first, as they use sets of IPVS mode.
     """
-    return {
+    found = {
         ProxyMode.IPVS: Remains(partial(_remove_ipvs, spared), partial(_ipvs_is_busy, spared)),
-        ProxyMode.NFTABLES: Remains(partial(_remove_nft_tables, runner)),
+        ProxyMode.NFTABLES: Remains(_remove_nft_tables),
     }
+    if new is ProxyMode.NFTABLES:
+        return {ProxyMode.IPTABLES: Remains(partial(clean_chains, runner)), **found}
+    return found
 
 
 def _remove_ipvs(spared: Collection[str]) -> list[str]:
@@ -56,17 +66,31 @@ def _ipvs_state() -> Iterator[tuple[KernelIpvs | None, KernelIpSets | None, Kern
         yield ipvs, sets, stack.enter_context(KernelAddresses())
 
 
-def _remove_nft_tables(runner: Runner) -> list[str]:
-    nft = runner.which("nft")
-    if nft is None:
-        return []
+def _remove_nft_tables() -> list[str]:
+    try:
+        with KernelNftables() as kernel:
+            return nftables.clean(kernel)
+    except NetlinkError as error:
+        if error.errno in ABSENT:
+            return []
+        raise
+
+
+def clean_chains(runner: Runner) -> list[str]:
+    """Remove the chains of every mode from both backends and families. Returns what would not go, a line each."""
     problems = []
-    for family, table in NFT_TABLES:
-        if not runner.run([nft, "list", "table", family, table]).ok:
-            continue
-        try:
-            checked(runner, [nft, "delete", "table", family, table])
-            _log.info("Deleted table", family=family, table=table)
-        except KernelError as error:
-            problems.append(str(error))
+    for backend, command in available(runner).items():
+        for family in Family:
+            tables = HostTables(runner, family, command)
+            try:
+                tables.save()
+            except KernelError as error:
+                _log.v(2).info("No tables of this kind", backend=backend, family=family, err=str(error))
+                continue
+            try:
+                clean(tables)
+            except KernelError as error:
+                problems.append(f"{backend} {family}: {error}")
+            else:
+                _log.info("Cleaned", backend=backend.value, family=family.value)
     return problems

@@ -12,6 +12,7 @@ from kproxy.lab.trials import Trial, trial
 MODES = (
     pytest.param(("iptables", "nft"), id="iptables-nft"),
     pytest.param(("iptables", "legacy"), id="iptables-legacy"),
+    pytest.param(("nftables", "nft"), id="nftables"),
     pytest.param(("userspace", "nft"), id="userspace-nft"),
     pytest.param(("userspace", "legacy"), id="userspace-legacy"),
     pytest.param(("ipvs", "nft"), id="ipvs-nft", marks=pytest.mark.ipvs_kernel),
@@ -20,7 +21,7 @@ MODES = (
 
 def arguments(mode: str) -> list[str]:
     """Flags of the proxy: an hour between its periodic syncs, so that nothing here is owed to one."""
-    section = "iptables" if mode == "userspace" else mode
+    section = "ipvs" if mode == "ipvs" else "iptables"
     return [f"--{section}-sync-period", "1h", f"--{section}-min-sync-period", "50ms"]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.errors import KernelError
 from kproxy.health.metrics import Metrics
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.drift import Commits, LegacyDrift, NftDrift, WatchedTables
@@ -27,18 +28,22 @@ __all__ = ["Driven", "Driver", "Equipment"]
 
 @dataclass(frozen=True)
 class Equipment:
-    """What every driver works with. What has to be closed is pushed on `stack`."""
+    """What every driver works with. What has to be closed is pushed on `stack`. command: None in a mode without
+    iptables."""
 
     config: KubeProxyConfiguration
     commands: Commands
-    command: Command
+    command: Command | None
     surroundings: NodeSurroundings
     metrics: Metrics
     stack: ExitStack
     commits: Commits = field(default_factory=Commits)
 
     def tables(self, family: Family) -> tuple[Tables, Drift]:
-        """The iptables tables of one family, and what notices others' changes to them."""
+        """The iptables tables of one family, and what notices others' changes to them. Raises KernelError when none are
+        used."""
+        if self.command is None:
+            raise KernelError("this mode uses no iptables")
         host_tables = HostTables(self.commands, family, self.command)
         if self.command.backend is Backend.NFT:
             drift = NftDrift(family, lambda pid: pid in self.commands.recent_pids(), self.commits)

@@ -14,6 +14,7 @@ __all__ = ["MODES", "driver_of"]
 MODES = {
     ProxyMode.IPTABLES: "iptables:IptablesDriver",
     ProxyMode.IPVS: "ipvs:IpvsDriver",
+    ProxyMode.NFTABLES: "nftables:NftablesDriver",
     ProxyMode.USERSPACE: "userspace:UserspaceDriver",
 }
 """Module and class; a mode's modules are imported only where it is used."""
