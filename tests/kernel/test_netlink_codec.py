@@ -105,6 +105,17 @@ def test_a_transaction_is_framed_and_numbered() -> None:
     ]
 
 
+def test_a_transaction_may_expect_a_generation_and_have_no_end() -> None:
+    data = netlink.netfilter_batch(10, [(0xA00, 0x400, b"one.")], seq=7, generation=258, commit=False)
+    first, second = netlink.messages(data)
+    assert (first.type, first.payload[:4], netlink.attributes(first.payload, 4)) == (
+        0x10,
+        b"\x00\x00\x00\x0a",
+        {1: b"\x00\x00\x01\x02"},
+    )
+    assert (second.type, second.seq) == (0xA00, 8)
+
+
 def failure(status: int, request: bytes, said: str, capped: bool) -> netlink.Message:
     """An error as the kernel builds it: errno, the request or its header alone, and words."""
     flags = (netlink.NLM_F_ACK_TLVS if said else 0) | (netlink.NLM_F_CAPPED if capped else 0)
@@ -122,6 +133,14 @@ def test_an_error_becomes_one_line_with_the_kernels_words(capped: bool, said: st
         netlink.raise_if_error(failure(errno.ENODEV, request, said, capped), "set eth9 up")
     assert raised.value.errno == errno.ENODEV
     assert str(raised.value) == "set eth9 up: No such device" + (f": {said}" if said else "")
+    assert (raised.value.detail, raised.value.offset) == (said, 0)
+
+
+def test_an_error_says_where_the_refused_attribute_is() -> None:
+    answer = failure(errno.EINVAL, netlink.message(20, 5, 1, b""), "no", capped=True)
+    error = netlink.error_of(answer._replace(payload=answer.payload + netlink.u32(2, 36)), "do")
+    assert error is not None
+    assert (error.detail, error.offset) == ("no", 36)
 
 
 def test_acknowledgements_and_other_messages_are_no_errors() -> None:

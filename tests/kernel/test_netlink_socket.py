@@ -49,6 +49,42 @@ def test_a_refused_transaction_changes_nothing_and_names_the_parts(netns: None) 
         assert chains(kernel) == ["good"]
 
 
+def test_a_transaction_that_expects_another_generation_is_not_looked_at(netns: None) -> None:
+    with Socket(NETFILTER) as kernel:
+        assert kernel.transact(NFTABLES, [table("t")], "make a table", generation=1) == {}
+        with pytest.raises(NetlinkError) as raised:
+            kernel.transact(NFTABLES, [chain("t", "c"), chain("none", "bad")], "make chains", generation=1)
+        assert raised.value.errno == errno.ERESTART
+        assert kernel.transact(NFTABLES, [chain("t", "c")], "make chains", generation=2) == {}
+        assert chains(kernel) == ["c"]
+
+
+def test_a_transaction_can_be_checked_only(netns: None) -> None:
+    with Socket(NETFILTER) as kernel:
+        assert kernel.transact(NFTABLES, [table("t")], "make a table") == {}
+        good, bad = chain("t", "good"), chain("none", "bad")
+        assert kernel.transact(NFTABLES, [good], "check", commit=False) == {}
+        assert list(kernel.transact(NFTABLES, [good, bad], "check", commit=False)) == [1]
+        assert chains(kernel) == []
+
+
+def test_refusals_of_large_parts_fit_a_brief_socket(netns: None) -> None:
+    """With what was refused they would be longer than what is read at once."""
+    type_, flags, payload = chain("none", "c")
+    large = (type_, flags, payload + netlink.attribute(12, bytes(65_500)))
+    with Socket(NETFILTER, brief=True) as kernel:
+        assert list(kernel.transact(NFTABLES, [large, large], "make chains")) == [0, 1]
+
+
+def test_answers_that_are_lost_are_an_error_but_not_where_others_tell(netns: None) -> None:
+    many = [chain("none", f"chain-{i}") for i in range(5000)]
+    with Socket(NETFILTER, brief=True) as kernel:
+        errors = kernel.transact(NFTABLES, many, "make chains")
+        assert 0 < len(errors) < len(many)
+        assert kernel.transact(NFTABLES, [table("t")], "make a table") == {}
+        assert kernel.sent > 100_000
+
+
 def test_a_transaction_larger_than_the_send_buffer(netns: None) -> None:
     with Socket(NETFILTER) as kernel:
         many = [chain("t", f"a-rather-long-chain-name-to-fill-the-buffer-{i}") for i in range(6000)]
