@@ -110,8 +110,8 @@ class RestoreError(CommandError):
 class NetlinkError(KernelError):
     """The kernel answered a netlink request with an error; `errno` is positive.
 
-    detail: what the kernel said besides, "" for nothing. offset: in bytes from the start of the message, where the attribute is that the kernel did not take; 0 when it does
-    not say.
+    detail: what the kernel said besides, "" for nothing. offset: in bytes from the start of the message, where the
+    attribute is that the kernel did not take; 0 when it does not say.
     """
 
     def __init__(self, request: str, errno: int, detail: str = "", offset: int = 0) -> None:
