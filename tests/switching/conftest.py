@@ -24,6 +24,7 @@ ARGUMENTS = ("--iptables-sync-period", "1h", "--ipvs-sync-period", "1h", "--heal
 MARKS = {
     "iptables": re.compile(r"KUBE-(SVC|SEP)-"),
     "ipvs": re.compile(r"KUBE-IPVS-|kube-ipvs0|match-set KUBE-|^-A -[tu] ", re.MULTILINE),
+    "nftables": re.compile(r"table ip6? kproxy"),
     "userspace": re.compile(r"KUBE-PORTALS-|KUBE-NODEPORT-(CONTAINER|HOST|NON-LOCAL)"),
 }
 
@@ -77,6 +78,7 @@ class Node:
                 text = self.space.run([f"{tool}-{backend}-save"])
                 yield "\n".join(line for line in text.splitlines() if not line.startswith("#"))
         yield self.space.run(["ip", "-br", "link", "show"])
+        yield "\n".join(line for line in self.space.run(["nft", "list", "tables"]).splitlines() if "kproxy" in line)
         for optional in (["ipset", "save"], ["ipvsadm", "-Sn"]):
             if shutil.which(optional[0]) and (optional[0] != "ipvsadm" or Path("/proc/net/ip_vs").exists()):
                 yield self.space.run(optional)
@@ -84,7 +86,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    reason = unavailable(("iptables-nft-save", "iptables-legacy-save", "ip"))
+    reason = unavailable(("iptables-nft-save", "iptables-legacy-save", "ip", "nft"))
     if reason:
         pytest.skip(reason)
     (tmp_path / "trial").mkdir()

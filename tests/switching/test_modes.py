@@ -25,6 +25,13 @@ SWITCHES = [
     pytest.param("iptables", "userspace"),
     pytest.param("userspace", "iptables"),
     pytest.param("userspace", "userspace"),
+    pytest.param("iptables", "nftables"),
+    pytest.param("nftables", "iptables"),
+    pytest.param("nftables", "nftables"),
+    pytest.param("userspace", "nftables"),
+    pytest.param("nftables", "userspace"),
+    pytest.param("ipvs", "nftables", marks=IPVS),
+    pytest.param("nftables", "ipvs", marks=IPVS),
     pytest.param("ipvs", "ipvs", marks=IPVS),
     pytest.param("iptables", "ipvs", marks=IPVS),
     pytest.param("ipvs", "iptables", marks=IPVS),
@@ -57,7 +64,7 @@ def test_no_client_notices(node: Node, old: str, new: str, eventually: Callable[
     assert node.left_by(new)
 
 
-@pytest.mark.parametrize("mode", ["iptables", "userspace", pytest.param("ipvs", marks=IPVS)])
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "userspace", pytest.param("ipvs", marks=IPVS)])
 def test_cleanup_leaves_the_kernel_as_it_was(node: Node, mode: str) -> None:
     before = node.holds()
     node.start(mode)

@@ -1,0 +1,238 @@
+"""The programmer on the real kernel: what it holds, what others do to it, and what is healed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as tuned
+from hypothesis import strategies as st
+
+from kproxy.kernel.drift import Commits, TableDrift, WatchedNftables
+from kproxy.kernel.nftables import KernelNftables
+from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
+from kproxy.modes.base import Outcome
+from kproxy.modes.nftables.apply import NftablesProgrammer
+from kproxy.modes.nftables.cleanup import clean
+from kproxy.modes.nftables.layout import lay_out
+from kproxy.modes.nftables.names import TABLE
+from kproxy.modes.nftables.reading import compare
+from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.settings import Settings
+from tests.nftables.plans import any_plan, build_plan, settings
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
+
+Plans = dict[PortKey, ServicePlan]
+WEB = build_plan("web", cluster=(1, 2, 3), node_port=30080)
+DNS = build_plan("dns", affinity_seconds=60)
+FIREWALLED = build_plan("firewalled", load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",))
+OTHERS = """
+table ip kube-proxy { chain services { type nat hook prerouting priority -100; }; }
+table ip6 kube-proxy { }
+table ip mine { set kept { type ipv4_addr; elements = { 10.0.0.1 }; }; chain c { counter packets 7 bytes 8; }; }
+"""
+
+
+class Rig:
+    """A programmer of one family with its sockets; of use in the thread of one namespace."""
+
+    def __init__(self, chosen: Settings) -> None:
+        self.settings, self.kernel = chosen, KernelNftables()
+        commits = Commits()
+        self.drift = TableDrift(chosen.family, TABLE, self.kernel.portid, commits)
+        watched = WatchedNftables(self.kernel, self.drift, commits)
+        self.programmer = NftablesProgrammer(chosen, watched, self.drift)
+        self.plans: Plans = {}
+
+    def want(self, *plans: ServicePlan) -> Outcome:
+        self.plans.update((plan.key, plan) for plan in plans)
+        return self.programmer.apply(self.plans, [plan.key for plan in plans])
+
+    def drop(self, *plans: ServicePlan) -> Outcome:
+        for plan in plans:
+            self.plans.pop(plan.key, None)
+        return self.programmer.apply(self.plans, [plan.key for plan in plans])
+
+    def check(self) -> Outcome:
+        return self.programmer.apply(self.plans, None)
+
+    def differs(self) -> list[Any]:
+        """Where the kernel's table is not as rendering asks."""
+        chosen = self.settings
+        layout = lay_out(render_base(chosen), [(p.key, render_port(p, chosen)) for p in self.plans.values()])
+        return list(compare(self.kernel.listing(chosen.family, TABLE), layout).places)
+
+    def close(self) -> None:
+        self.drift.close()
+        self.kernel.close()
+
+
+@pytest.fixture
+def netns() -> Iterator[Namespace]:
+    space = Namespace("nftables-mode")
+    try:
+        yield space
+    finally:
+        space.close()
+
+
+@pytest.fixture
+def real(netns: Namespace) -> Iterator[Rig]:
+    """Its methods have to be called in the namespace: the sockets are made there, and the monitor when first asked."""
+    rig = netns.call(Rig, settings())
+    try:
+        netns.call(rig.check)
+        netns.call(rig.want, WEB, DNS, FIREWALLED)
+        assert not netns.call(rig.programmer.drifted)
+        yield rig
+    finally:
+        netns.call(rig.close)
+
+
+def handles(netns: Namespace) -> set[tuple[str, int]]:
+    """The kernel's numbers of all chains: one that was made anew has another."""
+    listed = json.loads(netns.run(["nft", "-j", "-a", "list", "chains"]))["nftables"]
+    return {(entry["chain"]["name"], entry["chain"]["handle"]) for entry in listed if "chain" in entry}
+
+
+def family_of(plans: list[ServicePlan]) -> Family:
+    return plans[0].family
+
+
+CHANGES = st.sampled_from(Family).flatmap(
+    lambda family: st.lists(
+        st.lists(st.sampled_from("abc").flatmap(lambda name: any_plan(name, family)), min_size=1, max_size=3),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+@given(changes=CHANGES)
+@tuned(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list[list[ServicePlan]]) -> None:
+    def run() -> None:
+        rig = Rig(settings(family_of(changes[0])))
+        try:
+            rig.check()
+            for plans in changes:
+                assert not rig.want(*{plan.key: plan for plan in plans}.values()).rejected
+                assert rig.differs() == []
+            rig.drop(*rig.plans.values())
+            assert rig.differs() == []
+            assert not rig.programmer.drifted()
+        finally:
+            rig.programmer.cleanup()
+            rig.close()
+
+    netns.call(run)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("flush ruleset", id="everything is flushed"),
+        pytest.param("delete table ip kproxy", id="the table is deleted"),
+        pytest.param("flush chain ip kproxy services", id="a chain is flushed"),
+        pytest.param("insert rule ip kproxy services accept", id="a rule is inserted"),
+        pytest.param("flush map ip kproxy endpoints", id="a map is flushed"),
+        pytest.param("add element ip kproxy hairpins { 10.9.9.9 . 10.9.9.9 }", id="an element is added"),
+        pytest.param("flush set ip kproxy sources", id="the sources are flushed"),
+        pytest.param("add chain ip kproxy extra; add rule ip kproxy extra jump refuse", id="a chain is added"),
+        pytest.param("flush chain ip kproxy nat-output; delete chain ip kproxy nat-output", id="a hook is lost"),
+    ],
+)
+def test_what_others_edit_is_noticed_and_healed(netns: Namespace, real: Rig, command: str) -> None:
+    netns.run(["nft", "-f", "-"], command)
+    assert netns.call(real.differs) != []
+    assert netns.call(real.programmer.drifted)
+    assert netns.call(real.check).repaired
+    assert netns.call(real.differs) == []
+    assert not netns.call(real.programmer.drifted)
+
+
+def test_an_element_that_was_led_elsewhere_is_led_back(netns: Namespace, real: Rig) -> None:
+    key = f"{WEB.cluster_ip} . tcp . 80 . 0"
+    netns.run(
+        ["nft", "-f", "-"],
+        f"delete element ip kproxy endpoints {{ {key} }}\n"
+        f"add element ip kproxy endpoints {{ {key} : 192.0.2.1 . 9 }}\n",
+    )
+    outcome = netns.call(real.check)
+    assert outcome.repaired
+    assert outcome.rules_written == {TABLE: 1}
+    assert netns.call(real.differs) == []
+
+
+def test_a_set_of_another_form_is_replaced_with_its_table(netns: Namespace, real: Rig) -> None:
+    text = "flush ruleset; add table ip kproxy; add set ip kproxy services { type ipv4_addr; }"
+    netns.run(["nft", "-f", "-"], text)
+    outcome = netns.call(real.check)
+    assert (outcome.repaired, outcome.transactions) == (True, 1)
+    assert netns.call(real.differs) == []
+
+
+def test_a_change_after_others_edits_overwrites_nothing_unseen(netns: Namespace, real: Rig) -> None:
+    netns.run(["nft", "-f", "-"], "flush map ip kproxy services")
+    netns.call(real.want, build_plan("new", cluster=(7,)))
+    assert netns.call(real.differs) == []
+
+
+def test_edits_of_other_tables_are_no_drift(netns: Namespace, real: Rig) -> None:
+    netns.run(["nft", "-f", "-"], "table ip mine { chain c { counter; }; }\ntable ip6 kproxy { }")
+    assert not netns.call(real.programmer.drifted)
+    outcome = netns.call(real.want, build_plan("new", cluster=(7,)))
+    assert outcome.transactions == 1
+    assert netns.call(real.differs) == []
+
+
+def test_kube_proxy_s_table_goes_and_all_others_stay(netns: Namespace) -> None:
+    netns.run(["nft", "-f", "-"], OTHERS)
+    rig = netns.call(Rig, settings())
+    try:
+        netns.call(rig.check)
+        assert "table ip kube-proxy" not in netns.run(["nft", "list", "tables"])
+        assert "table ip6 kube-proxy" in netns.run(["nft", "list", "tables"])  # that of the other family's programmer
+        assert "counter packets 7 bytes 8" in netns.run(["nft", "list", "table", "ip", "mine"])
+    finally:
+        netns.call(rig.close)
+
+
+def test_a_table_that_is_there_is_adopted(netns: Namespace, real: Rig) -> None:
+    def adopt() -> Outcome:
+        heir = Rig(real.settings)
+        try:
+            heir.plans = {plan.key: plan for plan in (WEB, DNS)}
+            return heir.check()
+        finally:
+            heir.close()
+
+    before = handles(netns)
+    assert netns.call(adopt).transactions == 1
+    real.plans.pop(FIREWALLED.key)
+    assert netns.call(real.differs) == []
+    assert handles(netns) < before  # those of the Service that is gone are missing, and all others are the same
+
+
+def test_a_port_that_the_kernel_refuses_does_not_stop_the_others(netns: Namespace, real: Rig) -> None:
+    ends = (Endpoint("10.244.0.5", 80), Endpoint("no address", 80))
+    bad = build_plan("bad", cluster=(), has_endpoints=True)
+    bad = msgspec.structs.replace(bad, cluster=ends)
+    outcome = netns.call(real.want, bad, build_plan("good", cluster=(6,)))
+    assert list(outcome.rejected) == [bad.key]
+    real.plans.pop(bad.key)
+    assert netns.call(real.differs) == []
+
+
+def test_cleanup_leaves_no_table(netns: Namespace, real: Rig) -> None:
+    netns.run(["nft", "-f", "-"], OTHERS)
+    netns.call(real.programmer.cleanup)
+    assert "kproxy" not in netns.run(["nft", "list", "tables"])
+    assert netns.call(clean, real.kernel) == []
+    assert netns.run(["nft", "list", "tables"]).split() == ["table", "ip", "mine"]

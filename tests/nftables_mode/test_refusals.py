@@ -1,0 +1,144 @@
+"""What the kernel refuses is the matter of the ports that need it; what fails is tried again from what is there."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from kproxy.errors import KernelError
+from kproxy.fakes.nftables import accept
+from kproxy.kernel.nftables_operations import AddChain, AddElements, AddSet, DeleteElements, DeleteTable, Operation
+from kproxy.model.nft import Element, Verdict
+from kproxy.model.plans import Family, ServicePlan
+from kproxy.modes.nftables.names import TABLE
+from tests.nftables.plans import build_plan
+from tests.nftables_mode.rigs import Rig
+
+Refuse = Callable[[Operation, Element | None], int]
+WEB, DNS, SHOP = (build_plan(name, cluster=(n, n + 1)) for n, name in ((1, "web"), (3, "dns"), (5, "shop")))
+STICKY = build_plan("sticky", affinity_seconds=60)
+
+
+def elements_of(plan: ServicePlan) -> Refuse:
+    def refuse(operation: Operation, element: Element | None) -> int:
+        return errno.ENOSPC if isinstance(operation, AddElements) and element and plan.cluster_ip in element.key else 0
+
+    return refuse
+
+
+def own_sets(operation: Operation, element: Element | None) -> int:
+    return errno.ENOMEM if isinstance(operation, AddSet) and operation.set.timeout else 0
+
+
+def own_chains(operation: Operation, element: Element | None) -> int:
+    return errno.EMLINK if isinstance(operation, AddChain) and operation.chain.startswith("affinity") else 0
+
+
+REFUSALS = [
+    pytest.param(WEB, elements_of(WEB), id="elements"),
+    pytest.param(STICKY, own_sets, id="a set"),
+    pytest.param(STICKY, own_chains, id="a chain"),
+]
+
+
+@pytest.mark.parametrize(("bad", "refuse"), REFUSALS)
+@pytest.mark.parametrize("at_start", [True, False])
+def test_the_others_are_served(bad: ServicePlan, refuse: Refuse, at_start: bool) -> None:
+    rig = Rig()
+    if not at_start:
+        rig.check()
+    rig.kernel.refuse = refuse
+    rig.plans = {plan.key: plan for plan in (bad, DNS, SHOP)}
+    outcome = rig.check() if at_start else rig.want(bad, DNS, SHOP)
+    assert list(outcome.rejected) == [bad.key]
+    assert "\n" not in outcome.rejected[bad.key]
+    assert rig.held() == rig.wanted(without=[bad.key])
+    assert list(rig.want(build_plan("new", cluster=(9,))).rejected) == [bad.key]  # it stays so until it is tried again
+    rig.kernel.refuse = accept
+    outcome = rig.check()
+    assert (outcome.rejected, outcome.repaired) == ({}, False)
+    assert rig.held() == rig.wanted()
+
+
+def test_a_refused_port_is_tried_again_when_its_plan_changes() -> None:
+    rig = Rig()
+    rig.check()
+    rig.kernel.refuse = elements_of(WEB)
+    assert rig.want(WEB).rejected
+    rig.kernel.refuse = accept
+    assert not rig.want(build_plan("web", cluster=(7,))).rejected
+    assert rig.held() == rig.wanted()
+
+
+def test_a_refused_change_takes_the_port_away() -> None:
+    """Its former endpoints may be somebody else's by now."""
+    rig = Rig()
+    rig.check()
+    rig.want(WEB, DNS)
+    rig.kernel.refuse = elements_of(WEB)
+    assert rig.want(build_plan("web", cluster=(7,))).rejected
+    assert rig.held() == rig.wanted(without=[WEB.key])
+
+
+def test_the_next_port_by_name_inherits_a_refused_one_s_frontend() -> None:
+    rig = Rig()
+    rig.check()
+    first, second = (build_plan(name, cluster=(n,), external_ips=("203.0.113.9",)) for n, name in ((1, "a"), (2, "b")))
+    rig.want(second)
+    rig.kernel.refuse = elements_of(first)
+    assert list(rig.want(first).rejected) == [first.key]
+    assert rig.held() == rig.wanted(without=[first.key])
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+def test_after_a_failure_nothing_is_believed(fails_at: int) -> None:
+    rig = Rig()
+    rig.plans = {plan.key: plan for plan in (WEB, DNS)}
+    rig.kernel.fail_at = {fails_at}
+    for plan in (SHOP, STICKY, build_plan("web", cluster=(8,))):
+        listings = rig.kernel.listings
+        try:
+            rig.want(plan)
+        except KernelError:
+            rig.want(plan)
+            assert rig.kernel.listings > listings
+    assert rig.held() == rig.wanted()
+
+
+def test_an_element_that_others_took_is_noticed_by_its_deletion() -> None:
+    rig = Rig()
+    rig.check()
+    rig.want(WEB, DNS)
+    sets, _, elements = rig.held()
+    (taken,) = [e for e in elements["services"] if e.key[0] == WEB.cluster_ip]
+    rig.kernel.edit(Family.IPV4, DeleteElements(TABLE, sets["services"], [taken]))
+    outcome = rig.want(gone=[WEB])
+    assert rig.held() == rig.wanted()
+    assert not outcome.rejected
+
+
+def test_others_edits_are_repaired_and_told() -> None:
+    rig = Rig()
+    rig.check()
+    rig.want(WEB, DNS)
+    sets, _, _ = rig.held()
+    stray = Element("services", ("10.96.7.7", "tcp", 80), Verdict())
+    rig.kernel.edit(Family.IPV4, AddElements(TABLE, sets["services"], [stray]))
+    assert rig.programmer.drifted()
+    assert rig.check().repaired
+    rig.kernel.edit(Family.IPV4, DeleteTable(TABLE))
+    assert rig.check().repaired
+    assert not rig.programmer.drifted()
+    assert rig.held() == rig.wanted()
+
+
+def test_a_plan_that_changed_meanwhile_is_no_repair() -> None:
+    rig = Rig()
+    rig.check()
+    rig.want(WEB, DNS)
+    rig.plans[WEB.key] = build_plan("web", cluster=(4, 5, 6), node_port=30000)
+    del rig.plans[DNS.key]
+    assert not rig.check().repaired
+    assert rig.held() == rig.wanted()
