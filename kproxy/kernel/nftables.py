@@ -142,8 +142,11 @@ class KernelNftables:
         return self._transact(family, operations, generation, commit=False)
 
     def listing(self, family: Family, table: str) -> Listing | None:
-        """As Nftables.listing. The kernel's time grows with the square of a set's size, as it looks for its place in the
-        hash table anew for every 32 KiB that it tells: 0.1 s for 50,000 elements, 40 s for 1,000,000 (Linux 6.18)."""
+        """As Nftables.listing.
+
+        The time grows with the square of a set's size, as the kernel looks for its place in the hash table anew for
+        every 32 KiB that it tells: 0.1 s for 50,000 elements, 40 s for 1,000,000 (Linux 6.18).
+        """
         for _ in range(LISTINGS):
             before = self.generation()
             if (found := self._listed(family, table)) is None:
