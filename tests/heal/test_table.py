@@ -1,0 +1,77 @@
+"""Another program edits nftables mode's table: it is as before soon afterwards, and so is traffic."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kproxy.errors import KernelError
+from kproxy.lab.namespaces import unavailable
+from kproxy.lab.proxies import wait_for
+from kproxy.lab.scenarios import SCENARIOS, Scenario
+from kproxy.lab.trials import Trial, trial
+from kproxy.model.plans import Family
+
+SOON = 10  # seconds; it takes less than one, but the machine may be busy
+ALIVE = [s for s in SCENARIOS if s.name in ("cluster-ip", "node-port-local", "source-ranges", "no-endpoints")]
+EDITS = {
+    "everything is flushed": "flush ruleset",
+    "the tables are deleted": "delete table ip kproxy; delete table ip6 kproxy",
+    "a chain is flushed": "flush chain ip kproxy services; flush chain ip6 kproxy services",
+    "a rule is inserted": "insert rule ip kproxy services drop; insert rule ip6 kproxy services drop",
+    "a map is flushed": "flush map ip kproxy endpoints; flush map ip6 kproxy services",
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+    """No tool of iptables or nftables can be found by the proxy, which needs none."""
+    if reason := unavailable(("nft", "iptables-nft")):
+        pytest.skip(reason)
+    periods = ("--iptables-sync-period", "1h", "--iptables-min-sync-period", "50ms")
+    folder: Path = tmp_path_factory.mktemp("nftables")
+    with trial(folder, "nft", periods, ALIVE, start=False, mode="nftables") as under_way:
+        proxy = under_way.proxy
+        tools = folder / "tools"
+        tools.mkdir()
+        (tools / "setpriv").symlink_to(shutil.which("setpriv") or "")  # the lab's own need
+        proxy.environment["PATH"] = str(tools)
+        proxy.start()
+        proxy.await_ready(lambda: proxy.synced() == len(Family) and all(map(under_way.serves, ALIVE[:1])))
+        assert "comparing everything" not in proxy.tail(100_000)  # neither family takes the other for somebody else
+        yield under_way
+        assert proxy.running(), proxy.tail()
+
+
+def listed(trial: Trial) -> str:
+    """The tables, of each set the elements in order."""
+    lines = [
+        line.strip().strip("{},")
+        for family in ("ip", "ip6")
+        for line in trial.cluster.spaces["node1"].run(["nft", "-s", "list", "table", family, "kproxy"]).splitlines()
+    ]
+    words = " ".join(lines).replace(", ", " ").replace("elements = {", "").split()
+    return " ".join(sorted(words))
+
+
+def is_as(trial: Trial, before: str) -> bool:
+    try:
+        return listed(trial) == before
+    except KernelError:  # the table is not there
+        return False
+
+
+def faults(trial: Trial, scenario: Scenario) -> dict[str, dict[str, str]]:
+    return {family.value: dict(found) for family in Family if (found := trial.faults(scenario, family))}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_is_healed(served: Trial, edit: str) -> None:
+    before = listed(served)
+    served.cluster.spaces["node1"].run(["nft", "-f", "-"], EDITS[edit])
+    assert not is_as(served, before)
+    assert wait_for(lambda: is_as(served, before), SOON, pause=0.1), served.proxy.tail()
+    assert faults(served, ALIVE[0]) == {}
