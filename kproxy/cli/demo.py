@@ -6,6 +6,7 @@ had it shows what would be programmed instead. Nothing of it touches the host's 
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -33,6 +34,7 @@ __all__ = ["command"]
 
 PODS = (Pod("web-1", 1, 11), Pod("web-2", 1, 12), Pod("shell", 1, 13), Pod("web-3", 2, 11), Pod("dns-1", 2, 12))
 PORTS = {"web-1": (8080,), "web-2": (8080,), "web-3": (8080,), "dns-1": (5353,)}
+WEB = re.compile(r"shop/web:|(10\.96\.0\.80|203\.0\.113\.80):80 |:30080 ")  # by name, or by what leads there
 ROUNDS = 60  # requests by each way
 PACE = 0.02  # seconds between rounds: enough to watch
 RUN = 25  # answers in a row from the expected pods that prove an edit: by chance once in 3**25
@@ -115,9 +117,19 @@ class _Demo:
         return self._cluster.spaces["shell"].call(probes.tcp, "10.96.0.80", 80, timeout)
 
     def _show_rules(self, backend: str) -> None:
-        tool = f"iptables-{backend}-save" if backend else "iptables-save"
-        rules = self._node.run([tool, "-t", "nat"]).splitlines()
-        views.show_rules(self._console, tool, [r for r in rules if "shop/web:" in r])
+        command = self._listing(backend)
+        shown = self._node.run(command).splitlines() if shutil.which(command[0]) else []
+        views.show_rules(self._console, " ".join(command), [line for line in shown if WEB.search(line)])
+
+    def _listing(self, backend: str) -> list[str]:
+        """The command that shows what the mode wrote."""
+        match ProxyMode(self._mode):
+            case ProxyMode.NFTABLES:
+                return ["nft", "list", "table", "ip", "kproxy"]
+            case ProxyMode.IPVS:
+                return ["ipvsadm", "-Sn"]
+            case _:
+                return [f"iptables-{backend}-save" if backend else "iptables-save", "-t", "nat"]
 
     def _walk_the_ways(self) -> None:
         ways = self._ways()

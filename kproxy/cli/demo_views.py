@@ -78,9 +78,9 @@ def introduce(out: Console, mode: str, examples: Path) -> None:
     out.print(f"\nOn node1: kproxy run --proxy-mode {mode} --manifests (a copy of {examples})", markup=False)
 
 
-def show_rules(out: Console, tool: str, rules: Sequence[str]) -> None:
-    """One Service's rules, as the kernel lists them."""
-    out.print(f"[bold]1. The rules of one Service[/], shop/web: {len(rules)} lines of {tool} -t nat")
+def show_rules(out: Console, command: str, rules: Sequence[str]) -> None:
+    """What one Service has in the kernel, as COMMAND lists it."""
+    out.print(f"[bold]1. What one Service has in the kernel[/], shop/web: {len(rules)} lines of {command}")
     for rule in rules:
         if out.is_terminal:
             out.print(Text("   " + rule, style="dim"), no_wrap=True, overflow="ellipsis")
