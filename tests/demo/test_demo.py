@@ -44,7 +44,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(KPROXY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "rules of one Service" in line:
+            if "What one Service has" in line:
                 break
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
