@@ -20,7 +20,7 @@ SIZES = (100, 1_000, 10_000)
 DUAL = tuple(Family)
 FULL = 10_000  # the size, with 5 endpoints, for which limits were promised
 RUNS = 3
-START_SECONDS = {"nft": 8.0, "legacy": 4.0}
+START_SECONDS = {"nft": 8.0, "legacy": 4.0, "nftables": 3.0}
 
 
 def change(shapes: Sequence[Shape]) -> Iterator[Figure]:

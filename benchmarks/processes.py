@@ -34,7 +34,7 @@ class Daemon:
     """As a context: the namespace and the server are ready when it begins, and everything is gone when it ends."""
 
     def __init__(self, shape: Shape, backend: str) -> None:
-        """backend: "nft" or "legacy"."""
+        """backend: "nft" or "legacy", of iptables mode; or "nftables", for that mode."""
         self.shape, self.backend = shape, backend
         self._stack = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,7 +71,9 @@ class Daemon:
         """Start kproxy; nothing is programmed yet."""
         argv = [sys.executable, "-m", "kproxy", "run", "--master", f"http://127.0.0.1:{self._port}"]
         argv += ["--hostname-override", NODE, "--cluster-cidr", "10.128.0.0/9,fd00:244::/32"]
-        argv += ["--iptables-backend", self.backend, "--conntrack-max-per-core", "0"]
+        argv += ["--conntrack-max-per-core", "0"]
+        nftables = self.backend == "nftables"
+        argv += ["--proxy-mode", "nftables"] if nftables else ["--iptables-backend", self.backend]
         log = self._stack.enter_context(self._log.open("wb"))
         self.started = time.time()
         self._process = self.space.spawn(argv, log, self._environment)
@@ -109,8 +111,15 @@ class Daemon:
         assert self._process is not None
         return resident(self._process.pid)
 
-    def rules(self, family: Family, pattern: str) -> int:
-        """How many lines of the kernel's tables match the pattern, by iptables-save and not by what kproxy says."""
+    def endpoints(self, family: Family) -> int:
+        """How many times the kernel leads to an endpoint, by the kernel's tools and not by what kproxy says."""
+        if self.backend == "nftables":
+            table = "ip" if family is Family.IPV4 else "ip6"
+            text = self.space.run(["nft", "-j", "list", "map", table, "kproxy", "endpoints"], timeout=PATIENCE)
+            return sum(len(item["map"].get("elem", ())) for item in json.loads(text)["nftables"] if "map" in item)
+        return self._rules(family, r"^-A KUBE-SEP-\w+ .*-j DNAT")
+
+    def _rules(self, family: Family, pattern: str) -> int:
         stem = "iptables" if family is Family.IPV4 else "ip6tables"
         text = self.space.run([f"{stem}-{self.backend}-save"], timeout=PATIENCE, env=self._environment)
         return len(re.findall(pattern, text, re.MULTILINE))
