@@ -22,7 +22,6 @@ SERVICE_DEVICE = "kube-ipvs0"
 """The device that holds Services' addresses in IPVS mode. What is on it is none of the node's own addresses."""
 
 
-
 class DetectLocalBy(StrEnum):
     """How traffic from this node's pods is told apart."""
 
