@@ -86,10 +86,9 @@ class NftDrift:
 
     def restored(self, tables: int, certain: bool) -> None:
         """A restore of ours ended. Read what the kernel said of it now: it waits in a bounded buffer."""
+        self._commits.add(tables, certain)  # the other family may not listen yet
         if self._monitor is not None:
             self.changed()
-        else:
-            self._commits.add(tables, certain)
 
     def wrote(self) -> None:
         """Nothing to note: the notifications name their author."""

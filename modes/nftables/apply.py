@@ -42,6 +42,8 @@ _log = logs.get("nftables")
 NOTHING = Fragment()
 ATTEMPTS = 5
 """How often in a row others may come in between, before the loop's own backoff takes over."""
+TRIES = 100
+"""The same for transactions on other tables, those of the other family's programmer above all."""
 GENERATIONS = 1 << 32  # the kernel counts in 32 bits, and leaves out 0
 
 
@@ -253,7 +255,7 @@ class NftablesProgrammer:
         """One transaction; what was refused, then nothing is done. Raises _Disturbed, KernelError."""
         if not operations:
             return {}
-        for _ in range(ATTEMPTS):
+        for _ in range(TRIES):
             self._expect()
             try:
                 errors = self._kernel.apply(self.family, operations, self._generation)
