@@ -43,6 +43,9 @@ __all__ = ["run"]
 
 _log = logs.get("daemon")
 
+COUNTING = frozenset({ProxyMode.IPTABLES, ProxyMode.USERSPACE})
+"""The modes whose rules count in nfacct counters; userspace mode hands over to such rules when it ends."""
+
 
 def run(options: Options) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status.
@@ -86,7 +89,7 @@ class _Daemon:
         self._commands = Commands()
         self._command = _backend(self._commands, self._config.mode, options.iptables_backend)
         self._families = hosting.families(self._commands, self._command)
-        self._has_nfacct = hosting.count_in_nfacct()
+        self._has_nfacct = self._config.mode in COUNTING and hosting.count_in_nfacct()
         addresses = hosting.LiveAddresses()
         stack.callback(addresses.close)
         self._surroundings = NodeSurroundings(

@@ -7,6 +7,7 @@ thread of its own, as connections that IPVS still carries are given time to end.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 
 from kproxy import logs
@@ -23,6 +24,8 @@ _log = logs.get("cleanup")
 LINGER = 60.0
 """Seconds at most that connections through the old mode are waited for."""
 POLL = 1.0
+SHARE = 0.1
+"""The share of the time that looking for them may take."""
 
 
 class Remains:
@@ -80,13 +83,19 @@ class Leftovers:
         left = [mode for mode, remains in self._remains.items() if not self._remove_one(mode, remains)]
         self._done = not left
 
+    def _wait_for_the_last_connection(self, remains: Remains) -> bool:
+        """Whether what remains may go now; false when the daemon ends."""
+        until = time.monotonic() + self._linger
+        while (began := time.monotonic()) < until and remains.busy():
+            # In a large cluster a look takes long: looking must not keep a processor busy.
+            if self._stopped.wait(max(POLL, (time.monotonic() - began) / SHARE)):
+                return False
+        return True
+
     def _remove_one(self, mode: ProxyMode, remains: Remains) -> bool:
         try:
-            left = self._linger
-            while left > 0 and remains.busy():
-                if self._stopped.wait(POLL):
-                    return False
-                left -= POLL
+            if not self._wait_for_the_last_connection(remains):
+                return False
             problems = remains.remove()
         except KernelError as error:
             problems = [str(error)]

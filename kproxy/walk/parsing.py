@@ -14,7 +14,7 @@ from ipaddress import ip_network
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.canonical import tokens
+from kproxy.modes.iptables.canonical import ALIASES, tokens
 from kproxy.modes.iptables.saved import Saved
 from kproxy.walk import rules as r
 from kproxy.walk.verdicts import one_in
@@ -22,19 +22,6 @@ from kproxy.walk.verdicts import one_in
 __all__ = ["Chain", "Tables", "parse_rule"]
 
 PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "tcp": "tcp", "udp": "udp", "sctp": "sctp"}
-LONG = {
-    "--source": "-s",
-    "--src": "-s",
-    "--destination": "-d",
-    "--dst": "-d",
-    "--protocol": "-p",
-    "--in-interface": "-i",
-    "--out-interface": "-o",
-    "--jump": "-j",
-    "--goto": "-g",
-    "--match": "-m",
-    "--destination-port": "--dport",
-}
 FULL = 0xFFFFFFFF
 WIDTH = {Family.IPV4: 32, Family.IPV6: 128}
 WHOLE_ADDRESS = {"255.255.255.255", ":".join(["ffff"] * 8)}
@@ -124,7 +111,7 @@ def _options(text: str) -> Iterator[Option]:
         elif not quoted and _OPTION.match(word):
             if name:
                 yield negated, name, " ".join(values)
-            negated, ahead, name, values = ahead, False, LONG.get(word, word), []
+            negated, ahead, name, values = ahead, False, ALIASES.get(word, word), []
         else:
             values.append(word)
     if name:

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-__all__ = ["PROTOCOL_NUMBERS", "Rule", "canonical", "tokens"]
+__all__ = ["ALIASES", "PROTOCOL_NUMBERS", "Rule", "canonical", "tokens"]
 
 # One option: negated, its name, its values.
 Option = tuple[bool, str, tuple[str, ...]]

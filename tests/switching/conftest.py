@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.kernel import nfacct
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy
 from kproxy.lab.scenarios import SCENARIOS, Scenario
@@ -66,6 +67,10 @@ class Node:
         """All that Service proxies write to a kernel, as the tools print it, without counters and empty tables."""
         text = re.sub(r" \[\d+:\d+\]$", "", "\n".join(self._listings()), flags=re.MULTILINE)
         return re.sub(r"^\*\w+\n(:[A-Z]+ ACCEPT\n)*COMMIT\n", "", text, flags=re.MULTILINE)
+
+    def counters(self) -> list[str]:
+        """The packet counters that rules may count in."""
+        return sorted(self.space.call(nfacct.counters)) if self.space.call(nfacct.available) else []
 
     def left_by(self, mode: str) -> str:
         """What is there of MODE's own; "" when nothing is."""

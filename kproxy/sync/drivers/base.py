@@ -60,11 +60,11 @@ class Driven(NamedTuple):
 
 
 class Driver(Protocol):
-    """Puts one mode to work on this host. Made by the daemon before anything is programmed; making one raises
-    KernelError when the host lacks what the mode needs."""
+    """Puts one mode to work on this host. Made by the daemon before anything is programmed; making one, or its `drive`,
+    raises KernelError when the host lacks what the mode needs."""
 
     def drive(self, family: Family) -> Driven:
-        """The programmer of one family. Called once for each."""
+        """The programmer of one family. Called once for each, before anything is programmed."""
 
     def answering(self, family: Family, plans: Mapping[PortKey, ServicePlan]) -> Mapping[PortKey, ServicePlan]:
         """PLANS with those in the place of their endpoints that, as connection tracking sees it, answer their flows."""

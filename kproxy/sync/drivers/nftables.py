@@ -23,7 +23,6 @@ class NftablesDriver:
     """The nftables mode's Driver."""
 
     def __init__(self, equipment: Equipment) -> None:
-        """Raises KernelError when this kernel lacks what the mode needs."""
         self._equipment = equipment
 
     def drive(self, family: Family) -> Driven:
