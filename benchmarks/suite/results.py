@@ -41,9 +41,9 @@ class Quantity(StrEnum):
         return _UNITS.get(self, "s")
 
     @property
-    def title(self) -> str:
+    def label(self) -> str:
         """For tables, plots and reports."""
-        return _TITLES[self]
+        return _LABELS[self]
 
     @property
     def more_is_better(self) -> bool:
@@ -56,7 +56,7 @@ _UNITS = {
     Quantity.MEMORY_PEAK: "B",
     Quantity.CONNECTIONS: "1/s",
 }
-_TITLES = {
+_LABELS = {
     Quantity.COLD_START: "cold start to the first delivered packet",
     Quantity.ENDPOINT_CHANGE: "an endpoint replaced",
     Quantity.NEW_SERVICE: "a new Service",
