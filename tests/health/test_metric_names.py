@@ -13,7 +13,7 @@ from kproxy.model.plans import Family
 SYNC = "kubeproxy_sync_proxy_rules_"
 DOUBLING = "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192 16.384 +Inf"
 PROGRAMMING = " ".join(
-    ["0.25", "0.5", *map(str, range(1, 60)), *map(str, range(60, 116, 5)), *map(str, range(120, 301, 30)), "+Inf"]
+    ["0", "0.25", "0.5", *map(str, range(1, 60)), *map(str, range(60, 116, 5)), *map(str, range(120, 301, 30)), "+Inf"]
 )
 
 # (name, type, labels, buckets), as a scrape of kube-proxy 1.36 shows them.
