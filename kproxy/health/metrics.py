@@ -110,10 +110,16 @@ class Metrics:
         self._define_modes()
         self._define_health()
         self._define_own()
-        build = Gauge(
+        self._build = Gauge(
             "kproxy_build_info", "Always 1; says what runs.", ["version", "mode", "python"], registry=self._registry
         )
-        build.labels(version, mode, platform.python_version()).set(1)
+        self._version = version
+        self.serves(families, mode)
+
+    def serves(self, families: Collection[Family], mode: str) -> None:
+        """From now on FAMILIES are served in MODE."""
+        self._build.clear()
+        self._build.labels(self._version, mode, platform.python_version()).set(1)
         self._start_at_zero(families, mode)
 
     def _define_sync(self) -> None:
@@ -208,6 +214,9 @@ class Metrics:
         self._coalesced = Counter(
             "kproxy_coalesced_changes_total", "Changes that shared a sync with an earlier one.", registry=self._registry
         )
+        self._reloads = self._counter(
+            "kproxy_config_reloads_total", "Changes of the configuration file, by what became of them.", ["outcome"]
+        )
         self._k8s_events = self._counter(
             "kproxy_kubernetes_events_total", "Kubernetes Events, by what became of them.", ["outcome"]
         )
@@ -223,6 +232,8 @@ class Metrics:
         for children in per_family:
             for family in families:
                 children[family,].inc(0)
+        for outcome in ("applied", "refused"):
+            self._reloads[outcome,].inc(0)
         for code in ("200", "503"):
             self._healthz[code,].inc(0)
             self._livez[code,].inc(0)
@@ -323,12 +334,16 @@ class Metrics:
         """A Kubernetes Event was posted, could not be, or was not even tried (queue full, too many of its kind)."""
         self._k8s_events[outcome,].inc()
 
+    def config_reloaded(self, outcome: Literal["applied", "refused"]) -> None:
+        """The configuration file changed, and its new content is in force or was refused."""
+        self._reloads[outcome,].inc()
+
     def read_nfacct_with(self, read: NfacctReader) -> None:
         """Export the kernel's nfacct counters as READ returns them, at each scrape."""
         self._nfacct.read = read
 
-    def read_forwarder_with(self, read: Callable[[], Figures]) -> None:
-        """Export what userspace mode's forwarder counted, as READ returns it, at each scrape."""
+    def read_forwarder_with(self, read: Callable[[], Figures] | None) -> None:
+        """Export what userspace mode's forwarder counted, as READ returns it, at each scrape; None: no longer."""
         self._forwarding.read = read
 
     def exposition(self) -> bytes:

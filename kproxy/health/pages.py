@@ -29,9 +29,9 @@ _WARNING = "Warning: for people who debug; its form may change, do not parse it.
 Page = Callable[[], Awaitable[web.Response]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Identity:
-    """What this process says of itself.
+    """What this process says of itself, now: it is looked at for each page.
 
     mode: the proxy mode in use. config: the effective KubeProxyConfiguration, as JSON values. flags: the command line's
     flags and their values as text.
@@ -74,7 +74,6 @@ def metrics_pages(metrics: Metrics, identity: Identity, clock: Clock) -> dict[st
     started = clock.now()
     began = clock.monotonic()
     one_at_a_time = asyncio.Semaphore(1)
-    configz = json.dumps({CONFIG_KEY: identity.config}).encode()
 
     async def exposition() -> web.Response:
         # In a thread because it reads /proc and asks the kernel; one at a time so that many scrapers cost no more than
@@ -84,7 +83,7 @@ def metrics_pages(metrics: Metrics, identity: Identity, clock: Clock) -> dict[st
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def configuration() -> web.Response:
-        return json_response(200, configz)
+        return json_response(200, json.dumps({CONFIG_KEY: identity.config}).encode())
 
     async def statusz() -> web.Response:
         seconds = int(clock.monotonic() - began)

@@ -79,14 +79,18 @@ class ProxierHealth:
     """
 
     def __init__(self, sync_period: float, clock: Clock) -> None:
-        if sync_period <= 0:
-            raise ValueError(f"sync_period must be positive, is {sync_period}")
-        self._patience = 2 * sync_period
+        self.expect(sync_period)
         self._clock = clock
         self._lock = threading.Lock()
         self._last_updated: dict[Family, datetime] = {}
         self._waiting_since: dict[Family, float] = {}
         self._node_eligible = True
+
+    def expect(self, sync_period: float) -> None:
+        """From now on a change may wait for twice SYNC_PERIOD, in seconds."""
+        if sync_period <= 0:
+            raise ValueError(f"sync_period must be positive, is {sync_period}")
+        self._patience = 2 * sync_period
 
     def queued_update(self, family: Family) -> None:
         """A change of FAMILY waits to be programmed. Only the oldest that waits counts."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from kproxy.errors import InvalidConfig, KernelError
 from kproxy.health.clocks import Clock
-from kproxy.health.listeners import Handler, Listener, Retry, parse_address
+from kproxy.health.listeners import Listener, Retry, parse_address
 from kproxy.health.loops import LoopThread
 from kproxy.health.metrics import Metrics
 from kproxy.health.pages import Identity, health_pages, metrics_pages, serve_pages
@@ -58,19 +58,33 @@ class Servers:
         self._hard_fail = settings.hard_fail
         self._thread = LoopThread("http")
         self._checks = ServiceChecks(health.healthy, on_check_failure)
-        self._listeners: dict[str, Listener] = {}
-        self._add("healthzBindAddress", settings.healthz, serve_pages(health_pages(health, metrics)))
-        self._add("metricsBindAddress", settings.metrics, serve_pages(metrics_pages(metrics, identity, clock)))
+        self._handlers = {
+            "healthzBindAddress": serve_pages(health_pages(health, metrics)),
+            "metricsBindAddress": serve_pages(metrics_pages(metrics, identity, clock)),
+        }
+        self._listeners = self._wanted(settings)
         self._lock = threading.Lock()
         self._last: tuple[dict[int, HealthCheck], frozenset[str]] = ({}, frozenset())
 
-    def _add(self, field: str, bind: str, handler: Handler) -> None:
-        if not bind:
-            return
-        try:
-            self._listeners[field] = Listener(parse_address(bind), handler, _RETRY)
-        except ValueError as error:
-            raise InvalidConfig([f"{field}: {error}"]) from error
+    def _wanted(self, settings: ServerSettings) -> dict[str, Listener]:
+        found = {}
+        for field, bind in (("healthzBindAddress", settings.healthz), ("metricsBindAddress", settings.metrics)):
+            try:
+                if bind:
+                    found[field] = Listener(parse_address(bind), self._handlers[field], _RETRY)
+            except ValueError as error:
+                raise InvalidConfig([f"{field}: {error}"]) from error
+        return found
+
+    def rebind(self, settings: ServerSettings) -> None:
+        """Serve at the addresses of SETTINGS from now on; an address that stays is not touched. Blocks until done.
+
+        One that cannot be opened is tried again, also with hard_fail, which is for the start.
+        """
+        self._hard_fail = settings.hard_fail
+        wanted = self._wanted(settings)
+        if self._thread.running:
+            self._thread.submit(self._rebind(wanted)).result()
 
     @property
     def healthz_port(self) -> int | None:
@@ -120,6 +134,21 @@ class Servers:
     async def _open(self) -> None:
         for listener in self._listeners.values():
             await (listener.open() if self._hard_fail else listener.open_or_retry())
+
+    async def _rebind(self, wanted: dict[str, Listener]) -> None:
+        for field in self._handlers:
+            old, new = self._listeners.get(field), wanted.get(field)
+            if (old and old.address) == (new and new.address):
+                continue
+            if old and new and old.address.port == new.address.port:  # the one may stand in the other's way
+                await old.close()
+                old = None
+            self._listeners.pop(field, None)
+            if new:
+                await new.open_or_retry()
+                self._listeners[field] = new
+            if old:
+                await old.close()
 
     async def _close(self) -> None:
         await self._checks.close()
