@@ -60,5 +60,11 @@ class Programmer(Protocol):
         change that. Raises KernelError when it could not; then it is called again soon.
         """
 
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """By which names PLAN is found in the kernel (chains, map entries, virtual servers, proxy ports), for people.
+
+        Cheap; called from any thread, whatever else is going on.
+        """
+
     def cleanup(self) -> None:
         """Remove everything that this mode ever writes."""

@@ -11,6 +11,7 @@ from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.iptables.chains import READ_AT_LEAST, ChainWriter, Drift, NoDrift
 from kproxy.modes.iptables.fragments import Fragment
+from kproxy.modes.iptables.names import ENDPOINT_PREFIX
 from kproxy.modes.iptables.render import Settings, render_base, render_port
 
 __all__ = ["READ_AT_LEAST", "Drift", "IptablesProgrammer", "NoDrift"]
@@ -52,6 +53,11 @@ class IptablesProgrammer:
     def tend(self) -> float | None:
         """As Programmer.tend: rules need no care between syncs."""
         return None
+
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """As Programmer.names: the port's own chains; each leads on to its endpoints' KUBE-SEP-… chains."""
+        chains = (chain.name for chain in render_port(plan, self._settings).chains)
+        return tuple(name for name in chains if not name.startswith(ENDPOINT_PREFIX))
 
     def cleanup(self) -> None:
         """Remove all that kube-proxy or kproxy ever wrote into this backend's tables, in whatever mode."""

@@ -8,6 +8,7 @@ import hashlib
 from kproxy.model.plans import Endpoint, PortKey
 
 __all__ = [
+    "ENDPOINT_PREFIX",
     "EXTERNAL_SERVICES",
     "FIREWALL",
     "FORWARD",
@@ -28,6 +29,7 @@ FORWARD = "KUBE-FORWARD"
 FIREWALL = "KUBE-FIREWALL"
 MARK_MASQ = "KUBE-MARK-MASQ"
 POSTROUTING = "KUBE-POSTROUTING"
+ENDPOINT_PREFIX = "KUBE-SEP-"
 
 
 def _hash(text: str) -> str:
@@ -50,4 +52,4 @@ class PortChains:
 
 def endpoint_chain(key: PortKey, endpoint: Endpoint) -> str:
     """The chain KUBE-SEP-… of one endpoint of one Service port."""
-    return f"KUBE-SEP-{_hash(f'{key}{key.protocol.lower()}{endpoint}')}"
+    return f"{ENDPOINT_PREFIX}{_hash(f'{key}{key.protocol.lower()}{endpoint}')}"

@@ -115,6 +115,10 @@ class IpvsProgrammer:
                 self._gone(server.key, real.key)
         return self._leaving.next(now)
 
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """As Programmer.names: the port's virtual servers."""
+        return tuple(str(served.server.key) for served in render_port(plan, self._settings).served)
+
     def cleanup(self) -> None:
         """Remove everything that this mode ever writes for this family, and the rules of every mode."""
         self._trusted, self._plans, self._rules, self._claims = False, {}, {}, Claims()

@@ -29,6 +29,7 @@ from kproxy.modes.nftables.blame import guilty, surprising
 from kproxy.modes.nftables.claims import Claims, Place
 from kproxy.modes.nftables.cleanup import KUBE_PROXY_TABLE, clean, holds
 from kproxy.modes.nftables.delta import Delta, difference, transactions
+from kproxy.modes.nftables.described import described
 from kproxy.modes.nftables.fragments import Fragment
 from kproxy.modes.nftables.layout import Layout, lay_out
 from kproxy.modes.nftables.reading import compare
@@ -107,6 +108,10 @@ class NftablesProgrammer:
     def tend(self) -> float | None:
         """As Programmer.tend: an endpoint that left keeps its connections, the kernel sees to it."""
         return None
+
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """As Programmer.names: the entries of the maps that lead to the port, as nft prints them."""
+        return described(render_port(plan, self._settings))
 
     def cleanup(self) -> None:
         """As Programmer.cleanup: the table of this family."""

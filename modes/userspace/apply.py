@@ -91,6 +91,11 @@ class UserspaceProgrammer:
         """As Programmer.tend: the forwarder sees to connections by itself."""
         return None
 
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """As Programmer.names: the proxy ports to which the port's rules lead."""
+        doors = ((reach, self._doors.port(ListenerKey(plan.key, reach))) for reach in Reach)
+        return tuple(f"proxy port {port} ({reach.value})" for reach, port in doors if port)
+
     def cleanup(self) -> None:
         """Remove all that kube-proxy or kproxy ever wrote into this backend's tables, and close every listener."""
         self._believed = False

@@ -19,7 +19,7 @@ class ListenersLost(KernelError):
 
 
 class Doors:
-    """Used by one thread at a time."""
+    """Used by one thread at a time; `port` by any."""
 
     def __init__(self, family: Family, forwarder: Forwarder) -> None:
         self._family, self._forwarder = family, forwarder
@@ -36,7 +36,8 @@ class Doors:
 
     def port(self, key: ListenerKey) -> int:
         """The proxy port of a listener, 0 when there is none."""
-        return self._held[key][1] if key in self._held else 0
+        held = self._held.get(key)
+        return held[1] if held else 0
 
     def names(self) -> frozenset[PortKey]:
         """The Service ports that have a listener."""

@@ -70,6 +70,9 @@ class DictProgrammer:
             raise self.care
         return self.care
 
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        return (f"entry {plan.key}",)
+
     def cleanup(self) -> None:
         raise AssertionError("rules must stay in place")
 
