@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from kproxy.kernel import nfacct
 from kproxy.lab import links, probes
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy
+from kproxy.lab.trials import trial
 from kproxy.model.plans import Family
+from tests.takeover.stages import SERVED, Stage
 
 DATA = Path(__file__).parents[1] / "iptables" / "data"
 STEMS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
@@ -117,3 +120,38 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
         assert "Traceback" not in made.proxy.tail(1_000_000)
     finally:
         space.close()
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stage]]:
+    """One lab for each backend, built when it is asked for the first time."""
+    with ExitStack() as stack:
+        yield _Stages(tmp_path_factory, stack)
+
+
+class _Stages(dict[str, Stage]):
+    def __init__(self, factory: pytest.TempPathFactory, stack: ExitStack) -> None:
+        super().__init__()
+        self._factory, self._stack = factory, stack
+
+    def __missing__(self, backend: str) -> Stage:
+        tools = [f"{stem}-{backend}-{verb}" for stem in STEMS.values() for verb in ("save", "restore")]
+        if reason := unavailable((*tools, "nft", "conntrack")):
+            pytest.skip(reason)
+        folder = self._factory.mktemp(backend)
+        made = self[backend] = Stage(
+            self._stack.enter_context(trial(folder, backend, scenarios=SERVED, start=False)), folder
+        )
+        return made
+
+
+@pytest.fixture
+def stage(request: pytest.FixtureRequest, stages: dict[str, Stage]) -> Iterator[Stage]:
+    """A node with nothing in its kernel, pods that serve, and no proxy; on nft unless a parameter says otherwise."""
+    found = stages[getattr(request, "param", "nft")]
+    found.clear()
+    try:
+        yield found
+        assert found.problems() == ""
+    finally:
+        found.clear()

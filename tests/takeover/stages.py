@@ -1,0 +1,180 @@
+"""A node on which one proxy follows another: kube-proxy's rules, and kproxy in any mode, one or more at a time."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from kproxy.config import defaults
+from kproxy.config.fields import ProxyMode
+from kproxy.kernel import nfacct
+from kproxy.lab.clusters import CLUSTER_CIDRS, gateway_of, node_address
+from kproxy.lab.loads import Load, Pace, load, targets
+from kproxy.lab.namespaces import Namespace
+from kproxy.lab.proxies import Proxy, choose_backend
+from kproxy.lab.scenarios import SCENARIOS, Scenario
+from kproxy.lab.trials import Trial
+from kproxy.model.plans import Family
+from kproxy.source.manifests import read_manifests
+from kproxy.sync.preview import Preview
+from kproxy.sync.preview import load as loaded
+from kproxy.sync.settings import Host
+from tests.takeover import theirs
+
+__all__ = ["SERVED", "Stage", "comparable"]
+
+SERVED = tuple(s for s in SCENARIOS if s.name in ("load-balancer", "load-balancer-local"))
+"""The Services that clients ask all the while."""
+TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
+BACKENDS = ("nft", "legacy")
+QUICK = ("--iptables-min-sync-period=50ms", "--iptables-sync-period=1h", "--logging-format=json")
+
+
+@dataclass(slots=True)
+class Stage:
+    """The node. proxies: those that were started, the last one last."""
+
+    trial: Trial
+    folder: Path
+    proxies: list[Proxy] = field(default_factory=list)
+    served: Sequence[Scenario] = SERVED
+
+    @property
+    def space(self) -> Namespace:
+        return self.trial.cluster.spaces["node1"]
+
+    @property
+    def proxy(self) -> Proxy:
+        return self.proxies[-1]
+
+    # ---- kube-proxy
+
+    def kube_proxy(self, mode: str) -> None:
+        """Program what kube-proxy in MODE would have: all of its own text in one go, over whatever is there."""
+        preview = self._preview()
+        for family in Family:
+            if mode == "iptables":
+                self.restore(family, preview.iptables(family))
+            else:
+                plans = preview.book.pages[family].plans.values()
+                self.space.run(["nft", "-f", "-"], theirs.nftables(family, plans, node_address(1, family)))
+
+    def restore(self, family: Family, text: str) -> None:
+        """As kube-proxy does: its chains are replaced, everybody else's stay, and missing jumps come first."""
+        tool, saved = f"{TOOLS[family]}-{self.trial.backend}", self.saved(family)
+        lines = []
+        for line in text.splitlines():
+            jump = re.match(r"-A ([A-Z]+) ", line)
+            if jump and jump[1] in ("INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"):
+                if f"-j {line.rpartition(' -j ')[2]}" in _rules_of(saved, jump[1]):
+                    continue
+                line = line.replace("-A ", "-I ", 1)
+            if not re.match(r":(INPUT|FORWARD|OUTPUT|PREROUTING|POSTROUTING) ", line):
+                lines.append(line)
+        self.space.run(
+            [f"{tool}-restore", "-w", "5", "--noflush", "--counters"],
+            "\n".join(lines) + "\n",
+            env={"XTABLES_LOCKFILE": str(self.folder / "log.lock")},
+        )
+
+    def _preview(self) -> Preview:
+        objects, problems = read_manifests([str(self.trial.manifests.folder)])
+        state, more = loaded("node1", objects)
+        assert [*problems, *more] == []
+        config = replace(defaults.default(ProxyMode.IPTABLES), hostname_override="node1", cluster_cidr=CLUSTER_CIDRS)
+        own = tuple(f(1, family) for family in Family for f in (node_address, gateway_of))
+        host = Host(tuple(node_address(1, f) for f in Family), own, nfacct=self.space.call(_counts))
+        return Preview(state, config, host)
+
+    # ---- kproxy
+
+    def start(self, mode: str, *arguments: str, ready: bool = True) -> Proxy:
+        """Start one more kproxy, at ports of its own when another one runs; READY: and wait until it has synced."""
+        log = self.folder / f"log-{len(self.proxies)}"
+        proxy = Proxy(self.space, self.trial.manifests.folder, log, ("--proxy-mode", mode, *QUICK, *arguments))
+        proxy.environment["XTABLES_LOCKFILE"] = str(self.folder / "log.lock")
+        self.proxies.append(proxy)
+        proxy.start()
+        if ready:
+            self.await_synced(proxy)
+        return proxy
+
+    def await_synced(self, proxy: Proxy) -> None:
+        proxy.await_ready(lambda: proxy.tail(1_000_000).count('"msg":"Synced"') >= len(Family))
+
+    def stop(self, proxy: Proxy | None = None, with_signal: signal.Signals = signal.SIGTERM) -> None:
+        """End PROXY, the last one unless told otherwise."""
+        proxy = proxy or self.proxy
+        status = proxy.stop(with_signal, timeout=30)
+        assert status == (0 if with_signal is signal.SIGTERM else -with_signal), proxy.tail()
+
+    # ---- looking
+
+    def saved(self, family: Family, backend: str = "") -> str:
+        return self.space.run([f"{TOOLS[family]}-{backend or self.trial.backend}-save"])
+
+    def rules(self) -> dict[Family, str]:
+        """What iptables holds, to compare."""
+        return {family: comparable(self.saved(family)) for family in Family}
+
+    def tables(self) -> set[str]:
+        """The tables of nf_tables, but for those of iptables."""
+        found = (line.split()[1:] for line in self.space.run(["nft", "list", "tables"]).splitlines())
+        return {" ".join(words) for words in found if words[-1] not in ("nat", "filter", "mangle", "raw", "security")}
+
+    def problems(self) -> str:
+        """What no log may have."""
+        logs = "".join(proxy.tail(1_000_000) for proxy in self.proxies)
+        return logs if "Traceback" in logs or "unexpected " in logs else ""
+
+    # ---- clients
+
+    @contextmanager
+    def clients(self, pace: Pace = Pace()) -> Iterator[Load]:  # noqa: B008
+        """Clients at work while the block runs."""
+        with load(self.trial.cluster, targets(self.served), pace) as found:
+            yield found
+
+    # ---- between two tests
+
+    def clear(self) -> None:
+        """End every proxy and empty the kernel; only the kubelet's hint stays."""
+        for proxy in self.proxies:
+            if proxy.running():
+                proxy.stop(signal.SIGKILL)
+        self.proxies.clear()
+        self.space.run(["nft", "flush", "ruleset"])
+        for tool in TOOLS.values():
+            for table in ("nat", "filter", "mangle"):
+                for verb in ("-F", "-X"):
+                    self.space.run([f"{tool}-legacy", "-w", "-t", table, verb])
+        self.space.run(["conntrack", "-F"])
+        choose_backend(self.space, self.trial.backend)
+
+
+def comparable(text: str) -> str:
+    """iptables-save's text without counters, times, order of chains and of what has no meaning among Services."""
+    lines = [re.sub(r" ?\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#")]
+    return "\n".join(sorted(lines))
+
+
+def _rules_of(saved: str, chain: str) -> str:
+    return "\n".join(line for line in saved.splitlines() if line.startswith(f"-A {chain} "))
+
+
+def _counts() -> bool:
+    if not nfacct.available():
+        return False
+    for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+        nfacct.ensure(name)
+    return True
+
+
+CLEANUP = (sys.executable, "-m", "kproxy", "cleanup")
