@@ -29,19 +29,19 @@ CASES: dict[str, tuple[Fragment, Fragment, str]] = {
     "a new port": (
         NONE,
         Fragment(ONE.chains, (LED,)),
-        "*nat|:KUBE-SEP-1 - [0:0]|:KUBE-SVC-W - [0:0]|-A KUBE-SEP-1 -j DNAT|-A KUBE-SVC-W -j KUBE-SEP-1|"
+        "*nat|:KUBE-SVC-W - [0:0]|:KUBE-SEP-1 - [0:0]|-A KUBE-SEP-1 -j DNAT|-A KUBE-SVC-W -j KUBE-SEP-1|"
         "-I KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-W|COMMIT",
     ),
     "a port that goes": (
         Fragment(ONE.chains, (LED,)),
         NONE,
-        "*nat|:KUBE-SEP-1 - [0:0]|:KUBE-SVC-W - [0:0]|-D KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-W|"
+        "*nat|:KUBE-SVC-W - [0:0]|:KUBE-SEP-1 - [0:0]|-D KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-W|"
         "-X KUBE-SEP-1|-X KUBE-SVC-W|COMMIT",
     ),
     "an endpoint more": (
         ONE,
         TWO,
-        "*nat|:KUBE-SEP-2 - [0:0]|:KUBE-SVC-W - [0:0]|-A KUBE-SEP-2 -j DNAT|-A KUBE-SVC-W -j KUBE-SEP-2|COMMIT",
+        "*nat|:KUBE-SVC-W - [0:0]|:KUBE-SEP-2 - [0:0]|-A KUBE-SEP-2 -j DNAT|-A KUBE-SVC-W -j KUBE-SEP-2|COMMIT",
     ),
     "an endpoint less": (
         TWO,
@@ -56,13 +56,13 @@ CASES: dict[str, tuple[Fragment, Fragment, str]] = {
     "the last endpoint goes: refused before nat lets go": (
         Fragment(ONE.chains, (LED,)),
         Fragment((), (REFUSED,)),
-        "*filter|-I KUBE-SERVICES -d 10.96.0.1/32 -j REJECT|COMMIT|*nat|:KUBE-SEP-1 - [0:0]|:KUBE-SVC-W - [0:0]|"
+        "*filter|-I KUBE-SERVICES -d 10.96.0.1/32 -j REJECT|COMMIT|*nat|:KUBE-SVC-W - [0:0]|:KUBE-SEP-1 - [0:0]|"
         "-D KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-W|-X KUBE-SEP-1|-X KUBE-SVC-W|COMMIT",
     ),
     "the first endpoint comes: nat leads before it is no longer refused": (
         Fragment((), (REFUSED,)),
         Fragment(ONE.chains, (LED,)),
-        "*nat|:KUBE-SEP-1 - [0:0]|:KUBE-SVC-W - [0:0]|-A KUBE-SEP-1 -j DNAT|-A KUBE-SVC-W -j KUBE-SEP-1|"
+        "*nat|:KUBE-SVC-W - [0:0]|:KUBE-SEP-1 - [0:0]|-A KUBE-SEP-1 -j DNAT|-A KUBE-SVC-W -j KUBE-SEP-1|"
         "-I KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-W|COMMIT|"
         "*filter|-D KUBE-SERVICES -d 10.96.0.1/32 -j REJECT|COMMIT",
     ),
