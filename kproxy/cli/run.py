@@ -9,7 +9,7 @@ from kproxy.cli import settings
 from kproxy.cli.flags import FLAGS
 from kproxy.cli.pflags import PflagCommand, options
 from kproxy.config import files
-from kproxy.config.fields import Logging
+from kproxy.config import logs as log_settings
 from kproxy.config.options import Options
 
 __all__ = ["command"]
@@ -21,7 +21,7 @@ def _run(**given: tuple[str, ...]) -> int:
         click.echo(f"kproxy {__version__} (kube-proxy v1.36)")
         return 0
     config = wish.options.config
-    _set_up_logs(config.logging)
+    log_settings.set_up(config.logging)
     for warning in wish.options.warnings:
         logs.get("config").warning(warning)
     if wish.write_config_to:
@@ -29,12 +29,6 @@ def _run(**given: tuple[str, ...]) -> int:
         logs.get("config").info("Wrote configuration", file=str(wish.write_config_to))
         return 0
     return _clean_up() if wish.cleanup else _start(wish.options)
-
-
-def _set_up_logs(logging: Logging) -> None:
-    # The first of two entries for one name wins: those of the flags stand before those of the file.
-    modules = {m.file_pattern: m.verbosity for m in reversed(logging.vmodule)}
-    logs.setup(logging.format, logging.verbosity, modules)
 
 
 def _clean_up() -> int:

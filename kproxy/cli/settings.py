@@ -53,6 +53,7 @@ def read(texts: Mapping[str, Sequence[str]]) -> Wish:
         iptables_backend=given.get("iptables-backend", "auto"),
         init_only=given.get("init-only", False),
         warnings=tuple(_warnings(config, given, unused)),
+        reread=(lambda: read(texts).options) if path else None,
     )
     return Wish(options, bool(given.get("version")), given.get("cleanup", False), Path(wish_to) if wish_to else None)
 

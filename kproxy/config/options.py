@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kproxy.config.fields import KubeProxyConfiguration
@@ -20,10 +21,11 @@ class Options:
     node_name: the Node that this host is, lower-cased.
     manifests: folders to follow in place of an API server; empty means the API server.
     kubeconfig, master: "" means the file's, else the pod's own service account.
-    config_file: the file that `config` came from, None without; a change of it asks for a restart.
+    config_file: the file that `config` came from, None without.
     iptables_backend: auto, nft or legacy.
     init_only: do what needs full privileges, then end.
     warnings: one line each, to be logged.
+    reread: reads the same flags and the file, as it is then, once more; raises InvalidConfig. None without a file.
     """
 
     config: KubeProxyConfiguration
@@ -35,6 +37,7 @@ class Options:
     iptables_backend: str = "auto"
     init_only: bool = False
     warnings: tuple[str, ...] = ()
+    reread: Callable[[], Options] | None = field(default=None, compare=False)
 
 
 def node_name(override: str) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 
 from kproxy.errors import ApiError, SourceError, one_line
 from kproxy.source.credentials import ClientSettings, Credentials, Session
+from kproxy.source.pace import Pace
 
 if TYPE_CHECKING:
     import urllib3
@@ -56,6 +57,7 @@ class ApiClient:
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         self._credentials = Credentials(settings)
+        self._pace = Pace(settings.qps, settings.burst)
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
         """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError."""
@@ -101,6 +103,7 @@ class ApiClient:
     ) -> urllib3.HTTPResponse:
         """The answer, its body still to be read. A 401 leads to new credentials and one more attempt."""
         url = f"{path}?{urlencode(query)}" if query else path
+        self._pace.wait()
         session = self._credentials.session()
         response = self._attempt(session, method, path, url, body, headers)
         if response.status == _UNAUTHORIZED:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kproxy import __version__
-from kproxy.errors import SourceError
+from kproxy.errors import InvalidConfig, SourceError
 
 if TYPE_CHECKING:
     import urllib3
 
-__all__ = ["ClientSettings", "Credentials", "Session"]
+__all__ = ["ClientSettings", "Credentials", "Session", "check"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class ClientSettings:
 
     kubeconfig: a path (several are separated by a colon); "" means the Pod's service account, or outside a Pod what
     KUBECONFIG names, or ~/.kube/config. master: an address that replaces the one of the kubeconfig; alone, it is
-    reached without credentials. Times in seconds: to connect, and to wait for the next bytes of an answer.
+    reached without credentials. Times in seconds: to connect, and to wait for the next bytes of an answer. qps, burst:
+    how many requests a second, and at once, there may be; qps of 0 or less: no limit.
     """
 
     kubeconfig: str = ""
@@ -56,6 +57,8 @@ class ClientSettings:
     user_agent: str = f"kproxy/{__version__}"
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
+    qps: float = 0.0
+    burst: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +183,59 @@ def _address(master: str, configuration: Any) -> str:
         return master
     tls = configuration.ssl_ca_cert or configuration.cert_file or not configuration.verify_ssl
     return f"{'https' if tls else 'http'}://{master}"
+
+
+# ---------------------------------------------------------------- what is wrong with them, before they are used
+
+
+def check(settings: ClientSettings) -> None:
+    """Raise InvalidConfig with all that is wrong with the credentials that SETTINGS name; the server is not asked."""
+    problems = []
+    if settings.kubeconfig:
+        for path in map(os.path.expanduser, settings.kubeconfig.split(":")):
+            problems += [f"kubeconfig {path}: {problem}" for problem in _kubeconfig_problems(path)]
+    if not problems:
+        try:
+            Credentials(settings).session()
+        except SourceError as error:
+            problems = [str(error)]
+    if problems:
+        raise InvalidConfig(problems)
+
+
+def _kubeconfig_problems(path: str) -> list[str]:
+    """What is wrong with one file: its form, and files that it names and that cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        return [error.strerror or str(error)]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return [f"not YAML: {' '.join(str(error).split())}"]
+    if not isinstance(content, dict):
+        return ["must be a mapping with clusters, users and contexts"]
+    return [
+        f"{section}[{i}].{kind}.{field}: {named}: {reason}"
+        for section, kind, fields in (
+            ("clusters", "cluster", ("certificate-authority",)),
+            ("users", "user", ("tokenFile", "client-certificate", "client-key")),
+        )
+        for i, entry in enumerate(_dicts(content.get(section)))
+        for field in fields
+        if isinstance(named := (entry.get(kind) or {}).get(field), str)
+        if (reason := _unreadable(os.path.join(os.path.dirname(path), named)))
+    ]
+
+
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _unreadable(path: str) -> str:
+    """Why the file PATH cannot be read, "" when it can."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -1,20 +1,26 @@
-"""`kproxy run`: puts the parts together, runs the loop until a signal, takes the parts down again. Rules stay."""
+"""`kproxy run`: puts the parts together, runs the loop until a signal, takes the parts down again. Rules stay.
+
+When the configuration file changes, what differs is put in place between two syncs: most fields by their value alone, a
+mode by closing the old one's driver and letting the new one's take over, as it would after a restart. What goes on
+meanwhile (the watches, what is known of the cluster, metrics, open addresses) is not touched.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import FrameType
 
 from kproxy import __version__, logs
+from kproxy.config import logs as log_settings
 from kproxy.config.encode import to_values
-from kproxy.config.fields import ProxyMode
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options
-from kproxy.errors import InvalidConfig, KernelError
+from kproxy.errors import InvalidConfig, KproxyError
 from kproxy.health.clocks import SystemClock
 from kproxy.health.event_series import Notice
-from kproxy.health.events import ApiSink, EventRecorder, check_failed
+from kproxy.health.events import check_failed
 from kproxy.health.metrics import Metrics
 from kproxy.health.proxier_health import ProxierHealth
 from kproxy.health.servers import Identity, Servers, ServerSettings
@@ -22,50 +28,40 @@ from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.conntrack import KernelConntrack
 from kproxy.kernel.flow_reconciler import Reconciler
-from kproxy.kernel.iptables import Backend, Command, available, detect
-from kproxy.model.book import Book
-from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
-from kproxy.sync import hosting
+from kproxy.sync import changes, hosting
 from kproxy.sync.aftermath import Aftermath
-from kproxy.sync.drivers.base import Driver, Equipment
+from kproxy.sync.config_file import ConfigFile
 from kproxy.sync.drivers.registry import driver_of
 from kproxy.sync.inbox import Inbox
-from kproxy.sync.leftovers import Leftovers
 from kproxy.sync.loop import Loop
-from kproxy.sync.remains import remains
 from kproxy.sync.report import Reporter
-from kproxy.sync.schedule import Schedule
+from kproxy.sync.shifts import Shift, find_tools
+from kproxy.sync.sources import Source
 from kproxy.sync.surroundings import NodeSurroundings
-from kproxy.sync.workers import Worker
 
 __all__ = ["run"]
 
 _log = logs.get("daemon")
 
-COUNTING = frozenset({ProxyMode.IPTABLES, ProxyMode.USERSPACE})
-"""The modes whose rules count in nfacct counters; userspace mode hands over to such rules when it ends."""
-
 
 def run(options: Options) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status.
 
-    Raises InvalidConfig for a mode that does not exist yet, KernelError when the host lacks what the mode needs.
+    Raises InvalidConfig for a mode that does not exist yet and for unusable credentials, KernelError when the host
+    lacks what the mode needs.
     """
-    make_driver = driver_of(options.config.mode)
+    driver_of(options.config.mode)
     hosting.protect_from_oom(options.config.oom_score_adj)
     hosting.apply_sysctls(options.config)
     if options.init_only:
+        hosting.prepare_for_unprivileged(options.config)
         _log.info("Initialised; ending, as --init-only asks")
         return 0
     inbox = Inbox()
     _stop_on_signals(inbox)
     with ExitStack() as stack:
-        daemon = _Daemon(options, make_driver, inbox, stack)
-        loop = daemon.loop()
-        loop.run()
-        _log.info("Ending; the rules stay in place")
-        daemon.finish(loop.book)
+        _Daemon(options, inbox, stack).run()
     return 0
 
 
@@ -78,130 +74,172 @@ def _stop_on_signals(inbox: Inbox) -> None:
 
 
 class _Daemon:
-    """The parts of one run. What has to be closed is pushed on `stack`."""
+    """The parts of one run. What has to be closed at the end is pushed on `stack`."""
 
-    def __init__(
-        self, options: Options, make_driver: Callable[[Equipment], Driver], inbox: Inbox, stack: ExitStack
-    ) -> None:
+    def __init__(self, options: Options, inbox: Inbox, stack: ExitStack) -> None:
         self._options, self._config = options, options.config
         self._inbox, self._stack = inbox, stack
         self._clock = SystemClock()
         self._commands = Commands()
-        self._command = _backend(self._commands, self._config.mode, options.iptables_backend)
-        self._families = hosting.families(self._commands, self._command)
-        self._has_nfacct = self._config.mode in COUNTING and hosting.count_in_nfacct()
+        tools = find_tools(self._commands, self._config.mode, options.iptables_backend)
         addresses = hosting.LiveAddresses()
         stack.callback(addresses.close)
         self._surroundings = NodeSurroundings(
-            self._config,
-            addresses,
-            self._clock,
-            self._has_nfacct,
-            random_fully=self._command is None or self._command.random_fully,
+            self._config, addresses, self._clock, tools.has_nfacct, tools.random_fully
         )
-        self._metrics = Metrics(self._families, self._config.mode, __version__)
+        self._metrics = Metrics(tools.families, self._config.mode, __version__)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
-        self._driver = make_driver(
-            Equipment(self._config, self._commands, self._command, self._surroundings, self._metrics, stack)
-        )
-        self._leftovers = Leftovers(
-            self._config.mode,
-            remains(self._commands, self._config.ipvs.exclude_cidrs, self._config.mode),
-            self._families,
-        )
-        stack.callback(self._leftovers.stop)
+        self._identity = Identity(__version__, self._config.mode.value, to_values(self._config))
+        self._state = ClusterState(options.node_name)
+        self._shift = Shift(self._config, tools, self._commands, self._surroundings, self._metrics)
+        stack.callback(lambda: self._shift.close())
+        self._source = Source(options, inbox, self._clock, self._metrics)
+        stack.callback(lambda: self._source.close())
+        self._servers = self._make_servers()
 
-    def loop(self) -> Loop:
-        """Everything started and connected."""
-        self._read_counters()
-        notify = self._start_source()
-        servers = self._servers(notify)
-        servers.start()
-        self._stack.callback(servers.stop)
-        reconcilers = {family: Reconciler(family, KernelConntrack()) for family in self._families}
-        _log.info(
-            "Started",
-            version=__version__,
-            node=self._options.node_name,
-            mode=self._config.mode.value,
-            backend=self._command.backend.value if self._command else "",
-            families=",".join(self._families),
-        )
+    def run(self) -> None:
+        """Until the inbox is stopped."""
+        self._source.start()
+        self._servers.start()
+        self._stack.callback(self._servers.stop)
+        file = self._follow_file()
+        self._on_duty()
+        _log.info("Started", version=__version__, **self._shown())
+        loop = self._loop()
+        while not self._inbox.stopped:
+            loop.run(until=lambda: file is not None and file.pending)
+            if file is not None and (news := file.take()):
+                loop = self._reload(news, loop)
+        _log.info("Ending; the rules stay in place")
+        self._shift.finish(loop.book)
+
+    # ---- parts
+
+    def _loop(self) -> Loop:
+        """A loop that knows the cluster, and nothing yet of what the kernel holds."""
+        reconcilers = {family: Reconciler(family, KernelConntrack()) for family in self._shift.tools.families}
         return Loop(
-            ClusterState(self._options.node_name),
+            self._state,
             self._inbox,
-            [self._worker(family) for family in self._families],
+            self._shift.workers,
             self._surroundings,
-            Reporter(self._metrics, self._health, notify, self._options.node_name, self._config.mode),
-            Aftermath(reconcilers, servers, self._surroundings, self._metrics, self._driver, self._leftovers),
+            Reporter(self._metrics, self._health, self._notify, self._options.node_name, self._config.mode),
+            Aftermath(
+                reconcilers,
+                self._servers,
+                self._surroundings,
+                self._metrics,
+                self._shift.driver,
+                self._shift.leftovers,
+            ),
         )
 
-    def finish(self, book: Book) -> None:
-        """What the mode leaves to do when the daemon ends. A failure is logged: there is no later try."""
-        if not self._leftovers.established:
-            return  # nothing of ours stands yet
-        try:
-            self._driver.finish(book)
-        except KernelError as error:
-            _log.error("Could not hand over", error)
+    def _follow_file(self) -> ConfigFile | None:
+        if self._options.config_file is None or self._options.reread is None:
+            return None
+        file = ConfigFile(self._options, self._inbox.wake)
+        file.start()
+        self._stack.callback(file.stop)
+        return file
 
-    def _worker(self, family: Family) -> Worker:
-        programmer, configure = self._driver.drive(family)
-        schedule = Schedule(self._config.min_sync_period.seconds, self._config.sync_period.seconds)
-        return Worker(programmer, schedule, configure)
-
-    def _start_source(self) -> Callable[[Notice], None]:
-        """Begin to follow the cluster; returns where notices for operators go."""
-        if self._options.manifests:
-            from kproxy.source.manifests import ManifestSource
-
-            manifests = ManifestSource(self._options.manifests)
-            manifests.start(self._inbox)
-            self._stack.callback(manifests.stop)
-            return lambda notice: None  # without an API server there is nobody to tell; the log has it all
-        # Only here: the kubernetes package is large, and not needed with manifests.
-        from kproxy.source.api import ApiSource
-        from kproxy.source.client import ApiClient
-        from kproxy.source.credentials import ClientSettings
-
-        kubeconfig = self._options.kubeconfig or self._config.client_connection.kubeconfig
-        client = ApiClient(ClientSettings(kubeconfig, self._options.master))
-        self._stack.callback(client.close)
-        source = ApiSource(client, self._options.node_name)
-        source.start(self._inbox)
-        self._stack.callback(source.stop)
-        recorder = EventRecorder(ApiSink(client), self._options.node_name, self._clock, self._metrics.kubernetes_event)
-        recorder.start()
-        self._stack.callback(recorder.stop)
-        return recorder.record
-
-    def _servers(self, notify: Callable[[Notice], None]) -> Servers:
+    def _make_servers(self) -> Servers:
         node = self._options.node_name
         return Servers(
-            ServerSettings(
-                self._config.healthz_bind_address,
-                self._config.metrics_bind_address,
-                self._config.bind_address_hard_fail,
-            ),
-            Identity(__version__, self._config.mode.value, to_values(self._config)),
+            _addresses(self._config),
+            self._identity,
             self._health,
             self._metrics,
             self._clock,
-            lambda port, check, error: notify(check_failed(node, port, check, error)),
+            lambda port, check, error: self._notify(check_failed(node, port, check, error)),
         )
 
-    def _read_counters(self) -> None:
-        if self._has_nfacct:
-            self._metrics.read_nfacct_with(lambda: {name: c.packets for name, c in nfacct.counters().items()})
+    def _notify(self, notice: Notice) -> None:
+        self._source.notify(notice)
+
+    def _on_duty(self) -> None:
+        """Tell the other parts of the mode that works now."""
+        self._metrics.serves(self._shift.tools.families, self._config.mode)
+        counters = self._shift.tools.has_nfacct
+        if self._config.mode is not ProxyMode.USERSPACE:
+            self._metrics.read_forwarder_with(None)
+        self._metrics.read_nfacct_with(
+            (lambda: {name: c.packets for name, c in nfacct.counters().items()}) if counters else dict
+        )
+
+    def _shown(self) -> dict[str, str]:
+        tools = self._shift.tools
+        return {
+            "node": self._options.node_name,
+            "mode": self._config.mode.value,
+            "backend": tools.backend,
+            "families": ",".join(tools.families),
+        }
+
+    # ---- another configuration
+
+    def _reload(self, news: Options | InvalidConfig, loop: Loop) -> Loop:
+        """Put what the file says now in place, or refuse it; the loop to go on with."""
+        if isinstance(news, InvalidConfig):
+            self._refuse(news.problems)
+            return loop
+        old = self._config
+        client = Source(news, self._inbox, self._clock, self._metrics)
+        new_client = changes.needs_new_client(old, news.config)
+        try:
+            if new_client:
+                client.check()
+            loop = self._replace_shift(news.config, loop)
+        except KproxyError as error:
+            self._refuse(error.problems if isinstance(error, InvalidConfig) else (str(error),))
+            return loop
+        self._config = news.config
+        log_settings.set_up(news.config.logging)
+        for line in (*news.warnings, *changes.unchangeable(self._options, news)):
+            _log.warning(line)
+        self._adopt(old)
+        if new_client:
+            self._source.close()
+            self._source = client
+            client.start()
+        self._metrics.config_reloaded("applied")
+        fields = changes.changed_fields(to_values(old), to_values(news.config))
+        _log.info("The configuration file changed and is in force", fields=",".join(fields), **self._shown())
+        return loop
+
+    def _replace_shift(self, config: KubeProxyConfiguration, loop: Loop) -> Loop:
+        """Have CONFIG's mode work by CONFIG. What it needs is made before the old mode ends: a failure is no harm."""
+        if not changes.needs_new_driver(self._config, config):
+            self._shift.reconfigure(config)
+            tools = self._shift.tools
+            self._surroundings.adapt(config, tools.has_nfacct, tools.random_fully)
+            return loop
+        tools = find_tools(self._commands, config.mode, self._options.iptables_backend)
+        shift = Shift(config, tools, self._commands, self._surroundings, self._metrics)
+        self._shift.finish(loop.book)
+        self._shift.close()
+        self._shift, self._config = shift, config
+        self._surroundings.adapt(config, tools.has_nfacct, tools.random_fully)
+        self._on_duty()
+        return self._loop()
+
+    def _adopt(self, old: KubeProxyConfiguration) -> None:
+        """Put the fields in place that have nothing to do with the mode."""
+        new = self._config
+        if new.oom_score_adj != old.oom_score_adj:
+            hosting.protect_from_oom(new.oom_score_adj)
+        if new.conntrack != old.conntrack:
+            hosting.apply_sysctls(new)
+        self._health.expect(new.sync_period.seconds)
+        self._identity.mode, self._identity.config = new.mode.value, to_values(new)
+        self._servers.rebind(_addresses(new))
+
+    def _refuse(self, problems: Sequence[str]) -> None:
+        self._metrics.config_reloaded("refused")
+        for problem in problems:
+            _log.error("The configuration file changed and is refused; what it held before stays in force", err=problem)
+        note = f"the changed configuration is refused: {'; '.join(problems)}"
+        self._notify(Notice("Node", "", self._options.node_name, "InvalidConfiguration", "Reload", note))
 
 
-def _backend(commands: Commands, mode: ProxyMode, wanted: str) -> Command | None:
-    """The iptables commands to work with; None in nftables mode, which needs none."""
-    if mode is ProxyMode.NFTABLES:
-        return None
-    if wanted == "auto":
-        return detect(commands)
-    found = available(commands).get(Backend(wanted))
-    if found is None:
-        raise InvalidConfig([f"iptables-backend: the commands of backend {wanted} are not installed"])
-    return found
+def _addresses(config: KubeProxyConfiguration) -> ServerSettings:
+    return ServerSettings(config.healthz_bind_address, config.metrics_bind_address, config.bind_address_hard_fail)

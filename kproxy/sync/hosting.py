@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from kproxy import logs
-from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import KernelError
 from kproxy.kernel import nfacct, sysctl
-from kproxy.kernel.commands import Runner
+from kproxy.kernel.commands import Commands, Runner
 from kproxy.kernel.interfaces import AddressMonitor, node_ip, own_addresses
 from kproxy.kernel.iptables import Command, HostTables
 from kproxy.kernel.ipvs import KernelIpvs, Timeouts
@@ -22,6 +22,7 @@ __all__ = [
     "apply_sysctls",
     "count_in_nfacct",
     "families",
+    "prepare_for_unprivileged",
     "prepare_ipvs",
     "protect_from_oom",
     "serve_localhost",
@@ -115,6 +116,14 @@ def _load_modules(runner: Runner, *names: str) -> None:
     for name in names:
         if not (done := runner.run([modprobe, "--quiet", name])).ok:
             _log.v(2).info("Module not loaded", module=name, err=done.stderr.strip())
+
+
+def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
+    """Beside the conntrack settings, set what the mode needs and a process with CAP_NET_ADMIN alone may not set."""
+    if config.mode is ProxyMode.IPVS:
+        prepare_ipvs(Commands(), config)
+    elif config.mode in (ProxyMode.IPTABLES, ProxyMode.USERSPACE) and config.iptables.localhost_node_ports:
+        serve_localhost()
 
 
 def serve_localhost() -> None:

@@ -6,7 +6,7 @@ It decides when, not what: Service semantics are the model's, rules are the mode
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -96,10 +96,13 @@ class Loop:
         """The plans as they were last handed to the modes."""
         return self._book
 
-    def run(self) -> None:
-        """Work until `inbox.stop` was called; whatever is then in the kernel stays."""
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Work until `inbox.stop` was called or UNTIL holds; what is then in the kernel stays. May be called again.
+
+        until: asked between syncs; `inbox.wake` lets it be asked soon.
+        """
         with ThreadPoolExecutor(len(self._workers), thread_name_prefix="sync") as pool:
-            while not self._inbox.stopped:
+            while not self._inbox.stopped and not until():
                 self.step(pool, self._timeout())
 
     def step(self, pool: ThreadPoolExecutor, timeout: float) -> None:

@@ -35,6 +35,11 @@ class Schedule:
         self._failures = 0
         self._refusals = 0
 
+    def change_periods(self, min_period: float, period: float) -> None:
+        """Go by other periods from now on; everything is checked soon."""
+        self._min_period, self._period = min_period, period
+        self._suspicious = True
+
     @property
     def failures(self) -> int:
         """Tries in a row that failed."""

@@ -63,6 +63,12 @@ class NodeSurroundings:
         self._asked_at: float | None = None
         self._said = self._failing = False
 
+    def adapt(self, config: KubeProxyConfiguration, nfacct: bool, random_fully: bool) -> None:
+        """Go by another configuration, or by what other tools can do, from now on."""
+        self._config = config
+        self._host = replace(self._host, nfacct=nfacct, random_fully=random_fully)
+        self._stale = self._news = True
+
     @property
     def host(self) -> settings.Host:
         return self._host

@@ -50,6 +50,7 @@ OWN = [
     ("kproxy_foreign_changes_repaired_total", "counter", "ip_family", ""),
     ("kproxy_rejected_service_ports", "gauge", "ip_family", ""),
     ("kproxy_coalesced_changes_total", "counter", "", ""),
+    ("kproxy_config_reloads_total", "counter", "outcome", ""),
     ("kproxy_kubernetes_events_total", "counter", "outcome", ""),
 ]
 
@@ -82,6 +83,7 @@ def used() -> Metrics:
     metrics.rejected(v4, 2)
     metrics.healthz(200)
     metrics.livez(503)
+    metrics.config_reloaded("applied")
     metrics.kubernetes_event("posted")
     return metrics
 

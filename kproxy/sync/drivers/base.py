@@ -26,10 +26,10 @@ from kproxy.sync.surroundings import NodeSurroundings
 __all__ = ["Driven", "Driver", "Equipment"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Equipment:
-    """What every driver works with. What has to be closed is pushed on `stack`. command: None in a mode without
-    iptables."""
+    """What every driver works with. What has to be closed is pushed on `stack`. config: the one in force; another may
+    take its place between two syncs. command: None in a mode without iptables."""
 
     config: KubeProxyConfiguration
     commands: Commands
