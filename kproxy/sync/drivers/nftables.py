@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 
 from kproxy.errors import KernelError
@@ -29,7 +30,7 @@ class NftablesDriver:
         """As Driver.drive. Raises KernelError when this kernel lacks what the mode needs."""
         stack, commits = self._equipment.stack, self._equipment.commits
         kernel = stack.enter_context(KernelNftables())
-        if lacking := missing(kernel, family):
+        if lacking := missing(kernel, family, platform.release()):
             raise KernelError(f"nftables mode does not work here: {'; '.join(lacking)}")
         drift = TableDrift(family, TABLE, kernel.portid, commits)
         stack.callback(drift.close)

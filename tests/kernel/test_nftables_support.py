@@ -1,0 +1,164 @@
+"""What a kernel lacks for nftables mode is told feature by feature, by trying each in a transaction that is dropped."""
+
+from __future__ import annotations
+
+import errno
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from kproxy.errors import NetlinkError
+from kproxy.fakes.nftables import FakeNftables
+from kproxy.kernel.nftables import KernelNftables
+from kproxy.kernel.nftables_operations import AddElements, AddRules, AddSet, AddTable, Operation
+from kproxy.kernel.nftables_support import missing
+from kproxy.model import nft
+from kproxy.model.nft import Element, Hook, Statement
+from kproxy.model.plans import Family
+
+Refuses = Callable[[Operation], int]
+RELEASE = "6.1.0-56-amd64"
+
+
+def rules_with(kind: type[Statement], number: int = errno.ENOENT) -> Refuses:
+    def refuses(operation: Operation) -> int:
+        rules = operation.rules if isinstance(operation, AddRules) else ()
+        return number if any(isinstance(statement, kind) for rule in rules for statement in rule) else 0
+
+    return refuses
+
+
+def sets_that(condition: Callable[[nft.Set], bool]) -> Refuses:
+    return lambda op: errno.EOPNOTSUPP if isinstance(op, AddSet) and condition(op.set) else 0
+
+
+LACKS: Mapping[str, tuple[Refuses, str, str]] = {
+    "no table": (lambda op: errno.EAFNOSUPPORT if isinstance(op, AddTable) else 0, "tables (CONFIG_NF_TABLES)", "3.13"),
+    "no concatenation": (
+        sets_that(lambda s: s.kind is nft.SetKind.VERDICTS and len(s.key) > 1),
+        "maps with concatenated keys",
+        "4.1",
+    ),
+    "no networks in keys": (sets_that(lambda s: s.interval), "networks in concatenated keys", "5.6"),
+    "no module nft_numgen": (rules_with(nft.OneIn), "random numbers (CONFIG_NFT_NUMGEN)", "4.9"),
+    "no module nft_nat": (
+        rules_with(nft.DnatByMap),
+        "translation to addresses and ports from a map (CONFIG_NFT_NAT)",
+        "4.1",
+    ),
+    "no module nft_masq": (rules_with(nft.Masquerade), "masquerading (CONFIG_NFT_MASQ)", "3.18"),
+    "no module nft_fib": (rules_with(nft.FibLocal), "the types of addresses (CONFIG_NFT_FIB_IPV4, _IPV6)", "4.10"),
+    "no module nft_ct": (rules_with(nft.CtTranslated), "the state of connections (CONFIG_NFT_CT)", "3.13"),
+    "no dynamic sets": (sets_that(lambda s: s.timeout > 0), "sets that packets fill", "4.1"),
+}
+
+
+def faked(refuses: Refuses) -> FakeNftables:
+    kernel = FakeNftables()
+    kernel.refuse = lambda operation, element: 0 if element else refuses(operation)
+    return kernel
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("name", LACKS)
+def test_a_feature_that_is_missing_is_named_with_its_version_and_this_kernel_s(name: str, family: Family) -> None:
+    refuses, words, since = LACKS[name]
+    (line,) = missing(faked(refuses), family, RELEASE)
+    assert line.startswith(f"the kernel's nf_tables lacks {words} for {family.value}: ")
+    assert f"that came with Linux {since}, and this is {RELEASE} (add " in line
+    assert "\n" not in line
+
+
+def test_all_that_is_missing_is_told() -> None:
+    kernel = faked(lambda op: rules_with(nft.FibLocal)(op) or rules_with(nft.OneIn)(op))
+    kernel.old = True
+    lines = missing(kernel, Family.IPV4, "4.8.0")
+    assert [line.partition(" for IPv4")[0].partition("lacks ")[2] for line in lines] == [
+        "random numbers (CONFIG_NFT_NUMGEN)",
+        "the types of addresses (CONFIG_NFT_FIB_IPV4, _IPV6)",
+        "the comparison of generations",
+    ]
+
+
+def test_rejecting_may_be_known_but_not_before_routing() -> None:
+    kernel = FakeNftables()
+    before_routing: set[str] = set()
+
+    def refuse(operation: Operation, element: Element | None) -> int:
+        match operation:
+            case AddTable():
+                before_routing.clear()
+            case _ if getattr(getattr(operation, "base", None), "hook", None) is Hook.PREROUTING:
+                before_routing.add(str(getattr(operation, "chain", "")))
+        prerouting = getattr(operation, "chain", "") in before_routing
+        return rules_with(nft.Reject, errno.EOPNOTSUPP)(operation) if prerouting else 0
+
+    kernel.refuse = refuse
+    (line,) = missing(kernel, Family.IPV4, "5.8.18")
+    assert "lacks rejecting before routing for IPv4: that came with Linux 5.9, and this is 5.8.18 (add rules" in line
+
+
+class HooksUnchecked(FakeNftables):
+    """A kernel that looks at hooks only when it commits, as 4.18 to 5.9 did."""
+
+    def check(
+        self, family: Family, operations: Sequence[Operation], *args: Any, **kwargs: Any
+    ) -> dict[int, NetlinkError]:
+        errors = super().check(family, operations, *args, **kwargs)
+        return {i: e for i, e in errors.items() if not isinstance(operations[i], AddRules)}
+
+
+@pytest.mark.parametrize(
+    ("release", "lacks"),
+    [("5.8.18", True), ("5.6.0-rc1", True), ("5.9.0", False), ("5.10.0-8-amd64", False), ("custom", False)],
+)
+def test_where_a_check_cannot_tell_the_version_does(release: str, lacks: bool) -> None:
+    lines = missing(HooksUnchecked(), Family.IPV4, release)
+    assert [("rejecting before routing" in line, release in line) for line in lines] == [(True, True)] * lacks
+
+
+def test_a_kernel_without_nf_tables() -> None:
+    class Without(FakeNftables):
+        def check(self, *args: Any, **kwargs: Any) -> dict[int, NetlinkError]:
+            raise NetlinkError("change nf_tables", errno.EOPNOTSUPP)
+
+    (line,) = missing(Without(), Family.IPV6, RELEASE)
+    assert line.startswith("the kernel's nf_tables lacks tables (CONFIG_NF_TABLES) for IPv6: ")
+
+
+def test_a_kernel_that_cannot_be_asked_is_an_error() -> None:
+    class Forbidden(FakeNftables):
+        def check(self, *args: Any, **kwargs: Any) -> dict[int, NetlinkError]:
+            raise NetlinkError("change nf_tables", errno.EPERM)
+
+    with pytest.raises(NetlinkError, match="Operation not permitted"):
+        missing(Forbidden(), Family.IPV4, RELEASE)
+
+
+def test_what_is_tried_is_what_the_mode_uses() -> None:
+    """No feature of the layout goes unchecked: statements and forms of sets that the renderer may write."""
+    tried: list[Operation] = []
+    kernel = FakeNftables()
+
+    def refuse(operation: Operation, element: Element | None) -> int:
+        tried.append(operation)
+        return 0
+
+    kernel.refuse = refuse
+    missing(kernel, Family.IPV4, RELEASE)
+    statements = {type(s) for op in tried if isinstance(op, AddRules) for rule in op.rules for s in rule}
+    assert {nft.Lookup, nft.DnatByMap, nft.InSet, nft.Update, nft.OneIn, nft.FibLocal, nft.Masquerade} <= statements
+    assert {nft.Reject, nft.CtInvalid, nft.CtTranslated} <= statements
+    assert {op.set.name for op in tried if isinstance(op, AddElements)} == {"verdicts", "ends", "ranges"}
+    assert kernel.applies == 0
+    assert kernel.tables() == frozenset()
+
+
+@pytest.mark.root
+def test_this_kernel_lacks_nothing_and_is_not_changed(netns: None) -> None:
+    with KernelNftables() as kernel:
+        generation = kernel.generation()
+        assert [line for family in Family for line in missing(kernel, family, platform.release())] == []
+        assert kernel.generation() == generation
