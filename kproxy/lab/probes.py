@@ -10,6 +10,7 @@ import contextlib
 import errno
 import http.client
 import json
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ Ask = Callable[[str, int, float, str], Outcome]
 
 REFUSALS = {errno.ECONNREFUSED}
 NO_LINGER = struct.pack("ii", 1, 0)  # struct linger
+REASON_MS = 200  # a busy host may be that slow to hand an ICMP error to itself
 NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, 0}
 
 
@@ -55,7 +57,10 @@ class UdpClient:
             self.socket.send(b"who\n")
             return _introduced(self.socket.recv(4096))
         except PermissionError:
-            # A rule refuses what leaves this very host: the send fails, and the reason, if any, waits at the socket.
+            # A rule refuses what leaves this very host: the send fails, and the reason, if any, comes to the socket.
+            waiter = select.poll()
+            waiter.register(self.socket, 0)  # errors are always told
+            waiter.poll(REASON_MS)
             return _nothing(OSError(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), ""))
         except OSError as error:
             return _nothing(error)
