@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TextIO
 
-__all__ = ["Log", "Verbose", "get", "setup", "traceback_wanted"]
+__all__ = ["ROOT", "Log", "Verbose", "get", "setup", "told", "traceback_wanted"]
 
 ROOT = "kproxy"
 TRACEBACKS_FROM = 4
@@ -111,6 +111,11 @@ def setup(
 def traceback_wanted() -> bool:
     """Whether the verbosity asks for tracebacks of what nobody foresaw."""
     return logging.getLogger(ROOT).isEnabledFor(logging.INFO - TRACEBACKS_FROM)
+
+
+def told(record: logging.LogRecord) -> tuple[str, str, dict[str, Any]]:
+    """What RECORD says, without secrets: the part of kproxy, the message, and the named values."""
+    return _part(record), _scrub(record.getMessage()), _fields(record)
 
 
 def _level(verbosity: int) -> int:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from kproxy.cli import values
+from kproxy.cli.flag_layer import flag_layer
 from kproxy.cli.flags import BY_NAME, Flag
 from kproxy.config import defaults, files, validate
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
@@ -53,6 +54,7 @@ def read(texts: Mapping[str, Sequence[str]]) -> Wish:
         iptables_backend=given.get("iptables-backend", "auto"),
         init_only=given.get("init-only", False),
         warnings=tuple(_warnings(config, given, unused)),
+        flags=flag_layer(texts),
         reread=(lambda: read(texts).options) if path else None,
     )
     return Wish(options, bool(given.get("version")), given.get("cleanup", False), Path(wish_to) if wish_to else None)

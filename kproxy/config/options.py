@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class Options:
     iptables_backend: auto, nft or legacy.
     init_only: do what needs full privileges, then end.
     warnings: one line each, to be logged.
+    flags: every flag by name, as it was given or its default, as text.
     reread: reads the same flags and the file, as it is then, once more; raises InvalidConfig. None without a file.
     """
 
@@ -37,6 +38,7 @@ class Options:
     iptables_backend: str = "auto"
     init_only: bool = False
     warnings: tuple[str, ...] = ()
+    flags: Mapping[str, str] = field(default_factory=dict, compare=False)
     reread: Callable[[], Options] | None = field(default=None, compare=False)
 
 

@@ -23,7 +23,7 @@ WINDOW = 300.0
 """Seconds during which the same notice is only counted."""
 BURST = 20
 """Events that one reason may cause at once..."""
-REFILL = 15.0
+REFILL = 60.0
 """...and the seconds after which it may cause another."""
 REMEMBERED = 1024
 """Different notices that are remembered, the latest."""

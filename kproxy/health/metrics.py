@@ -211,6 +211,11 @@ class Metrics:
         self._rejected = self._gauge(
             "kproxy_rejected_service_ports", "Service ports that the kernel refuses at present.", family
         )
+        self._conflicts = self._gauge(
+            "kproxy_conflicting_frontends",
+            "Node ports and external addresses that several Services ask for at present.",
+            family,
+        )
         self._coalesced = Counter(
             "kproxy_coalesced_changes_total", "Changes that shared a sync with an earlier one.", registry=self._registry
         )
@@ -321,6 +326,10 @@ class Metrics:
     def rejected(self, family: Family, ports: int) -> None:
         """PORTS Service ports are not programmed because the kernel refuses them."""
         self._rejected[family,].set(ports)
+
+    def conflicts(self, family: Family, frontends: int) -> None:
+        """FRONTENDS node ports and external addresses are asked for by several Services."""
+        self._conflicts[family,].set(frontends)
 
     def healthz(self, status: int) -> None:
         """/healthz was answered with the HTTP status STATUS."""

@@ -1,46 +1,34 @@
 """What the status addresses answer: the pages of the healthz and the metrics server.
 
-Pages are plain functions from nothing to a status, headers and a body; who asks, and with which method, does not
-matter, as with kube-proxy.
+Pages are functions from a request to a status, headers and a body; the method does not matter, as with kube-proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import platform
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
+import msgspec
 from aiohttp import web
 
+from kproxy.health import zpages
+from kproxy.health.board import Board
 from kproxy.health.clocks import Clock
+from kproxy.health.identity import Identity
 from kproxy.health.listeners import Handler
 from kproxy.health.metrics import CONTENT_TYPE, Metrics
+from kproxy.health.overview import Overview
 from kproxy.health.proxier_health import ProxierHealth
 
-__all__ = ["CONFIG_KEY", "Identity", "Page", "health_pages", "metrics_pages", "serve_pages"]
+__all__ = ["CONFIG_KEY", "Page", "health_pages", "json_response", "metrics_pages", "serve_pages"]
 
 CONFIG_KEY = "kubeproxy.config.k8s.io"
-_TEXT = "text/plain; charset=utf-8"
-_WARNING = "Warning: for people who debug; its form may change, do not parse it."
+LONGEST_QUERY = 256
+# The page has no script, loads nothing, and may not be shown inside another.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
-Page = Callable[[], Awaitable[web.Response]]
-
-
-@dataclass(slots=True)
-class Identity:
-    """What this process says of itself, now: it is looked at for each page.
-
-    mode: the proxy mode in use. config: the effective KubeProxyConfiguration, as JSON values. flags: the command line's
-    flags and their values as text.
-    """
-
-    version: str
-    mode: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    flags: Mapping[str, str] = field(default_factory=dict)
+Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 def serve_pages(pages: Mapping[str, Page]) -> Handler:
@@ -48,7 +36,7 @@ def serve_pages(pages: Mapping[str, Page]) -> Handler:
 
     async def handler(request: web.BaseRequest) -> web.Response:
         page = pages.get(request.path)
-        return await page() if page else _text("404 page not found\n", status=404)
+        return await page(request) if page else _text("404 page not found\n", status=404)
 
     return handler
 
@@ -56,12 +44,12 @@ def serve_pages(pages: Mapping[str, Page]) -> Handler:
 def health_pages(health: ProxierHealth, metrics: Metrics) -> dict[str, Page]:
     """/healthz and /livez, counted in METRICS."""
 
-    async def healthz() -> web.Response:
+    async def healthz(_: web.BaseRequest) -> web.Response:
         status, body = health.health().healthz()
         metrics.healthz(status)
         return json_response(status, body)
 
-    async def livez() -> web.Response:
+    async def livez(_: web.BaseRequest) -> web.Response:
         status, body = health.health().livez()
         metrics.livez(status)
         return json_response(status, body)
@@ -69,48 +57,57 @@ def health_pages(health: ProxierHealth, metrics: Metrics) -> dict[str, Page]:
     return {"/healthz": healthz, "/livez": livez}
 
 
-def metrics_pages(metrics: Metrics, identity: Identity, clock: Clock) -> dict[str, Page]:
-    """/metrics and the pages that kube-proxy shows beside it. CLOCK's time now counts as the process's start."""
-    started = clock.now()
-    began = clock.monotonic()
+def metrics_pages(
+    metrics: Metrics, identity: Identity, clock: Clock, health: ProxierHealth, board: Board
+) -> dict[str, Page]:
+    """/metrics and the pages that kube-proxy shows beside it, and the status page. CLOCK's time now counts as the
+    process's start."""
+    started, began = clock.now(), clock.monotonic()
     one_at_a_time = asyncio.Semaphore(1)
 
-    async def exposition() -> web.Response:
+    async def exposition(_: web.BaseRequest) -> web.Response:
         # In a thread because it reads /proc and asks the kernel; one at a time so that many scrapers cost no more than
         # one processor.
         async with one_at_a_time:
             body = await asyncio.to_thread(metrics.exposition)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
-    async def configuration() -> web.Response:
+    async def configuration(_: web.BaseRequest) -> web.Response:
         return json_response(200, json.dumps({CONFIG_KEY: identity.config}).encode())
 
-    async def statusz() -> web.Response:
-        seconds = int(clock.monotonic() - began)
-        lines = [
-            "kube-proxy statusz",
-            _WARNING,
-            "",
-            f"Started: {started:%a %b %e %H:%M:%S UTC %Y}",
-            f"Up: {seconds // 3600} hr {seconds // 60 % 60:02} min {seconds % 60:02} sec",
-            f"Program: kproxy {identity.version}",
-            f"Python version: {platform.python_version()}",
-            f"Mode: {identity.mode}",
-            f"Paths: {' '.join(sorted(pages))}",
-        ]
-        return _text("\n".join(lines) + "\n")
+    async def statusz(request: web.BaseRequest) -> web.Response:
+        uptime = zpages.Uptime(started, int(clock.monotonic() - began))
+        return _zpage(request, "Statusz", lambda api: zpages.statusz(uptime, identity.version, pages, api))
 
-    async def flagz() -> web.Response:
-        flags = [f"{name}={value}" for name, value in sorted(identity.flags.items())]
-        return _text("\n".join(["kube-proxy flagz", _WARNING, "", *flags]) + "\n")
+    async def flagz(request: web.BaseRequest) -> web.Response:
+        return _zpage(request, "Flagz", lambda api: zpages.flagz(identity.flags, api))
 
-    async def alive() -> web.Response:
+    async def alive(_: web.BaseRequest) -> web.Response:
         return _text("ok", nosniff=True)
 
-    async def mode() -> web.Response:
+    async def mode(_: web.BaseRequest) -> web.Response:
         return _text(identity.mode, nosniff=True)
 
+    async def overview(request: web.BaseRequest) -> Overview:
+        query = request.rel_url.query
+        words, page = query.get("q", "").strip()[:LONGEST_QUERY], _number(query.get("page", ""))
+        async with one_at_a_time:
+            return await asyncio.to_thread(board.overview, health, words, page)
+
+    async def home(request: web.BaseRequest) -> web.Response:
+        from kproxy.health.dashboard import html  # only where somebody looks: templates take memory
+
+        found = await overview(request)
+        body = await asyncio.to_thread(html, found)
+        headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+        return _text(body, headers={"Content-Type": "text/html; charset=utf-8", **headers}, nosniff=True)
+
+    async def status(request: web.BaseRequest) -> web.Response:
+        return json_response(200, msgspec.json.encode(await overview(request)), {"Cache-Control": "no-store"})
+
     pages: dict[str, Page] = {
+        "/": home,
+        "/status.json": status,
         "/metrics": exposition,
         "/healthz": alive,
         "/proxyMode": mode,
@@ -130,6 +127,21 @@ def json_response(status: int, body: bytes, headers: Mapping[str, str] | None = 
     )
 
 
-def _text(text: str, *, status: int = 200, nosniff: bool = False) -> web.Response:
-    headers = {"Content-Type": _TEXT, **({"X-Content-Type-Options": "nosniff"} if nosniff else {})}
-    return web.Response(status=status, body=text.encode(), headers=headers)
+def _zpage(request: web.BaseRequest, kind: str, write: Callable[[str], bytes]) -> web.Response:
+    api = zpages.negotiate(request.headers.get("Accept", ""), kind)
+    if api is None:
+        return _text(f"only text/plain and {zpages.JSON};v=v1beta1;g=config.k8s.io;as={kind} can be had\n", status=406)
+    return web.Response(body=write(api), headers={"Content-Type": zpages.JSON if api else zpages.TEXT})
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 1
+
+
+def _text(
+    text: str, *, status: int = 200, nosniff: bool = False, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    sniffing = {"X-Content-Type-Options": "nosniff"} if nosniff else {}
+    return web.Response(
+        status=status, body=text.encode(), headers={"Content-Type": zpages.TEXT, **sniffing, **(headers or {})}
+    )

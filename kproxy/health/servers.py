@@ -12,11 +12,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from kproxy.errors import InvalidConfig, KernelError
+from kproxy.health.board import Board
 from kproxy.health.clocks import Clock
+from kproxy.health.identity import Identity
 from kproxy.health.listeners import Listener, Retry, parse_address
 from kproxy.health.loops import LoopThread
 from kproxy.health.metrics import Metrics
-from kproxy.health.pages import Identity, health_pages, metrics_pages, serve_pages
+from kproxy.health.pages import health_pages, metrics_pages, serve_pages
 from kproxy.health.proxier_health import ProxierHealth
 from kproxy.health.service_checks import HealthCheck, ServiceChecks
 
@@ -53,6 +55,7 @@ class Servers:
         health: ProxierHealth,
         metrics: Metrics,
         clock: Clock,
+        board: Board,
         on_check_failure: Callable[[int, HealthCheck, KernelError], None] = lambda port, check, error: None,
     ) -> None:
         self._hard_fail = settings.hard_fail
@@ -60,7 +63,7 @@ class Servers:
         self._checks = ServiceChecks(health.healthy, on_check_failure)
         self._handlers = {
             "healthzBindAddress": serve_pages(health_pages(health, metrics)),
-            "metricsBindAddress": serve_pages(metrics_pages(metrics, identity, clock)),
+            "metricsBindAddress": serve_pages(metrics_pages(metrics, identity, clock, health, board)),
         }
         self._listeners = self._wanted(settings)
         self._lock = threading.Lock()

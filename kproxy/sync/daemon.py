@@ -18,12 +18,14 @@ from kproxy.config.encode import to_values
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options
 from kproxy.errors import InvalidConfig, KproxyError
+from kproxy.health.board import Board
 from kproxy.health.clocks import SystemClock
 from kproxy.health.event_series import Notice
 from kproxy.health.events import check_failed
+from kproxy.health.identity import Identity
 from kproxy.health.metrics import Metrics
 from kproxy.health.proxier_health import ProxierHealth
-from kproxy.health.servers import Identity, Servers, ServerSettings
+from kproxy.health.servers import Servers, ServerSettings
 from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.conntrack import KernelConntrack
@@ -89,7 +91,9 @@ class _Daemon:
         )
         self._metrics = Metrics(tools.families, self._config.mode, __version__)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
-        self._identity = Identity(__version__, self._config.mode.value, to_values(self._config))
+        self._identity = Identity(__version__, self._config.mode.value, to_values(self._config), options.flags)
+        self._board = Board(self._identity, options.node_name, self._clock)
+        stack.enter_context(self._board.listening())
         self._state = ClusterState(options.node_name)
         self._shift = Shift(self._config, tools, self._commands, self._surroundings, self._metrics)
         stack.callback(lambda: self._shift.close())
@@ -118,12 +122,14 @@ class _Daemon:
     def _loop(self) -> Loop:
         """A loop that knows the cluster, and nothing yet of what the kernel holds."""
         reconcilers = {family: Reconciler(family, KernelConntrack()) for family in self._shift.tools.families}
-        return Loop(
+        loop = Loop(
             self._state,
             self._inbox,
             self._shift.workers,
             self._surroundings,
-            Reporter(self._metrics, self._health, self._notify, self._options.node_name, self._config.mode),
+            Reporter(
+                self._metrics, self._health, self._board, self._notify, self._options.node_name, self._config.mode
+            ),
             Aftermath(
                 reconcilers,
                 self._servers,
@@ -133,6 +139,8 @@ class _Daemon:
                 self._shift.leftovers,
             ),
         )
+        self._board.show(loop, self._shift.tools.families)
+        return loop
 
     def _follow_file(self) -> ConfigFile | None:
         if self._options.config_file is None or self._options.reread is None:
@@ -150,6 +158,7 @@ class _Daemon:
             self._health,
             self._metrics,
             self._clock,
+            self._board,
             lambda port, check, error: self._notify(check_failed(node, port, check, error)),
         )
 

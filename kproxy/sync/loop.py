@@ -5,6 +5,7 @@ It decides when, not what: Service semantics are the model's, rules are the mode
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from kproxy.model.book import Book
 from kproxy.model.events import Event
 from kproxy.model.nodes import NodeView
 from kproxy.model.planner import Place
-from kproxy.model.plans import Family
+from kproxy.model.plans import Family, ServicePlan
 from kproxy.model.state import ClusterState
 from kproxy.sync.inbox import Inbox
 from kproxy.sync.schedule import Work
@@ -89,12 +90,22 @@ class Loop:
         self._observer = observer
         self._afterwork = afterwork
         self._book = Book()
+        self._planning = threading.Lock()
         self._node: NodeView | None = None
 
     @property
     def book(self) -> Book:
         """The plans as they were last handed to the modes."""
         return self._book
+
+    def plans(self) -> list[ServicePlan]:
+        """A copy of the plans of all families, for other threads."""
+        with self._planning:
+            return [plan for family in self._workers for plan in self._book.pages[family].plans.values()]
+
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """By which names a plan is found in the kernel. From any thread."""
+        return self._workers[plan.family].names(plan)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Work until `inbox.stop` was called or UNTIL holds; what is then in the kernel stays. May be called again.
@@ -152,7 +163,8 @@ class Loop:
         if place != self._place:
             self._place = place
             dirty = dirty._replace(all=True)
-        touched = self._book.update(self._state, dirty, place)
+        with self._planning:
+            touched = self._book.update(self._state, dirty, place)
         triggers = [when for times in dirty.triggers.values() for when in times]
         for family, worker in self._workers.items():
             worker.touch(touched[family], triggers)

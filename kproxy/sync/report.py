@@ -1,18 +1,23 @@
-"""Tells operators what the loop does: metrics, health, log lines, Kubernetes Events."""
+"""Tells operators what the loop does: metrics, health, log lines, Kubernetes Events, the status page."""
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 
 from kproxy import logs
 from kproxy.config.fields import ProxyMode
 from kproxy.errors import InvalidObject, KernelError, RestoreError
+from kproxy.health.board import Board
+from kproxy.health.clocks import rfc3339
 from kproxy.health.event_series import Notice
 from kproxy.health.metrics import Metrics
+from kproxy.health.overview import Sync
 from kproxy.health.proxier_health import ProxierHealth
 from kproxy.model.book import Book
+from kproxy.model.conflicts import Conflict, Conflicts
 from kproxy.model.nodes import NodeView
 from kproxy.model.plans import Family, PortKey
 from kproxy.modes.base import Outcome
@@ -23,6 +28,8 @@ __all__ = ["Reporter"]
 
 _log = logs.get("sync")
 REMEMBERED_PROBLEMS = 4096
+MOST_CONFLICTS_TOLD = 20
+"""Of one sync, in the log and as Events; the status page has them all."""
 
 
 class Reporter:
@@ -32,6 +39,7 @@ class Reporter:
         self,
         metrics: Metrics,
         health: ProxierHealth,
+        board: Board,
         notify: Callable[[Notice], None],
         node_name: str,
         mode: ProxyMode = ProxyMode.IPTABLES,
@@ -39,11 +47,12 @@ class Reporter:
         self._metrics = metrics
         self._mode = mode
         self._health = health
+        self._board = board
         self._notify = notify
         self._node_name = node_name
         self._problems: OrderedDict[str, None] = OrderedDict()
         self._refused: dict[Family, dict[PortKey, str]] = {}
-        self._node_seen = False
+        self._conflicts: dict[Family, Conflicts] = {family: Conflicts() for family in Family}
         self._pending = (0, 0)
         self._synced: set[Family] = set()
 
@@ -51,6 +60,7 @@ class Reporter:
         """Count each; log and post each text once, since a relist brings the same objects again."""
         for problem in found:
             self._metrics.invalid_object(problem.kind)
+            self._board.unusable(problem)
             text = str(problem)
             if text in self._problems:
                 continue
@@ -94,17 +104,26 @@ class Reporter:
     def finished(self, report: Report, book: Book) -> None:
         full = report.work is Work.EVERYTHING
         if report.error is not None:
-            self._failed(report.family, report.error, report.seconds, full)
+            self._failed(report, report.error, full)
         elif report.outcome is not None:
             self._succeeded(report, report.outcome, book, full)
+        self._board.synced(report.family, _record(report, full))
 
-    def _failed(self, family: Family, error: KernelError, seconds: float, full: bool) -> None:
-        self._metrics.sync_failed(family, seconds, full=full)
+    def _failed(self, report: Report, error: KernelError, full: bool) -> None:
+        family = report.family
+        self._metrics.sync_failed(family, report.seconds, full=full)
         if isinstance(error, RestoreError):
             self._metrics.restore_failed(family, partial=not full)
         elif self._mode is ProxyMode.NFTABLES:
             self._metrics.nftables_failed(family, cleanup=False)
-        _log.error("Sync failed, will be retried", error, family=family, full=full)
+        _log.error(
+            "Sync failed, will be retried; what was programmed before stays in place",
+            error,
+            family=family,
+            full=full,
+            failures=report.failures,
+            retry_in=round(report.retry_in, 1),
+        )
         note = f"{family} rules could not be programmed: {error}"
         self._notify(Notice("Node", "", self._node_name, "SyncFailed", "Sync", note))
 
@@ -119,9 +138,17 @@ class Reporter:
         for when in report.triggers:
             self._metrics.network_programming(family, max(0.0, now - when))
         self._report_refused(family, outcome.rejected)
+        self._report_conflicts(family, self._conflicts[family].update(report.touched))
         if outcome.repaired and family in self._synced:
             self._metrics.repaired(family)
-            _log.warning("Put right what another program had changed", family=family, seconds=report.seconds)
+            _log.warning(
+                "Put right what another program had changed; if this recurs, find the program that writes there",
+                family=family,
+                mode=self._mode.value,
+                seconds=round(report.seconds, 4),
+            )
+        if report.failures:
+            _log.info("Synced again", family=family, failures=report.failures)
         line = _log.v(0) if family not in self._synced else _log.v(2)
         self._synced.add(family)
         line.info(
@@ -141,14 +168,36 @@ class Reporter:
         before = self._refused.get(family, {})
         for key, why in refused.items():
             if before.get(key) != why:
-                _log.error("The kernel refused a Service port; the others are programmed", service=str(key), err=why)
+                _log.error(
+                    "The kernel refused a Service port, tried again with the next syncs; the others are programmed",
+                    family=family,
+                    service=str(key),
+                    protocol=key.protocol.value,
+                    err=why,
+                )
                 note = f"{family} port {key.port or key.protocol} was refused: {why}"
                 self._notify(Notice("Service", key.namespace, key.name, "NotProgrammed", "Sync", note))
                 self._count_refusal(family)
         for key in before.keys() - refused.keys():
-            _log.info("A Service port that had been refused is programmed or gone", service=str(key))
+            _log.info("A Service port that had been refused is programmed or gone", family=family, service=str(key))
+        if before or refused:
+            self._board.refused(family, refused)
         self._refused[family] = dict(refused)
         self._metrics.rejected(family, len(refused))
+
+    def _report_conflicts(self, family: Family, news: Collection[Conflict]) -> None:
+        found = self._conflicts[family].found
+        self._metrics.conflicts(family, len(found))
+        self._board.conflicts(family, found)
+        for conflict in list(news)[:MOST_CONFLICTS_TOLD]:
+            _log.warning(
+                "Several Services ask for one address and port; one of them gets its connections, change the others",
+                where=conflict.where,
+                services=conflict.claimants,
+            )
+            for namespace, name in sorted({_service(claimant) for claimant in conflict.claimants}):
+                note = f"{conflict.where} is asked for by {', '.join(conflict.claimants)}; only one of them gets it"
+                self._notify(Notice("Service", namespace, name, "Conflict", "Sync", note))
 
     def _count_refusal(self, family: Family) -> None:
         """In the counter of the mode; IPVS mode has none for its virtual servers."""
@@ -156,3 +205,24 @@ class Reporter:
             self._metrics.nftables_failed(family, cleanup=False)
         elif self._mode is not ProxyMode.IPVS:
             self._metrics.restore_failed(family, partial=True)
+
+
+def _service(claimant: str) -> tuple[str, str]:
+    """Namespace and name of a claimant, which may name a port as well."""
+    namespace, _, rest = claimant.partition("/")
+    return namespace, rest.split(" ", 1)[0].split(":", 1)[0]
+
+
+def _record(report: Report, full: bool) -> Sync:
+    outcome = report.outcome or Outcome()
+    return Sync(
+        ended=rfc3339(datetime.now(UTC).replace(microsecond=0)),
+        seconds=round(report.seconds, 4),
+        full=full,
+        changed=len(report.touched),
+        bytes=outcome.bytes_written,
+        transactions=outcome.transactions,
+        refused=len(outcome.rejected),
+        repaired=outcome.repaired,
+        error=str(report.error) if report.error else "",
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.model.book import Page, Touched
-from kproxy.model.plans import Family, PortKey
+from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome, Programmer
 from kproxy.sync.schedule import Schedule, Work
 
@@ -26,7 +26,8 @@ class Report:
     """How one sync of one family ended. outcome: None when it failed, then `error` says why.
 
     before, after: the plans that this sync replaced and wrote, by port, for what follows a sync (stale flows).
-    triggers: when the causes of the written changes happened, seconds since the epoch.
+    triggers: when the causes of the written changes happened, seconds since the epoch. failures: how many syncs in a
+    row have failed with this one, or had before it. retry_in: seconds until the next try, after a failure.
     """
 
     family: Family
@@ -36,6 +37,8 @@ class Report:
     error: KernelError | None = None
     touched: Touched = field(default_factory=dict)
     triggers: list[float] = field(default_factory=list)
+    failures: int = 0
+    retry_in: float = 0.0
 
 
 class Worker:
@@ -68,6 +71,10 @@ class Worker:
             self._touched[key] = (first, new)
         if touched:
             self._triggers.extend(triggers)
+
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """As Programmer.names."""
+        return self._programmer.names(plan)
 
     def drifted(self) -> bool:
         """Whether it is news that somebody else changed the kernel since the last sync; all is checked soon then."""
@@ -115,8 +122,11 @@ class Worker:
 
     def _settle(self, report: Report) -> None:
         now = self._tend_at = time.monotonic()
+        report.failures = self.schedule.failures
         if report.outcome is None:
             self.schedule.failed(now)
+            report.failures += 1
+            report.retry_in = self.schedule.next(now) - now
             return
         self._refused = frozenset(report.outcome.rejected)
         self._touched, self._triggers = {}, []

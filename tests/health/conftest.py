@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import pytest
 
 from kproxy.fakes.clocks import ManualClock
+from kproxy.health.board import Board
+from kproxy.health.identity import Identity
 from kproxy.health.metrics import Metrics
 from kproxy.health.proxier_health import ProxierHealth
-from kproxy.health.servers import Identity, Servers, ServerSettings
+from kproxy.health.servers import Servers, ServerSettings
 from kproxy.health.service_checks import HealthCheck
 from kproxy.model.plans import Family
 
@@ -37,6 +39,7 @@ class Node:
     metrics: Metrics
     servers: Servers
     failures: list[tuple[int, HealthCheck, str]]
+    board: Board
 
     def healthz(self, path: str) -> Answer:
         assert self.servers.healthz_port is not None
@@ -81,17 +84,19 @@ def start() -> Iterator[Callable[[ServerSettings], Node]]:
         metrics = Metrics([Family.IPV4, Family.IPV6], "iptables", "1.2.3")
         failures: list[tuple[int, HealthCheck, str]] = []
         identity = Identity("1.2.3", "iptables", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"})
+        board = Board(identity, "node1", clock)
         servers = Servers(
             settings,
             identity,
             health,
             metrics,
             clock,
+            board,
             lambda port, check, error: failures.append((port, check, str(error))),
         )
         started.append(servers)
         servers.start()
-        return Node(clock, health, metrics, servers, failures)
+        return Node(clock, health, metrics, servers, failures, board)
 
     yield start_servers
     for servers in started:

@@ -49,6 +49,7 @@ OWN = [
     ("kproxy_invalid_objects_total", "counter", "kind", ""),
     ("kproxy_foreign_changes_repaired_total", "counter", "ip_family", ""),
     ("kproxy_rejected_service_ports", "gauge", "ip_family", ""),
+    ("kproxy_conflicting_frontends", "gauge", "ip_family", ""),
     ("kproxy_coalesced_changes_total", "counter", "", ""),
     ("kproxy_config_reloads_total", "counter", "outcome", ""),
     ("kproxy_kubernetes_events_total", "counter", "outcome", ""),
@@ -81,6 +82,7 @@ def used() -> Metrics:
     metrics.invalid_object("Service")
     metrics.repaired(v4)
     metrics.rejected(v4, 2)
+    metrics.conflicts(v4, 3)
     metrics.healthz(200)
     metrics.livez(503)
     metrics.config_reloaded("applied")
@@ -150,6 +152,7 @@ def test_no_other_metric_has_a_proxy_prefix() -> None:
         ('kproxy_invalid_objects_total{kind="Service"}', 1),
         ('kproxy_foreign_changes_repaired_total{ip_family="IPv4"}', 1),
         ('kproxy_rejected_service_ports{ip_family="IPv4"}', 2),
+        ('kproxy_conflicting_frontends{ip_family="IPv4"}', 3),
         ('kubeproxy_proxy_healthz_total{code="200"}', 1),
         ('kubeproxy_proxy_healthz_total{code="503"}', 0),
         ('kubeproxy_proxy_livez_total{code="503"}', 1),

@@ -13,10 +13,12 @@ import pytest
 
 from kproxy.errors import InvalidConfig, KernelError
 from kproxy.fakes.clocks import ManualClock
+from kproxy.health.board import Board
+from kproxy.health.identity import Identity
 from kproxy.health.listeners import MAX_CONNECTIONS, Address, parse_address
 from kproxy.health.metrics import Metrics
 from kproxy.health.proxier_health import ProxierHealth
-from kproxy.health.servers import Identity, Servers, ServerSettings
+from kproxy.health.servers import Servers, ServerSettings
 from kproxy.model.nodes import AUTOSCALER_TAINT, parse
 from kproxy.model.objects import Metadata, Node, NodeSpec, Taint
 from kproxy.model.plans import Family
@@ -80,16 +82,16 @@ def test_configz_has_the_configuration_under_its_group(node: Any) -> None:
 def test_statusz_tells_version_and_uptime(node: Any) -> None:
     node.clock.advance(3 * 3600 + 4 * 60 + 5)
     text = node.status("/statusz").body.decode()
-    assert text.startswith("kube-proxy statusz\n")
-    assert "Started: Fri Jan  2 03:04:05 UTC 2026\n" in text
-    assert "Up: 3 hr 04 min 05 sec\n" in text
-    assert "Program: kproxy 1.2.3\n" in text
-    assert "Paths: /configz /flagz /healthz /metrics /proxyMode /statusz\n" in text
+    assert text.startswith("\nkube-proxy statusz\nWarning: ")
+    assert "\nStarted: Fri Jan  2 03:04:05 UTC 2026\n" in text
+    assert "\nUp: 3 hr 04 min 05 sec\n" in text
+    assert "\nBinary version: 1.2.3\nEmulation version: 1.36\n" in text
+    assert "\nPaths: /configz /flagz /healthz /metrics /proxyMode /status.json /statusz\n" in text
 
 
 def test_flagz_lists_the_flags(node: Any) -> None:
     text = node.status("/flagz").body.decode()
-    assert text.startswith("kube-proxy flagz\n")
+    assert text.startswith("\nkube-proxy flagz\nWarning: ")
     assert text.endswith("\nv=2\n")
 
 
@@ -152,6 +154,7 @@ def test_an_impossible_address_is_named(bind: str) -> None:
             ProxierHealth(30, clock),
             Metrics([], "iptables", "1"),
             clock,
+            Board(Identity("1", "iptables"), "node1", clock),
         )
 
 
