@@ -45,7 +45,9 @@ from kproxy.modes.nftables.settings import Settings
 __all__ = ["render_base", "render_port"]
 
 MAX_COMMENT = 128  # characters, of nft's text; the names of a namespace, a Service and a port may have 189
-DSTNAT, FILTER, SRCNAT = -100, 0, 100  # priorities, as the kernel's own tables have them
+# Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, what it leads somewhere is
+# led there, though it knows nothing of our table and leaves it.
+DSTNAT, FILTER, SRCNAT = -99, 0, 100
 
 
 # ---------------------------------------------------------------- one Service port

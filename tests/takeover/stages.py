@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ class Stage:
     folder: Path
     proxies: list[Proxy] = field(default_factory=list)
     served: Sequence[Scenario] = SERVED
+    started: int = 0
 
     @property
     def space(self) -> Namespace:
@@ -65,6 +65,12 @@ class Stage:
             else:
                 plans = preview.book.pages[family].plans.values()
                 self.space.run(["nft", "-f", "-"], theirs.nftables(family, plans, node_address(1, family)))
+
+    def plugin(self) -> None:
+        """What a network plugin has in iptables before any proxy starts."""
+        for tool in TOOLS.values():
+            rule = ("PREROUTING", "-p", "tcp", "--dport", "9", "-j", "RETURN")
+            self.space.run([f"{tool}-{self.trial.backend}", "-w", "-t", "nat", "-A", *rule])
 
     def restore(self, family: Family, text: str) -> None:
         """As kube-proxy does: its chains are replaced, everybody else's stay, and missing jumps come first."""
@@ -97,7 +103,8 @@ class Stage:
 
     def start(self, mode: str, *arguments: str, ready: bool = True) -> Proxy:
         """Start one more kproxy, at ports of its own when another one runs; READY: and wait until it has synced."""
-        log = self.folder / f"log-{len(self.proxies)}"
+        self.started += 1
+        log = self.folder / f"log-{self.started}"
         proxy = Proxy(self.space, self.trial.manifests.folder, log, ("--proxy-mode", mode, *QUICK, *arguments))
         proxy.environment["XTABLES_LOCKFILE"] = str(self.folder / "log.lock")
         self.proxies.append(proxy)
@@ -150,6 +157,8 @@ class Stage:
             if proxy.running():
                 proxy.stop(signal.SIGKILL)
         self.proxies.clear()
+        for scenario in self.served:
+            self.trial.manifests.put(scenario.name, scenario.objects())
         self.space.run(["nft", "flush", "ruleset"])
         for tool in TOOLS.values():
             for table in ("nat", "filter", "mangle"):
@@ -175,6 +184,3 @@ def _counts() -> bool:
     for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
         nfacct.ensure(name)
     return True
-
-
-CLEANUP = (sys.executable, "-m", "kproxy", "cleanup")

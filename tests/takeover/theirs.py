@@ -69,9 +69,12 @@ add rule {ip} kube-proxy reject-chain reject
 
 
 def nftables(family: Family, plans: Iterable[ServicePlan], node_ip: str) -> str:
-    """kube-proxy's table, for `nft -f`."""
+    """kube-proxy's table, for `nft -f`, in the place of one that is there."""
     ip = WORD[family]
-    lines = [BASE.format(ip=ip, t="ipv4_addr" if ip == "ip" else "ipv6_addr", cidr=CLUSTER_CIDR[family])]
+    lines = [
+        f"add table {ip} kube-proxy\ndelete table {ip} kube-proxy\n",
+        BASE.format(ip=ip, t="ipv4_addr" if ip == "ip" else "ipv6_addr", cidr=CLUSTER_CIDR[family]),
+    ]
     lines.append(f"add element {ip} kube-proxy nodeport-ips {{ {node_ip} }}\n")
     for plan in plans:
         lines += [f"add {line}\n" for line in _port(plan, ip)]
