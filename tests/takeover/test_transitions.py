@@ -1,0 +1,130 @@
+"""One proxy after another on a node, and no client notices: 200 new connections a second and 60 lasting ones."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kproxy.lab.loads import Load, Pace
+from kproxy.lab.proxies import wait_for
+from kproxy.lab.scenarios import End
+
+if TYPE_CHECKING:
+    from tests.takeover.stages import Stage
+
+BOTH_BACKENDS = pytest.mark.parametrize("stage", ["nft", "legacy"], indirect=True)
+WAYS_BACK = [("nft", "iptables"), ("legacy", "iptables"), ("nft", "nftables")]
+AFTER = 0.7  # seconds that clients go on after the last change
+SOON = 20.0
+
+
+@contextmanager
+def unnoticed(stage: Stage) -> Iterator[Load]:
+    """What happens in the block, clients must not notice: no failure, and no first segment sent twice."""
+    with stage.clients() as load:
+        yield load
+        time.sleep(AFTER)
+    print(load.summary())
+    assert load.failures() == [], load.summary()
+    assert load.delays() == []
+    assert load.tally.made == load.tally.answered
+    assert load.tally.held == 60
+
+
+@BOTH_BACKENDS
+def test_kube_proxy_in_iptables_mode_then_kproxy_then_kube_proxy(stage: Stage) -> None:
+    stage.kube_proxy("iptables")
+    before = stage.rules()
+    with unnoticed(stage) as load:
+        load.mark("kproxy")
+        stage.start("iptables")
+        assert [line["transactions"] for line in synced(stage)] == [0, 0]
+        stage.stop()
+        assert stage.rules() == before
+        load.mark("kube-proxy again")
+        stage.kube_proxy("iptables")
+        assert stage.rules() == before
+
+
+def test_kube_proxy_in_nftables_mode_then_kproxy(stage: Stage) -> None:
+    stage.kube_proxy("nftables")
+    assert stage.tables() == {"ip kube-proxy", "ip6 kube-proxy"}
+    with unnoticed(stage) as load:
+        load.mark("kproxy")
+        stage.start("nftables")
+        assert stage.tables() == {"ip kproxy", "ip6 kproxy"}
+
+
+@BOTH_BACKENDS
+@pytest.mark.parametrize(("theirs", "ours"), [("nftables", "iptables"), ("iptables", "nftables")])
+def test_from_kube_proxy_into_another_mode(stage: Stage, theirs: str, ours: str) -> None:
+    stage.kube_proxy(theirs)
+    with unnoticed(stage) as load:
+        load.mark(f"kproxy in {ours} mode")
+        stage.start(ours)
+        if theirs == "nftables":
+            assert wait_for(lambda: not stage.tables(), SOON)
+        else:
+            assert wait_for(lambda: not any("KUBE-SVC" in text for text in stage.rules().values()), SOON)
+
+
+@BOTH_BACKENDS
+def test_from_mode_to_mode_and_back(stage: Stage) -> None:
+    stage.start("iptables")
+    before = stage.rules()
+    with unnoticed(stage) as load:
+        for mode in ("nftables", "iptables"):
+            load.mark(f"{mode} mode")
+            stage.stop()
+            stage.start(mode)
+            assert wait_for(lambda: bool(stage.tables()) is (mode == "nftables"), SOON)  # noqa: B023
+        assert wait_for(lambda: stage.rules() == before, SOON)
+
+
+@pytest.mark.parametrize(
+    ("stage", "mode"), [("nft", "iptables"), ("legacy", "iptables"), ("nft", "nftables")], indirect=["stage"]
+)
+def test_a_restart_after_an_end_a_kill_and_an_upgrade(stage: Stage, mode: str) -> None:
+    """An upgrade's new process starts before the old one has ended."""
+    stage.start(mode)
+    with unnoticed(stage) as load:
+        for ending in (signal.SIGTERM, signal.SIGKILL):
+            stage.stop(with_signal=ending)
+            load.mark(f"restart after {ending.name}")
+            stage.start(mode)
+            assert [line["transactions"] for line in synced(stage)] == [0, 0]
+        load.mark("upgrade")
+        old, new = stage.proxy, stage.start(mode)
+        stage.stop(old)
+        assert new.running()
+
+
+@pytest.mark.parametrize(("stage", "theirs"), WAYS_BACK, indirect=["stage"])
+def test_from_nftables_mode_back_to_kube_proxy_which_decides_from_then_on(stage: Stage, theirs: str) -> None:
+    """kube-proxy knows nothing of kproxy's table and leaves it, but what it leads somewhere is led before."""
+    stage.plugin()
+    stage.start("nftables")
+    with unnoticed(stage) as load:
+        stage.stop()
+        load.mark("kube-proxy")
+        stage.kube_proxy(theirs)
+    for scenario in stage.served:
+        stage.trial.manifests.put(scenario.name, scenario.objects((End("b"),)))
+    stage.kube_proxy(theirs)
+    with stage.clients(Pace(held=0, flows=0)) as load:
+        time.sleep(1)
+    assert {failure.why for failure in load.tally.failures} == {"answered by b"}
+    assert sum(load.tally.answered.values()) == 0
+    assert stage.tables() >= {"ip kproxy", "ip6 kproxy"}, "else this test says nothing"
+
+
+def synced(stage: Stage) -> list[dict[str, int]]:
+    """The last proxy's lines about its first sync of each family."""
+    lines = [json.loads(line) for line in stage.proxy.log.read_text().splitlines()]
+    return [line for line in lines if line.get("msg") == "Synced"][:2]
