@@ -45,8 +45,8 @@ from kproxy.modes.nftables.settings import Settings
 __all__ = ["render_base", "render_port"]
 
 MAX_COMMENT = 128  # characters, of nft's text; the names of a namespace, a Service and a port may have 189
-# Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, what it leads somewhere is
-# led there, though it knows nothing of our table and leaves it.
+# Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, what it leads somewhere
+# is led there, though it knows nothing of our table and leaves it.
 DSTNAT, FILTER, SRCNAT = -99, 0, 100
 
 
