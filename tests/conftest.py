@@ -18,6 +18,7 @@ ROOT_FOLDERS = frozenset(
     {
         "cleanup",
         "demo",
+        "dropin",
         "faults",
         "guest",
         "heal",
