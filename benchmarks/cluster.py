@@ -12,7 +12,7 @@ import msgspec
 from kproxy.model.objects import Kind
 from kproxy.model.plans import Family
 
-__all__ = ["NODE", "ZONES", "Shape", "body", "endpoint_slice", "items", "node", "service"]
+__all__ = ["NODE", "ZONES", "Shape", "body", "endpoint_slice", "items", "node", "service", "slice_name"]
 
 NODE = "node-000"  # where kproxy runs
 NODES = 100  # endpoints are spread evenly over these
@@ -63,17 +63,20 @@ def service(shape: Shape, number: int) -> dict[str, Any]:
 def endpoint_slice(shape: Shape, number: int, family: Family, ready: int | None = None) -> dict[str, Any]:
     """The slice of Service NUMBER in FAMILY; only the first READY endpoints (default: all) are ready."""
     count = shape.endpoints if ready is None else ready
-    name = f"service-{number:05}"
+    labels = {"kubernetes.io/service-name": f"service-{number:05}", "app": f"app-{number:05}"}
     return {
         "kind": "EndpointSlice",
         "apiVersion": "discovery.k8s.io/v1",
-        "metadata": _metadata(
-            f"{name}-{family.lower()}", {"kubernetes.io/service-name": name, "app": f"app-{number:05}"}
-        ),
+        "metadata": _metadata(slice_name(number, family), labels),
         "addressType": str(family),
         "endpoints": [_endpoint(shape, number, i, family, i < count) for i in range(shape.endpoints)],
         "ports": [{"name": "http", "protocol": "TCP", "port": PORT}],
     }
+
+
+def slice_name(number: int, family: Family) -> str:
+    """Of the slice of Service NUMBER in FAMILY."""
+    return f"service-{number:05}-{family.lower()}"
 
 
 def node() -> dict[str, Any]:

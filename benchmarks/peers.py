@@ -3,19 +3,26 @@
 Each is a process of its own that costs as little as can be: data is sent from a file and thrown away by the kernel.
     serve              prints two ports, each served until standard input ends: one answers a request and closes, one
                        sends without end
-    connect SECONDS PORT   opens connections, OPEN at the same time, asks, hears, closes; prints how many a second
+    answer PORT        answers requests on all addresses; several processes may share a port. Prints a line when ready
+    connect SECONDS PORT [ADDRESS...]   opens connections, OPEN at the same time, to each address in turn; asks, hears,
+                       closes; prints how many a second
+    ask COUNT PORT ADDRESS...   opens one connection after the other; prints the seconds from the first packet to the
+                       first answer of each
     pull SECONDS PORT      reads from one connection; prints how many bytes a second
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import select
 import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 __all__ = ["main"]
 
@@ -34,12 +41,18 @@ def serve() -> None:
     sys.stdin.read()
 
 
-def connect(seconds: float, port: int) -> float:
-    waiting, clients = select.epoll(), dict[int, socket.socket]()
+def answer(port: int) -> None:
+    listening = socket.create_server(("", port), backlog=4096, reuse_port=True)
+    print("ready", flush=True)
+    _answer(listening)
+
+
+def connect(seconds: float, port: int, addresses: Sequence[str] = (HOST,)) -> float:
+    waiting, clients, turns = select.epoll(), dict[int, socket.socket](), itertools.cycle(addresses)
 
     def begin() -> None:
         client = socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        client.connect_ex((HOST, port))
+        client.connect_ex((next(turns), port))
         clients[client.fileno()] = client
         waiting.register(client, select.EPOLLOUT)
 
@@ -61,6 +74,20 @@ def connect(seconds: float, port: int) -> float:
     return count / (time.monotonic() - began)
 
 
+def ask(count: int, port: int, addresses: Sequence[str]) -> list[float]:
+    took, room = [], len(ANSWER)
+    for address in itertools.islice(itertools.cycle(addresses), count):
+        with socket.socket() as client:
+            client.settimeout(10)
+            began = time.monotonic()
+            client.connect((address, port))
+            client.send(REQUEST)
+            if client.recv(room) != ANSWER:
+                raise SystemExit("an answer was lost")
+            took.append(time.monotonic() - began)
+    return took
+
+
 def pull(seconds: float, port: int) -> float:
     got, began = 0, time.monotonic()
     room = bytearray(PIECE)
@@ -74,8 +101,12 @@ def main(argv: list[str]) -> None:
     match argv:
         case ["serve"]:
             serve()
-        case ["connect", seconds, port]:
-            print(connect(float(seconds), int(port)))
+        case ["answer", port]:
+            answer(int(port))
+        case ["connect", seconds, port, *addresses]:
+            print(connect(float(seconds), int(port), addresses or (HOST,)))
+        case ["ask", count, port, *addresses]:
+            print(json.dumps(ask(int(count), int(port), addresses)))
         case ["pull", seconds, port]:
             print(pull(float(seconds), int(port)))
         case _:

@@ -1,11 +1,12 @@
-"""The API stand-in as a process of its own, so that what it costs is not counted as kproxy's.
+"""The API stand-in as a process of its own, so that what it costs is not counted as the proxy's.
 
-python -m benchmarks.server SERVICES ENDPOINTS FAMILIES PORT_FILE: writes its port to PORT_FILE once all objects are in,
+python -m benchmarks.server SERVICES ENDPOINTS ADDRESS PORT_FILE: writes its port to PORT_FILE once all objects are in,
 and serves until it is ended.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -14,16 +15,16 @@ from pathlib import Path
 from benchmarks.cluster import Shape, items
 from kproxy.fakes.apiserver import ApiServer
 from kproxy.model.objects import Kind
-from kproxy.model.plans import Family
 
 
 def main(arguments: list[str]) -> None:
-    services, endpoints, families, file = arguments
-    shape = Shape(int(services), int(endpoints), tuple(Family(name) for name in families.split(",")))
-    with ApiServer() as server:
+    services, endpoints, address, file = arguments
+    shape = Shape(int(services), int(endpoints))
+    with ApiServer(address=address) as server:
         for kind in Kind:
             for item in items(shape, kind):
                 server.apply(item)
+        gc.freeze()  # what is in by now stays, and need not be looked through again while somebody waits
         spare = Path(f"{file}.part")
         spare.write_text(str(server.port))
         os.replace(spare, file)  # so that a reader never sees half of it

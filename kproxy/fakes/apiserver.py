@@ -50,17 +50,19 @@ class Request:
 
 
 class ApiServer:
-    """Serves on 127.0.0.1 from `start` to `stop`, or as a context. Its methods may be called from any thread.
+    """Serves from `start` to `stop`, or as a context. Its methods may be called from any thread.
 
-    tls: serve HTTPS with a certificate authority of its own (`ca_file`). tokens: the bearer tokens that are let in,
-    None for anybody; may be changed at any time. history: changes of each kind that are kept. gone_as: how a watch from
-    a forgotten version is refused, by HTTP status 410 or by an ERROR event. bookmark_seconds: between bookmarks.
-    service_cidrs: the version of networking.k8s.io in which they are served, "" for not at all.
+    address: of this host, IPv4, to listen at. tls: serve HTTPS with a certificate authority of its own (`ca_file`).
+    tokens: the bearer tokens that are let in, None for anybody; may be changed at any time. history: changes of each
+    kind that are kept. gone_as: how a watch from a forgotten version is refused, by HTTP status 410 or by an ERROR
+    event. bookmark_seconds: between bookmarks. service_cidrs: the version of networking.k8s.io in which they are
+    served, "" for not at all.
     """
 
     def __init__(
         self,
         *,
+        address: str = "127.0.0.1",
         tls: bool = False,
         tokens: Iterable[str] | None = None,
         history: int = 10_000,
@@ -73,7 +75,7 @@ class ApiServer:
         self.requests: deque[Request] = deque(maxlen=100_000)
         self.served: Counter[tuple[str, str]] = Counter()
         """How many requests came for (verb, kind), failed ones included."""
-        self.port = 0
+        self.address, self.port = address, 0
         self._service_cidrs = service_cidrs
         self._faults = Faults()
         self._loop = asyncio.new_event_loop()
@@ -162,7 +164,7 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{self.address}:{self.port}"
 
     @property
     def ca_file(self) -> Path:
@@ -204,7 +206,7 @@ class ApiServer:
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
+        self._listener = socket.create_server((self.address, self.port), backlog=128)
         self.port = self._listener.getsockname()[1]
         await web.SockSite(self._runner, self._listener, ssl_context=self._context).start()
 

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from benchmarks.figures import Figure, number, ratio, show, write
-from benchmarks.programming import fastest
 
 FAST = Figure("planning", 100, 120.0, "µs")
 SLOW = Figure("planning", 10_000, 150.0, "µs", limit=140.0)
@@ -59,12 +58,3 @@ def test_the_file_has_the_machine_and_every_figure(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["machine"] == {"cores": 2}
     assert [Figure(**figure) for figure in content["figures"]] == [FAST, SLOW]
-
-
-def test_the_fastest_run_is_told_with_all_starts_in_its_note() -> None:
-    def run(seconds: float) -> list[Figure]:
-        return [Figure("start", 10, seconds, "s", limit=2.0), Figure("memory", 10, 100 * seconds, "MB")]
-
-    start, memory = fastest([run(3.0), run(1.5), run(2.0)])
-    assert (start.value, memory.value, start.limit) == (1.5, 150.0, 2.0)
-    assert start.note == "starts: 3.00 s, 1.50 s, 2.00 s"

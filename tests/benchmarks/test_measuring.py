@@ -7,18 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import memory, planning, programming
-from benchmarks.__main__ import main
+from benchmarks import memory, planning
 from benchmarks.cluster import Shape, body, endpoint_slice, items
 from benchmarks.figures import Figure
-from benchmarks.processes import Daemon
-from kproxy.errors import KernelError
-from kproxy.lab.namespaces import unavailable
+from benchmarks.parts import main
 from kproxy.model.objects import Kind
 from kproxy.model.plans import Family
 
 DUAL = tuple(Family)
-KERNEL = ("iptables-nft-restore", "iptables-legacy-restore")
 
 
 def by_name(figures: list[Figure]) -> dict[str, Figure]:
@@ -97,19 +93,3 @@ def test_bad_arguments_are_one_line(arguments: list[str], said: str, capsys: pyt
         main(arguments)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.root
-@pytest.mark.skipif(bool(unavailable(KERNEL)), reason=unavailable(KERNEL))
-@pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_the_daemon_is_measured_up_to_the_kernel(backend: str) -> None:
-    figures = list(programming.cold_start(Shape(4, 2, DUAL), backend, changes=1))
-    assert [figure.unit for figure in figures] == ["s", "MB", "MB", "ms"]
-    assert all(figure.value > 0 for figure in figures)
-
-
-@pytest.mark.root
-@pytest.mark.skipif(bool(unavailable(KERNEL)), reason=unavailable(KERNEL))
-def test_a_kernel_without_the_rules_is_no_measurement() -> None:
-    with Daemon(Shape(4, 2), "nft") as daemon, pytest.raises(KernelError, match="IPv4: the kernel has 0 rules"):
-        programming.check(daemon, gone=0)

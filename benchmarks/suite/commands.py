@@ -1,0 +1,36 @@
+"""The suite from the command line: measure, keep the results, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.report.progress import bars
+from benchmarks.suite import guests
+from benchmarks.suite.options import read
+from benchmarks.suite.results import encode
+from benchmarks.suite.runs import measure
+
+__all__ = ["FILE", "main"]
+
+FILE = "suite.json"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 1 when nothing could be measured. Raises KproxyError, and SystemExit for bad arguments."""
+    options = read(argv)
+    with bars() as progress:
+        run = guests.measure(argv, progress) if options.guest else measure(options, argv, progress)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / FILE).write_bytes(encode(run))
+    console = Console(width=max(140, Console().width))
+    console.print(report.table(run))
+    for problem in run.problems:
+        size = f", {problem.services:,} Services" if problem.services else ""
+        console.print(f"not measured: {problem.subject}{size}: {problem.why}", markup=False, soft_wrap=True)
+    if run.measurements:
+        written = report.write(run, options.out)
+        console.print(f"{options.out / FILE}, {written[0]} and {len(written) - 1} plots", markup=False)
+    return 0 if run.measurements else 1
