@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from kproxy.config import durations
-from kproxy.config.durations import Duration
+from kproxy.config.durations import Duration, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
 from kproxy.errors import InvalidConfig
 
@@ -134,7 +134,9 @@ def _struct(values: Any, cls: Any, path: str, problems: list[str]) -> Any:
 def _value(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _struct(value, kind, path, problems)
-    if kind is Duration:
+    if isinstance(kind, type) and issubclass(kind, Duration):
+        if kind is NumericDuration and type(value) is int and abs(value) <= durations.LARGEST:
+            return NumericDuration(value)
         return _duration(value, path, problems)
     origin = get_origin(kind)
     if origin is tuple:

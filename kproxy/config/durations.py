@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["HOUR", "LARGEST", "MILLISECOND", "MINUTE", "SECOND", "Duration", "parse"]
+__all__ = ["HOUR", "LARGEST", "MILLISECOND", "MINUTE", "SECOND", "Duration", "NumericDuration", "parse"]
 
 MICROSECOND = 1_000
 MILLISECOND = 1_000_000
@@ -54,6 +54,15 @@ class Duration(int):
 
     def __repr__(self) -> str:
         return f"Duration({str(self)!r})"
+
+
+class NumericDuration(Duration):
+    """A Duration that may also stand in a file as a plain number of nanoseconds.
+
+    Source: TimeOrMetaDuration of Kubernetes' logging configuration; kubeadm writes `flushFrequency: 0`.
+    """
+
+    __slots__ = ()
 
 
 def _decimal(value: int, size: int) -> str:

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, field
 
-from kproxy.config.durations import HOUR, MILLISECOND, MINUTE, SECOND, Duration
+from kproxy.config.durations import HOUR, MILLISECOND, MINUTE, SECOND, Duration, NumericDuration
 
 __all__ = [
     "API_VERSION",
@@ -166,7 +166,7 @@ class VModule(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields
 
 class Logging(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     format: LoggingFormat = LoggingFormat.TEXT
-    flush_frequency: Duration = Duration(5 * SECOND)
+    flush_frequency: NumericDuration = NumericDuration(5 * SECOND)
     verbosity: Int32 = 0
     vmodule: tuple[VModule, ...] = field(name="vmodule", default=())
     options: LoggingOptions = LoggingOptions()

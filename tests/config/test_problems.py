@@ -63,6 +63,9 @@ ONE = [
     ("ipvs: {tcpTimeout: -1s}", "ipvs.tcpTimeout: must not be negative, is -1s"),
     ("ipvs: {tcpFinTimeout: -1s}", "ipvs.tcpFinTimeout: must not be negative, is -1s"),
     ("logging: {flushFrequency: -1s}", "logging.flushFrequency: must not be negative, is -1s"),
+    ("logging: {flushFrequency: -1}", "logging.flushFrequency: must not be negative, is -1ns"),
+    ("logging: {flushFrequency: true}",
+     'logging.flushFrequency: must be text with a unit, such as "30s", is true'),
     # words
     ("mode: ebpf", 'mode: must be one of iptables, ipvs, nftables, userspace, is "ebpf"'),
     ("mode: kernelspace", 'mode: must be one of iptables, ipvs, nftables, userspace, is "kernelspace"'),
