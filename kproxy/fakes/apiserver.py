@@ -1,8 +1,9 @@
 """A stand-in for the API server, over real HTTP and HTTPS, for tests, benchmarks and demos.
 
-It keeps Services, EndpointSlices, Nodes, ServiceCIDRs and Events; lists with selectors, pages and resource versions;
-watches with bookmarks and timeouts; checks bearer tokens and client certificates; and acts out the faults that it is
-told to (see apifaults). It does not validate or default objects, and it forgets everything when it stops.
+It keeps Services, EndpointSlices, Nodes, ServiceCIDRs, Namespaces and Events; lists with selectors, pages and resource
+versions; watches with bookmarks and timeouts; checks bearer tokens and client certificates; and acts out the faults
+that it is told to (see apifaults). It does not validate objects, and gives them no defaults but the cluster IP of a
+Service that is created over HTTP without one. It forgets everything when it stops.
 
     with ApiServer() as server:
         server.apply({"kind": "Service", "metadata": {"name": "web"}, "spec": {...}})
@@ -23,6 +24,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +36,8 @@ from kproxy.fakes.apiwatch import Watches, failure_line
 
 __all__ = ["ApiServer", "Request"]
 
+GIVEN_AWAY = IPv4Network("10.111.0.0/16")
+"""Cluster IPs, for Services that come without one."""
 _GZIP_FROM = 128 * 1024
 """Answers from this size on are compressed for those who take that, as the real one does."""
 
@@ -77,6 +81,7 @@ class ApiServer:
         """How many requests came for (verb, kind), failed ones included."""
         self.address, self.port = address, 0
         self._service_cidrs = service_cidrs
+        self._addresses = GIVEN_AWAY.hosts()
         self._faults = Faults()
         self._loop = asyncio.new_event_loop()
         self._watches = Watches(self._loop, bookmark_seconds)
@@ -317,7 +322,10 @@ class ApiServer:
                 raise ValueError("the body is no JSON object")
             if verb == "patch" and found:
                 item = _merged(json.loads(found.body), item)
-            found = self.store.put(_placed(item, resource, namespace, name), new=verb == "create")
+            item = _placed(item, resource, namespace, name)
+            if verb == "create" and resource.kind == "Service":
+                item = self._with_address(item)
+            found = self.store.put(item, new=verb == "create")
         if found is None:
             return _status(404, f"{resource.plural} {name!r} not found")
         return web.Response(body=found.body, content_type="application/json", status=201 if verb == "create" else 200)
@@ -336,6 +344,13 @@ class ApiServer:
             if parts[0] == resource.plural and len(parts) <= 2:
                 return resource, namespace, parts[1] if len(parts) == 2 else ""
         return None, "", ""
+
+    def _with_address(self, item: dict[str, Any]) -> dict[str, Any]:
+        spec = item.get("spec")
+        if not isinstance(spec, dict) or spec.get("clusterIP") or spec.get("type") == "ExternalName":
+            return item
+        ip = str(next(self._addresses))
+        return {**item, "spec": {**spec, "clusterIP": ip, "clusterIPs": [ip]}}
 
     def _lets_in(self, request: web.Request) -> bool:
         if self.tokens is None:

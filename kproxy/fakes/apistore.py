@@ -42,6 +42,7 @@ RESOURCES = (
     Resource("networking.k8s.io/v1beta1", "servicecidrs", "ServiceCIDR", namespaced=False),
     Resource("v1", "events", "Event"),
     Resource("events.k8s.io/v1", "events", "Event"),
+    Resource("v1", "namespaces", "Namespace", namespaced=False),
 )
 _NAMESPACED = {resource.kind: resource.namespaced for resource in RESOURCES}
 
@@ -171,7 +172,12 @@ class Store:
         return stored
 
     def remove(self, kind: str, namespace: str, name: str) -> Stored | None:
-        """Delete an object; its last state, at the version of its deletion, or None when there is none."""
+        """Delete an object; its last state, at the version of its deletion, or None when there is none.
+
+        A Namespace takes all objects in it along.
+        """
+        if kind == "Namespace":
+            self._empty(name)
         with self._lock:
             space = self._kinds[kind]
             before = space.objects.pop((namespace, name), None)
@@ -182,6 +188,11 @@ class Store:
             self._remember(space, _Change(last.version, last, None))
         self._on_change(kind)
         return last
+
+    def _empty(self, namespace: str) -> None:
+        for kind in (kind for kind, namespaced in _NAMESPACED.items() if namespaced):
+            for item in self.objects(Selection(kind, namespace))[1]:
+                self.remove(kind, namespace, item.name)
 
     def get(self, kind: str, namespace: str, name: str) -> Stored | None:
         return self._kinds[kind].objects.get((namespace, name))

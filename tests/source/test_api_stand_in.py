@@ -118,6 +118,39 @@ def test_an_object_that_cannot_be_kept_is_refused(item: dict[str, Any]) -> None:
         _store().put(item)
 
 
+def test_a_namespace_takes_its_objects_along() -> None:
+    store = _store()
+    store.put({"kind": "Namespace", "metadata": {"name": "shop"}})
+    for name, namespace in (("web", "shop"), ("db", "shop"), ("web", "other")):
+        store.put({"kind": "Service", "metadata": {"name": name, "namespace": namespace}})
+    before = store.version
+    assert store.remove("Namespace", "", "shop") is not None
+    assert [(item.namespace, item.name) for item in store.objects(Selection("Service"))[1]] == [("other", "web")]
+    gone = [(sort, item.name) for sort, item in store.since(Selection("Service"), before)[1]]
+    assert gone == [("DELETED", "db"), ("DELETED", "web")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "given"),
+    [
+        ({"ports": []}, True),
+        ({"clusterIP": "10.96.0.5"}, False),
+        ({"clusterIP": "None"}, False),
+        ({"type": "ExternalName"}, False),
+    ],
+)
+def test_a_service_that_comes_without_a_cluster_ip_gets_one_of_its_own(
+    server: ApiServer, spec: dict[str, Any], given: bool
+) -> None:
+    http = urllib3.PoolManager(retries=False)
+    url = f"{server.url}/api/v1/namespaces/shop/services"
+    made = [
+        json.loads(http.request("POST", url, body=json.dumps({"metadata": {"name": name}, "spec": spec})).data)["spec"]
+        for name in ("one", "two")
+    ]
+    assert made == [spec, spec] if not given else len({each["clusterIP"] for each in made}) == 2
+
+
 def test_objects_are_made_changed_and_removed_over_http(server: ApiServer) -> None:
     http = urllib3.PoolManager(retries=False)
     base = f"{server.url}/api/v1/namespaces/shop/services"
