@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks import parts
-from benchmarks.suite import commands
 from kproxy.errors import KproxyError
 
 __all__ = ["main"]
@@ -15,7 +13,13 @@ __all__ = ["main"]
 def main(argv: Sequence[str]) -> int:
     """The exit status. Bad arguments end in SystemExit."""
     try:
-        return parts.main(argv[1:]) if argv[:1] == ["parts"] else commands.main(argv)
+        if argv[:1] == ["parts"]:
+            from benchmarks import parts
+
+            return parts.main(argv[1:])
+        from benchmarks.suite import commands
+
+        return commands.main(argv)
     except KproxyError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1

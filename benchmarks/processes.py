@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +26,11 @@ class Stat(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of a process and all its descendants. cpu: seconds. resident: bytes; pages that several share count for each."""
+    """Of a process and all its descendants. cpu: seconds. resident: bytes of each, by its id; a page that several share
+    counts for each of them."""
 
     cpu: float
-    resident: int
-    processes: int
+    resident: Mapping[int, int]
 
 
 def parse_stat(text: str) -> Stat:
@@ -65,10 +65,9 @@ def resident(pid: int | str) -> tuple[int, int]:
 
 
 def usage(root: int) -> Usage:
-    """Of ROOT and its descendants, now; all zero when it has ended."""
-    members = family(root, _stats())
-    held = [memory(stat.pid)[0] for stat in members]
-    return Usage(sum(stat.ticks for stat in members) / TICKS, sum(held), len(members))
+    """Of ROOT and its descendants, now; nothing when it has ended."""
+    found = family(root, _stats())
+    return Usage(sum(stat.ticks for stat in found) / TICKS, {stat.pid: memory(stat.pid)[0] for stat in found})
 
 
 def members(root: int) -> list[int]:

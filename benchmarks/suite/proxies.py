@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -19,6 +20,7 @@ from benchmarks.processes import Usage
 from benchmarks.suite.subjects import Launch, backend, configuration, words
 from kproxy.errors import KernelError, one_line
 from kproxy.lab.namespaces import Namespace
+from kproxy.lab.proxies import choose_backend
 
 __all__ = ["Proxy", "quiet"]
 
@@ -33,12 +35,12 @@ class Proxy:
 
     def __init__(self, launch: Launch, node: Namespace, kubeconfig: Path, folder: Path, keep_periods: bool) -> None:
         self._node, self._log = node, folder / "proxy.log"
-        mode, config = launch.subject.mode, folder / "config.yaml"
+        mode, self._backend, config = launch.subject.mode, backend(launch.subject.mode), folder / "config.yaml"
         config.write_text(yaml.safe_dump(configuration(mode, str(kubeconfig), keep_periods)))
         values = {"config": str(config), "kubeconfig": str(kubeconfig), "node": NODE, "mode": mode.partition("-")[0]}
         self._argv = words(launch.template, values)
         self._environment = {
-            "PATH": f"{_tools(folder, backend(mode))}{os.environ['PATH']}",
+            "PATH": f"{_tools(folder, self._backend)}{os.environ['PATH']}",
             "XTABLES_LOCKFILE": str(folder / "lock"),  # the host's lock is not ours to hold
         }
         self._ended = threading.Event()
@@ -46,6 +48,8 @@ class Proxy:
         self.began = 0.0
 
     def __enter__(self) -> Proxy:
+        if self._backend != "auto":
+            choose_backend(self._node, self._backend)
         with self._log.open("wb") as log:
             self.began = time.monotonic()
             try:
@@ -88,12 +92,19 @@ class Proxy:
         return processes.usage(self._process.pid)
 
     def highest(self) -> int:
-        """Resident bytes of all its processes together at their highest, as far as looks ten times a second saw it."""
+        """Resident bytes of all its processes together at their highest, as far as looks ten times a second saw it.
+
+        A process counts when two looks in a row saw it. One that was only just forked has its parent's pages, and would
+        count them twice.
+        """
         return max(self._highest, processes.memory(self._process.pid)[1])
 
     def _watch(self) -> None:
+        before: Mapping[int, int] = {}
         while not self._ended.wait(LOOK):
-            self._highest = max(self._highest, self.usage().resident)
+            now = self.usage().resident
+            self._highest = max(self._highest, sum(size for pid, size in now.items() if pid in before))
+            before = now
 
 
 def quiet(proxy: Proxy, seconds: float) -> None:

@@ -98,9 +98,9 @@ class _Side:
 
     def _running(self, trial: Trial, prober: Prober) -> None:
         quiet(trial.proxy, REST)
-        usage = trial.proxy.usage()
-        note = f"VmRSS of {usage.processes} processes" if usage.processes > 1 else "VmRSS"
-        trial.record(Quantity.MEMORY, [usage.resident], note)
+        held = trial.proxy.usage().resident
+        note = f"VmRSS of {len(held)} processes" if len(held) > 1 else "VmRSS"
+        trial.record(Quantity.MEMORY, [sum(held.values())], note)
         for what, phase in PHASES:
             began = time.monotonic()
             try:
