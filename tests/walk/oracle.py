@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from ipaddress import ip_network
+from itertools import islice
 
 from kproxy.model.addresses import contains, is_loopback
 from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses, family_of
@@ -18,6 +19,8 @@ from kproxy.modes.iptables.render import Settings
 from kproxy.walk.verdicts import Fate, Host, Probe, Verdict
 
 Chances = dict[Verdict, Fraction]
+
+NODE_PORT = "node port"
 
 REJECTED: Chances = {Verdict(Fate.REJECTED): Fraction(1)}
 DROPPED: Chances = {Verdict(Fate.DROPPED): Fraction(1)}
@@ -72,18 +75,28 @@ class AmbiguousError(Exception):
     """Two Services claim the address: the semantics leave open which of them has it."""
 
 
+def claimants(plans: Iterable[ServicePlan], node: Node, probe: Probe) -> list[tuple[ServicePlan, str]]:
+    """The Services to which the probe's address and port belong, by name, and the way by which it comes to them.
+
+    An address that is given twice counts as what it is first: of the cluster, external, a load balancer's.
+    """
+    concerned = [p for p in plans if p.protocol is probe.protocol]
+    found = [(p, way) for p in concerned if p.port == probe.port for way in islice(_ways(p, probe.destination), 1)]
+    here = node.host.owns(probe.destination)
+    found += [(p, NODE_PORT) for p in concerned if p.node_port == probe.port and here]
+    return sorted(found, key=lambda claim: claim[0].key)
+
+
 def expected(plans: Iterable[ServicePlan], node: Node, probe: Probe) -> Chances:
     """Every verdict that the probe may meet, with its probability."""
-    concerned = [p for p in plans if p.protocol is probe.protocol]
-    by_address = [(p, way) for p in concerned if p.port == probe.port for way in _ways(p, probe.destination)]
-    by_node_port = [p for p in concerned if p.node_port == probe.port and node.host.owns(probe.destination)]
-    if len(by_address) + len(by_node_port) > 1:
+    found = claimants(plans, node, probe)
+    if len(found) > 1:
         raise AmbiguousError
-    if not by_address and not by_node_port:
+    if not found:
         return DROPPED if node.guards(probe) else UNTOUCHED
-    if by_node_port:
-        return _node_port(by_node_port[0], node, probe)
-    plan, way = by_address[0]
+    plan, way = found[0]
+    if way == NODE_PORT:
+        return _node_port(plan, node, probe)
     if way == "cluster IP":
         return _inside(plan, node, probe)
     if way == "load balancer IP" and plan.has_endpoints and plan.source_ranges and not _may_enter(plan, probe):
