@@ -109,7 +109,11 @@ def command(
 
 def _configuration(path: Path | None, mode: str | None, node: str | None, kubeconfig: str) -> KubeProxyConfiguration:
     """The configuration with what the command line says over it."""
-    config = files.read(path) if path else defaults.default()
+    config = defaults.default()
+    if path:
+        config, unknown = files.load(path)
+        for line in unknown:
+            click.echo(f"kproxy: ignored in {path}: {line}", err=True)
     if mode:
         config = replace_fields(config, mode=ProxyMode(mode))
     if kubeconfig:

@@ -14,11 +14,14 @@ from kproxy.config.options import Options
 
 __all__ = ["command"]
 
+KUBERNETES = "v1.36.2"
+"""Whose kube-proxy is replaced. Its own answer is "Kubernetes v1.36.2", of which tools read the second word."""
+
 
 def _run(**given: tuple[str, ...]) -> int:
     wish = settings.read({flag.name: given[flag.name.replace("-", "_")] for flag in FLAGS})
     if wish.version:
-        click.echo(f"kproxy {__version__} (kube-proxy v1.36)")
+        click.echo(f"Kubernetes {KUBERNETES} (kproxy {__version__})")
         return 0
     config = wish.options.config
     log_settings.set_up(config.logging)

@@ -40,7 +40,7 @@ class Wish:
 def read(texts: Mapping[str, Sequence[str]]) -> Wish:
     """What the flags ask for; TEXTS holds those given, by name. Raises InvalidConfig with every problem."""
     given = _parse({name: text for name, text in texts.items() if text})
-    config, unused = _configuration(given)
+    config, unused, unknown = _configuration(given)
     _check(config, given)
     path = given.get("config")
     wish_to = given.get("write-config-to")
@@ -53,7 +53,7 @@ def read(texts: Mapping[str, Sequence[str]]) -> Wish:
         config_file=Path(path) if path else None,
         iptables_backend=given.get("iptables-backend", "auto"),
         init_only=given.get("init-only", False),
-        warnings=tuple(_warnings(config, given, unused)),
+        warnings=(*(f"ignored in {path}: {line}" for line in unknown), *_warnings(config, given, unused)),
         flags=flag_layer(texts),
         reread=(lambda: read(texts).options) if path else None,
     )
@@ -77,16 +77,19 @@ def _parse(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return given
 
 
-def _configuration(given: Mapping[str, Any]) -> tuple[KubeProxyConfiguration, list[str]]:
-    """The configuration, and the names of the flags that the file displaced."""
+def _configuration(given: Mapping[str, Any]) -> tuple[KubeProxyConfiguration, list[str], tuple[str, ...]]:
+    """The configuration, the names of the flags that the file displaced, and what the file says in vain."""
     if not given.get("config"):
         mode = given.get("proxy-mode", ProxyMode.IPTABLES)
-        return _apply(defaults.default(mode), given), []
-    config = files.read(Path(given["config"]))
+        config = _apply(defaults.default(mode), given)
+        if mode is ProxyMode.NFTABLES and not config.node_port_addresses:
+            config = replace(config, node_port_addresses=defaults.PRIMARY)
+        return config, [], ()
+    config, unknown = files.load(Path(given["config"]))
     if "vmodule" in given:
         given = {**given, "vmodule": given["vmodule"] + config.logging.vmodule}
     kept = {name: value for name, value in given.items() if BY_NAME[name].kept}
-    return _apply(config, kept), [name for name in given if name not in kept]
+    return _apply(config, kept), [name for name in given if name not in kept], unknown
 
 
 def _apply(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> KubeProxyConfiguration:
@@ -131,6 +134,9 @@ def _check(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> None:
 
 def _named(path: str, names: Mapping[str, str]) -> str:
     field = path.split("[", 1)[0]
+    gate = field.removeprefix("featureGates.")
+    if gate != field and "featureGates" in names:
+        return f"{names['featureGates']}: {gate}"
     return names[field] + path[len(field) :] if field in names else path
 
 

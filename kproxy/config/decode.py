@@ -20,7 +20,7 @@ from kproxy.config.durations import Duration, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
 from kproxy.errors import InvalidConfig
 
-__all__ = ["decode", "parse_text"]
+__all__ = ["Problems", "decode", "parse_text"]
 
 NAMES = {
     str: "text",
@@ -38,15 +38,15 @@ class _Invalid(Exception):
     """Something is wrong; the problems are in the collector already, this only ends the branch."""
 
 
-class _Duplicate(ValueError):
-    """A key stands twice in one mapping."""
-
-
 # ---------------------------------------------------------------- text
 
 
 class _Loader(yaml.CSafeLoader):
-    """Safe YAML in which a key that stands twice is an error, as it is for kube-proxy's strict decoder."""
+    """Safe YAML that notes keys which stand twice; the last one counts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.twice: list[str] = []
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -54,46 +54,61 @@ class _Loader(yaml.CSafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in seen:
-                raise _Duplicate(f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice")
+                self.twice.append(f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [k for k, _ in pairs]
-        raise _Duplicate(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
-    return result
-
-
-def parse_text(text: str) -> Any:
-    """The plain values in TEXT, one JSON value or YAML document. Raises InvalidConfig when it is neither."""
+def parse_text(text: str) -> tuple[Any, list[str]]:
+    """The plain values in TEXT, one JSON value or YAML document, and a line for each key that stands twice in one
+    mapping. Raises InvalidConfig when it is neither."""
     try:
         if text.lstrip().startswith("{"):
             # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.
             try:
-                return json.loads(text, object_pairs_hook=_unique)
+                return _parse_json(text)
             except json.JSONDecodeError:
                 pass
-        documents = [d for d in yaml.load_all(text, Loader=_Loader) if d is not None]
-    except _Duplicate as error:
-        raise InvalidConfig([str(error)]) from error
+        loader = _Loader(text)
+        documents = []
+        while loader.check_data():
+            documents.append(loader.get_data())
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InvalidConfig([f"{where}not YAML or JSON: {error.problem or error.context}"]) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidConfig([f"not YAML or JSON: {' '.join(str(error).split())}"]) from error
+    documents = [d for d in documents if d is not None]
     if len(documents) > 1:
         raise InvalidConfig([f"must hold one YAML document, holds {len(documents)}"])
-    return documents[0] if documents else {}
+    return (documents[0] if documents else {}), loader.twice
+
+
+def _parse_json(text: str) -> tuple[Any, list[str]]:
+    twice: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice.extend(f"the key {key!r} stands twice" for key in dict.fromkeys(keys) if keys.count(key) > 1)
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=collect), twice
 
 
 # ---------------------------------------------------------------- values
 
 
-def decode(values: Any) -> tuple[KubeProxyConfiguration, list[str]]:
-    """The configuration that plain VALUES give, and a "field: reason" line for each that cannot be used.
+class Problems(list[str]):
+    """A "field: reason" line for each field that cannot be used. unknown: likewise for each that does not exist, which
+    kube-proxy passes over (it decodes v1alpha1 leniently once it has failed strictly)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown: list[str] = []
+
+
+def decode(values: Any) -> tuple[KubeProxyConfiguration, Problems]:
+    """The configuration that plain VALUES give, and what is wrong with them.
 
     A field with a problem has its default in the result, so that the rest can still be validated. Raises InvalidConfig
     alone when VALUES are no KubeProxyConfiguration v1alpha1 at all.
@@ -108,17 +123,17 @@ def decode(values: Any) -> tuple[KubeProxyConfiguration, list[str]]:
     ]
     if header:
         raise InvalidConfig(header)
-    problems: list[str] = []
+    problems = Problems()
     return _struct(values, KubeProxyConfiguration, "", problems), problems
 
 
-def _struct(values: Any, cls: Any, path: str, problems: list[str]) -> Any:
+def _struct(values: Any, cls: Any, path: str, problems: Problems) -> Any:
     if not isinstance(values, dict):
         raise _problem(problems, path, f"must be a mapping, is {_shown(values)}")
     known = _fields(cls)
     for name in values:
         if name not in known:
-            problems.append(f"{_join(path, name)}: unknown field{_meant(name, known)}")
+            problems.unknown.append(f"{_join(path, name)}: unknown field{_meant(name, known)}")
     found = {}
     for name, (attribute, kind) in known.items():
         value = values.get(name)
@@ -131,7 +146,7 @@ def _struct(values: Any, cls: Any, path: str, problems: list[str]) -> Any:
     return cls(**found)
 
 
-def _value(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
+def _value(value: Any, kind: Any, path: str, problems: Problems) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _struct(value, kind, path, problems)
     if isinstance(kind, type) and issubclass(kind, Duration):
@@ -152,7 +167,7 @@ def _value(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
     return _scalar(value, kind, path, problems)
 
 
-def _scalar(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
+def _scalar(value: Any, kind: Any, path: str, problems: Problems) -> Any:
     if isinstance(kind, type) and issubclass(kind, StrEnum) and value == "":
         return next(iter(kind))  # blank means the default, which stands first
     try:
@@ -161,7 +176,7 @@ def _scalar(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
         raise _problem(problems, path, f"must be {_wanted(kind)}, is {_shown(value)}") from None
 
 
-def _duration(value: Any, path: str, problems: list[str]) -> Duration:
+def _duration(value: Any, path: str, problems: Problems) -> Duration:
     if not isinstance(value, str):
         raise _problem(problems, path, f'must be text with a unit, such as "30s", is {_shown(value)}')
     try:
@@ -170,7 +185,7 @@ def _duration(value: Any, path: str, problems: list[str]) -> Duration:
         raise _problem(problems, path, f"{error}, is {_shown(value)}") from None
 
 
-def _try(value: Any, kind: Any, path: str, problems: list[str]) -> Any:
+def _try(value: Any, kind: Any, path: str, problems: Problems) -> Any:
     try:
         return _value(value, kind, path, problems)
     except _Invalid:

@@ -9,12 +9,13 @@ from msgspec.structs import replace
 from kproxy.config.durations import MINUTE, SECOND, Duration
 from kproxy.config.fields import IPVS, ClientConnection, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
 
-__all__ = ["HEALTHZ_PORT", "METRICS_PORT", "complete", "default", "with_port"]
+__all__ = ["HEALTHZ_PORT", "METRICS_PORT", "PRIMARY", "complete", "default", "with_port"]
 
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 SYNC_PERIOD = Duration(30 * SECOND)
 MIN_SYNC_PERIOD = Duration(1 * SECOND)
+PRIMARY = ("primary",)
 CONFIG_SYNC_PERIOD = Duration(15 * MINUTE)
 
 
@@ -27,7 +28,8 @@ def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxy
     """CONFIG with defaults for its zero values.
 
     given: names of the top-level fields that the file has; the two addresses follow bindAddress's family without.
-    Sync periods are completed in the section of the mode in use, the only one that has a meaning.
+    Sync periods are completed in the section of the mode in use, the only one that has a meaning. In nftables mode node
+    ports are taken at the node's primary addresses only, where the file does not say.
     """
     bind = config.bind_address or "0.0.0.0"
     anywhere, loopback = ("[::]", "[::1]") if _is_ipv6(bind) else ("0.0.0.0", "127.0.0.1")
@@ -41,6 +43,7 @@ def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxy
         healthz_bind_address=with_port(healthz or anywhere, HEALTHZ_PORT),
         metrics_bind_address=with_port(metrics or loopback, METRICS_PORT),
         config_sync_period=config.config_sync_period or CONFIG_SYNC_PERIOD,
+        node_port_addresses=config.node_port_addresses or (PRIMARY if config.mode is ProxyMode.NFTABLES else ()),
         client_connection=replace(
             client,
             content_type=client.content_type or standard.content_type,

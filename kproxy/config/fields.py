@@ -229,6 +229,11 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
         return self._marking.masquerade_bit
 
     @property
+    def external_ips(self) -> bool:
+        """Whether Services' external IPs are served."""
+        return self.feature_gates.get("AllowServiceExternalIPs", True)
+
+    @property
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The pods' CIDRs, at most one of each IP family."""
         return tuple(self.cluster_cidr.split(",")) if self.cluster_cidr else ()

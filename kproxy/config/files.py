@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from kproxy.config import decode, defaults, encode, validate
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.errors import InvalidConfig, KproxyError
 
-__all__ = ["from_text", "read", "write"]
+__all__ = ["Loaded", "from_text", "load", "read", "write"]
+
+
+class Loaded(NamedTuple):
+    """A complete, valid configuration, and a line for each field of its file that is unknown or stands twice."""
+
+    config: KubeProxyConfiguration
+    unknown: tuple[str, ...]
 
 
 def from_text(text: str) -> KubeProxyConfiguration:
     """The complete, valid configuration in TEXT (YAML or JSON). Raises InvalidConfig with every problem."""
-    values = decode.parse_text(text)
+    return _load(text).config
+
+
+def _load(text: str) -> Loaded:
+    values, twice = decode.parse_text(text)
     config, problems = decode.decode(values)
     config = defaults.complete(config, frozenset(values))
     broken = {p.split(": ", 1)[0] for p in problems}
     problems += [f"{field}: {reason}" for field, reason in validate.problems(config) if field not in broken]
-    if problems:
-        raise InvalidConfig(problems)
-    return config
+    unknown = (*twice, *problems.unknown)
+    if problems:  # whoever mends the file will want to know of these too
+        raise InvalidConfig([*problems, *unknown])
+    return Loaded(config, unknown)
 
 
 def read(path: Path) -> KubeProxyConfiguration:
-    """The configuration in the file PATH. Raises InvalidConfig, each problem with the name of the file in front."""
+    """The configuration in the file PATH, as `load` reads it."""
+    return load(path).config
+
+
+def load(path: Path) -> Loaded:
+    """What the file PATH holds. Raises InvalidConfig, each problem with the name of the file in front."""
     try:
-        return from_text(path.read_bytes().decode())
+        return _load(path.read_bytes().decode())
     except OSError as error:
         raise InvalidConfig([f"{path}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from kproxy.config import gates
 from kproxy.config.durations import Duration
 from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
 
@@ -23,6 +24,7 @@ Problem = tuple[str, str]
 
 # Those of the kernel's net/netfilter/ipvs.
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos")
+HIDDEN_METRICS = "1.35"
 LONGEST_INTERFACE = 15  # IFNAMSIZ - 1
 _INTERFACE = re.compile(r"[^\s/:\"'+*!\\\x00-\x1f\x7f]+")
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}")
@@ -31,11 +33,16 @@ _RANGE = re.compile(r"([0-9]{1,5})([-+][0-9]{1,5})?")
 
 def problems(config: KubeProxyConfiguration) -> list[Problem]:
     """All that is wrong with CONFIG, as (path of the field, reason), in the order of the fields."""
-    checks = (_client, _logging, _addresses, _sections, _detect_local, _cidrs, _node_ports, _limits)
+    checks = (_gates, _client, _logging, _addresses, _sections, _detect_local, _cidrs, _node_ports, _limits)
     return [problem for check in checks for problem in check(config)]
 
 
 # ---------------------------------------------------------------- checks
+
+
+def _gates(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    for name, reason in gates.problems(config.feature_gates):
+        yield f"featureGates.{name}", reason
 
 
 def _client(config: KubeProxyConfiguration) -> Iterator[Problem]:
@@ -145,6 +152,9 @@ def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:
     for field in msgspec.structs.fields(conntrack):
         if field.type is not bool:
             yield from _not_negative(f"conntrack.{field.encode_name}", getattr(conntrack, field.name))
+    if config.show_hidden_metrics_for_version not in ("", HIDDEN_METRICS):
+        shown = _quoted(config.show_hidden_metrics_for_version)
+        yield "showHiddenMetricsForVersion", f"must be {_quoted(HIDDEN_METRICS)}, the version before, is {shown}"
     if config.config_sync_period <= 0:
         yield "configSyncPeriod", f"must be greater than 0, is {config.config_sync_period}"
     if config.port_range and not (_RANGE.fullmatch(config.port_range) and _ports(config)):
@@ -202,7 +212,7 @@ def ignored(config: KubeProxyConfiguration) -> list[str]:
         *_changed("winkernel", config.winkernel, standard.winkernel),
         *_changed("", config, standard, _TOP if config.mode is ProxyMode.USERSPACE else (*_TOP, "portRange")),
     ]
-    return sorted([*found, *(f"featureGates.{gate}" for gate in config.feature_gates)])
+    return sorted([*found, *(f"featureGates.{gate}" for gate in gates.idle(config.feature_gates))])
 
 
 _CLIENT = ("acceptContentTypes", "contentType")

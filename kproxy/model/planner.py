@@ -18,12 +18,14 @@ __all__ = ["Place", "plan_all", "plan_service"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the plans are for: the node's name, its zone ("" for none), its own address in each family."""
+    """Where the plans are for: the node's name, its zone ("" for none), its own address in each family, and whether
+    Services' external IPs are served."""
 
     node: str
     zone: str = ""
     ipv4: str = ""
     ipv6: str = ""
+    external_ips: bool = True
 
     def ip(self, family: Family) -> str:
         return self.ipv4 if family is Family.IPV4 else self.ipv6
@@ -40,6 +42,8 @@ def plan_service(state: ClusterState, name: ServiceName, place: Place) -> list[S
     templates = state.service(name)
     if not templates:
         return []
+    if not place.external_ips:
+        templates = tuple(replace(template, external_ips=()) for template in templates)
     slices = tuple(state.slices(name))
     return [_plan(template, slices, place) for template in templates]
 

@@ -37,7 +37,7 @@ class Preview:
         self._state, self._config, self._host = state, config, host
         self.book = Book()
         dirty = state.take_dirty()._replace(all=True)
-        self.book.update(state, dirty, place(state.node_name, state.node, host))
+        self.book.update(state, dirty, place(state.node_name, state.node, host, config.external_ips))
 
     def settings(self, family: Family) -> Settings:
         """What iptables mode's rules of one family depend on besides the plans."""

@@ -55,11 +55,11 @@ def node_ips(config: KubeProxyConfiguration, node: NodeView | None, found: Itera
     return tuple(ips.values())
 
 
-def place(node_name: str, node: NodeView | None, host: Host) -> Place:
-    """Where the plans are for."""
+def place(node_name: str, node: NodeView | None, host: Host, external_ips: bool = True) -> Place:
+    """Where the plans are for. external_ips: whether those are served."""
     ips = {family_of(ip): ip for ip in reversed(host.node_ips)}
     zone = node.zone if node else ""
-    return Place(node_name, zone, ips.get(Family.IPV4, ""), ips.get(Family.IPV6, ""))
+    return Place(node_name, zone, ips.get(Family.IPV4, ""), ips.get(Family.IPV6, ""), external_ips)
 
 
 def detect_local(config: KubeProxyConfiguration, family: Family, node: NodeView | None) -> DetectLocal:

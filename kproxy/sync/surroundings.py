@@ -100,7 +100,7 @@ class NodeSurroundings:
             self._failing = True
             if not self._host.addresses:
                 return None
-        return settings.place(state.node_name, state.node, self._host)
+        return settings.place(state.node_name, state.node, self._host, self._config.external_ips)
 
     def changed(self) -> bool:
         """As Surroundings.changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,10 @@ REFUSED = [
         '--proxy-mode: must be one of iptables, ipvs, nftables, userspace, is "x"',
         '--v: must be a whole number, is "y"',
     ]),
+    (["run", "--feature-gates=NoSuchGate=true,WinDSR=false"], [
+        "--feature-gates: NoSuchGate: unrecognized feature gate",
+        "--feature-gates: WinDSR: cannot be set to false, the feature is locked to true",
+    ]),
     (["run", "--config=/no/such/file"], ["/no/such/file: No such file or directory"]),
     (["run", "--cluster-cidr=a\nb"], ['--cluster-cidr: must be a CIDR such as 10.0.0.0/8 or fd00::/64, is "a\\nb"']),
     (["cleanup", "--verbosity"], ["No such option '--verbosity'."]),
@@ -63,14 +68,22 @@ def test_every_problem_of_a_configuration_has_its_line(tmp_path: Path, capsys: p
     path.write_text(HEADER + "foo: 1\nclusterCIDR: x\n")
     assert main.kube_proxy_main([f"--config={path}"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"kube-proxy: error: {path}: foo: unknown field",
         f'kube-proxy: error: {path}: clusterCIDR: must be a CIDR such as 10.0.0.0/8 or fd00::/64, is "x"',
+        f"kube-proxy: error: {path}: foo: unknown field",
     ]
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--version"]) == main.main(["run", "--version"]) == main.kube_proxy_main(["--version"]) == 0
     assert capsys.readouterr().out.count(f"kproxy {__version__}") == 3
+
+
+@pytest.mark.parametrize("args", [["--version"], ["--version=true"], ["--version=raw"], ["--version", "--v=2"]])
+def test_kube_proxys_version_is_where_tools_look_for_it(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.kube_proxy_main(args) == 0
+    words = capsys.readouterr().out.split()
+    assert words[0] == "Kubernetes"
+    assert re.fullmatch(r"v1\.36\.\d+", words[1])
 
 
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["run", "--help"], ["cleanup", "--help"]])

@@ -79,7 +79,7 @@ SET = {
     "conntrack-udp-timeout": ("2s", 2 * SECOND),
     "conntrack-udp-timeout-stream": ("3s", 3 * SECOND),
     "detect-local-mode": ("NodeCIDR", DetectLocalMode.NODE_CIDR),
-    "feature-gates": ("A=true,B=false", {"A": True, "B": False}),
+    "feature-gates": ("AllAlpha=true,AllBeta=false", {"AllAlpha": True, "AllBeta": False}),
     "healthz-bind-address": ("10.0.0.7", "10.0.0.7:10256"),
     "hostname-override": ("Node-1", "Node-1"),
     "iptables-localhost-nodeports": ("false", False),
@@ -274,8 +274,8 @@ def test_lists_are_comma_separated_and_repeatable() -> None:
 
 
 def test_feature_gates_are_repeatable() -> None:
-    config = read("--feature-gates=A=true,B=true", "--feature-gates=B=false").options.config
-    assert config.feature_gates == {"A": True, "B": False}
+    config = read("--feature-gates=AllAlpha=true,AllBeta=true", "--feature-gates=AllBeta=false").options.config
+    assert config.feature_gates == {"AllAlpha": True, "AllBeta": False}
 
 
 def test_of_other_flags_the_last_one_counts() -> None:
@@ -409,9 +409,34 @@ def test_manifests_are_folders_to_follow(tmp_path: Path) -> None:
     assert wish.options.manifests == (tmp_path, tmp_path / "b")
 
 
+def test_what_a_file_says_in_vain_is_a_warning_each(tmp_path: Path) -> None:
+    path = tmp_path / "config.conf"
+    path.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+        "foo: 1\nwinkernel: {networkName: x}\nmode: ipvs\nmode: nftables\n"
+    )
+    wish = read(f"--config={path}", "--masquerade-all")
+    assert wish.options.config.mode is ProxyMode.NFTABLES
+    assert wish.options.warnings == (
+        f"ignored in {path}: line 6: the key 'mode' stands twice",
+        f"ignored in {path}: foo: unknown field",
+        "these settings have no meaning here and are ignored: winkernel.networkName",
+        "these flags are ignored because --config is given: --masquerade-all",
+    )
+
+
+def test_node_ports_are_for_primary_addresses_in_nftables_mode() -> None:
+    """As kube-proxy has it, in this mode only and unless told otherwise."""
+    ports = {mode: read(f"--proxy-mode={mode}").options.config.node_port_addresses for mode in ProxyMode}
+    assert ports == {mode: ("primary",) if mode is ProxyMode.NFTABLES else () for mode in ProxyMode}
+    for said, meant in (("", ("primary",)), ("0.0.0.0/0", ("0.0.0.0/0",))):
+        wish = read("--proxy-mode=nftables", f"--nodeport-addresses={said}")
+        assert wish.options.config.node_port_addresses == meant
+
+
 def test_settings_without_meaning_come_as_one_warning() -> None:
-    wish = read("--profiling", "--feature-gates=A=true", "--machine-id-file=/x", "--log-json-split-stream")
+    wish = read("--profiling", "--feature-gates=AllAlpha=true", "--machine-id-file=/x", "--log-json-split-stream")
     assert wish.options.warnings == (
         "these settings have no meaning here and are ignored: "
-        "enableProfiling, featureGates.A, logging.options.json.splitStream, --machine-id-file",
+        "enableProfiling, featureGates.AllAlpha, logging.options.json.splitStream, --machine-id-file",
     )

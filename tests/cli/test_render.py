@@ -290,7 +290,7 @@ def test_a_missing_manifest_is_refused(inputs: Files, capsys: pytest.CaptureFixt
 
 def test_every_problem_of_the_configuration_has_its_line(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
     inputs.write("config.json", {**HEADER, "foo": 1, "clusterCIDR": "x"})
-    assert [line.split(": ")[1] for line in refused(inputs.args(), capsys)] == ["foo", "clusterCIDR"]
+    assert [line.split(": ")[1] for line in refused(inputs.args(), capsys)] == ["clusterCIDR", "foo"]
 
 
 BAD_HOSTS = [

@@ -42,7 +42,7 @@ EVERYTHING: dict[str, Any] = {
     "detectLocal": {"bridgeInterface": "cbr0", "interfaceNamePrefix": "veth"},
     "detectLocalMode": "InterfaceNamePrefix",
     "enableProfiling": True,
-    "featureGates": {"SomeGate": True, "Other": False},
+    "featureGates": {"AllAlpha": True, "WatchList": False},
     "healthzBindAddress": "10.0.0.7:1",
     "hostnameOverride": "Node-1",
     "iptables": {
@@ -149,13 +149,13 @@ def test_a_written_file_reads_back_equal(tmp_path: Path, mode: ProxyMode) -> Non
                     "syncPeriod": st.integers(2, 10**6).map(lambda n: str(Duration(n * SECOND))),
                 },
             ),
-            "featureGates": st.dictionaries(st.text(min_size=1, max_size=8), st.booleans(), max_size=3),
+            "featureGates": st.dictionaries(st.sampled_from(["AllAlpha", "AllBeta", "WatchList"]), st.booleans()),
             "hostnameOverride": st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "Z"]), max_size=8),
             "oomScoreAdj": st.integers(-1000, 1000),
         },
     )
 )
-@example(values={"featureGates": {"\x85": False}})
+@example(values={"hostnameOverride": "\x85"})
 def test_any_valid_configuration_survives_being_written(values: dict[str, Any]) -> None:
     config = files.from_text(json.dumps(HEADER | values))
     assert files.from_text(encode.to_yaml(config)) == config
@@ -172,8 +172,8 @@ def test_settings_without_meaning_are_named() -> None:
         "clientConnection.acceptContentTypes",
         "clientConnection.contentType",
         "enableProfiling",
-        "featureGates.Other",
-        "featureGates.SomeGate",
+        "featureGates.AllAlpha",
+        "featureGates.WatchList",
         "logging.options.json.infoBufferSize",
         "logging.options.json.splitStream",
         "logging.options.text.infoBufferSize",

@@ -21,12 +21,6 @@ def problems(text: str, header: str = HEADER) -> tuple[str, ...]:
 
 
 ONE = [
-    # unknown fields, at every depth
-    ("foo: 1", "foo: unknown field"),
-    ("iptables: {masqueradeall: true}", "iptables.masqueradeall: unknown field (is masqueradeAll meant?)"),
-    ("logging: {options: {text: {size: 1}}}", "logging.options.text.size: unknown field"),
-    ("logging: {vmodule: [{name: a, filePattern: a}]}", "logging.vmodule[0].name: unknown field"),
-    ("IPTables: {}", "IPTables: unknown field (is iptables meant?)"),
     # types
     ("iptables: {masqueradeAll: 'true'}", 'iptables.masqueradeAll: must be true or false, is "true"'),
     ("iptables: {masqueradeBit: '14'}", 'iptables.masqueradeBit: must be a whole number of 32 bits, is "14"'),
@@ -39,7 +33,16 @@ ONE = [
     ("nodePortAddresses: [10.0.0.0/8, 7]", "nodePortAddresses[1]: must be text, is 7"),
     ("ipvs: []", "ipvs: must be a mapping, is a list"),
     ("featureGates: [a]", "featureGates: must be a mapping, is a list"),
-    ("featureGates: {A: 'yes', B: true}", 'featureGates.A: must be true or false, is "yes"'),
+    ("featureGates: {AllAlpha: 'yes', AllBeta: true}", 'featureGates.AllAlpha: must be true or false, is "yes"'),
+    ("featureGates: {NoSuchGate: true}", "featureGates.NoSuchGate: unrecognized feature gate"),
+    ("featureGates: {nftablesProxyMode: true}",
+     "featureGates.nftablesProxyMode: unrecognized feature gate (is NFTablesProxyMode meant?)"),
+    ("featureGates: {NFTablesProxyMode: false}",
+     "featureGates.NFTablesProxyMode: cannot be set to false, the feature is locked to true"),
+    ("featureGates: {AllowServiceLBStatusOnNonLB: true}",
+     "featureGates.AllowServiceLBStatusOnNonLB: cannot be set to true, the feature is locked to false"),
+    ("showHiddenMetricsForVersion: '1.30'",
+     'showHiddenMetricsForVersion: must be "1.35", the version before, is "1.30"'),
     ("logging: {options: {json: {infoBufferSize: 1.5}}}",
      "logging.options.json.infoBufferSize: must be text or a whole number, is 1.5"),
     # durations
@@ -160,14 +163,41 @@ def test_all_problems_come_at_once() -> None:
     )
     assert [p.split(": ")[0] for p in found] == [
         "mode",
-        "iptables.extra",
         "iptables.syncPeriod",
         "iptables.masqueradeBit",
         "ipvs.excludeCIDRs[0]",
         "ipvs.excludeCIDRs[1]",
         "clusterCIDR",
         "oomScoreAdj",
+        "iptables.extra",
     ]
+
+
+UNKNOWN = [
+    ("foo: 1", "foo: unknown field"),
+    ("iptables: {masqueradeall: true}", "iptables.masqueradeall: unknown field (is masqueradeAll meant?)"),
+    ("logging: {options: {text: {size: 1}}}", "logging.options.text.size: unknown field"),
+    ("logging: {vmodule: [{name: a, filePattern: a}]}", "logging.vmodule[0].name: unknown field"),
+    ("IPTables: {}", "IPTables: unknown field (is iptables meant?)"),
+    ("mode: ipvs\nmode: iptables", "line 4: the key 'mode' stands twice"),
+    ("iptables: {masqueradeBit: 1, masqueradeBit: 2}", "line 3: the key 'masqueradeBit' stands twice"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), UNKNOWN, ids=[text for text, _ in UNKNOWN])
+def test_what_is_unknown_or_doubled_is_told_and_passed_over(tmp_path: Path, text: str, expected: str) -> None:
+    """As kube-proxy decodes v1alpha1 leniently when it fails strictly."""
+    path = tmp_path / "config.conf"
+    path.write_text(f"{HEADER}{text}\noomScoreAdj: -500\n")
+    loaded = files.load(path)
+    assert loaded.unknown == (expected,)
+    assert loaded.config.oom_score_adj == -500
+
+
+def test_the_last_of_two_values_counts() -> None:
+    assert files.from_text(HEADER + "oomScoreAdj: 1\noomScoreAdj: 2\n").oom_score_adj == 2
+    header = '"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"'
+    assert files.from_text(f'{{{header}, "oomScoreAdj": 1, "oomScoreAdj": 2}}').oom_score_adj == 2
 
 
 NO_HEADER = [
@@ -191,9 +221,6 @@ NOT_A_FILE = [
     ("[1, 2]", "must be a mapping with apiVersion and kind, is a list"),
     ("just words", 'must be a mapping with apiVersion and kind, is "just words"'),
     (HEADER + "mode: [", "not YAML or JSON"),
-    (HEADER + "mode: a\nmode: b\n", "line 4: the key 'mode' stands twice"),
-    (HEADER + "iptables: {masqueradeBit: 1, masqueradeBit: 2}\n", "line 3: the key 'masqueradeBit' stands twice"),
-    ('{"kind": "a", "kind": "b"}', "the key 'kind' stands twice"),
     (HEADER + "---\n" + HEADER, "must hold one YAML document, holds 2"),
     (HEADER + "mode: \x00", "not YAML or JSON"),
     (HEADER + "? [a]\n: b\n", "not YAML or JSON"),
@@ -213,10 +240,13 @@ def test_what_is_no_configuration_at_all_is_one_problem(text: str, expected: str
 
 def test_problems_of_a_file_begin_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "config.conf"
-    path.write_text(HEADER + "foo: 1\nbar: 2\n")
+    path.write_text(HEADER + "mode: 1\nfoo: 2\n")
     with pytest.raises(InvalidConfig) as caught:
         files.read(path)
-    assert caught.value.problems == (f"{path}: foo: unknown field", f"{path}: bar: unknown field")
+    assert caught.value.problems == (
+        f"{path}: mode: must be one of iptables, ipvs, nftables, userspace, is 1",
+        f"{path}: foo: unknown field",
+    )
 
 
 @pytest.mark.parametrize(("content", "reason"), [(None, "No such file or directory"), (b"\xff\xfe", "not UTF-8 text")])

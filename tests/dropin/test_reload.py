@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kproxy.config.defaults import METRICS_PORT
 from kproxy.lab import probes
-from kproxy.lab.loops import Ask, asking
+from kproxy.lab.loops import Ask, Record, asking
 from kproxy.lab.outcomes import Answered
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import Probe, Via
@@ -55,6 +57,17 @@ def chains(node: Node) -> int:
     return len(re.findall(r"^:KUBE-(?:SVC|SEP)-", node.rules(), re.MULTILINE))
 
 
+def stands_alone(node: Node, mode: str) -> bool:
+    """MODE is at work, and what another mode left is gone."""
+    if node.page("/proxyMode") != mode or has_table(node) != (mode == "nftables"):
+        return False
+    return (chains(node) > 0) == (mode == "iptables")
+
+
+def answered_more(record: Record, before: Counter[str]) -> bool:
+    return all(record.answered[who] > before[who] + 5 for who in before)
+
+
 def test_the_mode_changes_in_place(node: Node) -> None:
     pid, syncs = node.proxy.pid, node.metric("kubeproxy_sync_proxy_rules_duration_seconds_count")
     with asking(node.trial, ALIVE[0], ASKS, 0.01) as record, scraping(node) as statuses:
@@ -62,12 +75,8 @@ def test_the_mode_changes_in_place(node: Node) -> None:
         for count, mode in enumerate(("nftables", "iptables", "userspace", "nftables", "iptables"), 1):
             node.write(mode=mode)
             node.await_reload(count=count)
-            assert wait_for(lambda mode=mode: node.page("/proxyMode") == mode, SOON)
-            # What the old mode left goes once the new one stands.
-            assert wait_for(lambda mode=mode: has_table(node) == (mode == "nftables"), SOON, pause=0.2)
-            assert wait_for(lambda mode=mode: (chains(node) > 0) == (mode == "iptables"), SOON, pause=0.2)
-            after = record.answered.copy()
-            assert wait_for(lambda after=after: all(record.answered[who] > after[who] + 5 for who in after), SOON)
+            assert wait_for(partial(stands_alone, node, mode), SOON, pause=0.2)
+            assert wait_for(partial(answered_more, record, record.answered.copy()), SOON)
     assert record.failures == []
     assert set(statuses) == {200}, "the metrics address was gone for a moment"
     assert node.proxy.running()
