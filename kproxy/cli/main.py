@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "group", "kube_proxy_main", "main"]
 COMMANDS = {
     "run": ("kproxy.cli.run", "command", "Keep this node's Services working: the daemon."),
     "render": ("kproxy.cli.render", "command", "Print what would be programmed; writes nothing."),
+    "status": ("kproxy.cli.status", "command", "Show how the daemon does; exit status 1 when it is not healthy."),
     "cleanup": ("kproxy.cli.cleanup", "command", "Remove everything that any proxy mode ever wrote."),
     "demo": ("kproxy.cli.demo", "command", "Run a small cluster in network namespaces, with real traffic."),
 }

@@ -90,11 +90,11 @@ def _addresses(plan: ServicePlan) -> Iterator[str]:
 
 def _notes(plan: ServicePlan) -> Iterator[str]:
     if not plan.has_endpoints:
-        yield "no usable endpoint: refused"
+        yield "no usable endpoint: connections are rejected"
     elif plan.internal_local and not plan.local:
-        yield "no endpoint on this node: dropped inside the cluster"
+        yield "no endpoint on this node: connections to the cluster IP are dropped"
     if plan.has_endpoints and plan.externally_accessible and plan.external_local and not plan.local:
-        yield "no endpoint on this node: dropped from outside"
+        yield "no endpoint on this node: connections from outside are dropped"
     if plan.internal_local:
         yield "internal traffic stays on the node"
     if plan.external_local:

@@ -1,0 +1,62 @@
+"""Every mode says by which names a Service port is found; what they name is in its kernel."""
+
+from __future__ import annotations
+
+from kproxy.fakes.forwarder import FakeForwarder
+from kproxy.fakes.iptables import FakeTables
+from kproxy.model.nft import Verdict
+from kproxy.model.plans import Family
+from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.render import Settings
+from kproxy.modes.nftables.names import NODE_PORTS, SERVICES
+from kproxy.modes.userspace.apply import UserspaceProgrammer
+from kproxy.modes.userspace.listeners import ListenerKey, Reach
+from tests.ipvs_mode import rigs as ipvs
+from tests.nftables.plans import build_plan
+from tests.nftables_mode import rigs as nftables
+from tests.userspace.portal_plans import BY_CIDR
+from tests.userspace.portal_plans import build_plan as portal_plan
+
+
+def test_iptables_mode_names_chains() -> None:
+    tables = FakeTables()
+    programmer = IptablesProgrammer(Settings(Family.IPV4), tables)
+    plan = build_plan(node_port=30080)
+    programmer.apply({plan.key: plan}, None)
+    names = programmer.names(plan)
+    assert sorted(name[:9] for name in names) == ["KUBE-EXT-", "KUBE-SVC-"]
+    assert all(f":{name} - " in tables.save() for name in names)
+
+
+def test_nftables_mode_names_entries_of_maps() -> None:
+    rig = nftables.Rig()
+    plan = build_plan(node_port=30080, external_ips=("203.0.113.5",), load_balancer_ips=("203.0.113.6",))
+    rig.want(plan)
+    _, _, held = rig.held()
+    entries = {
+        f"{e.set} {{ {' . '.join(map(str, e.key))} : {e.data} }}"
+        for name in (SERVICES, NODE_PORTS)
+        for e in held[name]
+        if isinstance(e.data, Verdict)
+    }
+    assert set(rig.programmer.names(plan)) == entries
+    assert any(f"{plan.cluster_ip} . tcp . {plan.port} : goto " in entry for entry in entries)
+
+
+def test_ipvs_mode_names_virtual_servers() -> None:
+    rig = ipvs.Rig()
+    plan = ipvs.plan(node_port=30080)
+    rig.apply(ipvs.by_key(plan))
+    names = rig.programmer.names(plan)
+    assert set(names) == {str(key) for key in rig.servers()} - {str(ipvs.FOREIGN.key)}
+    assert f"TCP {ipvs.NODE_IP}:30080" in names
+
+
+def test_userspace_mode_names_proxy_ports() -> None:
+    forwarder = FakeForwarder()
+    programmer = UserspaceProgrammer(BY_CIDR, FakeTables(), forwarder)
+    plan = portal_plan("web", node_port=30080)
+    assert programmer.names(plan) == ()
+    programmer.apply({plan.key: plan}, None)
+    port = forwarder.ports[Family.IPV4, ListenerKey(plan.key, Reach.CLUSTER)]
+    assert programmer.names(plan) == (f"proxy port {port} (cluster)",)
