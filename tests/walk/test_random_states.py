@@ -45,13 +45,13 @@ def objects(draw: st.DrawFn, apart: bool = True) -> list[Object]:
     """Up to three Services, dual stack or not, and their endpoints. apart: no two share an address and port."""
     cidrs = draw(st.sampled_from([[], [cidr("kubernetes", "10.96.0.0/16", "fd00:96::/64")]]))
     pod_cidrs = {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]}
-    services = range(1, draw(st.integers(1, 3)) + 1)
+    services = range(1, draw(st.integers(1 if apart else 2, 3)) + 1)
     return [node(spec=pod_cidrs), *cidrs, *(item for number in services for item in _service(draw, number, apart))]
 
 
 def _service(draw: st.DrawFn, number: int, apart: bool) -> list[Object]:
     kind = draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer"]))
-    own_ports = draw(st.booleans())
+    own_ports = apart and draw(st.booleans())
     ports: list[dict[str, Any]] = [
         {
             "name": name,
@@ -65,9 +65,11 @@ def _service(draw: st.DrawFn, number: int, apart: bool) -> list[Object]:
         ports = [{k: v for k, v in port.items() if k != "nodePort"} for port in ports]
     external, balancer = [f"198.51.100.{number}", f"2001:db8:5::{number}"], _ingress(number)
     externals, balancers = [[], external], [balancer, [], [{**each, "ipMode": "Proxy"} for each in balancer]]
-    if own_ports or not apart:
+    if own_ports:
         externals += [NODE_IPS, [*external, *SHARED]]
         balancers += [[{"ip": ip} for ip in HELD], [*balancer, *({"ip": ip} for ip in SHARED)]]
+    elif not apart:
+        externals, balancers = [NODE_IPS, [*NODE_IPS, *SHARED]], [[{"ip": ip} for ip in (*HELD, *SHARED)]]
     spec: dict[str, Any] = {
         "type": kind,
         "clusterIP": f"10.96.0.{number}",
