@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -99,6 +101,14 @@ class Stage:
         host = Host(tuple(node_address(1, f) for f in Family), own, nfacct=self.space.call(_counts))
         return Preview(state, config, host)
 
+    def crowd(self, turn: int, services: int = 150) -> None:
+        """Many more Services, so that a sync takes its time; from one TURN to the next a tenth of them change."""
+        path, spare = self.trial.manifests.folder / "crowd.json", self.folder / "crowd"
+        items = [item for number in range(services) for item in _one_of_many(number, turn)]
+        items += _one("marker", _markers(turn), (turn, turn))
+        spare.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        spare.rename(path)
+
     # ---- kproxy
 
     def start(self, mode: str, *arguments: str, ready: bool = True) -> Proxy:
@@ -136,6 +146,19 @@ class Stage:
         found = (line.split()[1:] for line in self.space.run(["nft", "list", "tables"]).splitlines())
         return {" ".join(words) for words in found if words[-1] not in ("nat", "filter", "mangle", "raw", "security")}
 
+    def holds_only(self, mode: str) -> bool:
+        """Whether nothing is there of another mode's than MODE, nor of kube-proxy's if that is nftables mode."""
+        if mode == "nftables":
+            return (
+                not any("KUBE-SVC" in text for text in self.rules().values()) and "ip kube-proxy" not in self.tables()
+            )
+        return not self.tables()
+
+    def has_programmed(self, turn: int) -> bool:
+        """Whether the crowd's Services are there as they were written with that TURN, in both families."""
+        held = self.space.run(["nft", "list", "ruleset"]) + "".join(self.saved(f, "legacy") for f in Family)
+        return all(marker in held for marker in _markers(turn))
+
     def problems(self) -> str:
         """What no log may have."""
         logs = "".join(proxy.tail(1_000_000) for proxy in self.proxies)
@@ -159,6 +182,7 @@ class Stage:
         self.proxies.clear()
         for scenario in self.served:
             self.trial.manifests.put(scenario.name, scenario.objects())
+        (self.trial.manifests.folder / "crowd.json").unlink(missing_ok=True)
         self.space.run(["nft", "flush", "ruleset"])
         for tool in TOOLS.values():
             for table in ("nat", "filter", "mangle"):
@@ -172,6 +196,39 @@ def comparable(text: str) -> str:
     """iptables-save's text without counters, times, order of chains and of what has no meaning among Services."""
     lines = [re.sub(r" ?\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#")]
     return "\n".join(sorted(lines))
+
+
+def _one_of_many(number: int, turn: int) -> Iterator[dict[str, Any]]:
+    """A Service and its slices; its endpoints depend on the number of turns in which it changed."""
+    changes = (turn + 9 - number % 10) // 10
+    yield from _one(f"many-{number}", [f"10.96.2.{number + 1}", f"fd00:96::2{number:02x}"], range(changes, changes + 3))
+
+
+def _markers(turn: int) -> list[str]:
+    """The cluster IPs that only this turn's Services have."""
+    return [f"10.96.{100 + turn // 200}.{1 + turn % 200}", f"fd00:96::{0x3000 + turn:x}"]
+
+
+def _one(name: str, ips: list[str], ends: Iterable[int]) -> Iterator[dict[str, Any]]:
+    meta = {"namespace": "crowd", "name": name}
+    port = {"name": "p", "protocol": "TCP", "port": 80}
+    spec = {"clusterIP": ips[0], "clusterIPs": ips, "ports": [port]}
+    yield {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
+    for family, base in ((Family.IPV4, "10.244.2."), (Family.IPV6, "fd00:244:2::")):
+        yield {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "namespace": "crowd",
+                "name": f"{name}-{family.lower()}",
+                "labels": {"kubernetes.io/service-name": name},
+            },
+            "addressType": family.value,
+            "ports": [{"name": "p", "protocol": "TCP", "port": 8080}],
+            "endpoints": [
+                {"addresses": [f"{base}{20 + end % 200}"], "nodeName": "node2"} for end in dict.fromkeys(ends)
+            ],
+        }
 
 
 def _rules_of(saved: str, chain: str) -> str:
