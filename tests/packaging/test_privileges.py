@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from kproxy.config.fields import ProxyMode
+from kproxy.errors import CommandError
 from kproxy.fakes.apiserver import ApiServer
 from kproxy.lab import links, probes
 from kproxy.lab.namespaces import Namespace, unavailable
@@ -122,22 +123,30 @@ def test_a_confined_pod_programs_everything_without_complaint(
 
 
 @pytest.mark.parametrize(
-    ("mode", "backend", "without", "seconds"),
+    ("mode", "backend", "without"),
     [
-        ("nftables", "nft", "NET_ADMIN", SECONDS),
-        ("iptables", "nft", "NET_ADMIN", SECONDS),
-        ("iptables", "legacy", "NET_RAW", SECONDS),
-        pytest.param("ipvs", "nft", "NET_RAW", GUEST_SECONDS, marks=in_guest),
+        ("nftables", "nft", "NET_ADMIN"),
+        ("iptables", "nft", "NET_ADMIN"),
+        ("iptables", "legacy", "NET_RAW"),
     ],
 )
-def test_each_capability_is_needed(
-    make: Callable[..., Made], mode: str, backend: str, without: str, seconds: float
-) -> None:
+def test_each_capability_is_needed(make: Callable[..., Made], mode: str, backend: str, without: str) -> None:
     pod, _, _ = make(OVERLAYS[mode], backend)
     assert without in pod.spec["containers"][0]["securityContext"]["capabilities"]["add"]
     pod.init()
     pod.start(without)
-    assert not works(pod, backend, seconds)
+    assert not works(pod, backend, SECONDS)
+
+
+@in_guest
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_ipvs_modes_rules_need_net_raw_on_either_backend(backend: str) -> None:
+    rule = f"iptables-{backend} -A OUTPUT -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT".split()
+    with closing(Namespace(NODE)) as space:
+        space.run(["ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port"])
+        with pytest.raises(CommandError, match="Can't open socket to ipset"):
+            space.run(["setpriv", "--bounding-set", "-all,+net_admin", *rule])
+        space.run(["setpriv", "--bounding-set", "-all,+net_admin,+net_raw", *rule])
 
 
 def test_without_the_init_container_rules_work_and_parameters_of_the_kernel_stay(make: Callable[..., Made]) -> None:
