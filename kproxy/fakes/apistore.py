@@ -13,7 +13,8 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -87,32 +88,42 @@ _TERM = re.compile(
 )
 
 
-def _matches(selector: str, values: Mapping[str, str]) -> bool:
-    """Whether VALUES meet a label or field selector. Raises ValueError for one that cannot be read."""
-    at = 0
+class _Term(NamedTuple):
+    key: str
+    op: str
+    values: frozenset[str]
+
+    def met(self, labels: Mapping[str, str]) -> bool:
+        found = labels.get(self.key)
+        match self.op:
+            case "!":
+                return found is None
+            case "":
+                return found is not None
+            case "!=" | "notin":
+                return found not in self.values
+        return found in self.values
+
+
+@lru_cache(64)  # a list asks for each of its objects
+def _terms(selector: str) -> tuple[_Term, ...]:
+    """The parts of a label or field selector. Raises ValueError for one that cannot be read."""
+    found, at = list[_Term](), 0
     while at < len(selector):
         term = _TERM.match(selector, at)
         if term is None:
             raise ValueError(f"unable to parse selector {selector!r}")
         at = term.end()
         if term["absent"]:
-            met = term["absent"] not in values
-        else:
-            wanted = {
-                v.strip() for v in (term["values"] if term["values"] is not None else term["value"] or "").split(",")
-            }
-            found = values.get(term["key"])
-            met = {
-                None: found is not None,
-                "=": found in wanted,
-                "==": found in wanted,
-                "in": found in wanted,
-                "!=": found not in wanted,
-                "notin": found not in wanted,
-            }[term["op"]]
-        if not met:
-            return False
-    return True
+            found.append(_Term(term["absent"], "!", frozenset()))
+            continue
+        values = term["values"] if term["values"] is not None else term["value"] or ""
+        found.append(_Term(term["key"], term["op"] or "", frozenset(v.strip() for v in values.split(","))))
+    return tuple(found)
+
+
+def _matches(selector: str, labels: Mapping[str, str]) -> bool:
+    return all(term.met(labels) for term in _terms(selector))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +139,11 @@ class Selection:
         """Raises ValueError for a selector that cannot be read."""
         if self.namespace and item.namespace != self.namespace:
             return False
-        names = {"metadata.name": item.name, "metadata.namespace": item.namespace}
-        return _matches(self.labels, item.labels) and _matches(self.fields, names)
+        if self.labels and not _matches(self.labels, item.labels):
+            return False
+        return not self.fields or _matches(
+            self.fields, {"metadata.name": item.name, "metadata.namespace": item.namespace}
+        )
 
 
 class Store:
