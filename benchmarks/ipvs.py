@@ -19,13 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks import guest
 from benchmarks.figures import Figure
 from kproxy.errors import KernelError
 from kproxy.kernel.ipvs import KernelIpvs, Operation, Verb
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family, Protocol
 from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
-from tests.guest.machine import CHECKOUT, INSIDE, Machine, MachineError, kernel_has_ipvs, unavailable
+from tests.guest.machine import CHECKOUT, INSIDE, kernel_has_ipvs
 
 __all__ = ["SIZES", "measure"]
 
@@ -132,28 +133,11 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _in_machine(endpoints: int, sizes: Sequence[int], rounds: int) -> list[Figure]:
-    if reason := unavailable():
-        raise KernelError(reason)
     with TemporaryDirectory(prefix="kproxy-bench-") as folder:
-        found = Path(folder) / "figures"
         asked = json.dumps({"endpoints": endpoints, "sizes": list(sizes), "rounds": rounds})
-        try:
-            machine = Machine(Path(folder), [sys.executable, "-m", "benchmarks.ipvs", f"{INSIDE}/figures", asked])
-        except MachineError as error:
-            raise KernelError(str(error)) from None
-        with closing(machine):
-            _wait(machine)
-            if not found.exists():
-                raise KernelError(f"benchmark: the virtual machine measured nothing: {machine.tail()[-300:]}")
-        return [Figure(**figure) for figure in json.loads(found.read_text())]
-
-
-def _wait(machine: Machine) -> None:
-    end = time.monotonic() + MACHINE_SECONDS
-    while machine.running():
-        if time.monotonic() > end:
-            raise KernelError(f"benchmark: the virtual machine took more than {MACHINE_SECONDS:.0f} s")
-        time.sleep(0.2)
+        command = [sys.executable, "-m", "benchmarks.ipvs", f"{INSIDE}/figures", asked]
+        found = guest.run(Path(folder), command, "figures", MACHINE_SECONDS)
+    return [Figure(**figure) for figure in json.loads(found)]
 
 
 if __name__ == "__main__":

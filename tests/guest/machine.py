@@ -31,7 +31,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 START = CHECKOUT / "tests/guest/start"
 INSIDE = Path("/run/share")  # the shared folder, as the machine sees it
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "modprobe": "kmod", "busybox": "busybox-static"}
-SOURCES = ("kproxy", "modes", "tests")
+SOURCES = ("kproxy", "modes", "tests", "benchmarks")
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
 CONSOLE_LINES = 60
 # Should we die first, the kernel tells timeout, and timeout ends all that it started; as it does after an hour.
