@@ -7,13 +7,17 @@ Sources: net/netfilter/nf_tables_api.c, net/netfilter/nfnetlink.c.
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from kproxy.errors import NetlinkError
-from kproxy.fakes.nftables_tables import Refused, Table
-from kproxy.kernel.nftables import OUTDATED, ListedSet, Listing
+from kproxy.fakes.nftables_events import happened
+from kproxy.fakes.nftables_tables import Members, Refused, Table
+from kproxy.kernel.nftables import LISTED_AT_MOST, OUTDATED, Expected, ListedSet, Listing
 from kproxy.kernel.nftables_codec import HEADER_BYTES, ListedChain, messages
 from kproxy.kernel.nftables_elements import coder
+from kproxy.kernel.nftables_monitor import Event
 from kproxy.kernel.nftables_operations import (
     AddElements,
     AddTable,
@@ -26,7 +30,7 @@ from kproxy.kernel.nftables_rules import expressions
 from kproxy.model.nft import Chain, Element, Set, SetKind
 from kproxy.model.plans import Family
 
-__all__ = ["FakeNftables", "accept"]
+__all__ = ["FakeDrift", "FakeNftables", "accept"]
 
 _Tables = dict[tuple[Family, str], Table]
 
@@ -40,15 +44,22 @@ class FakeNftables:
     """As kproxy.kernel.nftables.Nftables, both families; programmers of both may share one.
 
     Faults to inject: `refuse`, which gives the errno for an operation (with None for the element) and for each element
-    of one, or 0; `fail_at`, the numbers of the applies (from 1) at which the kernel cannot be talked to; `unreadable`,
-    whether reading fails; `old`, whether it does not compare generations.
+    of one, or 0; `refuse_all`, which gives it for a whole transaction, of which no operation is blamed; `fail_at`, the
+    numbers of the applies (from 1) at which the kernel cannot be talked to; `unreadable`, whether reading fails; `old`,
+    whether it does not compare generations; `meanwhile`, called when a transaction's generation is already known.
 
+    list_at_most: elements of a set that it lists, see LISTED_AT_MOST of kproxy.kernel.nftables.
     applied: the operations of each transaction that was done. applies, listings: how often those were asked for.
-    foreign: how many transactions others made.
+    foreign: how many transactions others made. events: what others did in them, None for all that a flush does.
     """
 
     def __init__(self) -> None:
         self.refuse: Callable[[Operation, Element | None], int] = accept
+        self.refuse_all: Callable[[Sequence[Operation]], int] = lambda operations: 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.list_at_most = LISTED_AT_MOST
+        self.events: list[Event | None] = []
+        self._lock = threading.RLock()
         self.fail_at: set[int] = set()
         self.unreadable = self.old = False
         self.applied: list[tuple[Operation, ...]] = []
@@ -63,6 +74,7 @@ class FakeNftables:
         tables, errors = self._try(family, operations, lambda operation, element: 0)
         if errors:
             raise next(iter(errors.values()))
+        self.events += happened(self._tables, tables, family, operations)
         self._commit(tables)
         self.foreign += 1
 
@@ -70,6 +82,7 @@ class FakeNftables:
         """As nft flush ruleset does."""
         self._commit({})
         self.foreign += 1
+        self.events.append(None)
 
     def tables(self) -> frozenset[tuple[Family, str]]:
         """All tables that exist."""
@@ -99,13 +112,19 @@ class FakeNftables:
         return self._generation
 
     def apply(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
-        """As Nftables.apply."""
+        """As Nftables.apply. Transactions of two threads exclude each other, as with WatchedNftables."""
+        with self._lock:
+            return self._apply(family, operations, expected)
+
+    def _apply(self, family: Family, operations: Sequence[Operation], expected: Expected) -> dict[int, NetlinkError]:
         self.applies += 1
         if self.applies in self.fail_at:
             raise NetlinkError("change nf_tables", errno.ENOBUFS)
-        tables, errors = self._expecting(family, operations, generation)
+        tables, errors = self._expecting(family, operations, expected)
+        if not errors and (number := self.refuse_all(operations)):
+            raise NetlinkError("change nf_tables", number)
         if not errors and operations:
             self._commit(tables)
             self.applied.append(tuple(operations))
@@ -113,12 +132,12 @@ class FakeNftables:
         return errors
 
     def check(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """As Nftables.check."""
-        return self._expecting(family, operations, generation)[1]
+        return self._expecting(family, operations, expected)[1]
 
-    def listing(self, family: Family, table: str) -> Listing | None:
+    def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
         """As Nftables.listing."""
         self.listings += 1
         if self.unreadable:
@@ -131,16 +150,22 @@ class FakeNftables:
             for name, chain in found.chains.items()
         }
         sets = {
-            name: ListedSet(members.spec, coder(members.spec).encode(list(members.elements.values())))
-            for name, members in found.sets.items()
+            name: ListedSet(members.spec, self._told(members, sizes.get(name))) for name, members in found.sets.items()
         }
         return Listing(self._generation, chains, sets)
+
+    def _told(self, members: Members, size: int | None) -> list[bytes] | None:
+        if size is not None and max(size, len(members.elements)) > self.list_at_most:
+            return None
+        return coder(members.spec).encode(list(members.elements.values()))
 
     # ---- transactions
 
     def _expecting(
-        self, family: Family, operations: Sequence[Operation], generation: int | None
+        self, family: Family, operations: Sequence[Operation], expected: Expected
     ) -> tuple[_Tables, dict[int, NetlinkError]]:
+        generation = expected() if callable(expected) else expected
+        self.meanwhile()
         if generation is not None and generation != self._generation and not self.old:
             raise NetlinkError("change nf_tables", OUTDATED)
         return self._try(family, operations, self.refuse)
@@ -168,6 +193,36 @@ class FakeNftables:
             except Refused as error:
                 errors[index] = NetlinkError(str(operation), error.number, str(error))
         return tables, errors
+
+
+class FakeDrift:
+    """As kproxy.kernel.drift.TableDrift: knows what others did to one table of a FakeNftables.
+
+    lost: a fault to switch on: from then on, until the next `reading`, it has lost something.
+    """
+
+    def __init__(self, kernel: FakeNftables, family: Family, table: str) -> None:
+        self._kernel, self._place = kernel, ("ip" if family is Family.IPV4 else "ip6", table)
+        self._seen, self.lost = len(kernel.events), False
+
+    def reading(self) -> None:
+        """As TableDrift.reading."""
+        self._seen, self.lost = len(self._kernel.events), False
+
+    def changed(self) -> bool:
+        """As TableDrift.changed."""
+        return self.lost or bool(self._new())
+
+    def take(self) -> list[Event] | None:
+        """As TableDrift.take."""
+        events = self._new()
+        self._seen = len(self._kernel.events)
+        self.lost |= None in events
+        return None if self.lost else [event for event in events if event is not None]
+
+    def _new(self) -> list[Event | None]:
+        events = self._kernel.events[self._seen :]
+        return [event for event in events if event is None or (event.family, event.table) == self._place]
 
 
 def _do(

@@ -47,7 +47,7 @@ from kproxy.model.nft import (
 )
 from kproxy.model.plans import Family
 
-__all__ = ["Refused", "Table"]
+__all__ = ["Chain", "Members", "Refused", "Table"]
 
 JUMPS = 16  # NFT_JUMP_STACK_SIZE
 INWARD, OUTWARD = frozenset({Hook.PREROUTING, Hook.OUTPUT}), frozenset({Hook.POSTROUTING})
@@ -65,13 +65,15 @@ class Refused(Exception):
 
 
 @dataclass(slots=True)
-class _Chain:
+class Chain:
+    """A chain."""
+
     base: BaseChain | None
     rules: tuple[Rule, ...] = ()
 
 
 @dataclass(slots=True)
-class _Members:
+class Members:
     """A set. elements: by the bytes of their keys."""
 
     spec: Set
@@ -83,20 +85,20 @@ class Table:
     """One table."""
 
     family: Family
-    chains: dict[str, _Chain] = field(default_factory=dict)
-    sets: dict[str, _Members] = field(default_factory=dict)
+    chains: dict[str, Chain] = field(default_factory=dict)
+    sets: dict[str, Members] = field(default_factory=dict)
 
     def copy(self) -> Table:
         """One that can be changed apart from this one."""
-        chains = {name: _Chain(chain.base, chain.rules) for name, chain in self.chains.items()}
-        sets = {name: _Members(members.spec, dict(members.elements)) for name, members in self.sets.items()}
+        chains = {name: Chain(chain.base, chain.rules) for name, chain in self.chains.items()}
+        sets = {name: Members(members.spec, dict(members.elements)) for name, members in self.sets.items()}
         return Table(self.family, chains, sets)
 
     def do(self, operation: TableOperation) -> None:
         """Raises Refused."""
         match operation:
             case AddChain(_, name, base):
-                there = self.chains.setdefault(name, _Chain(base))
+                there = self.chains.setdefault(name, Chain(base))
                 if there.base != base:
                     raise Refused(errno.EEXIST, "the chain is there with another hook")
             case FlushChain(_, name):
@@ -112,7 +114,7 @@ class Table:
                     chain.rules += (rule,)
                 self.check_paths()
             case AddSet(_, spec):
-                if self.sets.setdefault(spec.name, _Members(spec)).spec != spec:
+                if self.sets.setdefault(spec.name, Members(spec)).spec != spec:
                     raise Refused(errno.EEXIST, "the set is there in another form")
             case DeleteSet(_, name):
                 self._set(name)
@@ -142,7 +144,7 @@ class Table:
         else:
             self._add(members, key, element, isinstance(operation, AddElements) and operation.exclusive)
 
-    def _add(self, members: _Members, key: bytes, element: Element, exclusive: bool) -> None:
+    def _add(self, members: Members, key: bytes, element: Element, exclusive: bool) -> None:
         if (there := members.elements.get(key)) is not None:
             if exclusive or there.data != element.data:
                 raise Refused(errno.EEXIST, "the element is there")
@@ -157,12 +159,12 @@ class Table:
 
     # ---- what refers to what
 
-    def _chain(self, name: str) -> _Chain:
+    def _chain(self, name: str) -> Chain:
         if name not in self.chains:
             raise Refused(errno.ENOENT, f"no chain {name}")
         return self.chains[name]
 
-    def _set(self, name: str) -> _Members:
+    def _set(self, name: str) -> Members:
         if name not in self.sets:
             raise Refused(errno.ENOENT, f"no set {name}")
         return self.sets[name]

@@ -7,14 +7,15 @@ be asked for; equal sizes make it likely that nothing changed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel.iptables import Backend, Tables
 from kproxy.kernel.legacy_tables import TableInfo, table_info
-from kproxy.kernel.nftables import OUTDATED, KernelNftables, Listing
-from kproxy.kernel.nftables_monitor import Monitor, generation
+from kproxy.kernel.nftables import OUTDATED, Expected, KernelNftables, Listing
+from kproxy.kernel.nftables_monitor import DETAILED, Event, Monitor, generation
 from kproxy.kernel.nftables_operations import Operation
 from kproxy.model.plans import Family
 
@@ -140,19 +141,51 @@ class WatchedTables:
 
 
 class TableDrift(NftDrift):
-    """The same for a table of our own, which is written by netlink. Begins to listen as late, for the same reason."""
+    """The same for a table of our own, which is written by netlink. Begins to listen as late, for the same reason.
+
+    It knows what others did, event by event, so that only this has to be mended.
+    """
 
     def __init__(self, family: Family, table: str, portid: int, commits: Commits) -> None:
         """portid: of the netlink socket with which this program writes the table."""
         super().__init__(family, lambda writer: writer == portid, commits)
         self._table = table
+        self._events: list[Event] = []
+
+    def reading(self) -> None:
+        """As NftDrift.reading."""
+        super().reading()
+        self._events = []
+
+    def changed(self) -> bool:
+        """As NftDrift.changed."""
+        if self._monitor is None:
+            self._monitor = self._listen()
+            self._changed = not self._commits.alone()
+        events = [change.event for change in self._monitor.poll()]
+        self._events += [event for event in events if event is not None]
+        if None in events or len(self._events) > DETAILED:
+            self._changed, self._events = True, []
+        return self._changed or bool(self._events)
+
+    def take(self) -> list[Event] | None:
+        """What others did since `reading` or the last call, in order; None when that is not known, and the table has to
+        be read. Raises NetlinkError."""
+        self.changed()
+        events, self._events = self._events, []
+        return None if self._changed else events
 
     def _listen(self) -> Monitor:
-        return Monitor(self._is_ours, [(NFT_FAMILY[self._family], self._table)], lambda event: True, by_portid=True)
+        place = NFT_FAMILY[self._family], self._table
+        return Monitor(self._is_ours, [place], lambda event: True, by_portid=True, detailed=True)
 
 
 class WatchedNftables:
-    """nf_tables that tell a TableDrift of every transaction. As kproxy.kernel.nftables.Nftables."""
+    """nf_tables that tell a TableDrift of every transaction. As kproxy.kernel.nftables.Nftables.
+
+    Those that share their Commits exclude each other: the kernel numbers the transactions of all tables in one row, so
+    one family's would come between the other's look at the number and its transaction.
+    """
 
     def __init__(self, kernel: KernelNftables, drift: TableDrift, commits: Commits) -> None:
         """commits: those of DRIFT."""
@@ -167,13 +200,13 @@ class WatchedNftables:
         return self._kernel.generation()
 
     def apply(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """As Nftables.apply."""
         with self._commits.under_way():
             done, certain = False, True
             try:
-                errors = self._kernel.apply(family, operations, generation)
+                errors = self._kernel.apply(family, operations, expected)
                 done = bool(operations) and not errors
                 return errors
             except NetlinkError as error:
@@ -183,14 +216,14 @@ class WatchedNftables:
                 self._drift.restored(int(done), certain)
 
     def check(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """As Nftables.check."""
-        return self._kernel.check(family, operations, generation)
+        return self._kernel.check(family, operations, expected)
 
-    def listing(self, family: Family, table: str) -> Listing | None:
+    def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
         """As Nftables.listing."""
-        return self._kernel.listing(family, table)
+        return self._kernel.listing(family, table, sizes)
 
 
 class LegacyDrift:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
@@ -20,11 +21,11 @@ from kproxy.kernel.nftables_elements import Difference, coder
 from kproxy.kernel.nftables_expressions import Expressions
 from kproxy.kernel.nftables_operations import AddElements, DeleteElements, ElementsRefused, Operation
 from kproxy.kernel.nftables_rules import NFPROTO
-from kproxy.kernel.nftables_sets import is_anonymous, set_of
+from kproxy.kernel.nftables_sets import count_of, is_anonymous, set_of
 from kproxy.model.nft import Element, Set
 from kproxy.model.plans import Family
 
-__all__ = ["OUTDATED", "KernelNftables", "ListedSet", "Listing", "Nftables", "isolate"]
+__all__ = ["LISTED_AT_MOST", "OUTDATED", "Expected", "KernelNftables", "ListedSet", "Listing", "Nftables"]
 
 NETLINK_NETFILTER = 12
 DUMPS = 20  # of a set that the kernel is rearranging
@@ -33,27 +34,34 @@ LISTINGS = 3  # a listing that a transaction interrupts is repeated this often
 OUTDATED = 85
 """ERESTART: the kernel is not at the expected generation. Nothing was looked at, let alone done."""
 
-Owner = TypeVar("Owner")
+LISTED_AT_MOST = 200_000
+"""Elements of a set. The time that listing takes grows with the square of their number, as the kernel goes through the
+hash table from its start for every 32 KiB that it tells: 0.1 s for 50,000, 1.8 s for 200,000, 43 s for 1,000,000
+(Linux 6.18)."""
+
+Expected = int | Callable[[], int | None] | None
+"""The generation that the kernel must be at, None for any. A callable is asked when all else is ready; what it raises
+is passed on."""
 
 
 class ListedSet(NamedTuple):
     """A set as the kernel has it.
 
     spec: None when it is of another form than any of ours. elements: their bytes; none of a set with a timeout, to
-    which packets add elements.
+    which packets add elements; None when they are too many to list.
     """
 
     spec: Set | None
-    elements: Sequence[bytes] = ()
+    elements: Sequence[bytes] | None = ()
 
     def read(self) -> list[Element]:
         """The elements as values. Raises ValueError."""
-        return [coder(self.spec).decode(data) for data in self.elements] if self.spec else []
+        return [coder(self.spec).decode(data) for data in self.elements or ()] if self.spec else []
 
     def difference(self, wanted: Sequence[Element]) -> Difference:
         """What leads from its elements to WANTED ones; only those that differ are read. Raises ValueError."""
-        if self.spec is None:
-            raise ValueError("a set of another form")
+        if self.spec is None or self.elements is None:
+            raise ValueError("a set of another form, or too large")
         return coder(self.spec).difference(wanted, self.elements)
 
 
@@ -77,22 +85,26 @@ class Nftables(Protocol):
         """The number of the last transaction of anyone in this network namespace. Raises NetlinkError."""
 
     def apply(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """Do OPERATIONS in one transaction: all of them, or none.
 
-        generation: the one that the kernel must be at. Returns what the kernel refused, by index of the operation, for
-        elements as ElementsRefused; nothing when all is done. An operation may be refused because of an earlier one.
-        Raises NetlinkError when the kernel did not look at them (errno OUTDATED: it is at another generation).
+        Returns what the kernel refused, by index of the operation, for elements as ElementsRefused; nothing when all is
+        done. An operation may be refused because of an earlier one. Raises NetlinkError when the kernel did not look at
+        them (errno OUTDATED: it is at another generation), or refused them without saying which.
         """
 
     def check(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """What `apply` would return, without doing it. Raises NetlinkError."""
 
-    def listing(self, family: Family, table: str) -> Listing | None:
-        """What TABLE holds, None when there is no such table. Raises NetlinkError."""
+    def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
+        """What TABLE holds, None when there is no such table. Raises NetlinkError.
+
+        sizes: of sets with plain keys that are expected to hold so many elements: beyond LISTED_AT_MOST they are not
+        listed.
+        """
 
 
 class KernelNftables:
@@ -130,26 +142,22 @@ class KernelNftables:
         raise NetlinkError(request, errno.ENOMSG)
 
     def apply(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """As Nftables.apply."""
-        return self._transact(family, operations, generation, commit=True)
+        return self._transact(family, operations, expected, commit=True)
 
     def check(
-        self, family: Family, operations: Sequence[Operation], generation: int | None = None
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """As Nftables.check."""
-        return self._transact(family, operations, generation, commit=False)
+        return self._transact(family, operations, expected, commit=False)
 
-    def listing(self, family: Family, table: str) -> Listing | None:
-        """As Nftables.listing.
-
-        The time grows with the square of a set's size, as the kernel looks for its place in the hash table anew for
-        every 32 KiB that it tells: 0.1 s for 50,000 elements, 40 s for 1,000,000 (Linux 6.18).
-        """
+    def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
+        """As Nftables.listing."""
         for _ in range(LISTINGS):
             before = self.generation()
-            if (found := self._listed(family, table)) is None:
+            if (found := self._listed(family, table, sizes)) is None:
                 return None
             if self.generation() == before:
                 return found._replace(generation=before)
@@ -158,11 +166,12 @@ class KernelNftables:
     # ---- writing
 
     def _transact(
-        self, family: Family, operations: Sequence[Operation], generation: int | None, commit: bool
+        self, family: Family, operations: Sequence[Operation], expected: Expected, commit: bool
     ) -> dict[int, NetlinkError]:
         encoded, errors = _encode(family, operations, range(len(operations)), single=False)
         if errors or not encoded:
             return errors
+        generation = expected() if callable(expected) else expected
         refused = self._send(encoded, generation, commit)
         vague = [i for i, found in refused.items() if any(len(m.elements) > 1 for m, _ in found)]
         if vague:  # the kernel stops at the first wrong element of a message
@@ -183,7 +192,7 @@ class KernelNftables:
 
     # ---- reading
 
-    def _listed(self, family: Family, table: str) -> Listing | None:
+    def _listed(self, family: Family, table: str, sizes: Mapping[str, int]) -> Listing | None:
         named = netlink.text(codec.TABLE, table)
         try:
             self._socket.ask(
@@ -199,12 +208,15 @@ class KernelNftables:
         for attributes in self._dump(family, codec.GETSET, table):
             if not is_anonymous(attributes):
                 name = netlink.to_text(attributes[codec.OBJECT_NAME])
-                sets[name] = self._listed_set(family, table, set_of(attributes))
+                size = max(sizes[name], count_of(attributes)) if name in sizes else 0
+                sets[name] = self._listed_set(family, table, set_of(attributes), size)
         return Listing(None, self._listed_chains(family, table), sets)
 
-    def _listed_set(self, family: Family, table: str, spec: Set | None) -> ListedSet:
+    def _listed_set(self, family: Family, table: str, spec: Set | None, size: int) -> ListedSet:
         if spec is None or spec.timeout:
             return ListedSet(spec)
+        if size > LISTED_AT_MOST:
+            return ListedSet(spec, None)
         code = coder(spec)
         for _ in range(DUMPS):
             found: list[bytes] = []
@@ -236,35 +248,6 @@ class KernelNftables:
                     attributes = netlink.attributes(answer.payload, start=4)
                     if netlink.to_text(attributes.get(codec.TABLE, b"")) == table:  # not all kernels look at the table
                         yield attributes
-
-
-def isolate(
-    check: Callable[[Sequence[Operation]], Mapping[int, NetlinkError]],
-    operations: Sequence[Operation],
-    owners: Sequence[Owner | None],
-) -> dict[Owner, NetlinkError]:
-    """Whose operations the kernel refuses, for errors that name no operation; by halves, some log2(n) checks each.
-
-    check: does what Nftables.check does. owners: for each operation whose it is, None for those that all need.
-    """
-
-    def failure(suspects: Collection[Owner]) -> NetlinkError | None:
-        some = [op for op, owner in zip(operations, owners, strict=True) if owner is None or owner in suspects]
-        try:
-            return next(iter(check(some).values()), None)
-        except NetlinkError as error:
-            return error
-
-    def search(suspects: list[Owner]) -> dict[Owner, NetlinkError]:
-        error = failure(set(suspects)) if suspects else None
-        if error is None:
-            return {}
-        if len(suspects) == 1:
-            return {suspects[0]: error}
-        half = len(suspects) // 2
-        return search(suspects[:half]) | search(suspects[half:])
-
-    return search(list(dict.fromkeys(owner for owner in owners if owner is not None)))
 
 
 def _encode(

@@ -31,6 +31,8 @@ KINDS = {0: ("table", 0), 3: ("chain", 3), 6: ("rule", 2), 9: ("set", 2), 12: ("
 DELETIONS = {2: 0, 5: 3, 8: 6, 11: 9, 14: 12, 20: 18, 24: 22}
 BUFFER = 8 << 20
 REPORTED = 8  # of one transaction; a flush makes thousands of events that all say the same
+DETAILED = 20_000  # of one transaction where each of them counts; beyond it is told as unknown
+ELEMENTS = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
 READ_AT_ONCE = 4096  # datagrams; then the caller gets its thread back
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 
@@ -42,7 +44,8 @@ KUBELETS_OWN = frozenset({"KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT"})
 class Event(NamedTuple):
     """One table, chain, rule, set, element, object or flowtable was added (or updated) or deleted.
 
-    family: as nft writes it. name: of the chain or set, "" for a table.
+    family: as nft writes it. name: of the chain or set, "" for a table. elements: of a set, as the kernel lists them;
+    only of a Monitor that tells details.
     """
 
     deleted: bool
@@ -50,6 +53,7 @@ class Event(NamedTuple):
     family: str
     table: str
     name: str
+    elements: bytes = b""
 
 
 class Change(NamedTuple):
@@ -63,7 +67,7 @@ class Change(NamedTuple):
         if self.event is None:
             return "changes too many to follow"
         verb = "deleted" if self.event.deleted else "changed"
-        what = " ".join(part for part in self.event[1:] if part)
+        what = " ".join(part for part in self.event[1:5] if part)
         return f"{self.process or 'a process'} ({self.pid}) {verb} {what}"
 
 
@@ -83,11 +87,13 @@ class Transactions:
         tables: Collection[tuple[str, str]],
         relevant: Callable[[Event], bool],
         by_portid: bool,
+        detailed: bool = False,
     ) -> None:
         """is_ours: told a process id (with by_portid a netlink port id), says whether that change is our own.
-        tables: the (family, table) pairs to look at; relevant: which events in those matter."""
+        tables: the (family, table) pairs to look at; relevant: which events in those matter. detailed: every event is
+        told, with its elements, and a transaction with too many of them as unknown; else a few different ones."""
         self._is_ours, self._relevant, self._by_portid = is_ours, relevant, by_portid
-        self._tables = frozenset(tables)
+        self._tables, self._detailed = frozenset(tables), detailed
         self._pending: list[Event] = []
 
     def feed(self, data: bytes) -> Iterator[Change]:
@@ -98,7 +104,9 @@ class Transactions:
                 continue
             if number == NEWGEN:
                 yield from self._finish(note)
-            elif len(self._pending) < REPORTED:
+            elif self._by_portid and note.portid and self._is_ours(note.portid):
+                continue  # what we do is most of all, and need not be read
+            elif len(self._pending) < (DETAILED if self._detailed else REPORTED):
                 self._collect(number, note.payload)
 
     def reset(self) -> None:
@@ -111,6 +119,7 @@ class Transactions:
             return
         family = FAMILIES.get(payload[0], str(payload[0]))
         table = name = ""
+        elements = b""
         for type_, value in netlink.each_attribute(payload, start=4):
             if type_ == 1:
                 table = netlink.to_text(value)
@@ -118,20 +127,25 @@ class Transactions:
                     return
             elif type_ == name_attribute:
                 name = netlink.to_text(value)
-            if table and (name or not name_attribute):
+            elif type_ == ELEMENTS and kind == "element" and self._detailed:
+                elements = value
+            if table and (name or not name_attribute) and not self._detailed:
                 break
-        event = Event(number in DELETIONS, kind, family, table, name)
-        if table and self._relevant(event) and event not in self._pending:
+        event = Event(number in DELETIONS, kind, family, table, name, elements)
+        if table and self._relevant(event) and (self._detailed or event not in self._pending):
             self._pending.append(event)
 
     def _finish(self, note: netlink.Message) -> Iterator[Change]:
-        events, self._pending = self._pending, []
+        events: list[Event | None]
+        events, self._pending = [*self._pending], []
         if not events:
             return
         parts = netlink.attributes(note.payload, start=4)
         pid = netlink.to_int(parts.get(NFTA_GEN_PROC_PID, b""))
         if not self._is_ours(note.portid if self._by_portid else pid):
             process = netlink.to_text(parts.get(NFTA_GEN_PROC_NAME, b""))
+            if len(events) >= DETAILED:
+                events = [None]
             yield from (Change(event, pid, process) for event in events)
 
 
@@ -144,12 +158,13 @@ class Monitor:
         tables: Collection[tuple[str, str]] = IPTABLES_TABLES,
         relevant: Callable[[Event], bool] = touches_kube_chains,
         by_portid: bool = False,
+        detailed: bool = False,
     ) -> None:
         """is_ours: says of a process id whether it is ours, see Commands.recent_pids; with by_portid of the port id of
         a netlink socket. tables: (family, table) pairs as nft writes them; relevant: which events in them matter.
-        Raises NetlinkError."""
+        detailed: as of Transactions. Raises NetlinkError."""
         by_portid = by_portid or not _in_initial_pid_namespace()
-        self._transactions = Transactions(is_ours, tables, relevant, by_portid)
+        self._transactions = Transactions(is_ours, tables, relevant, by_portid, detailed)
         self._socket = Socket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,), buffer=BUFFER)
 
     def fd(self) -> int:
@@ -157,7 +172,7 @@ class Monitor:
         return self._socket.fileno()
 
     def poll(self, timeout: float = 0.0) -> list[Change]:
-        """What others changed since the last poll, a few of each transaction's events.
+        """What others changed since the last poll; without details a few of each transaction's events.
 
         Waits at most TIMEOUT seconds for a first notification, whoever caused it, and reads on while there are more.
         """

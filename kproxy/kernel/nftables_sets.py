@@ -17,10 +17,10 @@ from kproxy.kernel import nftables_expressions as nft
 from kproxy.model.nft import Set, SetKind, Type
 from kproxy.model.plans import Family
 
-__all__ = ["described", "is_anonymous", "set_of"]
+__all__ = ["count_of", "described", "is_anonymous", "set_of"]
 
 SET_NAME, SET_FLAGS, SET_KEY_TYPE, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN = 2, 3, 4, 5, 6, 7  # NFTA_SET_*
-SET_DESC, SET_ID, SET_TIMEOUT, SET_USERDATA = 9, 10, 11, 13
+SET_DESC, SET_ID, SET_TIMEOUT, SET_USERDATA, SET_COUNT = 9, 10, 11, 13, 20
 DESC_SIZE, DESC_CONCAT, FIELD_LEN = 1, 2, 1  # NFTA_SET_DESC_*, NFTA_SET_FIELD_LEN
 ANONYMOUS, INTERVAL, MAP, TIMEOUT, EVAL, CONCAT = 0x1, 0x4, 0x8, 0x10, 0x20, 0x80  # NFT_SET_*
 VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
@@ -77,6 +77,11 @@ def set_of(attributes: Mapping[int, bytes]) -> Set | None:
 def is_anonymous(attributes: Mapping[int, bytes]) -> bool:
     """Whether the set with ATTRIBUTES belongs to a rule, and comes and goes with it."""
     return bool(netlink.to_int(attributes.get(SET_FLAGS, b"")) & ANONYMOUS)
+
+
+def count_of(attributes: Mapping[int, bytes]) -> int:
+    """How many elements the set has, 0 where the kernel does not tell (before Linux 6.16)."""
+    return netlink.to_int(attributes.get(SET_COUNT, b""))
 
 
 def _flags(spec: Set) -> int:

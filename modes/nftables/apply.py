@@ -1,76 +1,73 @@
 """nftables mode's Programmer: brings one family's table to the wanted plans.
 
-Decides: when the difference between two plans is enough, when the table is read, which generation of nf_tables is
-expected, and what is believed afterwards. Leaves out: what plans become (render, layout), who needs what (claims), the
-order of writing (delta), what the kernel's table lacks (reading), and whose fault a refusal is (blame).
+Decides: when the difference between two plans is enough, when the table is read, and what is believed afterwards.
+Leaves out: what plans become (render, layout), who needs what (claims), the order of writing (delta), which generation
+of nf_tables is expected (committing), what others' edits broke (mending), what the kernel's table lacks (reading), and
+whose fault a refusal is (blame).
 
-A change is one transaction on the elements of its ports. A full check lists the table and writes only what differs.
-Every transaction expects the generation at which the table was last known: when others' transactions came in between,
-on any table, it is looked whether they touched ours, and then either the new generation is expected or the table is
-read again. After any failure nothing is believed.
+A change is one transaction on the elements of its ports. What others edit is mended from what the kernel tells of it. A
+full check lists the table and writes only what differs; the first one of an empty kernel writes port by port, in pieces
+that each hold the kernel's lock for some 15 ms. After any failure nothing is believed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import chain as chained
 
 from kproxy import logs
 from kproxy.errors import KernelError, NetlinkError
-from kproxy.kernel.nftables import OUTDATED, Listing, Nftables
-from kproxy.kernel.nftables_operations import DeleteTable, Operation
-from kproxy.model.flows import Frontend
+from kproxy.kernel.nftables import Listing, Nftables
+from kproxy.kernel.nftables_operations import ELEMENTS_AT_ONCE, DeleteTable, Operation
+from kproxy.model.flows import TRACKED, Frontend
 from kproxy.model.nft import Set
 from kproxy.model.plans import Family, PortKey, ServicePlan
-from kproxy.model.plans import Protocol as Transport
 from kproxy.modes.base import Outcome
 from kproxy.modes.nftables import names
-from kproxy.modes.nftables.blame import guilty, surprising
+from kproxy.modes.nftables.blame import concerned, guilty, surprising
 from kproxy.modes.nftables.claims import Claims, Place
 from kproxy.modes.nftables.cleanup import KUBE_PROXY_TABLE, clean, holds
+from kproxy.modes.nftables.committing import Committer, Disturbed, Drift, Unattributed
 from kproxy.modes.nftables.delta import Delta, difference, transactions
 from kproxy.modes.nftables.described import described
 from kproxy.modes.nftables.fragments import Fragment
-from kproxy.modes.nftables.layout import Layout, lay_out
-from kproxy.modes.nftables.reading import compare
+from kproxy.modes.nftables.layout import lay_out
+from kproxy.modes.nftables.mending import mended
+from kproxy.modes.nftables.reading import Comparison, OtherForm, whole
 from kproxy.modes.nftables.render import render_base, render_port
 from kproxy.modes.nftables.settings import Settings
+from kproxy.modes.nftables.wanted import Wanted, frontend_of
 
-__all__ = ["Drift", "NftablesProgrammer"]
+__all__ = ["READ_AT_LEAST", "Drift", "NftablesProgrammer"]
 
 _log = logs.get("nftables")
 
 NOTHING = Fragment()
+READ_AT_LEAST = 3600.0
+"""Seconds. Even though the kernel tells of every change, the table is read this often: what is believed must not rest
+on one source for ever."""
 ATTEMPTS = 5
-"""How often in a row others may come in between, before the loop's own backoff takes over."""
-TRIES = 100
-"""The same for transactions on other tables, those of the other family's programmer above all."""
-GENERATIONS = 1 << 32  # the kernel counts in 32 bits, and leaves out 0
-
-
-class Drift(Protocol):
-    """Tells whether anyone else changed this family's table."""
-
-    def reading(self) -> None:
-        """The table is about to be read: what others changed before this moment will be seen."""
-
-    def changed(self) -> bool:
-        """Whether anyone else changed the table since `reading`; also true when that is unknown."""
-
-
-class _Disturbed(Exception):
-    """Somebody else may have changed the table."""
+"""How often in a row others may change the table in between, before the loop's own backoff takes over."""
+ONE = 1 << 32  # more elements than any transaction has
 
 
 class NftablesProgrammer:
     """Programs the table of one family."""
 
-    def __init__(self, settings: Settings, kernel: Nftables, drift: Drift | None = None) -> None:
-        """drift: None: the table is read again after every transaction of anyone else."""
-        self._settings, self._kernel, self._drift = settings, kernel, drift
-        self._generation: int | None = None
+    def __init__(
+        self,
+        settings: Settings,
+        kernel: Nftables,
+        drift: Drift | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """drift: None: the table is read again after every transaction of anyone else. clock: seconds, monotonic."""
+        self._settings, self._kernel, self._drift, self._clock = settings, kernel, drift, clock
+        self._committer = Committer(settings.family, kernel, drift)
         self._takeover, self._trusted = True, False
-        self._size = 0
+        self._read_at = clock()
         self._expected: set[Place | str] = set()
         self._forget()
 
@@ -86,19 +83,24 @@ class NftablesProgrammer:
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
         """As Programmer.apply."""
-        outcome, written = Outcome(), self._kernel.bytes_written
+        outcome, written, before = Outcome(), self._kernel.bytes_written, self._committer.transactions
         believed, self._trusted = self._trusted, False
         try:
-            if touched is None or not believed or not self._follow(wanted, touched, outcome):
-                self._check(wanted, believed, outcome)
+            known = believed and self._follow(wanted, touched, outcome)
+            if not known or (touched is None and self._reading_is_due()):
+                self._check(wanted, believed, known, outcome)
+        except Unattributed as refusal:
+            self._forget()
+            raise refusal.error from None
         except BaseException:
             self._forget()
             raise
         self._trusted = True
         self._expected = set()
         outcome.rejected = dict(self._rejected)
-        outcome.rules_total = {names.TABLE: self._size}
+        outcome.rules_total = {names.TABLE: self._size + self._rules.total()}
         outcome.bytes_written = self._kernel.bytes_written - written
+        outcome.transactions = self._committer.transactions - before
         return outcome
 
     def drifted(self) -> bool:
@@ -125,36 +127,112 @@ class NftablesProgrammer:
         self._sets: dict[str, Set] = {found.name: found for found in self._base.sets}
         self._plans: dict[PortKey, ServicePlan] = {}
         self._rejected: dict[PortKey, str] = {}
-        self._claims = Claims(self._settings, self._fragment)
         self._expected = set()
-        self._size, self._trusted = 0, False
+        self._trusted = False
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Nobody needs anything, and nothing is written."""
+        self._claims = Claims(self._settings, self._fragment)
+        self._size = 0
+        self._rules: Counter[str] = Counter()
 
     def _fragment(self, key: PortKey) -> Fragment:
         """What the port needs of the table as it is believed to be."""
         plan = self._plans.get(key)
         return NOTHING if plan is None or key in self._rejected else render_port(plan, self._settings)
 
+    def _fragments(self) -> Iterator[tuple[PortKey, Fragment]]:
+        return ((key, self._fragment(key)) for key in sorted(self._plans))
+
+    def _reading_is_due(self) -> bool:
+        return self._clock() - self._read_at >= READ_AT_LEAST
+
     # ---------------------------------------------------------------- a change
 
-    def _follow(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey], outcome: Outcome) -> bool:
-        """Write what differs between plans. False when the table is not as it was believed to be, or when it is nobody
-        of the touched ports whose wish was refused; then nothing is written, and everything has to be compared."""
-        old, new = self._take(wanted, {key for key in touched if self._plans.get(key) != wanted.get(key)})
+    def _follow(
+        self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None, outcome: Outcome
+    ) -> bool:
+        """Mend what others edited, and write what differs between plans. touched: None for all ports.
+
+        False when the table is not as it was believed to be, or when that is not known; then everything has to be
+        compared.
+        """
+        if touched is None:
+            if not self._committer.watches:
+                return False
+            keys = {*self._plans, *wanted}
+        else:
+            keys = set(touched)
+        again = self._rejected.keys() if touched is None else ()
+        ports = sorted(key for key in keys if key in again or self._plans.get(key) != wanted.get(key))
+        for _ in range(ATTEMPTS):
+            try:
+                return self._mend(outcome) and self._put(wanted, ports, outcome)
+            except Disturbed:
+                if not self._committer.watches:
+                    break
+        _log.info("Others changed the table, or may have; comparing everything", family=self.family.value)
+        return False
+
+    def _mend(self, outcome: Outcome) -> bool:
+        """Undo what others did to the table. False when that is not known, or not possible piece by piece."""
+        events = self._committer.take()
+        for _ in range(ATTEMPTS):
+            if not events:
+                return events is not None
+            with_chains = [key for key, plan in self._plans.items() if plan.affinity_seconds]
+            delta = mended(events, self._sets, Wanted(self._base, self._claims, self._fragment, with_chains))
+            if delta is None:
+                return False
+            _log.info("Others changed the table; mending it", family=self.family.value, places=len(set(delta.places)))
+            try:
+                if self._committer.commit(self._at_once(delta)):
+                    return False
+            except Disturbed:
+                more = self._committer.take()
+                events = None if more is None else events + more
+                continue
+            except Unattributed:
+                return False
+            outcome.repaired |= any(True for _ in delta.places)
+            self._count_written(delta, outcome)
+            return True
+        return False
+
+    def _put(self, wanted: Mapping[PortKey, ServicePlan], keys: Sequence[PortKey], outcome: Outcome) -> bool:
+        """Write what differs for some ports. False when the table is not as it was believed to be. Raises Disturbed."""
+        former = {key: (self._plans.get(key), self._rejected.get(key)) for key in keys}
+        old, new = self._take(wanted, keys)
         while True:
             delta = difference(self._claims.change(old, new))
             self._expected.update(delta.places)
-            operations = [op for part in transactions(delta, self._sets, most=GENERATIONS) for op in part]
+            operations = self._at_once(delta)
+            errors: Mapping[int, NetlinkError] = {}
+            found: dict[PortKey, str] = {}
+            unattributed = ""
             try:
-                errors = self._commit(operations, outcome)
-            except _Disturbed:
-                _log.info("Others changed the table, or may have; comparing everything", family=self.family.value)
-                return False
-            if not errors:
-                self._wrote(delta, outcome)
+                errors = self._committer.commit(operations)
+            except Disturbed:
+                self._restore(former, old, new)
+                raise
+            except Unattributed as refusal:
+                unattributed = str(refusal)
+            if errors and not surprising(errors):
+                found = guilty(operations, errors, new.items())
+                unattributed = "" if found else str(next(iter(errors.values())))
+            if not errors and not unattributed:
+                self._count(delta)
+                self._count_written(delta, outcome)
                 return True
-            found = {} if surprising(errors) else guilty(operations, errors, new.items())
+            if unattributed and len(keys) > 1:
+                self._restore(former, old, new)
+                half = len(keys) // 2
+                return self._put(wanted, keys[:half], outcome) and self._put(wanted, keys[half:], outcome)
+            if unattributed:
+                found = {key: unattributed for key in keys if new[key] is not NOTHING}
             if not found:
-                why = str(next(iter(errors.values())))
+                why = unattributed or str(next(iter(errors.values())))
                 _log.warning("A change was refused; comparing everything", family=self.family.value, why=why)
                 return False
             self._claims.change(new, old)
@@ -174,41 +252,62 @@ class NftablesProgrammer:
                 self._plans.pop(key, None)
         return old, {key: self._fragment(key) for key in keys}
 
+    def _restore(
+        self,
+        former: Mapping[PortKey, tuple[ServicePlan | None, str | None]],
+        old: Mapping[PortKey, Fragment],
+        new: Mapping[PortKey, Fragment],
+    ) -> None:
+        """Take back a `_take` and the claims' change."""
+        self._claims.change(new, old)
+        for key, (plan, why) in former.items():
+            self._plans.pop(key, None)
+            self._rejected.pop(key, None)
+            if plan is not None:
+                self._plans[key] = plan
+            if why is not None:
+                self._rejected[key] = why
+
+    def _at_once(self, delta: Delta) -> list[Operation]:
+        return [*chained.from_iterable(transactions(delta, self._sets, most=ONE))]
+
     # ---------------------------------------------------------------- everything
 
-    def _check(self, wanted: Mapping[PortKey, ServicePlan], believed: bool, outcome: Outcome) -> None:
-        """Read the table and write what differs, until it is as wanted but for what the kernel refuses."""
-        fragments = self._take_all(wanted, believed)
+    def _check(self, wanted: Mapping[PortKey, ServicePlan], believed: bool, known: bool, outcome: Outcome) -> None:
+        """Read the table and write what differs, until it is as wanted but for what the kernel refuses.
+
+        believed: the table should be as it was left. known: nobody said that it is not.
+        """
+        self._replan(wanted, believed)
         last = self._last()
         attempts = ATTEMPTS
         while True:
-            listing = self._read()
-            layout = lay_out(self._base, fragments.items())
-            delta = compare(listing, layout)
-            outcome.repaired |= believed and any(place not in self._expected for place in delta.places)
-            outcome.abandoned = (*outcome.abandoned, *self._abandoned(delta))
             try:
-                found = self._write(delta, layout, last, fragments, outcome)
-            except _Disturbed:
+                found = self._bring(last, believed, known, outcome)
+            except Disturbed:
                 attempts -= 1
+                known = False
                 if not attempts:
                     raise KernelError(f"others keep changing table {names.TABLE} ({self.family.value})") from None
                 continue
+            except Unattributed as refusal:
+                if not self._bring_apart(wanted, last, outcome):
+                    raise refusal.error from None
+                break
             if not found:
                 break
             self._rejected.update(found)
-            self._claims.change({k: fragments.pop(k) for k in found}, dict.fromkeys(found, NOTHING))
         self._takeover = False
-        self._size = sum(map(len, layout.elements.values()))
+        self._read_at = self._clock()
 
-    def _take_all(self, wanted: Mapping[PortKey, ServicePlan], believed: bool) -> dict[PortKey, Fragment]:
-        """Take in all plans; the fragments of all ports."""
-        keys = {key for key in {*self._plans, *wanted} if self._plans.get(key) != wanted.get(key)}
-        old, new = self._take(wanted, keys | self._rejected.keys())
-        change = self._claims.change(old, new)
+    def _replan(self, wanted: Mapping[PortKey, ServicePlan], believed: bool) -> None:
+        """Take in all plans."""
         if believed:
+            keys = {key for key in {*self._plans, *wanted} if self._plans.get(key) != wanted.get(key)}
+            change = self._claims.change(*self._take(wanted, keys | self._rejected.keys()))
             self._expected.update(difference(change).places)
-        return {key: new[key] if key in new else self._fragment(key) for key in self._plans}
+        self._plans = dict(wanted)
+        self._rejected = {}
 
     def _last(self) -> Sequence[Operation]:
         """kube-proxy's own table goes in the transaction with which ours stands."""
@@ -217,30 +316,124 @@ class NftablesProgrammer:
             return [DeleteTable(KUBE_PROXY_TABLE)]
         return []
 
-    def _read(self) -> Listing | None:
-        if self._drift is not None:
-            self._drift.reading()
-        before = self._kernel.generation()
-        listing = self._kernel.listing(self.family, names.TABLE)
-        self._generation = before if listing is None else listing.generation
-        return listing
+    def _bring(self, last: Sequence[Operation], believed: bool, known: bool, outcome: Outcome) -> dict[PortKey, str]:
+        """One attempt. Returns the ports because of which something was refused; then not all is written.
+
+        Raises Disturbed, Unattributed, KernelError.
+        """
+        listing = self._committer.read(self._sizes())
+        if listing is None:
+            outcome.repaired |= believed
+            return self._build(last, outcome)
+        delta = self._compared(listing, known)
+        outcome.repaired |= believed and any(place not in self._expected for place in delta.places)
+        outcome.abandoned = (*outcome.abandoned, *self._abandoned(delta))
+        return self._write(delta, last, outcome)
+
+    def _sizes(self) -> dict[str, int]:
+        """About how many elements the large sets should hold, so that those too large are not listed."""
+        ends = sum(len(plan.reachable) for plan in self._plans.values())
+        large = {names.ENDPOINTS: ends, names.NODE_PORT_ENDPOINTS: 0, names.HAIRPINS: ends}
+        return {**large, names.CLUSTER_IPS: len(self._plans)}
+
+    def _build(self, last: Sequence[Operation], outcome: Outcome) -> dict[PortKey, str]:
+        """Make the table, port by port; only with the end of it packets come in."""
+        self._start_over()
+        hooks = [chain for chain in self._base.chains if chain.base is not None]
+        first = Delta(new=True, sets=[*self._base.sets])
+        first.chains = [chain for chain in self._base.chains if chain.base is None]
+        for element in self._base.elements:
+            first.missing.setdefault(element.set, []).append(element)
+        if found := self._write(first, (), outcome):
+            return found
+        self._count(first)
+        sets: set[str] = set()
+        for ports in self._portions():
+            needs = self._claims.admit(ports)
+            delta = Delta(chains=needs.chains, missing=needs.elements)
+            delta.sets = [found for found in needs.sets if found.name not in sets]
+            sets.update(found.name for found in delta.sets)
+            if found := self._write(delta, (), outcome, ports):
+                return found
+            self._count(delta)
+        hooked = Delta(chains=hooks)
+        self._count(hooked)
+        return self._write(hooked, last, outcome)
+
+    def _portions(self) -> Iterator[dict[PortKey, Fragment]]:
+        """All ports by name, so many at a time as fit into one transaction."""
+        some: dict[PortKey, Fragment] = {}
+        room = ELEMENTS_AT_ONCE
+        for key, fragment in self._fragments():
+            size = len(fragment.shared) + sum(len(claim.elements) for claim in fragment.claims)
+            if some and size > room:
+                yield some
+                some, room = {}, ELEMENTS_AT_ONCE
+            some[key] = fragment
+            room -= size
+        yield some
+
+    def _compared(self, listing: Listing, known: bool) -> Delta:
+        """What leads from LISTING to what all ports need, who are all admitted."""
+        self._start_over()
+        comparison = Comparison(listing, self.family, sure=known)
+        sets, chains = dict(self._sets), {chain.name: chain for chain in self._base.chains}
+        try:
+            for element in self._base.elements:
+                comparison.want({element.set: [element]}, sets)
+            for ports in self._portions():
+                needs = self._claims.admit(ports)
+                sets.update((found.name, found) for found in needs.sets)
+                chains.update((chain.name, chain) for chain in needs.chains)
+                comparison.want(needs.elements, sets)
+                self._size += sum(map(len, needs.elements.values()))
+            delta = comparison.delta(sets, chains)
+        except OtherForm:
+            layout = lay_out(self._base, self._fragments())
+            delta, chains = whole(layout, replace=True), layout.chains
+            self._size = sum(map(len, layout.elements.values())) - len(self._base.elements)
+        self._size += len(self._base.elements)
+        self._rules = Counter({name: len(chain.rules) for name, chain in chains.items()})
+        return delta
+
+    def _bring_apart(self, wanted: Mapping[PortKey, ServicePlan], last: Sequence[Operation], outcome: Outcome) -> bool:
+        """The kernel refuses something and does not say what: first without the ports that have anything to be written,
+        then those by halves. The kernel's check is of no use here, as it leaves out what comes at the end.
+
+        False when it cannot be these ports. Raises Disturbed, Unattributed, KernelError.
+        """
+        _log.warning("The kernel refuses something; looking for it port by port", family=self.family.value)
+        listing = self._committer.read(self._sizes())
+        places = () if listing is None else [*self._compared(listing, known=True).places]
+        suspects = sorted(self._plans) if listing is None else concerned(places, self._fragments())
+        if not suspects:
+            return False
+        for key in suspects:
+            del self._plans[key]
+        if listing is None:
+            found = self._build((), outcome)
+        else:
+            found = self._write(self._compared(listing, known=True), (), outcome)
+        return not found and self._put(wanted, suspects, outcome) and not self._committer.commit(last)
 
     def _write(
         self,
         delta: Delta,
-        layout: Layout,
         last: Sequence[Operation],
-        fragments: Mapping[PortKey, Fragment],
         outcome: Outcome,
+        ports: Mapping[PortKey, Fragment] | None = None,
     ) -> dict[PortKey, str]:
-        """Write DELTA. Returns the ports because of which the kernel refused something; then not all is written."""
-        for operations in transactions(delta, layout.sets, last):
-            if errors := self._commit(operations, outcome):
-                found = guilty(operations, errors, fragments.items())
+        """Write DELTA. Returns those of PORTS (None: of all) because of which the kernel refused something; then not
+        all is written."""
+        for operations in transactions(delta, self._sets, last):
+            if errors := self._committer.commit(operations):
+                found = guilty(operations, errors, self._fragments() if ports is None else ports.items())
+                if not found and not surprising(errors):
+                    raise Unattributed(next(iter(errors.values())))
                 if not found:
                     raise next(iter(errors.values()))
                 return found
-        self._wrote(delta, outcome)
+        self._count_written(delta, outcome)
         return {}
 
     def _abandoned(self, delta: Delta) -> list[Frontend]:
@@ -248,47 +441,23 @@ class NftablesProgrammer:
         found = []
         for name in (names.SERVICES, names.NODE_PORTS):
             for element in delta.surplus.get(name, ()):
-                ip, protocol, port = element.key if len(element.key) == 3 else ("", *element.key)
-                if protocol in ("udp", "sctp"):
-                    frontend = Frontend(str(ip), int(port), Transport(str(protocol).upper()))
-                    found += [] if self._claims.claimed(frontend) else [frontend]
+                frontend = frontend_of((name, element.key))
+                if frontend is not None and frontend.protocol in TRACKED and self._claims.first(frontend) is None:
+                    found.append(frontend)
         return found
 
-    # ---------------------------------------------------------------- to the kernel
+    # ---------------------------------------------------------------- counts
 
-    def _commit(self, operations: Sequence[Operation], outcome: Outcome) -> Mapping[int, NetlinkError]:
-        """One transaction; what was refused, then nothing is done. Raises _Disturbed, KernelError."""
-        if not operations:
-            return {}
-        for _ in range(TRIES):
-            self._expect()
-            try:
-                errors = self._kernel.apply(self.family, operations, self._generation)
-            except NetlinkError as error:
-                if error.errno != OUTDATED:
-                    raise
-                continue
-            if not errors:
-                outcome.transactions += 1
-                if self._generation is not None:
-                    self._generation = (self._generation + 1) % GENERATIONS or 1
-            return errors
-        raise KernelError("others keep changing nf_tables")
-
-    def _expect(self) -> None:
-        """Expect the present generation if the table is still the one that was read. Raises _Disturbed."""
-        now = self._kernel.generation()
-        if now == self._generation:
-            return
-        if self._drift is None:
-            if self._generation is not None:
-                raise _Disturbed
-        elif self._drift.changed():
-            raise _Disturbed
-        else:
-            self._generation = now
-
-    def _wrote(self, delta: Delta, outcome: Outcome) -> None:
+    def _count(self, delta: Delta) -> None:
+        """The table is now what it was before, and DELTA."""
         missing, surplus = (sum(map(len, side.values())) for side in (delta.missing, delta.surplus))
         self._size += missing - surplus
-        outcome.rules_written = {names.TABLE: missing}
+        for chain in (*delta.chains, *delta.changed):
+            self._rules[chain.name] = len(chain.rules)
+        for name in delta.former_chains:
+            self._rules.pop(name, None)
+
+    def _count_written(self, delta: Delta, outcome: Outcome) -> None:
+        rules = sum(len(chain.rules) for chain in (*delta.chains, *delta.changed))
+        written = rules + sum(map(len, delta.missing.values()))
+        outcome.rules_written = {names.TABLE: outcome.rules_written.get(names.TABLE, 0) + written}

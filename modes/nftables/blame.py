@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel.nftables_operations import AddChain, AddElements, AddRules, AddSet, ElementsRefused, Operation
 from kproxy.model.nft import Element
 from kproxy.model.plans import PortKey
+from kproxy.modes.nftables.claims import Place
 from kproxy.modes.nftables.fragments import Fragment
 
-__all__ = ["guilty", "surprising"]
+__all__ = ["concerned", "guilty", "surprising"]
 
 # Something is there that should not be, or the other way around: the table is not as it was believed to be.
 SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
@@ -42,6 +43,20 @@ def guilty(
                 names.setdefault(found.name, str(error))
     found_guilty = ((key, _why(fragment, elements, names)) for key, fragment in fragments)
     return {key: why for key, why in found_guilty if why}
+
+
+def concerned(places: Iterable[Place | str], fragments: Iterable[tuple[PortKey, Fragment]]) -> list[PortKey]:
+    """Those of FRAGMENTS that need what is at any of PLACES: of an element, or the name of a set or chain."""
+    wanted = frozenset(places)
+    return [key for key, fragment in fragments if not wanted.isdisjoint(_places(fragment))]
+
+
+def _places(fragment: Fragment) -> Iterator[Place | str]:
+    yield from (found.name for found in fragment.sets)
+    yield from (chain.name for chain in fragment.chains)
+    yield from (claim.needs.name for claim in fragment.claims if claim.needs)
+    elements = (element for claim in fragment.claims for element in claim.elements)
+    yield from ((element.set, element.key) for element in (*fragment.shared, *elements))
 
 
 def _why(fragment: Fragment, elements: Mapping[Element, str], names: Mapping[str, str]) -> str:

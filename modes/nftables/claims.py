@@ -10,7 +10,7 @@ Fragments are not kept, only counted: they are rendered again from the plans whe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from kproxy.model.flows import Frontend
@@ -21,7 +21,7 @@ from kproxy.modes.nftables.fragments import Claim, Fragment
 from kproxy.modes.nftables.names import Balancer
 from kproxy.modes.nftables.settings import Settings
 
-__all__ = ["Change", "Claims", "Part", "Place"]
+__all__ = ["Change", "Claims", "Needs", "Part", "Place"]
 
 Fragments = Mapping[PortKey, Fragment]
 Place = tuple[str, Key]
@@ -43,6 +43,14 @@ class Change(NamedTuple):
     after: Part
 
 
+class Needs(NamedTuple):
+    """What some ports need that none before them needed."""
+
+    elements: dict[str, list[Element]]
+    chains: list[Chain]
+    sets: list[Set]
+
+
 class Claims:
     """What some ports need, kept up to date one change at a time."""
 
@@ -50,12 +58,49 @@ class Claims:
         """fragment: of a port that is not part of a change."""
         self._settings, self._fragment = settings, fragment
         self._frontends: dict[Frontend, tuple[PortKey, ...]] = {}
-        self._shared: Counter[Element] = Counter()
+        self._shared: dict[
+            str, dict[str | int, int]
+        ] = {}  # how many need an element, by its set and what its key is made of
         self._balancers: Counter[Balancer] = Counter()
 
     def claimed(self, frontend: Frontend) -> bool:
         """Whether any port needs it."""
         return frontend in self._frontends
+
+    def balancers(self) -> Collection[Balancer]:
+        """Those whose chains are needed."""
+        return self._balancers.keys()
+
+    def first(self, frontend: Frontend) -> PortKey | None:
+        """The port that serves a frontend."""
+        return self._frontends.get(frontend, (None,))[0]
+
+    def shares(self, element: Element) -> bool:
+        """Whether any port needs a shared element."""
+        start, *others = element.key
+        return start in self._shared.get(element.set, ()) and all(other == start for other in others)
+
+    def admit(self, fragments: Fragments) -> Needs:
+        """Ports come that are behind all others by name: what that takes. Quicker than `change`."""
+        elements: dict[str, list[Element]] = {}
+        chains: dict[str, Chain] = {}
+        for key, fragment in fragments.items():
+            for claim in fragment.claims:
+                claimants = self._frontends.get(claim.frontend, ())
+                self._frontends[claim.frontend] = (*claimants, key)
+                if not claimants:
+                    for element in claim.elements:
+                        elements.setdefault(element.set, []).append(element)
+                    if (balancer := claim.needs) is not None:
+                        if balancer not in self._balancers:
+                            chains[balancer.name] = balancer_chain(balancer, self._settings)
+                        self._balancers[balancer] += 1
+            for element in fragment.shared:
+                if self._count_shared(element, 1) == 1:
+                    elements.setdefault(element.set, []).append(element)
+            chains.update((chain.name, chain) for chain in fragment.chains)
+        sets = {found.name: found for fragment in fragments.values() for found in fragment.sets}
+        return Needs(elements, list(chains.values()), list(sets.values()))
 
     def change(self, old: Fragments, new: Fragments) -> Change:
         """Some ports needed what is in OLD and need what is in NEW, which has the same ports; an empty fragment stands
@@ -65,7 +110,7 @@ class Claims:
         elements = dict.fromkeys(e for some in (old, new) for fragment in some.values() for e in fragment.shared)
         before = self._served(frontends, old)
         balancers = self._count_balancers(before, -1)
-        present = [element for element in elements if self._shared[element]]
+        present = [element for element in elements if self.shares(element)]
         self._count(old, -1)
         self._count(new, 1)
         after = self._served(frontends, new)
@@ -74,7 +119,7 @@ class Claims:
         lent_after = needed.keys() | {b for b in balancers if self._balancers[b]}
         return Change(
             self._part(old, before, present, lent_before),
-            self._part(new, after, [element for element in elements if self._shared[element]], lent_after),
+            self._part(new, after, [element for element in elements if self.shares(element)], lent_after),
         )
 
     def _served(self, frontends: Iterable[Frontend], fragments: Fragments) -> list[Claim]:
@@ -95,9 +140,16 @@ class Claims:
             for claim in fragment.claims:
                 self._claim(claim.frontend, key, step > 0)
             for element in fragment.shared:
-                self._shared[element] += step
-                if not self._shared[element]:
-                    del self._shared[element]
+                self._count_shared(element, step)
+
+    def _count_shared(self, element: Element, step: int) -> int:
+        counts = self._shared.setdefault(element.set, {})
+        start = element.key[0]
+        if count := counts.get(start, 0) + step:
+            counts[start] = count
+        else:
+            del counts[start]
+        return count
 
     def _claim(self, frontend: Frontend, key: PortKey, needed: bool) -> None:
         claimants = tuple(other for other in self._frontends.pop(frontend, ()) if other != key)

@@ -22,6 +22,7 @@ from kproxy.kernel.nftables_operations import (
     DeleteSet,
     DeleteTable,
     FlushChain,
+    FlushSet,
     Operation,
 )
 from kproxy.model.nft import Chain, Element, Set, SetKind
@@ -36,7 +37,9 @@ class Delta:
     """What has to be done.
 
     sets, chains: to make. changed: chains that are there with other rules. surplus, missing: elements by the name of
-    their set; the same key in both means other data. former_chains, former_sets: names of what has to go.
+    their set; the same key in both means other data. emptied: sets, of data and not of verdicts, that lose all elements
+    before the missing ones come, which are then all that they need; in one transaction. former_chains, former_sets:
+    names of what has to go.
     new: the table has to be made. replace: whatever table there is has to go first, in the same transaction.
     """
 
@@ -45,6 +48,7 @@ class Delta:
     changed: list[Chain] = field(default_factory=list)
     surplus: dict[str, list[Element]] = field(default_factory=dict)
     missing: dict[str, list[Element]] = field(default_factory=dict)
+    emptied: list[str] = field(default_factory=list)
     former_chains: list[str] = field(default_factory=list)
     former_sets: list[str] = field(default_factory=list)
     new: bool = False
@@ -56,7 +60,8 @@ class Delta:
         yield from (found.name for found in self.sets)
         yield from (chain.name for chain in (*self.chains, *self.changed))
         yield from (*self.former_chains, *self.former_sets)
-        yield from ((name, e.key) for side in (self.surplus, self.missing) for name, some in side.items() for e in some)
+        for side in (self.surplus, self.missing):
+            yield from ((name, e.key) for name, some in side.items() if name not in self.emptied for e in some)
 
 
 class _Step(NamedTuple):
@@ -140,9 +145,14 @@ def _cleared(delta: Delta) -> Iterator[Operation]:
 
 def _elements(delta: Delta, sets: Mapping[str, Set], verdicts: bool, most: int) -> Iterator[_Step]:
     """Elements that come, each after the one whose place it takes; and the verdicts that go."""
-    for name in dict.fromkeys((*delta.missing, *delta.surplus)):
+    for name in dict.fromkeys((*delta.missing, *delta.surplus, *delta.emptied)):
         found, missing, surplus = sets[name], delta.missing.get(name, []), delta.surplus.get(name, [])
         if (found.kind is SetKind.VERDICTS) is not verdicts:
+            continue
+        if name in delta.emptied:
+            yield _Step(
+                len(missing), [FlushSet(TABLE, name), *([AddElements(TABLE, found, missing)] if missing else [])]
+            )
             continue
         if found.interval and missing:  # one may lie within another
             yield _Step(len(missing) + len(surplus), [*_deleted(found, surplus), AddElements(TABLE, found, missing)])

@@ -39,8 +39,9 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
     """Everything that one Service port needs.
 
     shared: elements that other ports may need as well (a Service's cluster IP, a pod's address): each stays as long as
-    any port needs it. sets: the set of clients, with affinity only; ports with the same timeout share it, and one of a
-    name is always the same. chains: this port's own, with affinity only.
+    any port needs it. Their keys are one value, once or several times. sets: the set of clients, with affinity only;
+    ports with the same timeout share it, and one of a name is always the same. chains: this port's own, with affinity
+    only.
     """
 
     claims: tuple[Claim, ...] = ()

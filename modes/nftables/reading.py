@@ -1,68 +1,137 @@
-"""What a table as the kernel lists it lacks, has otherwise or has for nothing.
+"""What a table as the kernel lists it lacks, has otherwise or has for nothing. Pure.
 
 What cannot be mended piece by piece is replaced as a whole, in one transaction: a set or base chain of another form,
-or elements that mean nothing.
+or elements that mean nothing. A set with more elements than can be listed in reasonable time is emptied and filled
+again, in one transaction too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from kproxy.kernel.nftables import ListedSet, Listing
 from kproxy.kernel.nftables_codec import ListedChain
-from kproxy.model.nft import Chain, Set
+from kproxy.kernel.nftables_elements import Coder, coder
+from kproxy.model.nft import Chain, Element, Set
+from kproxy.model.plans import Family
 from kproxy.modes.nftables.delta import Delta
 from kproxy.modes.nftables.layout import Layout
 
-__all__ = ["compare"]
+__all__ = ["Comparison", "OtherForm", "compare", "whole"]
+
+
+class OtherForm(Exception):
+    """The table cannot be mended, only be replaced."""
 
 
 def compare(listing: Listing | None, layout: Layout) -> Delta:
     """What leads from LISTING, None for no table, to LAYOUT."""
     if listing is None:
-        return _whole(layout, Delta(new=True))
+        return whole(layout, replace=False)
+    comparison = Comparison(listing, layout.family)
     try:
-        if _has_other_forms(listing, layout):
-            return _whole(layout, Delta(replace=True))
-        return _pieces(listing, layout)
-    except ValueError:  # of LAYOUT's elements and rules too: then the kernel says which
-        return _whole(layout, Delta(replace=True))
+        comparison.want(layout.elements, layout.sets)
+        return comparison.delta(layout.sets, layout.chains)
+    except OtherForm:
+        return whole(layout, replace=True)
 
 
-def _whole(layout: Layout, delta: Delta) -> Delta:
-    delta.sets, delta.chains = list(layout.sets.values()), list(layout.chains.values())
-    delta.missing = {name: list(elements) for name, elements in layout.elements.items() if elements}
-    return delta
+def whole(layout: Layout, replace: bool) -> Delta:
+    """All of LAYOUT. replace: whatever table is there has to go in the same transaction."""
+    missing = {name: list(elements) for name, elements in layout.elements.items() if elements}
+    sets, chains = list(layout.sets.values()), list(layout.chains.values())
+    return Delta(sets=sets, chains=chains, missing=missing, new=not replace, replace=replace)
 
 
-def _pieces(listing: Listing, layout: Layout) -> Delta:
-    delta = Delta(
-        sets=[found for name, found in layout.sets.items() if name not in listing.sets],
-        chains=[chain for name, chain in layout.chains.items() if name not in listing.chains],
-        former_chains=[name for name in listing.chains if name not in layout.chains],
-        former_sets=[name for name in listing.sets if name not in layout.sets],
-    )
-    for name, chain in layout.chains.items():
-        listed = listing.chains.get(name)
-        if listed is not None and not listed.same_as(layout.family, chain):
-            delta.changed.append(chain)
-    for name, found in layout.sets.items():
-        if not found.timeout:  # else packets add the elements
-            wanted = layout.elements.get(name, ())
-            surplus, missing = listing.sets.get(name, ListedSet(found)).difference(wanted)
-            if surplus:
+class Comparison:
+    """Told piece by piece what the table should hold, says what it takes."""
+
+    def __init__(self, listing: Listing, family: Family, sure: bool = False) -> None:
+        """sure: sets that were not listed are known to be as they should be."""
+        self._listing, self._family, self._sure = listing, family, sure
+        self._there: dict[str, set[bytes]] = {}
+        self._missing: dict[str, list[Element]] = {}
+
+    def want(self, elements: Mapping[str, Sequence[Element]], sets: Mapping[str, Set]) -> None:
+        """More elements, each given once, by the names of SETS. Raises OtherForm."""
+        for name, some in elements.items():
+            if missing := self._lacking(name, some, sets[name]):
+                self._missing.setdefault(name, []).extend(missing)
+
+    def delta(self, sets: Mapping[str, Set], chains: Mapping[str, Chain]) -> Delta:
+        """What the table lacks of all elements so far, of SETS and CHAINS, and what else it has. Raises OtherForm."""
+        listing = self._listing
+        if any(_is_other_chain(listing.chains.get(name), chain) for name, chain in chains.items()):
+            raise OtherForm
+        delta = Delta(
+            sets=[found for name, found in sets.items() if name not in listing.sets],
+            chains=[chain for name, chain in chains.items() if name not in listing.chains],
+            missing=self._missing,
+            former_chains=[name for name in listing.chains if name not in chains],
+            former_sets=[name for name in listing.sets if name not in sets],
+        )
+        for name, chain in chains.items():
+            listed = listing.chains.get(name)
+            if listed is not None and not _same(listed, self._family, chain):
+                delta.changed.append(chain)
+        for name, spec in sets.items():
+            if not spec.timeout and name in listing.sets:  # else packets add the elements
+                self._compare_rest(name, spec, delta)
+        return delta
+
+    def _compare_rest(self, name: str, spec: Set, delta: Delta) -> None:
+        listed = self._listing.sets[name]
+        if listed.elements is None and listed.spec == spec:
+            delta.emptied += [] if self._sure else [name]
+            return
+        try:
+            if surplus := [coder(spec).decode(data) for data in self._of(name, listed, spec)]:
                 delta.surplus[name] = surplus
-            if missing:
-                delta.missing[name] = missing
-    return delta
+        except ValueError:
+            raise OtherForm from None
+
+    def _lacking(self, name: str, wanted: Sequence[Element], spec: Set) -> Sequence[Element]:
+        listed = self._listing.sets.get(name)
+        if listed is None:
+            return wanted
+        if listed.elements is None and listed.spec == spec:
+            return [] if self._sure else wanted
+        there = self._of(name, listed, spec)
+        encoded = _encoded(coder(spec), wanted)
+        missing = [element for element, data in zip(wanted, encoded, strict=True) if data not in there]
+        there.difference_update(encoded)
+        return missing
+
+    def _of(self, name: str, listed: ListedSet, spec: Set) -> set[bytes]:
+        """Those listed elements that nobody wanted yet."""
+        if name not in self._there:
+            if listed.spec != spec or listed.elements is None:
+                raise OtherForm
+            self._there[name] = set(listed.elements)
+        return self._there[name]
 
 
-def _has_other_forms(listing: Listing, layout: Layout) -> bool:
-    sets = ((listing.sets.get(name), found) for name, found in layout.sets.items())
-    chains = ((listing.chains.get(name), chain) for name, chain in layout.chains.items())
-    return any(_is_other_set(*pair) for pair in sets) or any(_is_other_chain(*pair) for pair in chains)
+def _encoded(code: Coder, elements: Sequence[Element]) -> list[bytes]:
+    """One that means nothing is never there; the kernel says then what is wrong with it."""
+    try:
+        return code.encode(elements)
+    except ValueError:
+        return [b"" if _is_wrong(code, element) else code.encode([element])[0] for element in elements]
 
 
-def _is_other_set(listed: ListedSet | None, wanted: Set) -> bool:
-    return listed is not None and listed.spec != wanted
+def _is_wrong(code: Coder, element: Element) -> bool:
+    try:
+        code.encode([element])
+    except ValueError:
+        return True
+    return False
+
+
+def _same(listed: ListedChain, family: Family, chain: Chain) -> bool:
+    try:
+        return listed.same_as(family, chain)
+    except ValueError:  # a rule that means nothing: then the kernel says so
+        return False
 
 
 def _is_other_chain(listed: ListedChain | None, wanted: Chain) -> bool:

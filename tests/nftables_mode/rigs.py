@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kproxy.fakes.nftables import FakeNftables
+from kproxy.fakes.nftables import FakeDrift, FakeNftables
 from kproxy.model.nft import Chain, Element, Set
 from kproxy.model.plans import PortKey, ServicePlan
 from kproxy.modes.base import Outcome
-from kproxy.modes.nftables.apply import NftablesProgrammer
+from kproxy.modes.nftables.apply import READ_AT_LEAST, NftablesProgrammer
 from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.names import TABLE
 from kproxy.modes.nftables.render import render_base, render_port
@@ -18,26 +18,15 @@ from tests.nftables.plans import settings
 Held = tuple[dict[str, Set], dict[str, Chain], dict[str, frozenset[Element]]]
 
 
-class Foreigners:
-    """A Drift that takes every transaction that the fake counts as others' for one on our table."""
-
-    def __init__(self, kernel: FakeNftables) -> None:
-        self._kernel, self._seen = kernel, kernel.foreign
-
-    def reading(self) -> None:
-        self._seen = self._kernel.foreign
-
-    def changed(self) -> bool:
-        return self._kernel.foreign != self._seen
-
-
 class Rig:
     """One programmer, its kernel, and the plans that were last asked for."""
 
     def __init__(self, kernel: FakeNftables | None = None, chosen: Settings | None = None) -> None:
         self.kernel = kernel or FakeNftables()
         self.settings = chosen or settings()
-        self.programmer = NftablesProgrammer(self.settings, self.kernel, Foreigners(self.kernel))
+        self.drift = FakeDrift(self.kernel, self.settings.family, TABLE)
+        self.now = 0.0
+        self.programmer = NftablesProgrammer(self.settings, self.kernel, self.drift, clock=lambda: self.now)
         self.plans: dict[PortKey, ServicePlan] = {}
 
     def want(self, *plans: ServicePlan, gone: Iterable[ServicePlan] = ()) -> Outcome:
@@ -48,7 +37,12 @@ class Rig:
         return self.programmer.apply(self.plans, [plan.key for plan in (*plans, *gone)])
 
     def check(self) -> Outcome:
-        """A full check."""
+        """A full check, which relies on what the kernel told."""
+        return self.programmer.apply(self.plans, None)
+
+    def read(self) -> Outcome:
+        """A full check that reads the table."""
+        self.now += READ_AT_LEAST
         return self.programmer.apply(self.plans, None)
 
     def held(self) -> Held:

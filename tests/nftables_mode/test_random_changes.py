@@ -23,6 +23,7 @@ from kproxy.kernel.nftables_operations import (
 )
 from kproxy.model.nft import Drop, Element, Set, SetKind, Type
 from kproxy.model.plans import Family, ServicePlan
+from kproxy.modes.base import Outcome
 from kproxy.modes.nftables.names import TABLE
 from tests.nftables.plans import any_plan, any_settings
 from tests.nftables_mode.rigs import Rig
@@ -38,33 +39,33 @@ class Changes(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.rig = Rig()
-        self.rig.check()
+        self.total = self.rig.check().rules_total
         self.sound = True
         self.rejected: set[Any] = set()
 
     @rule(plans=st.lists(PLANS, max_size=3, unique_by=lambda plan: plan.key))
     def some_come_or_change(self, plans: list[ServicePlan]) -> None:
-        self._noted(self.rig.want(*plans).rejected)
+        self._noted(self.rig.want(*plans))
 
     @rule(name=NAMES)
     def some_go(self, name: str) -> None:
-        self._noted(self.rig.want(gone=[p for p in self.rig.plans.values() if p.key.name == name]).rejected)
+        self._noted(self.rig.want(gone=[p for p in self.rig.plans.values() if p.key.name == name]))
 
     @rule()
     def everything_is_checked(self) -> None:
-        self._noted(self.rig.check().rejected)
+        self._noted(self.rig.check())
 
     @rule(chosen=any_settings(Family.IPV4))
     def settings_change(self, chosen: Any) -> None:
         self.rig.settings = chosen
         self.rig.programmer.configure(chosen)
-        self._noted(self.rig.check().rejected)
+        self._noted(self.rig.check())
 
     @rule(plan=PLANS)
     def the_kernel_cannot_be_talked_to(self, plan: ServicePlan) -> None:
         self.rig.kernel.fail_at = {self.rig.kernel.applies + 1}
         try:
-            self._noted(self.rig.want(plan).rejected)
+            self._noted(self.rig.want(plan))
         except KernelError:
             self.sound = False
         self.rig.kernel.fail_at = set()
@@ -76,7 +77,7 @@ class Changes(RuleBasedStateMachine):
             return errno.ENOSPC if adds and element is not None and element.comment == str(plan.key) else 0
 
         self.rig.kernel.refuse = refuse
-        self._noted(self.rig.want(plan).rejected)
+        self._noted(self.rig.want(plan))
         self.rig.kernel.refuse = accept
 
     @rule(name=st.sampled_from(OURS), at=st.integers(0, 3))
@@ -110,8 +111,9 @@ class Changes(RuleBasedStateMachine):
             return  # already done
         self.sound = False
 
-    def _noted(self, rejected: Any) -> None:
-        self.rejected, self.sound = set(rejected), True
+    def _noted(self, outcome: Outcome) -> None:
+        self.rejected, self.sound = set(outcome.rejected), True
+        self.total = outcome.rules_total
 
     @invariant()
     def the_table_is_as_wanted(self) -> None:
@@ -120,17 +122,20 @@ class Changes(RuleBasedStateMachine):
             written = len(self.rig.kernel.applied)
             assert not self.rig.programmer.drifted()
             if not self.rejected:
-                outcome = self.rig.check()
+                rules = sum(len(chain.rules) for chain in self.rig.held()[1].values())
+                assert self.total == {TABLE: sum(map(len, self.rig.held()[2].values())) + rules}
+                outcome = self.rig.read()
                 assert not outcome.repaired
+                assert outcome.rules_total == {TABLE: sum(map(len, self.rig.held()[2].values())) + rules}
                 assert len(self.rig.kernel.applied) == written  # nothing is written twice
         else:
             # a full check heals it, or any change that comes first
             plans = list(self.rig.plans.values()) if len(self.rig.kernel.applied) % 2 else []
             if plans:
                 changed = msgspec.structs.replace(plans[0], port=161 - plans[0].port)
-                self._noted(self.rig.want(changed).rejected)
+                self._noted(self.rig.want(changed))
             else:
-                self._noted(self.rig.check().rejected)
+                self._noted(self.rig.check())
             assert self.rig.held() == self.rig.wanted(self.rejected)
 
 
