@@ -10,7 +10,7 @@ import logging
 import platform
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,7 +30,7 @@ from kproxy.errors import KernelError
 from kproxy.health.forwarding import Figures, ForwardingCollector
 from kproxy.model.plans import Family
 
-__all__ = ["CONTENT_TYPE", "Metrics", "NfacctReader"]
+__all__ = ["CONTENT_TYPE", "Described", "Metrics", "NfacctReader"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The format of `Metrics.exposition`."""
@@ -57,15 +57,25 @@ _log = logging.getLogger(__name__)
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
+class Described(NamedTuple):
+    """What a metric says of itself. name: as in the text format. buckets: of a histogram, without the infinite one."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    meaning: str
+    buckets: tuple[float, ...] = ()
+
+
 class _Children(dict[tuple[str, ...], M], Generic[M]):
     """The labelled children of one metric, each made when it is first needed."""
 
     def __init__(self, metric: M) -> None:
         super().__init__()
-        self._metric = metric
+        self.metric = metric
 
     def __missing__(self, labels: tuple[str, ...]) -> M:
-        child = self[labels] = self._metric.labels(*labels)
+        child = self[labels] = self.metric.labels(*labels)
         return child
 
 
@@ -355,8 +365,28 @@ class Metrics:
         """Export what userspace mode's forwarder counted, as READ returns it, at each scrape; None: no longer."""
         self._forwarding.read = read
 
+    def described(self) -> list[Described]:
+        """Every metric of kproxy, those of its process aside."""
+        kept = [_described(metric) for metric in vars(self).values() if isinstance(metric, MetricWrapperBase)]
+        kept += [_described(children.metric) for children in vars(self).values() if isinstance(children, _Children)]
+        read = [*self._nfacct.describe(), *self._forwarding.describe()]
+        return kept + [_of_family(family) for family in read]
+
     def exposition(self) -> bytes:
         """All metrics in the Prometheus text format 0.0.4. May take milliseconds: not for the sync thread."""
         # Bucket bounds as client_golang writes them (le="1", not le="1.0"), so that kproxy's and kube-proxy's
         # series of one cluster add up.
         return re.sub(rb'(?<=le=")(\d+)\.0(?=")', rb"\1", generate_latest(self._registry))
+
+
+def _described(metric: MetricWrapperBase) -> Described:
+    # The library has no public way to ask a metric for its labels and bounds.
+    bounds = getattr(metric, "_kwargs", {}).get("buckets", ())
+    kind = metric._type or "untyped"
+    name = f"{metric._name}_total" if kind == "counter" else metric._name
+    return Described(name, kind, tuple(metric._labelnames), metric._documentation, tuple(bounds))
+
+
+def _of_family(family: Metric) -> Described:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    return Described(name, family.type, tuple(getattr(family, "_labelnames", ())), family.documentation)

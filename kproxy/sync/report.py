@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 
 from kproxy import logs
@@ -28,8 +28,10 @@ __all__ = ["Reporter"]
 
 _log = logs.get("sync")
 REMEMBERED_PROBLEMS = 4096
-MOST_CONFLICTS_TOLD = 20
-"""Of one sync, in the log and as Events; the status page has them all."""
+MOST_TOLD = 20
+"""Conflicts of one sync, and Services of one conflict, that the log and Events tell; the status page has them all."""
+MOST_NAMED = 5
+"""Services that one line names."""
 
 
 class Reporter:
@@ -189,14 +191,15 @@ class Reporter:
         found = self._conflicts[family].found
         self._metrics.conflicts(family, len(found))
         self._board.conflicts(family, found)
-        for conflict in list(news)[:MOST_CONFLICTS_TOLD]:
+        for conflict in list(news)[:MOST_TOLD]:
+            services = _few(conflict.claimants)
             _log.warning(
                 "Several Services ask for one address and port; one of them gets its connections, change the others",
                 where=conflict.where,
-                services=conflict.claimants,
+                services=services,
             )
-            for namespace, name in sorted({_service(claimant) for claimant in conflict.claimants}):
-                note = f"{conflict.where} is asked for by {', '.join(conflict.claimants)}; only one of them gets it"
+            for namespace, name in sorted({_service(claimant) for claimant in conflict.claimants})[:MOST_TOLD]:
+                note = f"{conflict.where} is asked for by {services}; only one of them gets it"
                 self._notify(Notice("Service", namespace, name, "Conflict", "Sync", note))
 
     def _count_refusal(self, family: Family) -> None:
@@ -205,6 +208,11 @@ class Reporter:
             self._metrics.nftables_failed(family, cleanup=False)
         elif self._mode is not ProxyMode.IPVS:
             self._metrics.restore_failed(family, partial=True)
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _service(claimant: str) -> tuple[str, str]:
