@@ -26,7 +26,7 @@ __all__ = ["Proxy", "quiet"]
 
 TOOLS = ("", "-save", "-restore")
 LOOK = 0.1  # seconds between two looks at its memory
-QUIET = 0.05  # seconds of processor time in a second: less is rest
+QUIET, LENGTH = 0.02, 0.5  # seconds of processor time in so many seconds: what is less is rest
 ENDING = 20.0
 
 
@@ -111,7 +111,7 @@ def quiet(proxy: Proxy, seconds: float) -> None:
     """Wait until PROXY rests, SECONDS at most. Raises KernelError when it ended."""
     end, before = time.monotonic() + seconds, proxy.usage().cpu
     while time.monotonic() < end:
-        time.sleep(1.0)
+        time.sleep(LENGTH)
         proxy.check()
         now = proxy.usage().cpu
         if now - before < QUIET:

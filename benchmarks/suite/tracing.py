@@ -32,7 +32,7 @@ def measure(trial: Trial, prober: Prober) -> None:
     samples = []
     with TemporaryDirectory(prefix="kproxy-trace-") as folder, _traced(trial, Path(folder, "trace")) as trace:
         read = 0
-        for turn in trial.turns("bytes to the kernel", CHANGES, warm_up=1):
+        for turn in trial.turns("bytes to the kernel", min(CHANGES, trial.limits.changes), warm_up=1):
             trial.reach(prober, trial.objects.replace(trial.probed[turn % len(trial.probed)]), LOOSE)
             time.sleep(REST)
             content = trace.read_bytes()

@@ -1,0 +1,87 @@
+"""The whole suite at a tiny size: every quantity is there and can be true."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.__main__ import main
+from benchmarks.suite.results import Quantity, Run, decode
+from kproxy.fakes.apiserver import ApiServer
+from kproxy.fakes.apistore import Selection
+from kproxy.lab.namespaces import unavailable
+
+TOOLS = ("iptables-nft-restore", "nft", "strace")
+TINY = ["--changes", "3", "--starts", "1", "--storm-seconds", "0.3", "--packet-seconds", "0.2"]
+# Between these a figure can be true, in the unit of its quantity.
+PLAUSIBLE = {
+    Quantity.COLD_START: (0.1, 60),
+    Quantity.ENDPOINT_CHANGE: (0.0005, 30),
+    Quantity.NEW_SERVICE: (0.0005, 30),
+    Quantity.DELETED_SERVICE: (0.0005, 30),
+    Quantity.CPU_PER_CHANGE: (0, 2),
+    Quantity.BYTES_PER_CHANGE: (100, 1e6),
+    Quantity.MEMORY: (20e6, 1e9),
+    Quantity.MEMORY_PEAK: (20e6, 2e9),
+    Quantity.STORM: (0.0005, 60),
+    Quantity.STORM_SETTLED: (0, 60),
+    Quantity.STORM_CPU: (0, 60),
+    Quantity.CONNECTIONS: (10, 1e6),
+    Quantity.FIRST_PACKET: (1e-6, 5),
+}
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(TOOLS)), reason=unavailable(TOOLS))]
+
+
+def measured(folder: Path, *arguments: str) -> Run:
+    assert main([*arguments, *TINY, "--out", str(folder)]) == 0
+    return decode((folder / "suite.json").read_bytes())
+
+
+def check(run: Run, *subjects: str) -> None:
+    """Each of SUBJECTS has all quantities, each in its bounds, and nothing went wrong."""
+    assert run.problems == ()
+    assert {subject.name for subject in run.subjects} == set(subjects)
+    found = {(each.subject, each.quantity) for each in run.measurements}
+    assert found == {(subject, quantity) for subject in subjects for quantity in Quantity}
+    for each in run.measurements:
+        low, high = PLAUSIBLE[each.quantity]
+        assert all(low <= sample <= high for sample in each.samples), (each.subject, each.quantity, each.samples)
+
+
+def test_a_mode_is_measured_in_full(tmp_path: Path) -> None:
+    run = measured(tmp_path, "--modes", "iptables", "--services", "20", "--endpoints", "2")
+    check(run, "kproxy iptables")
+    counts = {each.quantity: len(each.samples) for each in run.measurements}
+    assert counts[Quantity.NEW_SERVICE] == counts[Quantity.DELETED_SERVICE] == 3
+    assert (tmp_path / "suite.html").exists()
+
+
+def test_a_baseline_stands_beside_it_against_any_api_server(tmp_path: Path) -> None:
+    """Nothing is left on that server, and what was there before is."""
+    with ApiServer(tokens=["secret"]) as server:
+        server.apply({"kind": "Service", "metadata": {"name": "theirs"}, "spec": {"clusterIP": "10.99.0.1"}})
+        config = tmp_path / "kubeconfig"
+        config.write_text(yaml.safe_dump(kubeconfig(server.url, "secret")))
+        command = f"other={sys.executable} -m kproxy run --config {{config}} --v 1"
+        sizes = ("--services", "10", "--endpoints", "1")
+        run = measured(tmp_path, "--modes", "nftables", *sizes, "--kubeconfig", str(config), "--baseline", command)
+        check(run, "kproxy nftables", "other nftables")
+        assert [subject.baseline for subject in run.subjects] == [False, True]
+        kinds = ("Service", "EndpointSlice", "Node", "Namespace")
+        left = [item.name for kind in kinds for item in server.store.objects(Selection(kind))[1]]
+        assert left == ["theirs"]
+
+
+def kubeconfig(url: str, token: str) -> dict[str, object]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
