@@ -119,6 +119,7 @@ _HOST = re.compile(
     "|Could not fetch rule set generation|Table does not exist|(?:unsupported|incompatible).* (?:kernel|version)",
     re.IGNORECASE,
 )
+_FORBIDDEN = re.compile("must be root|Permission denied|Operation not permitted")
 _NO_CHAIN = re.compile(r"Chain '([^']+)' does not exist")
 _LINE = (
     re.compile(r"^line (\d+): \w+ failed", re.MULTILINE),  # nft, refused by the kernel
@@ -173,7 +174,8 @@ def available(runner: Runner) -> dict[Backend, Command]:
 
 def detect(runner: Runner) -> Command:
     """The backend that the node already uses: where the kubelet left its chains, else the one with more rules, else
-    nft where there is a choice. Reads both families' tables once. Raises KernelError."""
+    nft where there is a choice. Reads both families' tables once. Raises KernelError, also when the kernel lets this
+    process not see what a backend holds: taking it for empty could leave the node with rules in both."""
     found = available(runner)
     if len(found) == 1:
         return next(iter(found.values()))
@@ -202,7 +204,13 @@ def _identify(runner: Runner, infix: str) -> Command | None:
 
 def _quiet_save(runner: Runner, command: Command, family: Family) -> str:
     """Without naming a table: naming one makes legacy load it into the kernel. A host without IPv6 has no rules."""
-    done = runner.run([command.name(family, "save")], timeout=TIMEOUT)
+    name = command.name(family, "save")
+    done = runner.run([name], timeout=TIMEOUT)
+    if not done.ok and _FORBIDDEN.search(done.stderr):
+        raise KernelError(
+            f"{name} may not read its tables (legacy needs the capability NET_RAW, both need NET_ADMIN); "
+            "grant it, or name the backend with --iptables-backend"
+        )
     return done.stdout.decode(errors="replace") if done.ok else ""
 
 

@@ -30,12 +30,20 @@ class Scripted:
         self._versions = VERSIONS if versions is None else versions
         self.ran: list[tuple[str, ...]] = []
         self.answer = Completed(0)
+        self._failing: dict[str, str] = {}
+
+    def failing(self, name: str, stderr: str) -> Scripted:
+        """One command ends with status 1 and this complaint."""
+        self._failing[name] = stderr
+        return self
 
     def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
         self.ran.append(tuple(argv))
         infix = argv[0].partition("tables")[2].rpartition("-")[0]
         if "--version" in argv:
             return Completed(0, self._versions[infix].encode())
+        if said := self._failing.get(argv[0]):
+            return Completed(1, stderr=said)
         if argv[0].endswith("-save"):
             return Completed(0, self._saves.get(argv[0], "").encode())
         return self.answer
@@ -66,6 +74,23 @@ FOUND = {
 @pytest.mark.parametrize(("runner", "backend"), FOUND.values(), ids=FOUND)
 def test_the_backend_in_use_is_found(runner: Scripted, backend: Backend) -> None:
     assert detect(runner).backend is backend
+
+
+FORBIDDEN = "iptables-save v1.8.9 (legacy): Cannot initialize: Permission denied (you must be root)"
+NO_FAMILY = "ip6tables-save v1.8.9 (legacy): Cannot initialize: Address family not supported by protocol"
+
+
+def test_a_backend_that_may_not_be_read_is_not_taken_for_empty() -> None:
+    with pytest.raises(KernelError, match=r"^iptables-legacy-save .*NET_RAW.*--iptables-backend$"):
+        detect(both(iptables_legacy_save=HINT).failing("iptables-legacy-save", FORBIDDEN))
+
+
+def test_it_does_not_matter_where_the_kubelet_left_its_hint_in_the_other() -> None:
+    assert detect(both(iptables_nft_save=HINT).failing("iptables-legacy-save", FORBIDDEN)).backend is Backend.NFT
+
+
+def test_a_host_without_ipv6_has_no_rules_of_it() -> None:
+    assert detect(both(iptables_legacy_save=HINT).failing("ip6tables-legacy-save", NO_FAMILY)).backend is Backend.LEGACY
 
 
 def test_no_iptables_is_an_error_that_says_so() -> None:
