@@ -23,8 +23,8 @@ test: $(READY) lint types ## everything: lint, types, layers and every test
 check: $(READY) lint types ## the quick loop: lint, types, and the tests that need no root
 	$(BIN)/pytest -q -m "not root and not slow"
 
-bench: $(READY) ## measure; tables on the screen, JSON in benchmarks/results
-	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m benchmarks
+bench: $(READY) ## measure whole proxies, as BENCH='--modes nftables …' says; report in benchmarks/results
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(READY)
 	$(BIN)/ruff check .
