@@ -42,7 +42,7 @@ class Target(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """When it was seen, at which target, and what."""
+    """When it began (of a lasting connection: when it was seen), at which target, and what."""
 
     when: float
     name: str
@@ -187,14 +187,14 @@ class _Client:
             if data and not attempt.heard.endswith(b"\n"):
                 return
             if not attempt.target.udp and _sent_again(attempt.socket):
-                self.tally.again.append(Failure(time.monotonic(), attempt.target.name, "sent again"))
+                self.tally.again.append(Failure(attempt.since, attempt.target.name, "sent again"))
             pod = _pod(attempt.heard)
             if pod in attempt.target.pods:
                 self.tally.answered[attempt.target.name] += 1
             else:
-                self._fail(attempt.target, f"answered by {pod}")
+                self._fail(attempt.target, f"answered by {pod}", attempt.since)
         except (OSError, ValueError) as error:
-            self._fail(attempt.target, _words(error))
+            self._fail(attempt.target, _words(error), attempt.since)
         self._end(attempt)
 
     def _end(self, attempt: _Attempt) -> None:
@@ -206,7 +206,7 @@ class _Client:
         while self._attempts and (self._attempts[0] not in self._open or self._timed_out(self._attempts[0].since, now)):
             attempt = self._attempts.popleft()
             if attempt in self._open:
-                self._fail(attempt.target, "timed out")
+                self._fail(attempt.target, "timed out", attempt.since)
                 self._end(attempt)
         for each in list(self._lasting):
             if each.waiting and self._timed_out(each.waiting[0], now):
@@ -270,8 +270,8 @@ class _Client:
         for each in [each for each in self._lasting if each.waiting]:
             self._lose(each, "no answer any more")
 
-    def _fail(self, target: Target, why: str) -> None:
-        self.tally.failures.append(Failure(time.monotonic(), target.name, why))
+    def _fail(self, target: Target, why: str, since: float | None = None) -> None:
+        self.tally.failures.append(Failure(time.monotonic() if since is None else since, target.name, why))
 
 
 def _pod(data: bytes) -> str:

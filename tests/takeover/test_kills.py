@@ -76,12 +76,12 @@ def assert_complete(stage: Stage, mode: str) -> None:
 
 @contextmanager
 def churn(stage: Stage) -> Iterator[list[int]]:
-    """A tenth of the Services changes, twenty times a second; the turns so far."""
+    """A tenth of the Services changes, eight times a second; the turns so far."""
     stop, turns = threading.Event(), [0]
 
     def work() -> None:
         for turn in itertools.count(1):
-            if stop.wait(0.05):
+            if stop.wait(0.12):
                 return
             stage.crowd(turn)
             turns.append(turn)

@@ -24,17 +24,20 @@ AFTER = 0.7  # seconds that clients go on after the last change
 SOON = 20.0
 
 
+NONE_LASTING = Pace(held=0, flows=0)
+
+
 @contextmanager
-def unnoticed(stage: Stage) -> Iterator[Load]:
+def unnoticed(stage: Stage, pace: Pace = Pace(), after: float = AFTER) -> Iterator[Load]:  # noqa: B008
     """What happens in the block, clients must not notice: no failure, and no first segment sent twice."""
-    with stage.clients() as load:
+    with stage.clients(pace) as load:
         yield load
-        time.sleep(AFTER)
+        time.sleep(after)
     print(load.summary())
     assert load.failures() == [], load.summary()
     assert load.delays() == []
     assert load.tally.made == load.tally.answered
-    assert load.tally.held == 60
+    assert load.tally.held == pace.held + pace.flows
 
 
 @BOTH_BACKENDS
@@ -122,6 +125,33 @@ def test_from_nftables_mode_back_to_kube_proxy_which_decides_from_then_on(stage:
     assert {failure.why for failure in load.tally.failures} == {"answered by b"}
     assert sum(load.tally.answered.values()) == 0
     assert stage.tables() >= {"ip kproxy", "ip6 kproxy"}, "else this test says nothing"
+
+
+@pytest.mark.parametrize("stage", ["nft"], indirect=True)
+def test_into_userspace_mode_and_out_of_it(stage: Stage) -> None:
+    """On the way out lasting connections end, as they go through the process: docs/modes.md."""
+    stage.kube_proxy("iptables")
+    with unnoticed(stage) as load:
+        load.mark("userspace mode")
+        stage.start("userspace")
+    with unnoticed(stage, NONE_LASTING) as load:
+        for mode in ("userspace", "nftables"):
+            stage.stop()
+            load.mark(f"{mode} mode")
+            stage.start(mode)
+        assert wait_for(lambda: "KUBE-PORTALS" not in str(stage.rules()), SOON)
+
+
+def test_killed_in_userspace_mode_it_serves_again_from_the_next_start(stage: Stage) -> None:
+    stage.start("userspace")
+    with stage.clients(NONE_LASTING) as load:
+        stage.stop(with_signal=signal.SIGKILL)
+        load.mark("the kill")
+        stage.start("userspace")
+        load.mark("the next start")
+        time.sleep(AFTER)
+    assert [line for line in load.failures() if "the next start" in line] == []
+    assert "Connection refused" in {failure.why for failure in load.tally.failures}
 
 
 def synced(stage: Stage) -> list[dict[str, int]]:
