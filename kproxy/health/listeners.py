@@ -154,7 +154,7 @@ class Listener:
         try:
             await self.open()
         except KernelError as error:
-            _log.warning("%s; trying again", error)
+            _log.warning("%s; trying again in %g s, another program may hold the port", error, self._retry.first)
             self._on_failure(error)
             self._retrying = asyncio.create_task(self._open_later())
 

@@ -84,13 +84,17 @@ class _NfacctCollector(Collector):
 
     def __init__(self) -> None:
         self.read: NfacctReader = dict
+        self._failing = False
 
     def collect(self) -> Iterator[Metric]:
         try:
             counts = self.read()
         except KernelError as error:
-            _log.warning("nfacct counters cannot be read: %s", error)
+            if not self._failing:  # scrapes come often
+                _log.warning("nfacct counters cannot be read, so two metrics are missing: %s", error)
+            self._failing = True
             return
+        self._failing = False
         for counter, (name, documentation) in _NFACCT.items():
             if counter in counts:
                 yield CounterMetricFamily(name, documentation, value=counts[counter])

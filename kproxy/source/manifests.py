@@ -135,7 +135,7 @@ class ManifestSource:
                 try:
                     self._look(waiter, sink, first)
                 except Exception:  # a dead thread would leave the node with what it knew, forever
-                    _log.exception("reading the manifests failed")
+                    _log.exception("Unexpected error, which is a bug, while reading the manifests; trying again in 1 s")
                     waiter.pause(1.0)
                     continue
                 first = False

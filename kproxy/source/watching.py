@@ -28,6 +28,11 @@ _log = logging.getLogger(__name__)
 _EXPIRED, _TIMED_OUT = 410, 504
 _VERSION_REFUSED = frozenset({400, 404, _EXPIRED, 422, _TIMED_OUT})
 """What a server says to a watch from a version that it forgot, never had, or has only after a restore of etcd."""
+HINTS = {
+    401: "; the ServiceAccount's token or the kubeconfig's credentials are not accepted",
+    403: "; the ClusterRole has to allow get, list and watch",
+}
+"""What to look at, by HTTP status."""
 _LINE_LIMIT = 64 * 1024 * 1024  # bytes; etcd takes objects of 1.5 MB
 _STUCK = 3
 """So many unusable lines in a row, without one good one, lead to a new list."""
@@ -262,5 +267,7 @@ class Watcher:
         if news:
             self._warned = sort
         extra = {"kind": str(self.kind), "attempt": self._row, "retry_seconds": round(wait, 2)}
-        _log.log(logging.WARNING if news else logging.DEBUG, "%s objects: %s", self.kind, error, extra=extra)
+        hint = HINTS.get(error.status, "") if isinstance(error, ApiError) else ""
+        text = "%s objects cannot be followed; what is known of them holds, trying again in %.1f s: %s%s"
+        _log.log(logging.WARNING if news else logging.DEBUG, text, self.kind, wait, error, hint, extra=extra)
         return wait

@@ -59,7 +59,12 @@ class Aftermath:
         try:
             done = self._reconcilers[report.family].reconcile(plans, touched, ips, abandoned)
         except KernelError as error:
-            _log.error("Stale flows could not be removed; tried again with the next sync", error, family=report.family)
+            _log.error(
+                "Stale flows could not be removed; until the next sync tries again, UDP clients may talk to endpoints "
+                "that left",
+                error,
+                family=report.family,
+            )
             return
         if done.ran:
             self._metrics.conntrack(report.family, done.seconds, done.deleted)

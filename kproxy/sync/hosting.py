@@ -30,6 +30,8 @@ __all__ = [
 
 _log = logs.get("host")
 
+AS_ROOT = "Set it on the host, or run kproxy once with --init-only in a privileged container"
+
 
 class LiveAddresses:
     """This host's addresses, with a notification of their changes. The surroundings' HostAddresses."""
@@ -64,7 +66,7 @@ def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
         if command is not None:
             HostTables(runner, Family.IPV6, command).save()
     except KernelError as error:
-        _log.warning("IPv6 rules cannot be had; programming IPv4 only", err=str(error))
+        _log.warning("IPv6 rules cannot be had; programming IPv4 only until the next start", err=str(error))
         return (Family.IPV4,)
     return (Family.IPV4, Family.IPV6)
 
@@ -82,7 +84,7 @@ def apply_sysctls(config: KubeProxyConfiguration) -> None:
         udp_stream=int(wanted.udp_stream_timeout.seconds),
     )
     for problem in sysctl.apply_conntrack(sysctl.SystemSysctls(), found):
-        _log.warning("A conntrack setting could not be applied", err=problem)
+        _log.warning(f"A conntrack setting could not be applied; the host keeps its own. {AS_ROOT}", err=problem)
 
 
 def prepare_ipvs(runner: Runner, config: KubeProxyConfiguration) -> None:
@@ -105,7 +107,7 @@ def prepare_ipvs(runner: Runner, config: KubeProxyConfiguration) -> None:
     sysctl.ensure(sysctls, sysctl.IPVS_CONNTRACK, 1)
     major, minor = (int(number) for number in re.findall(r"\d+", platform.release())[:2])
     for problem in sysctl.ensure_all(sysctls, sysctl.ipvs_sysctls(config.ipvs.strict_arp, (major, minor))):
-        _log.warning("A setting of IPVS mode could not be applied", err=problem)
+        _log.warning(f"A setting of IPVS mode could not be applied; the host keeps its own. {AS_ROOT}", err=problem)
 
 
 def _load_modules(runner: Runner, *names: str) -> None:
@@ -132,7 +134,7 @@ def serve_localhost() -> None:
         if sysctl.ensure(sysctl.SystemSysctls(), "net.ipv4.conf.all.route_localnet", 1):
             _log.info("Set net.ipv4.conf.all.route_localnet=1, so that node ports work on 127.0.0.1")
     except KernelError as error:
-        _log.warning("Node ports will not work on 127.0.0.1", err=str(error))
+        _log.warning(f"Node ports will not work on 127.0.0.1. {AS_ROOT}", err=str(error))
 
 
 def count_in_nfacct() -> bool:

@@ -100,5 +100,9 @@ class Leftovers:
         except KernelError as error:
             problems = [str(error)]
         for problem in problems:
-            _log.warning("What another mode left stays for now; tried again later", mode=mode.value, err=problem)
+            _log.warning(
+                "What another mode left stays for now; tried again after the next full sync",
+                mode=mode.value,
+                err=problem,
+            )
         return not problems

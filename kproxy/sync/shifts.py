@@ -95,7 +95,9 @@ class Shift:
         try:
             self.driver.finish(book)
         except KernelError as error:
-            _log.error("Could not hand over", error)
+            _log.error(
+                "Could not hand the Services over to rules that serve on; they are down until the next start", error
+            )
 
     def close(self) -> None:
         """Let go of the kernel and of processes; the rules stay."""

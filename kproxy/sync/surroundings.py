@@ -96,7 +96,7 @@ class NodeSurroundings:
                 self._refresh()
         except KernelError as error:  # what was known holds until it can be asked again
             if not self._failing:
-                _log.error("This host's addresses cannot be read", error)
+                _log.error("This host's addresses cannot be read; those known before hold until they can", error)
             self._failing = True
             if not self._host.addresses:
                 return None

@@ -95,7 +95,12 @@ class Worker:
         try:
             pause = self._programmer.tend()
         except KernelError as error:
-            _log.error("What endpoints left behind could not be looked after; tried again", error, family=self.family)
+            _log.error(
+                "Endpoints that left could not be let go; tried again",
+                error,
+                family=self.family,
+                retry_in=TEND_AGAIN,
+            )
             pause = TEND_AGAIN
         self._tend_at = None if pause is None else now + pause
 
@@ -110,7 +115,11 @@ class Worker:
         except KernelError as error:
             report.error = error
         except Exception as error:  # a bug must not end what still works: it is a failed sync like any other
-            _log.error("Unexpected error in a sync", error, family=self.family)
+            _log.error(
+                "Unexpected error in a sync, which is a bug; all is compared with the kernel next",
+                error,
+                family=self.family,
+            )
             report.error = KernelError(f"unexpected {type(error).__name__}: {error}")
         report.seconds = time.monotonic() - start
         self._settle(report)

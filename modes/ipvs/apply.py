@@ -110,7 +110,11 @@ class IpvsProgrammer:
         errors = self._ipvs.apply(operations) if operations else {}
         for index, (_, server, real) in enumerate(operations):
             if index in errors:
-                _log.warning("Not removed", server=str(server.key), err=str(errors[index]))
+                _log.warning(
+                    "A real server that left could not be removed; tried again",
+                    server=str(server.key),
+                    err=str(errors[index]),
+                )
             elif real:
                 self._gone(server.key, real.key)
         return self._leaving.next(now)

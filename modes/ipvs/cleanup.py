@@ -54,7 +54,7 @@ def clean(
     if sets is not None:
         problems += _sets(sets, [each.name for family in chosen for each in names.sets(family)])
     for problem in problems:
-        _log.warning("Not removed", why=problem)
+        _log.warning("Part of IPVS mode could not be removed; kproxy cleanup tries again", why=problem)
     return problems
 
 

@@ -38,7 +38,9 @@ def ensure_sets(sets: IpSets, family: Family, drop_rules: Callable[[], None]) ->
     held = sets.held([spec.name for spec in wanted])
     wrong = [spec.name for spec in wanted if spec.name in held and not _is(held[spec.name], spec)]
     if wrong:
-        _log.warning("Sets of another type are made anew", sets=wrong)
+        _log.warning(
+            "Ipsets have our names and another type; they are made anew, and the rules that use them", sets=wrong
+        )
         if sets.destroy(wrong):
             drop_rules()
             for error in sets.destroy(wrong).values():

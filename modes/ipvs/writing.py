@@ -137,4 +137,4 @@ class StepWriter:
     def _keep(self, what: str, error: NetlinkError) -> None:
         """It stays until the next full check."""
         self.surprised |= error.errno in SURPRISES
-        _log.warning("Not removed", what=what, err=str(error))
+        _log.warning("Could not be removed; stays until the next full check", what=what, err=str(error))

@@ -65,5 +65,10 @@ class Descriptors:
         self._untold += 1
         now = time.monotonic()
         if now - self._told >= LOG_SECONDS:
-            log.warning("No file descriptor is left; refusing", what=what, refused=self._untold, limit=self.limit)
+            log.warning(
+                "No file descriptor is left, so connections are refused; raise the limit of open files",
+                what=what,
+                refused=self._untold,
+                limit=self.limit,
+            )
             self._told, self._untold = now, 0

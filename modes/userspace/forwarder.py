@@ -117,7 +117,11 @@ class ForwarderProcess:
     def _lose(self) -> None:
         assert self._workers is not None
         pids = self._workers.pids
-        log.error("The forwarder's process has ended", pids=pids, statuses=self._workers.end())
+        log.error(
+            "The forwarder's process has ended, and its connections with it; another is started",
+            pids=pids,
+            statuses=self._workers.end(),
+        )
         self._workers = None
         self._lost |= {family for family, keys in self._listening.items() if keys}
         for keys in self._listening.values():

@@ -116,7 +116,7 @@ class Loop:
                 try:
                     handler.ready(fd, mask)
                 except Exception as error:
-                    log.error("Forwarding failed", error)
+                    log.error("One connection failed in an unexpected way, which is a bug; the others go on", error)
                     self._guarded(handler.abort)
         for call in turns:
             self._guarded(call)
@@ -151,4 +151,4 @@ class Loop:
         try:
             call()
         except Exception as error:
-            log.error("Forwarding failed", error)
+            log.error("One connection failed in an unexpected way, which is a bug; the others go on", error)

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
     try:
         loop.run()
     except Exception as error:
-        log.error("The forwarder ends", error)
+        log.error("The forwarder ends by an unexpected error, which is a bug; another is started", error)
         os._exit(1)
     os._exit(0)  # without tidying up thousands of connections one by one
 

@@ -89,7 +89,7 @@ class Acceptor:
             try:
                 relay.start()
             except OSError as error:
-                log.error("A connection cannot be forwarded", error)
+                log.error("A connection cannot be forwarded and is cut", error, client=str(address[0]))
                 relay.abort()
         self._full += 1
         if self._full == STEADY:
