@@ -1,4 +1,4 @@
-"""Write requirements.txt, the libraries of the image: the newest versions that pyproject.toml allows, with their hashes.
+"""Write requirements.txt, the libraries of the image: the newest versions that pyproject.toml allows, and their hashes.
 
 Run it as `.venv/bin/python manifests/image/lock.py` where PyPI can be reached. It asks pip, once for each architecture,
 what it would install, and downloads nothing; both must agree on every version.
@@ -41,7 +41,7 @@ def name(requirement: str) -> str:
 
 def resolved(machine: str) -> dict[str, str]:
     """What pip would install on MACHINE: "name==version" and its hash."""
-    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC] + [f"--platform=manylinux2014_{machine}"]
+    platforms = [f"--platform=manylinux{glibc}_{machine}" for glibc in ("2014", *(f"_2_{minor}" for minor in GLIBC))]
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
