@@ -1,0 +1,88 @@
+"""A real `kproxy run` on a node of its own: what it tells of itself, by page and by command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kproxy.config.defaults import METRICS_PORT
+from kproxy.errors import CommandError
+from kproxy.lab import links, probes
+from kproxy.lab.clusters import CLUSTER_CIDRS
+from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.proxies import Manifests, Proxy
+
+pytestmark = pytest.mark.root
+
+STATUS = [sys.executable, "-m", "kproxy", "status"]
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}
+SERVICE = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "web", "namespace": "shop"},
+    "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "nodePort": 30080}], "type": "NodePort"},
+}
+RIVAL = {
+    **SERVICE,
+    "metadata": {"name": "rival", "namespace": "shop"},
+    "spec": {**SERVICE["spec"], "clusterIP": "10.96.0.2"},  # type: ignore[dict-item]
+}
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespace, Proxy]]:
+    if reason := unavailable(("nft",)):
+        pytest.skip(reason)
+    folder: Path = tmp_path_factory.mktemp("daemon")
+    with closing(Namespace("node1")) as space:
+        links.up(space)
+        manifests = Manifests(folder)
+        manifests.put("shop", [NODE, SERVICE, RIVAL])
+        proxy = Proxy(space, manifests.folder, folder / "log", ["--proxy-mode=nftables", "--v=3"])
+        proxy.start()
+        proxy.await_ready(lambda: proxy.synced() == 2)
+        yield space, proxy
+        if proxy.running():
+            assert proxy.stop() == 0
+
+
+def get(space: Namespace, path: str) -> str:
+    status, _, text = space.call(probes.http_status, "127.0.0.1", METRICS_PORT, path)
+    assert status == 200
+    return text
+
+
+def test_it_shows_its_flags_and_itself(node: tuple[Namespace, Proxy]) -> None:
+    space, _ = node
+    flags = get(space, "/flagz")
+    assert f"\ncluster-cidr={CLUSTER_CIDRS}\n" in flags
+    assert "\nproxy-mode=nftables\n" in flags
+    assert "\nv=3\n" in flags
+    assert "\nEmulation version: 1.36\n" in get(space, "/statusz")
+    assert "shop/web" in get(space, "/")
+
+
+def test_the_command_asks_it(node: tuple[Namespace, Proxy]) -> None:
+    space, _ = node
+    assert space.run(STATUS).startswith("node1: healthy\n")
+    found = json.loads(space.run([*STATUS, "--json", "-q", "shop/web"]))
+    assert (found["mode"], found["node"]) == ("nftables", "node1")
+    (service,) = found["services"]["items"]
+    table = space.run(["nft", "list", "table", "ip", "kproxy"])
+    for name in service["ports"][0]["names"]:
+        key = name.partition("{ ")[2].partition(" :")[0]
+        assert key in table
+    assert found["conflicts"] == [{"where": "node port 30080/TCP", "services": ["shop/rival:http", "shop/web:http"]}]
+    assert any("Several Services ask for one address" in line["text"] for line in found["log"])
+
+
+def test_the_command_says_that_it_has_ended(node: tuple[Namespace, Proxy]) -> None:
+    space, proxy = node
+    assert proxy.stop() == 0
+    with pytest.raises(CommandError, match="exit status 1: kproxy: error: cannot ask"):
+        space.run(STATUS)
