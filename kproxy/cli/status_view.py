@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from typing import TextIO
 
 from rich.console import Console
@@ -22,15 +23,23 @@ LINES = 10
 
 def show(o: Overview, out: TextIO) -> None:
     """Print O to OUT."""
-    terminal = out.isatty()
-    console = Console(file=out, width=None if terminal else PIPED_WIDTH, highlight=False, soft_wrap=False)
+    if out.isatty():
+        _print(Console(file=out, highlight=False), o)
+        return
+    console = Console(file=StringIO(), width=PIPED_WIDTH, highlight=False, color_system=None)
+    with console.capture() as captured:
+        _print(console, o)
+    out.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def _print(console: Console, o: Overview) -> None:
     _head(console, o)
     _troubles(console, o)
     for family in o.families:
         _syncs(console, family)
     _services(console, o.services)
     if o.log:
-        table = _table("Last warnings and errors", "Last", "Level", "Part", "Times", "Line")
+        table = _table(console, "Last warnings and errors", "Last", "Level", "Part", "Times", "Line")
         for line in o.log[:LINES]:
             table.add_row(time(line.last), _tinted(line.level), line.part, str(line.times), Text(line.text))
         console.print(table)
@@ -49,17 +58,17 @@ def _head(console: Console, o: Overview) -> None:
 
 def _troubles(console: Console, o: Overview) -> None:
     if o.refused:
-        table = _table(f"Not programmed: {len(o.refused)}", "Service port", "Family", "Why")
+        table = _table(console, f"Not programmed: {len(o.refused)}", "Service port", "Family", "Why")
         for refusal in o.refused:
             table.add_row(Text(refusal.service, "red"), refusal.family, Text(refusal.reason))
         console.print(table)
     if o.conflicts:
-        table = _table("Asked for by several Services; one of them gets the connections", "Where", "Services")
+        table = _table(console, "Asked for by several Services; one of them gets the connections", "Where", "Services")
         for conflict in o.conflicts:
             table.add_row(Text(conflict.where, "yellow"), _lines(conflict.services))
         console.print(table)
     if o.unusable:
-        table = _table("Objects that cannot be used, as last seen", "Seen", "Object", "Why")
+        table = _table(console, "Objects that cannot be used, as last seen", "Seen", "Object", "Why")
         for each in o.unusable:
             table.add_row(time(each.seen), Text(f"{each.kind} {each.object}", "yellow"), Text(each.reason))
         console.print(table)
@@ -69,7 +78,7 @@ def _syncs(console: Console, family: FamilyStatus) -> None:
     failing = bool(family.syncs and family.syncs[0].error)
     state = "a change is overdue" if not family.healthy else "failing, tried again" if failing else "up to date"
     title = f"{family.family}: {state}, {family.ports:,} Service ports, {family.endpoints:,} endpoints"
-    table = _table(title, "Ended", "Took", "Kind", "Changed", "Written", "Outcome")
+    table = _table(console, title, "Ended", "Took", "Kind", "Changed", "Written", "Outcome")
     for sync in family.syncs[:SYNCS]:
         kind = "full" if sync.full else "partial"
         table.add_row(
@@ -89,7 +98,7 @@ def _outcome(sync: Sync) -> Text:
 def _services(console: Console, page: ServicePage) -> None:
     found = f"{page.matching:,} of {page.total:,}" if page.query else f"{page.total:,}"
     place = f", page {page.page} of {page.pages}" if page.pages > 1 else ""
-    table = _table(f"Services: {found}{place}", "Service port", "Addresses", "Endpoints", "In the kernel")
+    table = _table(console, f"Services: {found}{place}", "Service port", "Addresses", "Endpoints", "In the kernel")
     for service in page.items:
         for port in service.ports:
             name = f"{service.namespace}/{service.name}{':' if port.port else ''}{port.port}"
@@ -109,8 +118,10 @@ def _endpoints(port: PortRow) -> Text:
     return _lines((*port.endpoints, *((f"and {more} more",) if more else ())))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=f"\n{title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+def _table(console: Console, title: str, *columns: str) -> Table:
+    """A table without lines; its title is printed at once, since a table would fold it to its own width."""
+    console.print(Text(f"\n{title}", "bold"))
+    table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, header_style="dim", overflow="fold")
     return table
