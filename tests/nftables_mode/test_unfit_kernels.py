@@ -34,8 +34,8 @@ def test_run_ends_with_one_line_and_nothing_is_written(netns: Namespace, tmp_pat
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     assert [line for line in done.stderr.splitlines() if "error: " in line] == [
-        "kproxy: error: nftables mode does not work here: the kernel's nf_tables lacks sets that packets fill for IPv6: "
-        f"that came with Linux 4.1, and this is {platform.release()} (add set kproxy-check clients: File exists)"
+        "kproxy: error: nftables mode does not work here: the kernel's nf_tables lacks sets that packets fill for "
+        f"IPv6: that came with Linux 4.1, and this is {platform.release()} (add set kproxy-check clients: File exists)"
     ]
     assert "Traceback" not in done.stderr
     assert netns.run(["nft", "list", "ruleset"]) == before
