@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, NamedTuple, TypeVar
@@ -40,15 +41,19 @@ class Latest(Generic[T]):
 
 
 class _Line(NamedTuple):
+    """What makes two lines the same: numbers in it may differ (how often, when again)."""
+
     level: str
     part: str
-    text: str
+    message: str
+    words: str
 
 
 @dataclass(slots=True)
 class _Said:
     first: float
     last: float
+    text: str
     times: int = 1
 
 
@@ -63,15 +68,15 @@ class RecentLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """As logging.Handler.emit, which holds the lock."""
         part, message, fields = logs.told(record)
-        values = "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
-        line = _Line(
-            "error" if record.levelno >= logging.ERROR else "warning", part, one_line(message + values, LONGEST)
-        )
+        level = "error" if record.levelno >= logging.ERROR else "warning"
+        words = {name: value for name, value in fields.items() if type(value) not in (int, float)}
+        line = _Line(level, part, message, one_line(_shown(words), LONGEST))
+        text = one_line(message + _shown(fields), LONGEST)
         said = self._held.pop(line, None)
         if said is None:
-            said = _Said(record.created, record.created)
+            said = _Said(record.created, record.created, text)
         else:
-            said.last, said.times = record.created, said.times + 1
+            said.last, said.text, said.times = record.created, text, said.times + 1
         self._held[line] = said
         while len(self._held) > self._kept:
             self._held.popitem(last=False)
@@ -80,13 +85,17 @@ class RecentLines(logging.Handler):
         """What is kept, latest first. From any thread."""
         self.acquire()
         try:
-            held = [(line, said.first, said.last, said.times) for line, said in reversed(self._held.items())]
+            held = [(line, said.first, said.last, said.text, said.times) for line, said in reversed(self._held.items())]
         finally:
             self.release()
         return tuple(
-            LogLine(first=_time(first), last=_time(last), times=times, level=line.level, part=line.part, text=line.text)
-            for line, first, last, times in held
+            LogLine(first=_time(first), last=_time(last), times=times, level=line.level, part=line.part, text=text)
+            for line, first, last, text, times in held
         )
+
+
+def _shown(fields: Mapping[str, object]) -> str:
+    return "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
 
 
 def _time(seconds: float) -> str:

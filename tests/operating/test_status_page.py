@@ -222,16 +222,16 @@ def test_the_page_may_load_nothing_and_run_nothing(node: OperatedNode) -> None:
 
 
 def test_the_same_warning_again_is_counted_and_secrets_are_not_kept(node: OperatedNode) -> None:
-    for _ in range(3):
-        logs.get("source").warning("Cannot list", token="abc", url="https://user:pass@host/")
+    for attempt in range(3):
+        logs.get("source").warning("Cannot list", token="abc", url="https://user:pass@host/", attempt=attempt)
     logging.getLogger("kproxy.source").info("never mind")
     (line,) = status(node)["log"]
     assert (line["times"], line["level"], line["part"]) == (3, "warning", "source")
-    assert line["text"] == 'Cannot list token="(hidden)" url="https://(hidden)@host/"'
+    assert line["text"] == 'Cannot list token="(hidden)" url="https://(hidden)@host/" attempt=2'
     for i in range(60):
-        logs.get("source").error("Failed", number=i)
+        logs.get("source").error("Failed", which=f"n{i}")
     found = [entry["text"] for entry in status(node)["log"]]
-    assert found == [f"Failed number={i}" for i in range(59, 9, -1)]
+    assert found == [f'Failed which="n{i}"' for i in range(59, 9, -1)]
 
 
 def test_the_page_can_be_asked_for_while_services_come_and_go(node: OperatedNode) -> None:
