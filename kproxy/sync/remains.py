@@ -43,7 +43,7 @@ def remains(runner: Runner, spared: Collection[str] = (), new: ProxyMode | None 
         ProxyMode.NFTABLES: Remains(_remove_nft_tables),
     }
     if new is ProxyMode.NFTABLES:
-        return {ProxyMode.IPTABLES: Remains(partial(clean_chains, runner)), **found}
+        return {ProxyMode.IPTABLES: Remains(partial(_clean_chains_with_what_there_is, runner)), **found}
     return found
 
 
@@ -74,6 +74,16 @@ def _remove_nft_tables() -> list[str]:
         if error.errno in ABSENT:
             return []
         raise
+
+
+def _clean_chains_with_what_there_is(runner: Runner) -> list[str]:
+    """For a mode that needs no iptables: said once where there is none, as trying again would not help."""
+    try:
+        available(runner)
+    except KernelError:
+        _log.warning("No iptables here: rules that an earlier proxy may have left in it stay, and come before ours")
+        return []
+    return clean_chains(runner)
 
 
 def clean_chains(runner: Runner) -> list[str]:

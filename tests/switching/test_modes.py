@@ -21,14 +21,9 @@ CLIENTS = (
     Probe("caller", Via.NODE_PORT, ()),
 )
 IPVS = pytest.mark.ipvs_kernel
+# The other pairs without ipvs are in tests/takeover, under a heavier load.
 SWITCHES = [
-    pytest.param("iptables", "userspace"),
     pytest.param("userspace", "iptables"),
-    pytest.param("userspace", "userspace"),
-    pytest.param("iptables", "nftables"),
-    pytest.param("nftables", "iptables"),
-    pytest.param("nftables", "nftables"),
-    pytest.param("userspace", "nftables"),
     pytest.param("nftables", "userspace"),
     pytest.param("ipvs", "nftables", marks=IPVS),
     pytest.param("nftables", "ipvs", marks=IPVS),

@@ -149,7 +149,6 @@ class _Stages(dict[str, Stage]):
 def stage(request: pytest.FixtureRequest, stages: dict[str, Stage]) -> Iterator[Stage]:
     """A node with nothing in its kernel, pods that serve, and no proxy; on nft unless a parameter says otherwise."""
     found = stages[getattr(request, "param", "nft")]
-    found.clear()
     try:
         yield found
         assert found.problems() == ""

@@ -111,12 +111,13 @@ class Stage:
 
     # ---- kproxy
 
-    def start(self, mode: str, *arguments: str, ready: bool = True) -> Proxy:
-        """Start one more kproxy, at ports of its own when another one runs; READY: and wait until it has synced."""
+    def start(self, mode: str, *arguments: str, ready: bool = True, path: str = "") -> Proxy:
+        """Start one more kproxy; READY: and wait until it has synced. PATH: where it finds commands, "" for as here."""
         self.started += 1
         log = self.folder / f"log-{self.started}"
         proxy = Proxy(self.space, self.trial.manifests.folder, log, ("--proxy-mode", mode, *QUICK, *arguments))
         proxy.environment["XTABLES_LOCKFILE"] = str(self.folder / "log.lock")
+        proxy.environment |= {"PATH": path} if path else {}
         self.proxies.append(proxy)
         proxy.start()
         if ready:
@@ -174,12 +175,16 @@ class Stage:
 
     # ---- between two tests
 
-    def clear(self) -> None:
-        """End every proxy and empty the kernel; only the kubelet's hint stays."""
+    def end(self) -> None:
+        """End every proxy."""
         for proxy in self.proxies:
             if proxy.running():
                 proxy.stop(signal.SIGKILL)
         self.proxies.clear()
+
+    def clear(self) -> None:
+        """End every proxy and empty the kernel; only the kubelet's hint stays."""
+        self.end()
         for scenario in self.served:
             self.trial.manifests.put(scenario.name, scenario.objects())
         (self.trial.manifests.folder / "crowd.json").unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tests.takeover.conftest import Node
 
 SOON = 20.0
+DATA = Path(__file__).parent / "data"
 
 
 def test_the_first_sync_writes_nothing(node: Node) -> None:
@@ -93,6 +95,24 @@ def unordered(text: str) -> dict[str, list[str]]:
         elif " KUBE-" not in name or name == "*filter KUBE-SERVICES":
             rules.sort()
     return chains
+
+
+@pytest.mark.parametrize("node", ["nft"], indirect=True)
+def test_its_nftables_tables_go_and_their_services_stay(node: Node) -> None:
+    """A node's real tables, of kube-proxy in nftables mode."""
+    node.run("nft", "-f", "-", given=(DATA / "nft-list-ruleset.txt").read_text())
+    node.start("--proxy-mode=nftables")
+    tables = node.run("nft", "list", "tables").splitlines()
+    assert {"table ip kproxy", "table ip6 kproxy"} <= set(tables)
+    assert not any("kube-proxy" in line for line in tables)
+    services = node.run("nft", "list", "map", "ip", "kproxy", "services")
+    for frontend in (
+        "10.96.10.1 . tcp . 80",
+        "10.96.10.2 . udp . 53",
+        "203.0.113.5 . tcp . 80",
+        "10.96.10.3 . tcp . 80",
+    ):
+        assert frontend in services
 
 
 def test_after_it_only_what_changes_is_written(node: Node) -> None:

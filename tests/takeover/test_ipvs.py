@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kproxy.lab.loads import Pace
+from kproxy.lab.trials import trial
+from tests.takeover.stages import SERVED, Stage
 from tests.takeover.test_transitions import synced, unnoticed
-
-if TYPE_CHECKING:
-    from tests.takeover.stages import Stage
 
 pytestmark = pytest.mark.ipvs_kernel
 
 SLOW = Pace(rate=10, held=10, flows=4, beat=2, patience=15)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    """A node of its own, which goes with all that is on it."""
+    with trial(tmp_path, "nft", scenarios=SERVED[:1], start=False) as under_way:
+        found = Stage(under_way, tmp_path, served=SERVED[:1])
+        try:
+            yield found
+            assert found.problems() == ""
+        finally:
+            found.end()
 
 
 def test_from_kube_proxys_rules_a_kill_and_back(stage: Stage) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -152,6 +154,15 @@ def test_killed_in_userspace_mode_it_serves_again_from_the_next_start(stage: Sta
         time.sleep(AFTER)
     assert [line for line in load.failures() if "the next start" in line] == []
     assert "Connection refused" in {failure.why for failure in load.tally.failures}
+
+
+def test_rules_that_cannot_be_taken_away_are_told_of(stage: Stage, tmp_path: Path) -> None:
+    """kube-proxy's in iptables mode, where kproxy has no iptables command: they come before its own."""
+    (tmp_path / "setpriv").symlink_to(shutil.which("setpriv") or "")  # the lab's own need
+    stage.kube_proxy("iptables")
+    stage.start("nftables", path=str(tmp_path))
+    assert wait_for(lambda: "No iptables here" in stage.proxy.tail(), SOON)
+    assert "tried again" not in stage.proxy.tail()
 
 
 def synced(stage: Stage) -> list[dict[str, int]]:
