@@ -18,7 +18,7 @@ __all__ = ["start"]  # the fixture
 SOON = 15
 REPAIRS = "kproxy_foreign_changes_repaired_total"
 FULL_SYNCS = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
-ENDPOINTS = [f"10.244.1.{number}" for number in range(10, 22)]
+ENDPOINTS = [f"10.244.1.{number}" for number in range(10, 14)]
 
 
 def nat(space: Namespace) -> str:

@@ -153,16 +153,14 @@ def test_kubeadms_command_line(
 @pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables", "userspace"])
 def test_render_says_the_same_inside(image: Image, tmp_path: Path, mode: str) -> None:
     given = yaml.safe_dump_all([NODE_OBJECT, SERVICE, SLICE])
-    words = ["render", "--mode", mode, "--family", "all", "--node", NODE, "--host", "/dev/stdin", "-f"]
+    words = ["render", "--mode", mode, "--family", "all", "--node", NODE]
     host = '{"nodeIPs": ["192.0.2.1"], "interfaces": [{"name": "eth0", "addresses": ["192.0.2.1/24"]}]}'
-    name = f"tmp/{mode}"
-    for folder in (image.root / name, tmp_path / "objects"):
-        folder.mkdir()
-        (folder / "objects.yaml").write_text(given)
-    inside = run(image.root, ["kproxy", *words, f"/{name}/objects.yaml"], host)
+    (image.root / "tmp/host.json").write_text(host)
+    (tmp_path / "host.json").write_text(host)
+    inside = run(image.root, ["kproxy", *words, "--host", "/tmp/host.json", "-f", "-"], given)
     outside = subprocess.run(
-        [sys.executable, "-m", "kproxy", *words, str(tmp_path / "objects/objects.yaml")],
-        input=host,
+        [sys.executable, "-m", "kproxy", *words, "--host", str(tmp_path / "host.json"), "-f", "-"],
+        input=given,
         capture_output=True,
         text=True,
         timeout=60,
