@@ -52,7 +52,13 @@ FLAGS: tuple[Flag, ...] = (
     ),
     _kept("iptables-backend", "string", "auto", "Which iptables to use: auto (as the node does), nft or legacy."),
     _kept("hostname-override", "string", "", "The name of this Node; the host name by default.", "hostname_override"),
-    _flag("feature-gates", "mapStringBool", "", "name=true|false pairs; no gate has a meaning here.", "feature_gates"),
+    _flag(
+        "feature-gates",
+        "mapStringBool",
+        "",
+        "name=true|false pairs; AllowServiceExternalIPs alone has a meaning here.",
+        "feature_gates",
+    ),
     _flag("proxy-mode", "ProxyMode", "", "iptables (default), ipvs, nftables or userspace.", "mode"),
     _flag("bind-address", "ip", "0.0.0.0", "The node's own IP, where the Node object does not tell.", "bind_address"),
     _flag("bind-address-hard-fail", "bool", "", "Exit when a port cannot be bound.", "bind_address_hard_fail"),
@@ -71,9 +77,7 @@ FLAGS: tuple[Flag, ...] = (
         "client_connection.content_type",
     ),
     _flag("kube-api-qps", "float32", "5", "Requests to the API server a second.", "client_connection.qps"),
-    _flag(
-        "config-sync-period", "duration", "15m0s", "How often objects are looked through again.", "config_sync_period"
-    ),
+    _flag("config-sync-period", "duration", "15m0s", "No effect: watches tell every change.", "config_sync_period"),
     # Health and metrics
     _flag(
         "healthz-bind-address",

@@ -71,7 +71,7 @@ def parse_text(text: str) -> tuple[Any, list[str]]:
                 pass
         loader = _Loader(text)
         documents = []
-        while loader.check_data():
+        while loader.check_data():  # type: ignore[no-untyped-call]
             documents.append(loader.get_data())
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""

@@ -7,7 +7,7 @@ import ipaddress
 from msgspec.structs import replace
 
 from kproxy.config.durations import MINUTE, SECOND, Duration
-from kproxy.config.fields import IPVS, ClientConnection, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
+from kproxy.config.fields import IPVS, ClientConnection, IPTables, KubeProxyConfiguration, Logging, NFTables, ProxyMode
 
 __all__ = ["HEALTHZ_PORT", "METRICS_PORT", "PRIMARY", "complete", "default", "with_port"]
 
@@ -42,6 +42,7 @@ def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxy
         bind_address=bind,
         healthz_bind_address=with_port(healthz or anywhere, HEALTHZ_PORT),
         metrics_bind_address=with_port(metrics or loopback, METRICS_PORT),
+        logging=replace(config.logging, flush_frequency=config.logging.flush_frequency or Logging().flush_frequency),
         config_sync_period=config.config_sync_period or CONFIG_SYNC_PERIOD,
         node_port_addresses=config.node_port_addresses or (PRIMARY if config.mode is ProxyMode.NFTABLES else ()),
         client_connection=replace(

@@ -10,13 +10,13 @@ import ipaddress
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
 from kproxy.config import gates
 from kproxy.config.durations import Duration
 from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
+from kproxy.config.meanings import MEANINGS, leaves, value_at
 
 __all__ = ["SCHEDULERS", "Problem", "ignored", "problems"]
 
@@ -206,20 +206,9 @@ def ignored(config: KubeProxyConfiguration) -> list[str]:
     """The paths of fields that CONFIG sets and that have no meaning for kproxy: Windows', profiling's, buffering's."""
     standard = KubeProxyConfiguration()
     found = [
-        *_changed("clientConnection", config.client_connection, standard.client_connection, _CLIENT),
-        *_changed("logging.options.text", config.logging.options.text, standard.logging.options.text),
-        *_changed("logging.options.json", config.logging.options.json, standard.logging.options.json),
-        *_changed("winkernel", config.winkernel, standard.winkernel),
-        *_changed("", config, standard, _TOP if config.mode is ProxyMode.USERSPACE else (*_TOP, "portRange")),
+        path
+        for path, attributes, _ in leaves()
+        if MEANINGS[path].idle or (path == "portRange" and config.mode is not ProxyMode.USERSPACE)
+        if value_at(config, attributes) != value_at(standard, attributes)
     ]
     return sorted([*found, *(f"featureGates.{gate}" for gate in gates.idle(config.feature_gates))])
-
-
-_CLIENT = ("acceptContentTypes", "contentType")
-_TOP = ("enableProfiling", "showHiddenMetricsForVersion", "windowsRunAsService")
-
-
-def _changed(path: str, value: Any, standard: Any, only: tuple[str, ...] = ()) -> Iterator[str]:
-    for field in msgspec.structs.fields(value):
-        if (not only or field.encode_name in only) and getattr(value, field.name) != getattr(standard, field.name):
-            yield f"{path}.{field.encode_name}" if path else field.encode_name

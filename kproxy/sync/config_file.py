@@ -34,7 +34,8 @@ class ConfigFile:
             raise ValueError("these options came from no file")
         self._path, self._reread, self._wake = options.config_file, options.reread, wake
         # Compared with each new content. The file may be another one already since it was first read.
-        self._told: Options | tuple[str, ...] = options
+        self._config = options.config
+        self._problems: tuple[str, ...] = ()
         self._seen: Signature = None
         self._read: Signature = None
         self._news: Options | InvalidConfig | None = None
@@ -77,16 +78,19 @@ class ConfigFile:
         try:
             options = self._reread()
         except InvalidConfig as error:
-            if error.problems != self._told:
-                self._tell(error, error.problems)
+            if error.problems != self._problems:
+                self._problems = error.problems
+                self._tell(error)
             return
+        self._problems = ()
         # Compared as values: a comment is no news, and neither is a wrong file that became again what is in force.
-        if not isinstance(self._told, Options) or options.config != self._told.config:
-            self._tell(options, options)
+        if options.config != self._config:
+            self._config = options.config
+            self._tell(options)
 
-    def _tell(self, news: Options | InvalidConfig, told: Options | tuple[str, ...]) -> None:
+    def _tell(self, news: Options | InvalidConfig) -> None:
         with self._lock:
-            self._news, self._told = news, told
+            self._news = news
         self._wake()
 
 

@@ -43,7 +43,7 @@ from kproxy.sync.shifts import Shift, find_tools
 from kproxy.sync.sources import Source
 from kproxy.sync.surroundings import NodeSurroundings
 
-__all__ = ["run"]
+__all__ = ["run", "server_settings"]
 
 _log = logs.get("daemon")
 
@@ -164,7 +164,7 @@ class _Daemon:
     def _make_servers(self) -> Servers:
         node = self._options.node_name
         return Servers(
-            _addresses(self._config),
+            server_settings(self._config),
             self._identity,
             self._health,
             self._metrics,
@@ -251,7 +251,7 @@ class _Daemon:
             hosting.apply_sysctls(new)
         self._health.expect(new.sync_period.seconds)
         self._identity.mode, self._identity.config = new.mode.value, to_values(new)
-        self._servers.rebind(_addresses(new))
+        self._servers.rebind(server_settings(new))
 
     def _refuse(self, problems: Sequence[str]) -> None:
         self._metrics.config_reloaded("refused")
@@ -261,5 +261,6 @@ class _Daemon:
         self._notify(Notice("Node", "", self._options.node_name, "InvalidConfiguration", "Reload", note))
 
 
-def _addresses(config: KubeProxyConfiguration) -> ServerSettings:
+def server_settings(config: KubeProxyConfiguration) -> ServerSettings:
+    """Where the servers listen."""
     return ServerSettings(config.healthz_bind_address, config.metrics_bind_address, config.bind_address_hard_fail)

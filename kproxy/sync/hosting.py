@@ -20,6 +20,7 @@ from kproxy.sync import settings
 __all__ = [
     "LiveAddresses",
     "apply_sysctls",
+    "conntrack_settings",
     "count_in_nfacct",
     "families",
     "prepare_for_unprivileged",
@@ -71,10 +72,10 @@ def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
     return (Family.IPV4, Family.IPV6)
 
 
-def apply_sysctls(config: KubeProxyConfiguration) -> None:
-    """The `conntrack` section, where the kernel differs from it. What cannot be had is logged: rules work without."""
+def conntrack_settings(config: KubeProxyConfiguration) -> sysctl.ConntrackSettings:
+    """The `conntrack` section as the kernel takes it."""
     wanted = config.conntrack
-    found = sysctl.ConntrackSettings(
+    return sysctl.ConntrackSettings(
         max_per_core=wanted.max_per_core,
         min=wanted.min,
         tcp_established=int(wanted.tcp_established_timeout.seconds),
@@ -83,7 +84,11 @@ def apply_sysctls(config: KubeProxyConfiguration) -> None:
         udp=int(wanted.udp_timeout.seconds),
         udp_stream=int(wanted.udp_stream_timeout.seconds),
     )
-    for problem in sysctl.apply_conntrack(sysctl.SystemSysctls(), found):
+
+
+def apply_sysctls(config: KubeProxyConfiguration) -> None:
+    """The `conntrack` section, where the kernel differs from it. What cannot be had is logged: rules work without."""
+    for problem in sysctl.apply_conntrack(sysctl.SystemSysctls(), conntrack_settings(config)):
         _log.warning(f"A conntrack setting could not be applied; the host keeps its own. {AS_ROOT}", err=problem)
 
 
@@ -124,8 +129,14 @@ def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
     """Beside the conntrack settings, set what the mode needs and a process with CAP_NET_ADMIN alone may not set."""
     if config.mode is ProxyMode.IPVS:
         prepare_ipvs(Commands(), config)
-    elif config.mode in (ProxyMode.IPTABLES, ProxyMode.USERSPACE) and config.iptables.localhost_node_ports:
+    elif config.mode in (ProxyMode.IPTABLES, ProxyMode.USERSPACE) and _loopback_takes_node_ports(config):
         serve_localhost()
+
+
+def _loopback_takes_node_ports(config: KubeProxyConfiguration) -> bool:
+    if not config.iptables.localhost_node_ports or "primary" in config.node_port_addresses:
+        return False
+    return settings.addresses_for_node_ports(config, Family.IPV4, settings.Host()).loopback
 
 
 def serve_localhost() -> None:

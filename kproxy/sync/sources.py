@@ -15,7 +15,7 @@ from kproxy.sync.inbox import Inbox
 if TYPE_CHECKING:
     from kproxy.source.credentials import ClientSettings
 
-__all__ = ["Source"]
+__all__ = ["Source", "client_settings"]
 
 
 class Source:
@@ -38,7 +38,7 @@ class Source:
         if not self._options.manifests:
             from kproxy.source.credentials import check
 
-            check(self._settings())
+            check(client_settings(self._options))
 
     def close(self) -> None:
         """End it; nothing is put into the inbox from now on."""
@@ -64,7 +64,7 @@ class Source:
 
         self.check()
         node = self._options.node_name
-        client = ApiClient(self._settings())
+        client = ApiClient(client_settings(self._options))
         self._stack.callback(client.close)
         source = ApiSource(client, node)
         source.start(self._inbox)
@@ -74,8 +74,10 @@ class Source:
         self._stack.callback(recorder.stop)
         self._record = recorder.record
 
-    def _settings(self) -> ClientSettings:
-        from kproxy.source.credentials import ClientSettings
 
-        connection = self._options.config.client_connection
-        return ClientSettings(connection.kubeconfig, self._options.master, qps=connection.qps, burst=connection.burst)
+def client_settings(options: Options) -> ClientSettings:
+    """How OPTIONS have the API server reached."""
+    from kproxy.source.credentials import ClientSettings
+
+    connection = options.config.client_connection
+    return ClientSettings(connection.kubeconfig, options.master, qps=connection.qps, burst=connection.burst)

@@ -171,9 +171,11 @@ def test_settings_without_meaning_are_named() -> None:
     assert validate.ignored(files.from_text(json.dumps(EVERYTHING))) == [
         "clientConnection.acceptContentTypes",
         "clientConnection.contentType",
+        "configSyncPeriod",
         "enableProfiling",
         "featureGates.AllAlpha",
         "featureGates.WatchList",
+        "logging.flushFrequency",
         "logging.options.json.infoBufferSize",
         "logging.options.json.splitStream",
         "logging.options.text.infoBufferSize",

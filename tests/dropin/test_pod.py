@@ -147,14 +147,43 @@ def test_the_nodes_pod_cidr_is_waited_for_and_followed(pod: Pod) -> None:
     """kube-proxy ends when the Node's pod CIDR or address changes; here the rules follow."""
     bare = {**NODE, "spec": {}}
     pod.server.apply(bare)
-    pod.config.put(edited(pod, detectLocalMode="NodeCIDR", clusterCIDR=""))
+    pod.config.put(edited(pod, detectLocalMode="NodeCIDR", clusterCIDR="", oomScoreAdj=500))
     pod.start(ARGUMENTS)
     assert wait_for(lambda: "Waiting for the Node's pod CIDR" in pod.said(), SOON), pod.said()
     assert "KUBE-SVC" not in pod.rules()
+    assert pod.process is not None
+    assert Path(f"/proc/{pod.process.pid}/oom_score_adj").read_text().strip() == "500"
     for cidr in ("10.244.0.0/24", "10.244.7.0/24"):
         pod.server.apply({**NODE, "spec": {"podCIDR": cidr, "podCIDRs": [cidr]}})
         assert wait_for(partial(tells_apart, pod, cidr), SOON), pod.said()
     assert pod.running()
+
+
+def test_what_needs_full_privileges_is_done_once_and_nothing_else(pod: Pod) -> None:
+    pod.config.put(kubeadms(pod.server))
+    pod.start([*ARGUMENTS, "--init-only"])
+    assert pod.wait() == 0, pod.said()
+    assert "KUBE-" not in pod.rules()
+    assert pod.node.run(["sysctl", "-n", "net.ipv4.conf.all.route_localnet"]).strip() == "1"
+    assert not pod.server.served
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "userspace"])
+def test_cleanup_takes_away_what_any_mode_wrote(pod: Pod, mode: str) -> None:
+    """Whatever the configuration says of the mode, and whether the server can be reached or not."""
+    pod.config.put(edited(pod, mode=mode))
+    pod.start(ARGUMENTS)
+    assert wait_for(lambda: pod.said().count('"Synced"') == 2, SOON), pod.said()
+    assert pod.stop() == 0
+    left = pod.rules() + pod.node.run(["nft", "list", "tables"])
+    assert ("table ip kproxy" if mode == "nftables" else "KUBE-SVC-") in left, "the rules stay"
+    pod.server.tokens = set()
+    pod.config.put(edited(pod, mode="iptables"))
+    pod.start([*ARGUMENTS, "--cleanup"])
+    assert pod.wait() == 0, pod.said()
+    left = pod.rules() + pod.node.run(["nft", "list", "tables"])
+    assert "KUBE-" not in left
+    assert "kproxy" not in left
 
 
 BAD: dict[str, tuple[dict[str, str | None], list[str]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from kproxy.lab.outcomes import Answered
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import Probe, Via
 from kproxy.model.plans import Family
+from kproxy.sync.config_file import POLL_SECONDS
 from tests.dropin.conftest import ALIVE, SOON
 
 if TYPE_CHECKING:
@@ -144,6 +146,8 @@ def test_a_wrong_file_is_refused_and_all_that_is_wrong_is_said(node: Node) -> No
     assert without_counters(node.rules()) == without_counters(before)
     # The file as it was is no change; another good one takes effect.
     node.write(**dict.fromkeys(BAD))
+    time.sleep(4 * POLL_SECONDS)
+    assert node.reloads("applied") == 0
     node.write(clusterCIDR="10.0.0.0/8,fd00::/8")
     node.await_reload("applied")
     assert node.reloads("refused") == 1
