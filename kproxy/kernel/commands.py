@@ -6,22 +6,27 @@ ours when the kernel says who changed its tables. Leaves out: what the commands 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
 import threading
-from collections import deque
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from kproxy.errors import CommandError
+from kproxy.kernel import process_ids
 
 __all__ = ["MISSING", "TIMED_OUT", "Commands", "Completed", "Runner", "checked"]
 
 MISSING = 127  # what a shell reports for a command that it cannot find
 TIMED_OUT = 124  # what timeout(1) reports
-REMEMBERED = 64
+# For so many seconds after a command's end a change under its process id is still taken for its own: enough to read
+# what the kernel said of it, and soon over, since programs in other containers have the same ids.
+REMEMBERED = 5.0
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -64,16 +69,18 @@ def checked(runner: Runner, argv: Sequence[str], stdin: bytes | None = None, tim
 class Commands:
     """The host's own commands. Safe to use from several threads."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        """environment: added to this process's own for every command."""
+    def __init__(
+        self, environment: Mapping[str, str] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """environment: added to this process's own for every command. clock: in seconds, never set back."""
         path = os.environ.get("PATH") or SEARCH_PATH
         self._environment = {**os.environ, "PATH": path, **(environment or {}), "LC_ALL": "C", "LANG": "C"}
-        self._pids: deque[int] = deque(maxlen=REMEMBERED)
+        self._ended: dict[int, float] = {}  # by process id: when, by the monotonic clock; infinity while it runs
+        self._clock, self._lock = clock, threading.Lock()
 
     def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
         """As Runner.run."""
-        with self._start(argv) as process:
-            self._pids.append(process.pid)
+        with self._start(argv) as process, self._remembered(process.pid):
             try:
                 stdout, stderr = process.communicate(stdin or b"", timeout)
             except subprocess.TimeoutExpired:
@@ -92,9 +99,21 @@ class Commands:
         return shutil.which(name, path=self._environment["PATH"])
 
     def recent_pids(self) -> frozenset[int]:
-        """This process, its threads, and the children that it started last: what these change is our own doing."""
-        threads = (thread.native_id for thread in threading.enumerate() if thread.native_id)
-        return frozenset((os.getpid(), *threads, *self._pids))
+        """This process, its threads, and the children that run or have just ended: what these change is our doing."""
+        since = self._clock() - REMEMBERED
+        with self._lock:
+            self._ended = {pid: ended for pid, ended in self._ended.items() if ended > since}
+            return frozenset((os.getpid(), *_threads(), *self._ended))
+
+    @contextmanager
+    def _remembered(self, pid: int) -> Iterator[None]:
+        with self._lock:
+            self._ended[pid] = math.inf
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ended[pid] = self._clock()
 
     def _start(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
@@ -107,3 +126,11 @@ class Commands:
             raise CommandError(argv, MISSING if missing else 126, error.strerror or str(error)) from None
         except ValueError as error:  # a NUL in an argument
             raise CommandError(argv, 126, str(error)) from None
+
+
+def _threads() -> list[int]:
+    """The ids under which the kernel may name this process. In a container it names no threads (see
+    kproxy.kernel.nftables_monitor), and others' processes may have their ids."""
+    if not process_ids.are_the_kernels():
+        return []
+    return [thread.native_id for thread in threading.enumerate() if thread.native_id]

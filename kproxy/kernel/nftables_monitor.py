@@ -9,12 +9,11 @@ Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from kproxy.errors import NetlinkError
-from kproxy.kernel import netlink
+from kproxy.kernel import netlink, process_ids
 from kproxy.kernel.netlink_sockets import Overrun, Socket
 
 __all__ = ["IPTABLES_TABLES", "Change", "Event", "Monitor", "Transactions", "generation", "touches_kube_chains"]
@@ -34,7 +33,6 @@ REPORTED = 8  # of one transaction; a flush makes thousands of events that all s
 DETAILED = 20_000  # of one transaction where each of them counts; beyond it is told as unknown
 ELEMENTS = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
 READ_AT_ONCE = 4096  # datagrams; then the caller gets its thread back
-INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 
 IPTABLES_TABLES = frozenset((family, table) for family in ("ip", "ip6") for table in ("nat", "filter", "mangle"))
 BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
@@ -163,7 +161,9 @@ class Monitor:
         """is_ours: says of a process id whether it is ours, see Commands.recent_pids; with by_portid of the port id of
         a netlink socket. tables: (family, table) pairs as nft writes them; relevant: which events in them matter.
         detailed: as of Transactions. Raises NetlinkError."""
-        by_portid = by_portid or not _in_initial_pid_namespace()
+        # In a container the port id has to do: every command that we start takes its process id, as we see it, for its
+        # first netlink socket.
+        by_portid = by_portid or not process_ids.are_the_kernels()
         self._transactions = Transactions(is_ours, tables, relevant, by_portid, detailed)
         self._socket = Socket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,), buffer=BUFFER)
 
@@ -220,12 +220,3 @@ def generation() -> int:
         if answer.type == SUBSYSTEM << 8 | NEWGEN:
             return netlink.to_int(netlink.attributes(answer.payload, start=4).get(NFTA_GEN_ID, b""))
     raise NetlinkError("read the nf_tables generation", errno.ENOMSG)
-
-
-def _in_initial_pid_namespace() -> bool:
-    """Only there are the kernel's process ids ours as well. In a container the port id has to do: every command that we
-    start takes its process id, as we see it, for its first netlink socket."""
-    try:
-        return os.readlink("/proc/self/ns/pid") == INITIAL_PID_NAMESPACE
-    except OSError:
-        return False

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
 
+from kproxy.kernel import netlink
+from kproxy.kernel.commands import REMEMBERED
+from kproxy.kernel.netlink_sockets import Socket
+from kproxy.kernel.nftables_monitor import NETLINK_NETFILTER, NFNLGRP_NFTABLES
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import choose_backend, wait_for
 from tests.image.test_starts import SLICE, Pod, Start, start
@@ -50,11 +55,29 @@ def test_what_it_changes_itself_is_not_taken_for_anothers(pod: Pod, space: Names
     assert sum(pod.metric(FULL_SYNCS)) == before  # each was a change of one Service, never a look at everything
 
 
-@pytest.mark.parametrize("own_ids", [False, True], ids=["on the node", "in another container"])
-def test_what_another_program_changes_is_repaired(pod: Pod, space: Namespace, own_ids: bool) -> None:
-    move(pod, space, ENDPOINTS[0])
+def restorer(pod: Pod, space: Namespace, address: str) -> int:
+    """The process id, as the container sees it, of the command with which kproxy writes a change."""
+    listener = space.call(Socket, NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,))
+    try:
+        move(pod, space, address)
+        heard = {note.portid for data in iter(listener.receive, None) for note in netlink.messages(data)}
+    finally:
+        listener.close()
+    (found,) = heard - {0}
+    return found
+
+
+@pytest.mark.parametrize("whose", ["the node's", "another container's", "another container's, with an id of ours"])
+def test_what_another_program_changes_is_repaired(pod: Pod, space: Namespace, whose: str) -> None:
+    number = restorer(pod, space, ENDPOINTS[0])
     before = nat(space)
     flush = ["iptables-nft", "-t", "nat", "-F", "KUBE-SERVICES"]
-    space.run(["unshare", "--pid", "--fork", "--", *flush] if own_ids else flush)
+    if whose != "the node's":
+        first = number if whose.endswith("ours") else 1000
+        numbered = f'echo {first - 1} > /proc/sys/kernel/ns_last_pid; "$@"; :'
+        flush = ["unshare", "--pid", "--fork", "--mount-proc", "--", "sh", "-c", numbered, "sh", *flush]
+    if whose.endswith("ours"):
+        time.sleep(REMEMBERED + 1)  # until then the id is ours
+    space.run(flush)
     assert wait_for(lambda: sorted(nat(space).splitlines()) == sorted(before.splitlines()), SOON), pod.container.said()
     assert sum(pod.metric(REPAIRS)) == 1

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from kproxy.errors import CommandError
-from kproxy.kernel.commands import MISSING, TIMED_OUT, Commands, checked
+from kproxy.fakes.clocks import ManualClock
+from kproxy.kernel.commands import MISSING, REMEMBERED, TIMED_OUT, Commands, checked
 
 
 @pytest.fixture
@@ -84,10 +89,33 @@ def test_which_finds_commands_of_the_path_only(commands: Commands) -> None:
     assert commands.which("kproxy-no-such-command") is None
 
 
-def test_recent_children_are_remembered_and_old_ones_forgotten(commands: Commands) -> None:
+def test_children_are_remembered_while_they_run_and_a_little_longer() -> None:
+    clock = ManualClock()
+    commands = Commands(clock=clock.monotonic)
     ourselves = commands.recent_pids()
     assert {os.getpid(), threading.get_native_id()} <= ourselves
     first = commands.run(["true"]).pid
-    assert commands.recent_pids() == {*ourselves, first}
-    later = [commands.run(["true"]).pid for _ in range(64)]
-    assert commands.recent_pids() == {*ourselves, *later}
+    clock.advance(REMEMBERED - 1)
+    second = commands.run(["true"]).pid
+    assert commands.recent_pids() == {*ourselves, first, second}
+    clock.advance(1)
+    assert commands.recent_pids() == {*ourselves, second}
+    clock.advance(REMEMBERED)
+    assert commands.recent_pids() == ourselves
+
+
+def test_a_child_that_runs_for_long_is_ours_all_the_time() -> None:
+    clock = ManualClock()
+    commands = Commands(clock=clock.monotonic)
+    before = commands.recent_pids()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+        started, pipe = Path(folder, "started"), Path(folder, "pipe")
+        os.mkfifo(pipe)
+        script = 'touch "$1"; read line < "$2"'
+        done = pool.submit(commands.run, ["sh", "-c", script, "sh", str(started), str(pipe)])
+        while not started.exists():
+            time.sleep(0.01)
+        clock.advance(10 * REMEMBERED)
+        meanwhile = commands.recent_pids()
+        pipe.write_text("\n")
+        assert done.result().pid in meanwhile - before
