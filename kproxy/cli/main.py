@@ -36,7 +36,13 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        found: click.Command = getattr(import_module(module), attribute)
+        try:
+            found: click.Command = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.split(".")[0] == "kproxy":
+                raise
+            # The image has no libraries for what is of no use in a container.
+            raise click.ClickException(f"{cmd_name} needs the library {error.name}, which is not here") from None
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
