@@ -59,9 +59,12 @@ class ApiClient:
         self._credentials = Credentials(settings)
         self._pace = Pace(settings.qps, settings.burst)
 
-    def get(self, path: str, query: Mapping[str, str] | None = None) -> bytes:
-        """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError."""
-        return self._whole("GET", path, query, None, {"Accept-Encoding": "gzip"})
+    def get(self, path: str, query: Mapping[str, str] | None = None, paced: bool = True) -> bytes:
+        """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError.
+
+        paced: whether it counts as a request of its own for qps and burst.
+        """
+        return self._whole("GET", path, query, None, {"Accept-Encoding": "gzip"}, paced)
 
     def post(self, path: str, body: bytes) -> bytes:
         """Create the object that BODY, JSON, describes; what the server made of it. Raises as `get`."""
@@ -92,18 +95,31 @@ class ApiClient:
         self._credentials.close()
 
     def _whole(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: dict[str, str],
+        paced: bool = True,
     ) -> bytes:
-        response = self._send(method, path, query, body, headers)
+        response = self._send(method, path, query, body, headers, paced)
         with _mapped(f"{method} {path}"):
             return _drained(response)
 
     def _send(
-        self, method: str, path: str, query: Mapping[str, str] | None, body: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: dict[str, str],
+        paced: bool = True,
     ) -> urllib3.HTTPResponse:
         """The answer, its body still to be read. A 401 leads to new credentials and one more attempt."""
         url = f"{path}?{urlencode(query)}" if query else path
-        self._pace.wait()
+        if paced:
+            self._pace.wait()
         session = self._credentials.session()
         response = self._attempt(session, method, path, url, body, headers)
         if response.status == _UNAUTHORIZED:

@@ -88,7 +88,10 @@ class Lister:
         return whole
 
     def _page(self, query: Mapping[str, str]) -> Page:
-        return self._decoder.page(self._client.get(self.path, {**self._resource.query, **query}))
+        # However many pages, it is one list, as for a client-go that asks for all in one piece. Else at 5 requests a
+        # second a node would wait 6 s for 10,000 Services.
+        first = "continue" not in query
+        return self._decoder.page(self._client.get(self.path, {**self._resource.query, **query}, paced=first))
 
 
 def _append(whole: Page, page: Page) -> None:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from kproxy.fakes.apiserver import ApiServer
+from kproxy.model.objects import Kind
+from kproxy.source.client import ApiClient
+from kproxy.source.credentials import ClientSettings
+from kproxy.source.decode import Decoder
+from kproxy.source.listing import PAGE_SIZE, Lister, resources
 from kproxy.source.pace import Pace
 
 
@@ -50,3 +58,24 @@ def test_no_limit(qps: float, time: Time) -> None:
     for _ in range(100):
         pace.wait()
     assert time.slept == []
+
+
+def test_the_pages_of_a_list_count_as_one_request() -> None:
+    """At this pace a second request would have to wait for years."""
+    with ApiServer() as server:
+        for number in range(2 * PAGE_SIZE + 1):
+            server.apply({"kind": "Service", "metadata": {"name": f"s{number}"}, "spec": {"clusterIP": "10.96.0.9"}})
+        client = ApiClient(ClientSettings(master=server.url, qps=1e-6, burst=1))
+        services = next(each for each in resources("node1") if each.kind is Kind.SERVICE)
+        found: list[int] = []
+
+        def read() -> None:
+            page = Lister(client, services, Decoder(Kind.SERVICE)).list("")
+            found.append(len(page.objects) if page else 0)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(30)
+        client.close()
+        assert found == [2 * PAGE_SIZE + 1]
+        assert server.served["list", "Service"] == 3
