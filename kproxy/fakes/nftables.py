@@ -209,6 +209,9 @@ class FakeDrift:
         """As TableDrift.reading."""
         self._seen, self.lost = len(self._kernel.events), False
 
+    def listen(self) -> None:
+        """As TableDrift.listen: it always does."""
+
     def changed(self) -> bool:
         """As TableDrift.changed."""
         return self.lost or bool(self._new())

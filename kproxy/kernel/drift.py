@@ -141,7 +141,8 @@ class WatchedTables:
 
 
 class TableDrift(NftDrift):
-    """The same for a table of our own, which is written by netlink. Begins to listen as late, for the same reason.
+    """The same for a table of our own, which is written by netlink. Begins to listen late, for the same reason: when
+    told to, or when somebody else's transaction has to be looked at.
 
     It knows what others did, event by event, so that only this has to be mended.
     """
@@ -157,11 +158,18 @@ class TableDrift(NftDrift):
         super().reading()
         self._events = []
 
-    def changed(self) -> bool:
-        """As NftDrift.changed."""
+    def listen(self) -> None:
+        """Begin to listen; until then transactions are only counted. Raises NetlinkError."""
         if self._monitor is None:
             self._monitor = self._listen()
             self._changed = not self._commits.alone()
+
+    def changed(self) -> bool:
+        """As NftDrift.changed."""
+        if self._monitor is None and self._commits.alone():
+            return False
+        self.listen()
+        assert self._monitor is not None
         events = [change.event for change in self._monitor.poll()]
         self._events += [event for event in events if event is not None]
         if None in events or len(self._events) > DETAILED:

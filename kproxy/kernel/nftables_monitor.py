@@ -96,14 +96,14 @@ class Transactions:
 
     def feed(self, data: bytes) -> Iterator[Change]:
         """The changes by others whose transactions one datagram completes. Raises ValueError for no netlink message."""
+        if self._by_portid and self._is_ours(netlink.first_header(data).portid):
+            return  # most of all is what we do ourselves; a datagram is of one transaction
         for note in netlink.messages(data):
             subsystem, number = note.type >> 8, note.type & 0xFF
             if subsystem != SUBSYSTEM:
                 continue
             if number == NEWGEN:
                 yield from self._finish(note)
-            elif self._by_portid and note.portid and self._is_ours(note.portid):
-                continue  # what we do is most of all, and need not be read
             elif len(self._pending) < (DETAILED if self._detailed else REPORTED):
                 self._collect(number, note.payload)
 

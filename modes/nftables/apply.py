@@ -105,7 +105,10 @@ class NftablesProgrammer:
 
     def drifted(self) -> bool:
         """As Programmer.drifted."""
-        return self._drift is not None and self._drift.changed()
+        if self._drift is None:
+            return False
+        self._drift.listen()
+        return self._drift.changed()
 
     def tend(self) -> float | None:
         """As Programmer.tend: an endpoint that left keeps its connections, the kernel sees to it."""

@@ -51,6 +51,9 @@ class Drift(Protocol):
     def reading(self) -> None:
         """The table is about to be read: what others changed before this moment will be seen."""
 
+    def listen(self) -> None:
+        """From now on it is asked again and again; until then little should be spent on it."""
+
     def changed(self) -> bool:
         """Whether anyone else changed the table since `reading` or `take`; also true when that is unknown."""
 
