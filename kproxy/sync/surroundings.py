@@ -62,6 +62,7 @@ class NodeSurroundings:
         self._news = True
         self._asked_at: float | None = None
         self._said = self._failing = False
+        self._told: tuple[str, ...] | None = None
 
     def adapt(self, config: KubeProxyConfiguration, nfacct: bool, random_fully: bool) -> None:
         """Go by another configuration, or by what other tools can do, from now on."""
@@ -90,9 +91,10 @@ class NodeSurroundings:
         if state.service_cidrs != self._service_cidrs:
             self._service_cidrs, self._news = state.service_cidrs, True
         try:
-            self._stale |= self._addresses.changed() or state.node != self._node
+            node = self._remembering(state.node)
+            self._stale |= self._addresses.changed() or node != self._node
             if self._stale:
-                self._node = state.node
+                self._follow(node)
                 self._refresh()
         except KernelError as error:  # what was known holds until it can be asked again
             if not self._failing:
@@ -127,7 +129,7 @@ class NodeSurroundings:
     def _complete(self, state: ClusterState) -> bool:
         if self._asked_at is None:
             self._asked_at = self._clock.monotonic()
-        if settings.waits_for_pod_cidr(self._config, state.node):
+        if settings.waits_for_pod_cidr(self._config, self._remembering(state.node)):
             if not self._said:
                 _log.info("Waiting for the Node's pod CIDR, which detectLocalMode NodeCIDR needs", node=state.node_name)
                 self._said = True
@@ -136,6 +138,20 @@ class NodeSurroundings:
             return True
         return self._clock.monotonic() - self._asked_at > NODE_PATIENCE
 
+    def _remembering(self, node: NodeView | None) -> NodeView | None:
+        """NODE with the pod CIDRs that it had before, should it have none: one that is deleted and made anew keeps its
+        pods meanwhile."""
+        before = self._node
+        if before is None or not before.pod_cidrs or (node is not None and node.pod_cidrs):
+            return node
+        return replace(node or before, pod_cidrs=before.pod_cidrs)
+
+    def _follow(self, node: NodeView | None) -> None:
+        before, self._node = self._node, node
+        if before is not None and node is not None and before.pod_cidrs != node.pod_cidrs:
+            self._news = True
+            _log.info("The Node's pod CIDRs changed", before=before.pod_cidrs, now=node.pod_cidrs)
+
     def _refresh(self) -> None:
         node_ips = settings.node_ips(self._config, self._node, self._addresses.node_ips())
         host = replace(self._host, node_ips=node_ips, addresses=self._addresses.addresses())
@@ -143,3 +159,14 @@ class NodeSurroundings:
         if host != self._host:
             self._host, self._news = host, True
             _log.v(2).info("Node addresses", node_ips=node_ips, addresses=len(host.addresses))
+        if node_ips != self._told:
+            self._tell_node_ips(self._told, node_ips)
+            self._told = node_ips
+
+    def _tell_node_ips(self, before: tuple[str, ...] | None, now: tuple[str, ...]) -> None:
+        if not now:
+            _log.warning("Can't determine this node's IP; if that matters, set --bind-address or the Node's addresses")
+        elif before:
+            _log.info("This node's IPs changed", before=before, now=now)
+        elif self._node is None or not self._node.ips:
+            _log.info("The Node object tells no IP; going by this host's own", node_ips=now)

@@ -280,6 +280,15 @@ def test_a_node_without_an_address_of_the_family_lies_in_no_range() -> None:
     assert made.node_in_source_ranges is False
 
 
+def test_external_ips_are_left_out_where_they_are_not_served() -> None:
+    state = cluster(service(externalIPs=["198.51.100.1"]))
+    name = ServiceName("default", "web")
+    served, left_out = (
+        [p.external_ips for p in plan_service(state, name, Place(NODE, external_ips=s))] for s in (True, False)
+    )
+    assert (served, left_out) == ([("198.51.100.1",)], [()])
+
+
 def test_plan_all_plans_every_service() -> None:
     state = cluster(service("a"), service("b", "other"), service("c", clusterIP="None"))
     assert {str(p.key) for p in plan_all(state, Place(NODE))} == {"default/a:http", "other/b:http"}

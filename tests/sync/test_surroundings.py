@@ -10,7 +10,7 @@ from kproxy.config.files import from_text
 from kproxy.errors import KernelError
 from kproxy.fakes.clocks import ManualClock
 from kproxy.model import objects
-from kproxy.model.events import Changed, Listed
+from kproxy.model.events import Changed, Deleted, Listed
 from kproxy.model.objects import Kind
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
@@ -120,3 +120,62 @@ def test_mode_node_cidr_waits_for_the_pod_cidr(host: Host) -> None:
     assert around.place(known) is None
     known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.1.0/24")))
     assert around.place(known) is not None
+
+
+def test_pod_cidrs_that_were_known_hold_while_the_node_is_made_anew(host: Host) -> None:
+    """kube-proxy ends and waits; here what is programmed goes on being right."""
+    around, known = surroundings(host, ManualClock(), detectLocalMode="NodeCIDR"), state()
+    known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.1.0/24")))
+    assert around.place(known) is not None
+    around.changed()
+    known.apply(Deleted(Kind.NODE, "", "node1"))
+    assert around.place(known) is not None
+    known.apply(Changed(Kind.NODE, node("172.30.0.9")))
+    assert around.place(known) is not None
+    assert around.node is not None
+    assert around.node.pod_cidrs == ("10.244.1.0/24",)
+    assert not around.changed()
+    known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.2.0/24")))
+    around.place(known)
+    assert around.changed()
+    assert around.node.pod_cidrs == ("10.244.2.0/24",)
+
+
+IPS = [
+    (["172.30.0.9", "172.30.0.8"], ["This node's IPs changed"]),
+    (["", "172.30.0.8"], ["The Node object tells no IP; going by this host's own", "This node's IPs changed"]),
+    (["172.30.0.9", "172.30.0.9"], []),
+]
+
+
+@pytest.mark.parametrize(("told", "expected"), IPS)
+def test_the_log_says_where_the_nodes_ip_comes_from(
+    host: Host, caplog: pytest.LogCaptureFixture, told: list[str], expected: list[str]
+) -> None:
+    caplog.set_level("INFO", "kproxy.node")
+    around, known = surroundings(host, ManualClock()), state()
+    for ip in told:
+        known.apply(Changed(Kind.NODE, node(ip)))
+        around.place(known)
+    assert [record.message for record in caplog.records] == expected
+
+
+def test_a_node_without_any_ip_is_warned_of(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.held = ()
+    around = surroundings(host, ManualClock())
+    around.place(state())
+    around.place(state())
+    assert len([record for record in caplog.records if "Can't determine this node's IP" in record.message]) == 1
+
+
+def test_another_configuration_is_gone_by_from_the_next_look_on(host: Host) -> None:
+    around, known = surroundings(host, ManualClock()), state(node("172.30.0.9"))
+    around.place(known)
+    around.changed()
+    raw = HEADER | {"bindAddress": "172.30.0.7", "featureGates": {"AllowServiceExternalIPs": False}}
+    around.adapt(from_text(json.dumps(raw)), nfacct=True, random_fully=False)
+    place = around.place(known)
+    assert place is not None
+    assert (place.ipv4, place.external_ips) == ("172.30.0.7", False)
+    assert around.changed()
+    assert (around.host.nfacct, around.host.random_fully) == (True, False)
