@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import report
-from benchmarks.report.progress import bars
 from benchmarks.suite import guests
 from benchmarks.suite.options import read
 from benchmarks.suite.results import encode
 from benchmarks.suite.runs import measure
+from kproxy.errors import KproxyError
 
 __all__ = ["FILE", "main"]
 
@@ -21,6 +20,11 @@ FILE = "suite.json"
 def main(argv: Sequence[str]) -> int:
     """Exit status: 1 when nothing could be measured. Raises KproxyError, and SystemExit for bad arguments."""
     options = read(argv)
+    try:  # before anything is measured, and not before the arguments are known to be good: it takes a second
+        from benchmarks import report
+        from benchmarks.report.progress import bars
+    except ImportError as error:
+        raise KproxyError(f"{error}; pip install 'kproxy[bench]' brings what the report needs") from error
     with bars() as progress:
         run = guests.measure(argv, progress) if options.guest else measure(options, argv, progress)
     options.out.mkdir(parents=True, exist_ok=True)

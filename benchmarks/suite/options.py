@@ -80,6 +80,7 @@ def read(argv: Sequence[str]) -> Options:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m benchmarks",
+        allow_abbrev=False,
         description="Measure kproxy, mode by mode, beside any other proxy; `parts` measures some of its parts alone.",
     )
     add = parser.add_argument

@@ -61,10 +61,13 @@ def _servers(world: World, count: int) -> Iterator[None]:
 
 
 def _run(world: World, commands: Sequence[Sequence[str]], timeout: float) -> list[str]:
-    """Run all of them at once in the client's namespace; what each printed. Raises CommandError."""
+    """Run all of them at once in the client's namespace; what each printed. Raises KernelError."""
 
     def one(argv: Sequence[str]) -> str:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False)
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired:
+            raise KernelError(f"the clients did not end within {timeout:.0f} s") from None
         if done.returncode:
             raise CommandError(argv, done.returncode, done.stderr)
         return done.stdout

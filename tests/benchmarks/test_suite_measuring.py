@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks.__main__ import main
+from benchmarks.suite.options import read
 from benchmarks.suite.results import Quantity, Run, decode
+from benchmarks.suite.runs import measure
 from kproxy.fakes.apiserver import ApiServer
 from kproxy.fakes.apistore import Selection
 from kproxy.lab.namespaces import unavailable
@@ -61,11 +64,11 @@ def test_a_mode_is_measured_in_full(tmp_path: Path) -> None:
 
 
 def test_a_baseline_stands_beside_it_against_any_api_server(tmp_path: Path) -> None:
-    """Nothing is left on that server, and what was there before is."""
-    with ApiServer(tokens=["secret"]) as server:
+    """By TLS through the relay; nothing is left on that server, and what was there before is."""
+    with ApiServer(tls=True, tokens=["secret"]) as server:
         server.apply({"kind": "Service", "metadata": {"name": "theirs"}, "spec": {"clusterIP": "10.99.0.1"}})
         config = tmp_path / "kubeconfig"
-        config.write_text(yaml.safe_dump(kubeconfig(server.url, "secret")))
+        config.write_text(yaml.safe_dump(kubeconfig(server, "secret")))
         command = f"other={sys.executable} -m kproxy run --config {{config}} --v 1"
         sizes = ("--services", "10", "--endpoints", "1")
         run = measured(tmp_path, "--modes", "nftables", *sizes, "--kubeconfig", str(config), "--baseline", command)
@@ -76,11 +79,33 @@ def test_a_baseline_stands_beside_it_against_any_api_server(tmp_path: Path) -> N
         assert left == ["theirs"]
 
 
-def kubeconfig(url: str, token: str) -> dict[str, object]:
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("sh -c 'echo first; echo no good; exit 3'", "it ended with status 3: no good"),
+        ("/no/such/proxy", "it ended with status"),
+    ],
+)
+def test_a_proxy_that_ends_is_told_and_the_run_goes_on(command: str, why: str) -> None:
+    options = read(["--modes", "nftables", "--services", "1,2", "--baseline", f"bad={command}", "--starts", "1"])
+    bad = [launch for launch in options.launches if launch.subject.baseline]
+    run = measure(replace(options, launches=(*bad, *bad)), (), Silent())
+    assert {problem.subject for problem in run.problems} == {"bad nftables"}
+    assert all(problem.why.startswith(why) for problem in run.problems)
+    assert run.measurements == ()
+
+
+class Silent:
+    def begin(self, subject: str, services: int, what: str, total: int) -> None: ...
+    def step(self) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
+def kubeconfig(server: ApiServer, token: str) -> dict[str, object]:
     return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "clusters": [{"name": "c", "cluster": {"server": server.url, "certificate-authority": str(server.ca_file)}}],
         "users": [{"name": "u", "user": {"token": token}}],
         "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
         "current-context": "x",
