@@ -86,8 +86,7 @@ def test_a_file_that_is_no_manifest_is_one_line_that_names_it(folder: Folder, ca
 
 
 CONFIGURATIONS = {
-    "an unknown field": ("clusterCidr: 10.0.0.0/8\n", ["clusterCidr: unknown field"]),
-    "an unknown field further down": ("iptables: {syncperiod: 1s}\n", ["iptables.syncperiod: unknown field"]),
+    "an unknown feature gate": ("featureGates: {NoSuchGate: true}\n", ["featureGates.NoSuchGate: unrecognized"]),
     "a bad CIDR": ("clusterCIDR: 10.0.0.0/33\n", ["clusterCIDR: must be a CIDR"]),
     "a wrong type": ("iptables: {masqueradeAll: maybe}\n", ["iptables.masqueradeAll: "]),
     "several": ("clusterCIDR: x\nmode: fast\nfoo: 1\n", ["clusterCIDR: ", "foo: unknown field", "mode: "]),
@@ -108,6 +107,16 @@ def test_a_configuration_is_refused_by_field(folder: Folder, case: str, command:
     assert (status, out, len(lines)) == (2, "", len(said)), lines
     for line, start in zip(sorted(lines), said, strict=True):
         assert line.startswith(f"kproxy: error: {path}: {start}")
+
+
+def test_an_unknown_field_is_told_and_passed_over(folder: Folder) -> None:
+    path = folder.write("config.yaml", HEADER + "clusterCidr: 10.0.0.0/8\niptables: {syncperiod: 1s}\n")
+    status, _, lines = folder.render(f"--config={path}", "-f", str(folder.write("objects.yaml", "")))
+    assert status == 0
+    assert lines == [
+        f"kproxy: ignored in {path}: clusterCidr: unknown field (is clusterCIDR meant?)",
+        f"kproxy: ignored in {path}: iptables.syncperiod: unknown field (is syncPeriod meant?)",
+    ]
 
 
 def test_good_input_beside_it_is_rendered(folder: Folder, good: list[dict[str, Any]]) -> None:
