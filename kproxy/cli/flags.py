@@ -161,7 +161,9 @@ FLAGS: tuple[Flag, ...] = (
         "How far two syncs are apart at least; 0: none.",
         "ipvs.min_sync_period",
     ),
-    _flag("ipvs-scheduler", "string", "", "How connections are spread: rr (default), lc, sh, ...", "ipvs.scheduler"),
+    _flag(
+        "ipvs-scheduler", "string", "", "How connections are spread: rr (default), lc, sh and others", "ipvs.scheduler"
+    ),
     _flag(
         "ipvs-exclude-cidrs", "strings", "", "CIDRs of virtual servers that are somebody else's.", "ipvs.exclude_cidrs"
     ),

@@ -25,6 +25,8 @@ COMMANDS = {
     "demo": ("kproxy.cli.demo", "command", "Run a small cluster in network namespaces, with real traffic."),
 }
 
+_NAMES = ", ".join(COMMANDS)
+
 
 class _Lazy(click.Group):
     """A group whose commands are imported when they are called."""
@@ -44,6 +46,18 @@ class _Lazy(click.Group):
             # The image has no libraries for what is of no use in a container.
             raise click.ClickException(f"{cmd_name} needs the library {error.name}, which is not here") from None
         return found
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            ctx.fail(f"no command: there are {_NAMES}; see kproxy --help")
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(f"no command {args[0]!r}: there are {_NAMES}; see kproxy --help")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

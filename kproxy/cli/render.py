@@ -67,6 +67,12 @@ RENDERERS: dict[ProxyMode, Callable[[Preview, Family], Rendered]] = {
 FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 
 
+HOST_HELP = (
+    'The host, as JSON: {"nodeIPs": ["10.0.0.2"], "interfaces": [{"name": "eth0", "addresses": ["10.0.0.2/24"]}]}.'
+    "  [default: this host]"
+)
+
+
 @click.command("render", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.option("--dry-run", is_flag=True, help="Accepted for clarity: render never writes to the kernel.")
 @click.option(
@@ -76,10 +82,16 @@ FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 )
 @click.option("--family", type=click.Choice([*FAMILIES, "all"]), default="all", show_default=True)
 @click.option("--format", "form", type=click.Choice(["native", "json"]), default="native", show_default=True)
-@click.option("--node", help="The name of the Node.  [default: the configuration's, else this host's]")
+@click.option("--node", help="The Node whose rules to print.  [default: the configuration's, else this host's]")
 @click.option("--config", type=click.Path(path_type=Path), help="A KubeProxyConfiguration.")
-@click.option("--host", type=click.Path(path_type=Path), help="The host's addresses, as JSON.  [default: this host's]")
-@click.option("-f", "--filename", "sources", multiple=True, help="A manifest, a folder of them, or -; repeatable.")
+@click.option("--host", type=click.Path(path_type=Path), help=HOST_HELP)
+@click.option(
+    "-f",
+    "--filename",
+    "sources",
+    multiple=True,
+    help="A manifest, a folder of them, or -; repeatable. Lists, as kubectl prints them, do as well.",
+)
 @click.option("--kubeconfig", default="", help="How to reach the API server, when there is no -f.")
 @click.option("-v", "--v", "verbosity", type=click.IntRange(min=0), default=0, help="How much is logged, 0 to 10.")
 def command(
@@ -124,10 +136,16 @@ def _configuration(path: Path | None, mode: str | None, node: str | None, kubeco
 
 
 def _preview(config: KubeProxyConfiguration, host: Host | None, sources: Iterable[str]) -> Preview:
-    objects = _cluster(config, tuple(sources))
+    sources = tuple(sources)
+    objects = _cluster(config, sources)
     state, problems = load(config.hostname_override, objects)
     if problems:
         raise Refused(problems)
+    if state.node is None and (objects.get(Kind.NODE) or not sources):
+        name = config.hostname_override
+        click.echo(
+            f"kproxy: there is no Node {name}: its endpoints, zone and pod CIDRs may be missing; see --node", err=True
+        )
     known = host or _this_host()
     if not known.node_ips or host is None:
         known = replace(known, node_ips=node_ips(config, state.node, known.node_ips))

@@ -164,7 +164,8 @@ def _fill(configuration: Any, settings: ClientSettings) -> bool:
     path = settings.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
     files = [file for file in map(os.path.expanduser, path.split(":")) if os.path.isfile(file)]
     if not files:
-        raise SourceError(f"{path} does not exist")
+        sought = "" if settings.kubeconfig else " (no kubeconfig was given, and this is not in a Pod)"
+        raise SourceError(f"{path} does not exist{sought}")
     load_kube_config(  # type: ignore[no-untyped-call]
         config_file=path, client_configuration=configuration, persist_config=False
     )

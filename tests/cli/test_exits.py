@@ -31,8 +31,8 @@ def _quiet() -> Iterator[None]:
 
 
 REFUSED = [
-    ([], ["Missing command."]),
-    (["no-such-command"], ["No such command 'no-such-command'."]),
+    ([], ["no command: there are run, render, status, cleanup, demo; see kproxy --help"]),
+    (["start"], ["no command 'start': there are run, render, status, cleanup, demo; see kproxy --help"]),
     (["run", "--no-such-flag"], ["No such option '--no-such-flag'."]),
     (["run", "--proxy-mode=x", "--v=y"], [
         '--proxy-mode: must be one of iptables, ipvs, nftables, userspace, is "x"',
