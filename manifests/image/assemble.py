@@ -43,6 +43,12 @@ UNUSED = (
     "kubernetes/client/models/*[!_].py",
     "aiohttp_retry",  # only for kubernetes/aio
     "aiohttp_retry-*",
+    "pygments",  # this and the next two: what rich colours and lays out besides tables
+    "pygments-*",
+    "markdown_it",
+    "markdown_it_py-*",
+    "mdurl",
+    "mdurl-*",
     "tzdata",  # times are UTC
     "tzdata-*",
     "bin",

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "requirements.txt"
 # Commands that have no place in a container: the demo, which builds network namespaces.
-NOT_IN_THE_IMAGE = {"pyroute2", "rich"}
+NOT_IN_THE_IMAGE = {"pyroute2"}
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 GLIBC = (17, 24, 26, 27, 28, 31, 34, 35, 36)  # Debian 12 has 2.36
 HEAD = """\

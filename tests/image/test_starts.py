@@ -146,6 +146,7 @@ def test_kubeadms_command_line(
     }[backend]
     assert ENDPOINT in found[mine], pod.container.said()
     assert [other for other in others if ENDPOINT in found[other]] == []
+    assert "healthy" in space.run(["chroot", str(pod.container.root), "/usr/local/bin/kproxy", "status"])
     assert pod.container.stop() == 0, pod.container.said()
     assert ENDPOINT in rules(space)[mine]
 
