@@ -19,6 +19,7 @@ from kproxy.kernel.nftables_operations import (
     DeleteChain,
     DeleteElements,
     DeleteSet,
+    FillSet,
     FlushChain,
     FlushSet,
 )
@@ -52,7 +53,7 @@ __all__ = ["Chain", "Members", "Refused", "Table"]
 JUMPS = 16  # NFT_JUMP_STACK_SIZE
 INWARD, OUTWARD = frozenset({Hook.PREROUTING, Hook.OUTPUT}), frozenset({Hook.POSTROUTING})
 REJECTING = frozenset({Hook.PREROUTING, Hook.FORWARD, Hook.OUTPUT})
-TableOperation = AddChain | FlushChain | DeleteChain | AddRules | AddSet | DeleteSet | FlushSet
+TableOperation = AddChain | FlushChain | DeleteChain | AddRules | AddSet | DeleteSet | FlushSet | FillSet
 ElementOperation = AddElements | DeleteElements
 
 
@@ -123,6 +124,10 @@ class Table:
                 del self.sets[name]
             case FlushSet(_, name):
                 self._set(name).elements.clear()
+            case FillSet(_, spec, encoded):
+                self._set(spec.name).elements.clear()
+                for data in (one for part in encoded for one in coder(spec).listed(part)):
+                    self.put(AddElements(operation.table, spec, ()), coder(spec).decode(data))
 
     def put(self, operation: ElementOperation, element: Element) -> None:
         """Add or delete one element of OPERATION; call `check_paths` after the last. Raises Refused."""

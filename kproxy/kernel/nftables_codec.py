@@ -8,7 +8,6 @@ Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from kproxy.kernel.nftables_operations import (
     DeleteElements,
     DeleteSet,
     DeleteTable,
+    FillSet,
     FlushChain,
     FlushSet,
     Operation,
@@ -34,7 +34,7 @@ from kproxy.kernel.nftables_rules import NFPROTO
 from kproxy.model.nft import BaseChain, Chain, Element, Hook, Set
 from kproxy.model.plans import Family
 
-__all__ = ["ELEMENTS_BYTES", "ListedChain", "Message", "chain_of", "messages", "rule_of"]
+__all__ = ["ListedChain", "Message", "chain_of", "messages", "rule_of"]
 
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)  # NFT_MSG_*
@@ -51,9 +51,6 @@ RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS = 2, 3, 4  # NFTA_RULE_*
 ELEMENTS, GENERATION_ID = 3, 1  # NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_GEN_ID
 
 HEADER_BYTES = 16  # struct nlmsghdr
-ELEMENTS_BYTES = 65000
-"""Most bytes of elements in one message: an attribute counts its length in 16 bits."""
-
 HOOKS = {Hook.PREROUTING: 0, Hook.FORWARD: 2, Hook.OUTPUT: 3, Hook.POSTROUTING: 4}  # enum nf_inet_hooks
 HOOK_OF = {number: hook for hook, number in HOOKS.items()}
 
@@ -108,6 +105,11 @@ def messages(family: Family, operation: Operation, single: bool = False) -> Iter
             yield _message(family, DELSET, _named(table, name))
         case FlushSet(table, name):
             yield _message(family, DELSETELEM, _named(table, name))
+        case FillSet(table, spec, encoded):
+            yield _message(family, DELSETELEM, _named(table, spec.name))
+            for part in encoded:
+                listed = netlink.attribute(ELEMENTS, part)
+                yield _message(family, NEWSETELEM, _named(table, spec.name) + listed, CREATE)
         case AddElements(table, spec, members, exclusive):
             flags = CREATE | netlink.NLM_F_EXCL if exclusive else CREATE
             yield from _filled(family, (NEWSETELEM, flags), _named(table, spec.name), spec, members, single)
@@ -137,18 +139,11 @@ def _filled(
     encoded = elements.coder(spec).encode(members, keys_only=kind[0] == DELSETELEM)
     start = 0
     while start < len(encoded):
-        end = start + 1 if single else _fitting(encoded, start)
+        end = start + 1 if single else elements.fitting(encoded, start)
         listed = netlink.attribute(ELEMENTS, b"".join(encoded[start:end]))
         payload = netlink.netfilter(NFPROTO[family]) + named + listed
         yield Message(SUBSYSTEM << 8 | kind[0], kind[1], payload, start, encoded[start:end])
         start = end
-
-
-def _fitting(encoded: Sequence[bytes], start: int) -> int:
-    """Where the elements end that fit into a message with the one at START."""
-    likely = min(len(encoded), start + max(ELEMENTS_BYTES // len(encoded[start]), 1))
-    sizes = itertools.accumulate(map(len, encoded[start:likely]))
-    return start + max(sum(size <= ELEMENTS_BYTES for size in sizes), 1)
 
 
 # ---------------------------------------------------------------- listings

@@ -11,6 +11,7 @@ read. Elements of a map with plain keys have all the same length and are packed 
 from __future__ import annotations
 
 import functools
+import itertools
 import socket
 import struct
 import sys
@@ -24,7 +25,22 @@ from kproxy.kernel import nftables_expressions as nft
 from kproxy.kernel.nftables_rules import PROTOCOLS
 from kproxy.model.nft import Data, Element, Key, Set, SetKind, Type, Verdict
 
-__all__ = ["Coder", "Difference", "bounds", "coder", "comment_data", "comment_of", "width"]
+__all__ = [
+    "ELEMENTS_BYTES",
+    "Coder",
+    "Difference",
+    "bounds",
+    "coder",
+    "comment_data",
+    "comment_of",
+    "fitting",
+    "packed",
+    "width",
+]
+
+ELEMENTS_BYTES = 65000
+"""Most bytes of elements in one message: an attribute counts its length in 16 bits."""
+
 
 KEY, DATA, FLAGS, USERDATA, KEY_END = 1, 2, 3, 6, 10  # NFTA_SET_ELEM_*
 VALUE, VERDICT = nft.DATA_VALUE, nft.DATA_VERDICT
@@ -39,6 +55,22 @@ _HEADER = struct.Struct("=HH")
 _of_key: Callable[[Element], Key] = attrgetter("key")
 _of_data: Callable[[Element], Any] = attrgetter("data")
 _of_comment: Callable[[Element], str] = attrgetter("comment")
+
+
+def fitting(encoded: Sequence[bytes], start: int) -> int:
+    """Where the elements end that fit into a message with the one at START."""
+    likely = min(len(encoded), start + max(ELEMENTS_BYTES // len(encoded[start]), 1))
+    sizes = itertools.accumulate(map(len, encoded[start:likely]))
+    return start + max(sum(size <= ELEMENTS_BYTES for size in sizes), 1)
+
+
+def packed(encoded: Sequence[bytes]) -> Iterator[bytes]:
+    """Elements as the messages take them, so many together as one takes."""
+    start = 0
+    while start < len(encoded):
+        end = fitting(encoded, start)
+        yield b"".join(encoded[start:end])
+        start = end
 
 
 def width(types: Sequence[Type]) -> int:
@@ -121,6 +153,10 @@ class Coder:
             found = [data[at : at + size] for at in range(0, len(data), size)]
             if self._regular(found):
                 return found
+        if not self.spec.interval:
+            found = _sliced(data)
+            if found and found[0] == _canonical(found[0][_HEADER.size :]):
+                return found  # this kernel tells all alike; one that is otherwise after all is only written anew
         return [_canonical(element) for _, element in netlink.each_attribute(data)]
 
     def join(self, listed: Sequence[bytes]) -> list[bytes]:
@@ -368,6 +404,19 @@ def _canonical(element: bytes) -> bytes:
         if type_ in parts and (type_ != FLAGS or any(parts[type_]))
     )
     return netlink.attribute(nft.LIST_ELEM, told)
+
+
+def _sliced(data: bytes) -> list[bytes]:
+    """The attributes in DATA with their headers. Raises ValueError."""
+    found: list[bytes] = []
+    at, end = 0, len(data)
+    while at < end:
+        if end - at < _HEADER.size or (length := _HEADER.unpack_from(data, at)[0]) < _HEADER.size or at + length > end:
+            raise ValueError("elements cut short")
+        following = at + ((length + 3) & ~3)
+        found.append(data[at:following])
+        at = following
+    return found
 
 
 def _half(data: bytes) -> tuple[bytes, bool]:

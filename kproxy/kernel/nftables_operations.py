@@ -24,6 +24,7 @@ __all__ = [
     "DeleteSet",
     "DeleteTable",
     "ElementsRefused",
+    "FillSet",
     "FlushChain",
     "FlushSet",
     "Operation",
@@ -135,6 +136,21 @@ class FlushSet(NamedTuple):
         return f"flush set {self.table} {self.set}"
 
 
+class FillSet(NamedTuple):
+    """Make these the elements of a set, in place of all that it has. For sets too large to be handled as values.
+
+    encoded: as kproxy.kernel.nftables_elements.packed makes them; number: how many they are.
+    """
+
+    table: str
+    set: Set
+    encoded: Sequence[bytes]
+    number: int
+
+    def __str__(self) -> str:
+        return f"fill set {self.table} {self.set.name}"
+
+
 class AddElements(NamedTuple):
     """Put elements, as many as you like, into a set.
 
@@ -172,6 +188,7 @@ Operation = (
     | AddSet
     | DeleteSet
     | FlushSet
+    | FillSet
     | AddElements
     | DeleteElements
 )

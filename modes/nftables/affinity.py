@@ -30,7 +30,8 @@ from kproxy.modes.nftables.settings import Settings
 
 __all__ = ["MAX_CLIENTS", "client_set", "entry_chain", "list_chains"]
 
-MAX_CLIENTS = 65535  # of one set, nft's own default; those beyond it are served without affinity
+MAX_CLIENTS = 3 << 17
+"""Of one set; those beyond it are served without affinity. Some kernels make room for all at once: 4 MB of buckets."""
 
 
 def client_set(plan: ServicePlan) -> Set:

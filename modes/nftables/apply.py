@@ -462,5 +462,6 @@ class NftablesProgrammer:
 
     def _count_written(self, delta: Delta, outcome: Outcome) -> None:
         rules = sum(len(chain.rules) for chain in (*delta.chains, *delta.changed))
-        written = rules + sum(map(len, delta.missing.values()))
+        filled = sum(filling.number for filling in delta.filled.values())
+        written = rules + filled + sum(map(len, delta.missing.values()))
         outcome.rules_written = {names.TABLE: outcome.rules_written.get(names.TABLE, 0) + written}

@@ -21,15 +21,23 @@ from kproxy.kernel.nftables_operations import (
     DeleteElements,
     DeleteSet,
     DeleteTable,
+    FillSet,
     FlushChain,
-    FlushSet,
     Operation,
 )
 from kproxy.model.nft import Chain, Element, Set, SetKind
 from kproxy.modes.nftables.claims import Change, Place
 from kproxy.modes.nftables.names import TABLE
 
-__all__ = ["Delta", "difference", "transactions"]
+__all__ = ["Delta", "Filling", "difference", "transactions"]
+
+
+@dataclass(slots=True)
+class Filling:
+    """Elements of one set: how many, and as FillSet takes them."""
+
+    number: int = 0
+    encoded: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -37,9 +45,8 @@ class Delta:
     """What has to be done.
 
     sets, chains: to make. changed: chains that are there with other rules. surplus, missing: elements by the name of
-    their set; the same key in both means other data. emptied: sets, of data and not of verdicts, that lose all elements
-    before the missing ones come, which are then all that they need; in one transaction. former_chains, former_sets:
-    names of what has to go.
+    their set; the same key in both means other data. filled: sets, of data and not of verdicts, that get these elements
+    in place of all others. former_chains, former_sets: names of what has to go.
     new: the table has to be made. replace: whatever table there is has to go first, in the same transaction.
     """
 
@@ -48,7 +55,7 @@ class Delta:
     changed: list[Chain] = field(default_factory=list)
     surplus: dict[str, list[Element]] = field(default_factory=dict)
     missing: dict[str, list[Element]] = field(default_factory=dict)
-    emptied: list[str] = field(default_factory=list)
+    filled: dict[str, Filling] = field(default_factory=dict)
     former_chains: list[str] = field(default_factory=list)
     former_sets: list[str] = field(default_factory=list)
     new: bool = False
@@ -60,8 +67,7 @@ class Delta:
         yield from (found.name for found in self.sets)
         yield from (chain.name for chain in (*self.chains, *self.changed))
         yield from (*self.former_chains, *self.former_sets)
-        for side in (self.surplus, self.missing):
-            yield from ((name, e.key) for name, some in side.items() if name not in self.emptied for e in some)
+        yield from ((name, e.key) for side in (self.surplus, self.missing) for name, some in side.items() for e in some)
 
 
 class _Step(NamedTuple):
@@ -145,14 +151,12 @@ def _cleared(delta: Delta) -> Iterator[Operation]:
 
 def _elements(delta: Delta, sets: Mapping[str, Set], verdicts: bool, most: int) -> Iterator[_Step]:
     """Elements that come, each after the one whose place it takes; and the verdicts that go."""
-    for name in dict.fromkeys((*delta.missing, *delta.surplus, *delta.emptied)):
+    if not verdicts:
+        for name, filling in delta.filled.items():
+            yield _Step(filling.number, [FillSet(TABLE, sets[name], filling.encoded, filling.number)])
+    for name in dict.fromkeys((*delta.missing, *delta.surplus)):
         found, missing, surplus = sets[name], delta.missing.get(name, []), delta.surplus.get(name, [])
         if (found.kind is SetKind.VERDICTS) is not verdicts:
-            continue
-        if name in delta.emptied:
-            yield _Step(
-                len(missing), [FlushSet(TABLE, name), *([AddElements(TABLE, found, missing)] if missing else [])]
-            )
             continue
         if found.interval and missing:  # one may lie within another
             yield _Step(len(missing) + len(surplus), [*_deleted(found, surplus), AddElements(TABLE, found, missing)])

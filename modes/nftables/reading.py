@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 
 from kproxy.kernel.nftables import ListedSet, Listing
 from kproxy.kernel.nftables_codec import ListedChain
-from kproxy.kernel.nftables_elements import Coder, coder
+from kproxy.kernel.nftables_elements import Coder, coder, packed
 from kproxy.model.nft import Chain, Element, Set
 from kproxy.model.plans import Family
-from kproxy.modes.nftables.delta import Delta
+from kproxy.modes.nftables.delta import Delta, Filling
 from kproxy.modes.nftables.layout import Layout
 
 __all__ = ["Comparison", "OtherForm", "compare", "whole"]
@@ -51,6 +51,7 @@ class Comparison:
         self._listing, self._family, self._sure = listing, family, sure
         self._there: dict[str, set[bytes]] = {}
         self._missing: dict[str, list[Element]] = {}
+        self._filled: dict[str, Filling] = {}
 
     def want(self, elements: Mapping[str, Sequence[Element]], sets: Mapping[str, Set]) -> None:
         """More elements, each given once, by the names of SETS. Raises OtherForm."""
@@ -82,7 +83,8 @@ class Comparison:
     def _compare_rest(self, name: str, spec: Set, delta: Delta) -> None:
         listed = self._listing.sets[name]
         if listed.elements is None and listed.spec == spec:
-            delta.emptied += [] if self._sure else [name]
+            if not self._sure:
+                delta.filled[name] = self._filled.get(name, Filling())
             return
         try:
             if surplus := [coder(spec).decode(data) for data in self._of(name, listed, spec)]:
@@ -94,10 +96,16 @@ class Comparison:
         listed = self._listing.sets.get(name)
         if listed is None:
             return wanted
-        if listed.elements is None and listed.spec == spec:
-            return [] if self._sure else wanted
-        there = self._of(name, listed, spec)
+        if listed.elements is None and listed.spec == spec and self._sure:
+            return []
         encoded = _encoded(coder(spec), wanted)
+        if listed.elements is None and listed.spec == spec:
+            filling = self._filled.setdefault(name, Filling())
+            right = [data for data in encoded if data]
+            filling.number += len(right)
+            filling.encoded += packed(right)
+            return [element for element, data in zip(wanted, encoded, strict=True) if not data]
+        there = self._of(name, listed, spec)
         missing = [element for element, data in zip(wanted, encoded, strict=True) if data not in there]
         there.difference_update(encoded)
         return missing

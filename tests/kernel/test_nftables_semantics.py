@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, get_args
 
 import pytest
 
 from kproxy.errors import NetlinkError
-from kproxy.fakes.nftables import FakeNftables
-from kproxy.kernel.nftables import OUTDATED, KernelNftables, Nftables
+from kproxy.fakes.nftables import FakeDrift, FakeNftables
+from kproxy.kernel.drift import Commits, TableDrift
+from kproxy.kernel.nftables import LISTED_AT_MOST, OUTDATED, KernelNftables, Nftables
+from kproxy.kernel.nftables_elements import coder, packed
+from kproxy.kernel.nftables_monitor import Event
 from kproxy.kernel.nftables_operations import (
     AddChain,
     AddElements,
@@ -22,6 +25,7 @@ from kproxy.kernel.nftables_operations import (
     DeleteSet,
     DeleteTable,
     ElementsRefused,
+    FillSet,
     FlushChain,
     FlushSet,
     Operation,
@@ -116,6 +120,10 @@ CASES = {
     "a set that a rule uses stays": Case([DeleteSet(TABLE, "services")], {0: errno.EBUSY}),
     "a set can go after the rules that used it": Case([FlushChain(TABLE, "other"), DeleteSet(TABLE, "protocols")]),
     "a set that is flushed is there": Case([FlushSet(TABLE, "services"), AddElements(TABLE, SETS["services"], [WEB])]),
+    "a set is filled anew": Case(
+        [FillSet(TABLE, SETS["services"], [*packed(coder(SETS["services"]).encode([DNS]))], 1)]
+    ),
+    "a set that is not there is not filled": Case([FillSet(TABLE, OTHER, [], 0)], {0: errno.ENOENT}),
     "a set that is not there is not flushed": Case([FlushSet(TABLE, "none")], {0: errno.ENOENT}),
     "an element that is there may be added": Case([AddElements(TABLE, SETS["services"], [WEB, ABSENT])]),
     "an element that is there may be forbidden": Case(
@@ -277,6 +285,38 @@ def test_bytes_written_are_counted(nftables: Nftables) -> None:
     assert 80 < nftables.bytes_written - before < 300
 
 
+@pytest.mark.parametrize("number", [0, 1, 5000])
+def test_filling_a_set_leaves_nothing_else_in_it(nftables: Nftables, number: int) -> None:
+    spec = SETS["services"]
+    wanted = [Element("services", (f"10.7.{n >> 8}.{n & 255}", "tcp", 80), Verdict("lb")) for n in range(number)]
+    assert nftables.apply(V4, [FillSet(TABLE, spec, [*packed(coder(spec).encode(wanted))], number)]) == {}
+    listing = nftables.listing(V4, TABLE)
+    assert listing is not None
+    assert listing.sets["services"].difference(wanted) == ([], [])
+
+
+def test_sets_that_are_too_large_are_not_listed(nftables: Nftables) -> None:
+    listing = nftables.listing(V4, TABLE, {"services": LISTED_AT_MOST + 1, "cluster-ips": LISTED_AT_MOST})
+    assert listing is not None
+    assert (listing.sets["services"].spec, listing.sets["services"].elements) == (SETS["services"], None)
+    assert listing.sets["cluster-ips"].elements
+    with pytest.raises(ValueError, match="too large"):
+        listing.sets["services"].difference([])
+
+
+def test_the_expected_generation_may_be_asked_for_last_of_all(nftables: Nftables) -> None:
+    def raises() -> int:
+        raise LookupError
+
+    before = nftables.generation()
+    with pytest.raises(LookupError):
+        nftables.apply(V4, [AddChain(TABLE, "new")], raises)
+    assert nftables.generation() == before
+    with pytest.raises(NetlinkError):
+        nftables.apply(V4, [AddChain(TABLE, "new")], lambda: before + 7)
+    assert nftables.apply(V4, [AddChain(TABLE, "new")], nftables.generation) == {}
+
+
 def test_the_one_in_memory_compares_types_where_the_kernel_compares_lengths() -> None:
     memory = FakeNftables()
     assert memory.apply(V4, everything(V4)) == {}
@@ -298,6 +338,10 @@ def test_the_one_in_memory_takes_faults() -> None:
     assert numbers(memory.apply(V4, [AddElements(TABLE, SETS["services"], [ABSENT])])) == {0: {0: errno.ENOMEM}}
     memory.refuse = lambda operation, element: errno.EPERM if isinstance(operation, AddChain) else 0
     assert numbers(memory.apply(V4, [AddChain(TABLE, "new")])) == {0: errno.EPERM}
+    memory.refuse_all = lambda operations: errno.E2BIG if len(operations) > 1 else 0
+    with pytest.raises(NetlinkError, match="too long"):
+        memory.apply(V4, [AddTable(TABLE), AddTable(TABLE)])
+    memory.refuse_all = lambda operations: 0
     memory.fail_at = {memory.applies + 1}
     with pytest.raises(NetlinkError, match="No buffer space"):
         memory.apply(V4, [AddTable(TABLE)])
@@ -317,5 +361,68 @@ def test_the_one_in_memory_has_others_that_change_it() -> None:
     assert memory.elements(V4, TABLE, "services") == (WEB, DNS, SCTP)
     with pytest.raises(NetlinkError, match="delete chain kproxy lb"):
         memory.edit(V4, DeleteChain(TABLE, "lb"))
+    memory.meanwhile = lambda: memory.edit(V4, AddChain(TABLE, "theirs"))
+    with pytest.raises(NetlinkError) as caught:
+        memory.apply(V4, [DeleteTable(TABLE)], memory.generation)
+    assert caught.value.errno == OUTDATED
     memory.flush()
-    assert (memory.foreign, memory.tables(), memory.generation()) == (2, frozenset(), 3)
+    assert (memory.foreign, memory.tables(), memory.generation()) == (3, frozenset(), 4)
+
+
+def test_the_one_in_memory_lists_no_more_than_it_is_told_to() -> None:
+    memory = FakeNftables()
+    memory.edit(V4, *everything(V4))
+    memory.list_at_most = 2
+    listing = memory.listing(V4, TABLE, {"services": 0})
+    assert listing is not None
+    assert (listing.sets["services"].elements, bool(listing.sets["cluster-ips"].elements)) == (None, True)
+
+
+WHAT_OTHERS_DO: dict[str, list[Operation]] = {
+    "an element comes": [AddElements(TABLE, SETS["services"], [ABSENT])],
+    "an element that is there comes": [AddElements(TABLE, SETS["services"], [WEB])],
+    "an element goes": [DeleteElements(TABLE, SETS["services"], [WEB])],
+    "an element gets other data": [
+        DeleteElements(TABLE, SETS["services"], [WEB]),
+        AddElements(TABLE, SETS["services"], [Element("services", WEB.key, Verdict())]),
+    ],
+    "a range goes": [DeleteElements(TABLE, SETS["sources"], elements(V4)["sources"][:1])],
+    "a set is flushed": [FlushSet(TABLE, "services")],
+    "a chain comes with rules": [AddChain(TABLE, "new"), AddRules(TABLE, "new", ((Jump("lb"),),))],
+    "rules go": [FlushChain(TABLE, "forward")],
+    "a chain goes": [FlushChain(TABLE, "forward"), DeleteChain(TABLE, "forward")],
+    "a set comes": [AddSet(TABLE, OTHER)],
+    "the table goes": [DeleteTable(TABLE)],
+    "another table comes": [AddTable("theirs")],
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", WHAT_OTHERS_DO)
+def test_the_one_in_memory_tells_of_others_as_the_kernel_does(netns: None, what: str) -> None:
+    operations, memory = WHAT_OTHERS_DO[what], FakeNftables()
+    memory.edit(V4, *everything(V4))
+    drift = FakeDrift(memory, V4, TABLE)
+    with KernelNftables() as ours, KernelNftables() as theirs:
+        assert ours.apply(V4, everything(V4)) == {}
+        commits = Commits()
+        real = TableDrift(V4, TABLE, ours.portid, commits)
+        real.reading()
+        real.listen()
+        try:
+            assert theirs.apply(V4, operations) == {}
+            memory.edit(V4, *operations)
+            told, known = drift.take(), real.take()
+            assert told is not None
+            assert known is not None
+            assert settled(told) == settled(known)
+            assert (real.changed(), drift.changed()) == (False, False)
+        finally:
+            real.close()
+
+
+def settled(events: Iterable[Event]) -> set[Event]:
+    """Without the order, and without what the kernel says more than once or of what a deleted table held."""
+    found = set(events)
+    gone = any(event.deleted and event.kind == "table" for event in found)
+    return {e._replace(deleted=e.deleted and e.kind != "rule") for e in found if e.kind == "table" or not gone}

@@ -14,7 +14,7 @@ WRITER = Writer(build_plan().family)
 def test_a_client_goes_where_it_went_and_a_new_one_anywhere_evenly() -> None:
     plan = build_plan(affinity_seconds=60)
     fragment = render_port(plan, settings())
-    assert [(s.name, s.timeout, s.size) for s in fragment.sets] == [("clients-60s", 60, 65535)]
+    assert [(s.name, s.timeout, s.size) for s in fragment.sets] == [("clients-60s", 60, 393216)]
     chain = fragment.chains[-1]
     to = [f"meta l4proto tcp {{}}dnat to 10.244.0.{n}:8080" for n in (1, 2)]
     numbers = [PortNames(plan.key).number(e) for e in plan.cluster]

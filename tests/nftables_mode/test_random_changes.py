@@ -7,6 +7,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import msgspec
+from hypothesis import settings as tuned
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kproxy.errors import KernelError, NetlinkError
@@ -140,3 +141,4 @@ class Changes(RuleBasedStateMachine):
 
 
 TestChanges = Changes.TestCase
+TestChanges.settings = tuned(max_examples=40)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -12,8 +14,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
+from kproxy.errors import NetlinkError
 from kproxy.kernel.drift import Commits, TableDrift, WatchedNftables
-from kproxy.kernel.nftables import KernelNftables
+from kproxy.kernel.nftables import OUTDATED, Expected, KernelNftables
+from kproxy.kernel.nftables_operations import AddElements, Operation
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
@@ -24,7 +28,7 @@ from kproxy.modes.nftables.names import TABLE
 from kproxy.modes.nftables.reading import compare
 from kproxy.modes.nftables.render import render_base, render_port
 from kproxy.modes.nftables.settings import Settings
-from tests.nftables.plans import any_plan, build_plan, settings
+from tests.nftables.plans import address, any_plan, build_plan, settings
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
 
@@ -42,9 +46,9 @@ table ip mine { set kept { type ipv4_addr; elements = { 10.0.0.1 }; }; chain c {
 class Rig:
     """A programmer of one family with its sockets; of use in the thread of one namespace."""
 
-    def __init__(self, chosen: Settings) -> None:
-        self.settings, self.kernel = chosen, KernelNftables()
-        commits = Commits()
+    def __init__(self, chosen: Settings, commits: Commits | None = None, kernel: KernelNftables | None = None) -> None:
+        self.settings, self.kernel = chosen, kernel or KernelNftables()
+        commits = commits or Commits()
         self.drift = TableDrift(chosen.family, TABLE, self.kernel.portid, commits)
         watched = WatchedNftables(self.kernel, self.drift, commits)
         self.programmer = NftablesProgrammer(chosen, watched, self.drift)
@@ -228,6 +232,81 @@ def test_a_port_that_the_kernel_refuses_does_not_stop_the_others(netns: Namespac
     assert list(outcome.rejected) == [bad.key]
     real.plans.pop(bad.key)
     assert netns.call(real.differs) == []
+
+
+class Counting(KernelNftables):
+    """Counts how often a transaction came too late. picky: refuses those with this comment, and does not say why."""
+
+    def __init__(self, picky: str = "") -> None:
+        super().__init__()
+        self.late, self.picky = 0, picky
+
+    def apply(
+        self, family: Family, operations: Sequence[Operation], expected: Expected = None
+    ) -> dict[int, NetlinkError]:
+        added = (e for op in operations if isinstance(op, AddElements) for e in op.elements)
+        if self.picky and any(element.comment == self.picky for element in added):
+            raise NetlinkError("change nf_tables", errno.ENOMEM)
+        try:
+            return super().apply(family, operations, expected)
+        except NetlinkError as error:
+            self.late += error.errno == OUTDATED
+            raise
+
+
+def test_both_families_start_at_once_and_none_is_in_the_other_s_way(netns: Namespace) -> None:
+    def start() -> list[tuple[int, int, bool]]:
+        commits = Commits()
+        rigs = [Rig(settings(family), commits, Counting()) for family in Family]
+        for rig in rigs:
+            family = rig.settings.family
+            plans = [
+                build_plan(f"s{n}", family=family, cluster_ip=address(family, 96, n), cluster=range(1, 9))
+                for n in range(1, 200)
+            ]
+            rig.plans = {plan.key: plan for plan in plans}
+        try:
+            with ThreadPoolExecutor(2) as pool:  # its threads are in the namespace of the one that starts them
+                for turn in range(6):
+                    changed = [[longer(plan, 9 + turn) for plan in rig.plans.values()] for rig in rigs]
+                    tasks = [pool.submit(one_by_one, rig, some) for rig, some in zip(rigs, changed, strict=True)]
+                    for task in tasks:
+                        task.result()
+            found = []
+            for rig in rigs:
+                assert isinstance(rig.kernel, Counting)
+                found.append((rig.kernel.late, len(rig.differs()), rig.programmer.drifted()))
+            return found
+        finally:
+            for rig in rigs:
+                rig.close()
+
+    def longer(plan: ServicePlan, end: int) -> ServicePlan:
+        return build_plan(plan.key.name, family=plan.family, cluster_ip=plan.cluster_ip, cluster=range(1, end))
+
+    def one_by_one(rig: Rig, plans: list[ServicePlan]) -> None:
+        rig.check()
+        for at in range(0, len(plans), 10):
+            rig.want(*plans[at : at + 10])
+
+    assert netns.call(start) == [(0, 0, False)] * 2
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_refusal_that_names_nothing_is_found_by_halves(netns: Namespace, at_start: bool) -> None:
+    def run() -> tuple[list[str], bool, int]:
+        rig = Rig(settings(), kernel=Counting(picky=str(DNS.key)))
+        try:
+            if not at_start:
+                rig.check()
+            rig.plans = {plan.key: plan for plan in (WEB, DNS, FIREWALLED)}
+            outcome = rig.check() if at_start else rig.want(WEB, DNS, FIREWALLED)
+            del rig.plans[DNS.key]
+            return [str(key) for key in outcome.rejected], outcome.repaired, len(rig.differs())
+        finally:
+            rig.close()
+
+    assert netns.call(run) == ([str(DNS.key)], False, 0)
 
 
 def test_cleanup_leaves_no_table(netns: Namespace, real: Rig) -> None:

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from kproxy.errors import KernelError
 from kproxy.fakes.nftables import accept
-from kproxy.kernel.nftables_operations import AddChain, AddElements, AddSet, DeleteElements, DeleteTable, Operation
+from kproxy.kernel.nftables_operations import (
+    AddChain,
+    AddElements,
+    AddSet,
+    AddTable,
+    DeleteElements,
+    DeleteTable,
+    Operation,
+)
 from kproxy.model.nft import Element, Verdict
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.nftables.names import TABLE
-from tests.nftables.plans import build_plan
+from tests.nftables.plans import build_plan, settings
 from tests.nftables_mode.rigs import Rig
 
 Refuse = Callable[[Operation, Element | None], int]
 WEB, DNS, SHOP = (build_plan(name, cluster=(n, n + 1)) for n, name in ((1, "web"), (3, "dns"), (5, "shop")))
 STICKY = build_plan("sticky", affinity_seconds=60)
+LATE = build_plan("zz-late", cluster=(8,))
 
 
 def elements_of(plan: ServicePlan) -> Refuse:
@@ -59,6 +68,54 @@ def test_the_others_are_served(bad: ServicePlan, refuse: Refuse, at_start: bool)
     rig.kernel.refuse = accept
     outcome = rig.check()
     assert (outcome.rejected, outcome.repaired) == ({}, False)
+    assert rig.held() == rig.wanted()
+
+
+def without_a_name(*bad: ServicePlan) -> Callable[[Sequence[Operation]], int]:
+    """Refuses transactions that add the verdict of any of BAD, and does not say because of what."""
+
+    def refuse(operations: Sequence[Operation]) -> int:
+        added = (e for op in operations if isinstance(op, AddElements) for e in op.elements)
+        ips = {plan.cluster_ip for plan in bad}
+        return errno.E2BIG if any(e.set == "services" and e.key[0] in ips for e in added) else 0
+
+    return refuse
+
+
+@pytest.mark.parametrize("bad", [(WEB,), (WEB, SHOP), (STICKY,)], ids=["one", "two", "affinity"])
+@pytest.mark.parametrize("held", [None, [], [LATE, build_plan("web", cluster=(7,))]], ids=["start", "empty", "changed"])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_refusal_that_names_nothing_is_found_by_halves(
+    bad: tuple[ServicePlan, ...], held: list[ServicePlan] | None, full: bool
+) -> None:
+    rig = Rig()
+    rig.kernel.edit(Family.IPV4, AddTable("kube-proxy"))
+    if held is not None:
+        rig.plans = {plan.key: plan for plan in held}
+        rig.check()
+    rig.kernel.refuse_all = without_a_name(*bad)
+    rig.plans |= {plan.key: plan for plan in (WEB, DNS, SHOP, STICKY)}
+    if full:
+        rig.programmer.configure(settings(masquerade_all=True))
+        rig.settings = settings(masquerade_all=True)
+    outcome = rig.want(WEB, DNS, SHOP, STICKY)
+    assert set(outcome.rejected) == {plan.key for plan in bad}
+    assert all("too long" in why for why in outcome.rejected.values())
+    assert rig.held() == rig.wanted(without=outcome.rejected)
+    assert rig.kernel.tables() == {(Family.IPV4, TABLE)}
+    rig.kernel.refuse_all = lambda operations: 0
+    assert rig.check().rejected == {}
+    assert rig.held() == rig.wanted()
+
+
+def test_a_table_that_is_refused_altogether_is_nobodys_fault() -> None:
+    rig = Rig()
+    rig.plans = {plan.key: plan for plan in (WEB, DNS)}
+    rig.kernel.refuse_all = lambda operations: errno.ENOMEM
+    with pytest.raises(KernelError, match="Cannot allocate memory"):
+        rig.check()
+    rig.kernel.refuse_all = lambda operations: 0
+    assert rig.check().rejected == {}
     assert rig.held() == rig.wanted()
 
 
