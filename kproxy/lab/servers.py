@@ -10,6 +10,7 @@ import contextlib
 import json
 import selectors
 import socket
+import struct
 import threading
 from collections.abc import Iterable
 from functools import partial
@@ -19,6 +20,7 @@ from kproxy.lab.namespaces import Namespace
 __all__ = ["Servers"]
 
 BACKLOG = 64
+NO_LINGER = struct.pack("ii", 1, 0)  # struct linger: close with a reset
 MAX_CONNECTIONS = 1024
 
 
@@ -31,6 +33,7 @@ class Servers:
         self._wake, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._open: set[socket.socket] = set()
+        self._hung_up = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="lab-servers", daemon=True)
         self._thread.start()
 
@@ -40,6 +43,15 @@ class Servers:
         for listener, datagrams in space.call(lambda: [_listen(a, p) for a, p in wanted]):
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener, pod))
             self._selector.register(datagrams, selectors.EVENT_READ, partial(_answer_datagram, datagrams, pod))
+
+    def hang_up(self) -> None:
+        """Reset every connection and forget it, also those whose client is gone without the pod knowing.
+
+        Such a one would meet a new client that happens to have the same source port, and make it try twice.
+        """
+        self._hung_up.clear()
+        self._wake.send(b"x")
+        self._hung_up.wait(10)
 
     def close(self) -> None:
         """Stop serving and close every connection."""
@@ -54,9 +66,18 @@ class Servers:
         while True:
             for key, _ in self._selector.select():
                 if key.data is None:
-                    return
+                    if not self._woken.recv(1):
+                        return
+                    self._reset_all()
+                    break  # what else was ready may be closed now
                 with contextlib.suppress(OSError):  # a client that went away is its own business
                     key.data()
+
+    def _reset_all(self) -> None:
+        for connection in list(self._open):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            self._drop(connection)
+        self._hung_up.set()
 
     def _accept(self, listener: socket.socket, pod: str) -> None:
         connection, peer = listener.accept()

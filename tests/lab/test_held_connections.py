@@ -9,8 +9,10 @@ from contextlib import closing
 
 import pytest
 
+from kproxy.lab.clusters import Cluster
 from kproxy.lab.outcomes import Answered, Nothing
 from kproxy.lab.probes import Held
+from kproxy.model.plans import Family
 
 WHO = b'{"pod": "a", "source": "127.0.0.1", "source_port": 1, "reached": "127.0.0.1", "reached_port": 2}\n'
 
@@ -57,3 +59,15 @@ def test_a_reset_is_one(ends: tuple[Held, socket.socket]) -> None:
     held.reset()
     with pytest.raises(ConnectionResetError):
         peer.recv(1)
+
+
+def test_all_connections_of_a_labs_servers_can_be_reset_at_once(cluster: Cluster) -> None:
+    def connect() -> Held:
+        return cluster.spaces["client"].call(Held, cluster.pods["one"].ip(Family.IPV4), 8080)
+
+    with closing(connect()) as one, closing(connect()) as other:
+        assert one.alive()
+        cluster.servers.hang_up()
+        assert [one.failure(), other.failure()] == [Nothing.CUT] * 2
+        with closing(connect()) as later:
+            assert later.alive()

@@ -130,7 +130,7 @@ class Stage:
     def stop(self, proxy: Proxy | None = None, with_signal: signal.Signals = signal.SIGTERM) -> None:
         """End PROXY, the last one unless told otherwise."""
         proxy = proxy or self.proxy
-        status = proxy.stop(with_signal, timeout=30)
+        status = proxy.stop(with_signal, timeout=60)
         assert status == (0 if with_signal is signal.SIGTERM else -with_signal), proxy.tail()
 
     # ---- looking
@@ -179,15 +179,20 @@ class Stage:
         """End every proxy."""
         for proxy in self.proxies:
             if proxy.running():
-                proxy.stop(signal.SIGKILL)
+                proxy.stop(signal.SIGKILL, timeout=60)
         self.proxies.clear()
 
     def clear(self) -> None:
-        """End every proxy and empty the kernel; only the kubelet's hint stays."""
+        """As it was in the beginning."""
         self.end()
+        self.trial.cluster.servers.hang_up()
         for scenario in self.served:
             self.trial.manifests.put(scenario.name, scenario.objects())
         (self.trial.manifests.folder / "crowd.json").unlink(missing_ok=True)
+        self.empty()
+
+    def empty(self) -> None:
+        """Empty the kernel; only the kubelet's hint stays."""
         self.space.run(["nft", "flush", "ruleset"])
         for tool in TOOLS.values():
             for table in ("nat", "filter", "mangle"):

@@ -34,7 +34,7 @@ REJECT = ["iptables-nft", "-w", "-t", "filter", "-I", "FORWARD", "-j", "REJECT"]
 HARMS = {
     "the rules are flushed": (["iptables-nft", "-w", "-t", "nat", "-F", "KUBE-SERVICES"], {"timed out"}),
     "new connections are refused": (REJECT, {"Connection refused"}),
-    "replies are lost": (["nft", "add rule ip filter FORWARD ct direction reply drop"], {"timed out"}),
+    "replies are lost": (["nft", "insert rule ip filter FORWARD ct direction reply drop"], {"timed out"}),
 }
 
 
@@ -47,13 +47,13 @@ def test_it_sees_a_tenth_of_a_second(stage: Stage, harm: str) -> None:
         load.mark(harm)
         stage.space.run(command)
         time.sleep(0.1)
-        stage.clear()
+        stage.empty()
         stage.kube_proxy("iptables")
         time.sleep(BEFORE)
     assert load.failures(), load.summary()
     found = {failure.why for failure in load.tally.failures}
     assert kinds <= found
-    assert all(harm in line for line in load.failures())
+    assert any(harm in line for line in load.failures()), "some may have begun just before"
 
 
 def test_it_sees_an_answer_from_the_wrong_endpoint(stage: Stage) -> None:
