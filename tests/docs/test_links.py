@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -80,6 +81,13 @@ def test_every_module_that_is_named_is_there(page: Page) -> None:
 def test_every_page_of_docs_is_linked_from_the_readme() -> None:
     linked = {link.page for link in Page(ROOT / "README.md").links()}
     assert [path.name for path in (ROOT / "docs").glob("*.md") if path not in linked] == []
+
+
+def test_every_library_has_its_decision() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["bench"]]
+    page = (ROOT / "docs" / "decisions.md").read_text().lower()
+    assert [name for name in (re.split("[>=[;]", line)[0] for line in lines) if name not in page] == []
 
 
 # ---------------------------------------------------------------- commands
