@@ -16,6 +16,8 @@ from kproxy.cli.flags import BY_NAME, FLAGS, Flag
 __all__ = ["PflagCommand", "normalise", "options"]
 
 BARE = {"bool": "true", "version[=true]": "true"}
+SHOWN = {"bool": "[=true|false]", "version[=true]": "[=true]"}
+"""How the help shows the value of a flag that may stand without one."""
 SHORT = {"v": "v"}
 
 
@@ -36,7 +38,9 @@ def _option(flag: Flag) -> click.Option:
     if flag.name in SHORT.values():
         names.insert(0, f"-{flag.name}")
     default = f"  [default: {flag.default}]" if flag.default else ""
-    return click.Option(names, type=str, multiple=True, metavar=f"={flag.type}", help=f"{flag.help}{default}")
+    return click.Option(
+        names, type=str, multiple=True, metavar=SHOWN.get(flag.type, flag.type), help=f"{flag.help}{default}"
+    )
 
 
 def normalise(args: Iterable[str]) -> Iterator[str]:
