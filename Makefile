@@ -18,7 +18,7 @@ demo: $(READY) ## a small cluster in network namespaces: real rules, real traffi
 	@$(AS_ROOT) $(BIN)/kproxy demo
 
 test: $(READY) lint types ## everything: lint, types, layers and every test
-	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(if $(CI),CI=$(CI)) $(BIN)/pytest -p no:cacheprovider
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(if $(CI),CI=$(CI)) scripts/run-tests $(BIN)/pytest -p no:cacheprovider
 
 check: $(READY) lint types ## the quick loop: lint, types, and the tests that need no root
 	$(BIN)/pytest -q -m "not root and not slow"
