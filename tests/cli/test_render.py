@@ -180,6 +180,14 @@ def test_the_node_may_be_named_by_the_configuration(inputs: Files, capsys: pytes
     assert render([a for a in inputs.args() if not a.startswith("--node")], capsys) == whole
 
 
+def test_a_node_that_is_not_among_the_nodes_is_told(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}
+    inputs.write("objects.json", {"apiVersion": "v1", "kind": "List", "items": [node, *OBJECTS]})
+    assert main.main([*inputs.args(), "--node=elsewhere"]) == 0
+    assert capsys.readouterr().err.startswith("kproxy: there is no Node elsewhere: ")
+    assert render(inputs.args(), capsys)
+
+
 # ---------------------------------------------------------------- sources
 
 
