@@ -16,12 +16,16 @@ from kproxy.kernel.iptables import Backend, Tables
 from kproxy.kernel.legacy_tables import TableInfo, table_info
 from kproxy.kernel.nftables import OUTDATED, Expected, KernelNftables, Listing
 from kproxy.kernel.nftables_monitor import DETAILED, Event, Monitor, generation
-from kproxy.kernel.nftables_operations import Operation
+from kproxy.kernel.nftables_operations import AddElements, DeleteElements, FillSet, Operation
 from kproxy.model.plans import Family
 
-__all__ = ["Commits", "LegacyDrift", "NftDrift", "TableDrift", "WatchedNftables", "WatchedTables"]
+__all__ = ["LARGE", "Commits", "LegacyDrift", "NftDrift", "TableDrift", "WatchedNftables", "WatchedTables"]
 
 TABLES = ("nat", "filter")
+LARGE = 5_000
+"""Elements of a transaction of ours. The kernel spends more on a message for each of them than on the transaction, and
+more messages than the buffer holds would look like others' changes that were lost. So nobody listens meanwhile; nothing
+escapes, as the kernel takes the transaction at one number only and another number afterwards is noticed."""
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 
 
@@ -150,7 +154,7 @@ class TableDrift(NftDrift):
     def __init__(self, family: Family, table: str, portid: int, commits: Commits) -> None:
         """portid: of the netlink socket with which this program writes the table."""
         super().__init__(family, lambda writer: writer == portid, commits)
-        self._table = table
+        self._table, self._paused = table, False
         self._events: list[Event] = []
 
     def reading(self) -> None:
@@ -175,6 +179,20 @@ class TableDrift(NftDrift):
         if None in events or len(self._events) > DETAILED:
             self._changed, self._events = True, []
         return self._changed or bool(self._events)
+
+    def pause(self) -> None:
+        """Stop listening until `resume`, which has to follow soon. Raises NetlinkError."""
+        if self._monitor is not None:
+            self.changed()
+            self._monitor.close()
+            self._monitor, self._paused = None, True
+
+    def resume(self, number: int | None) -> None:
+        """Listen again, if `pause` stopped it. number: that of the last transaction, if nobody else made one meanwhile;
+        None when that cannot be told. Raises NetlinkError."""
+        if self._paused:
+            self._monitor, self._paused = self._listen(), False
+            self._changed |= number is None or generation() != number
 
     def take(self) -> list[Event] | None:
         """What others did since `reading` or the last call, in order; None when that is not known, and the table has to
@@ -211,16 +229,26 @@ class WatchedNftables:
         self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         """As Nftables.apply."""
+        number: int | None = None
+
+        def begin() -> int | None:
+            nonlocal number
+            number = expected() if callable(expected) else expected
+            if _size(operations) > LARGE:
+                self._drift.pause()
+            return number
+
         with self._commits.under_way():
             done, certain = False, True
             try:
-                errors = self._kernel.apply(family, operations, expected)
+                errors = self._kernel.apply(family, operations, begin)
                 done = bool(operations) and not errors
                 return errors
             except NetlinkError as error:
                 certain = error.errno == OUTDATED
                 raise
             finally:
+                self._drift.resume(number if number is None else number + done)
                 self._drift.restored(int(done), certain)
 
     def check(
@@ -232,6 +260,11 @@ class WatchedNftables:
     def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
         """As Nftables.listing."""
         return self._kernel.listing(family, table, sizes)
+
+
+def _size(operations: Sequence[Operation]) -> int:
+    filled = sum(op.number for op in operations if isinstance(op, FillSet))
+    return filled + sum(len(op.elements) for op in operations if isinstance(op, AddElements | DeleteElements))
 
 
 class LegacyDrift:

@@ -285,6 +285,13 @@ class _Fields:
         return tuple(_range_text(low, high) if t in ADDRESSES else read(low) for t, read, low, high in both)
 
 
+class _Numbers(dict[str, int]):
+    """Protocols by name; those that have none here, which others may have put into a set, are told by number."""
+
+    def __missing__(self, name: str) -> int:
+        return int(name)
+
+
 def _host_number(value: int) -> bytes:
     return value.to_bytes(4, sys.byteorder)
 
@@ -296,7 +303,7 @@ def _same(value: int) -> int:
 _WRITERS: dict[Type, Callable[[Any], Any]] = {
     Type.IPV4: functools.partial(socket.inet_pton, socket.AF_INET),
     Type.IPV6: functools.partial(socket.inet_pton, socket.AF_INET6),
-    Type.PROTO: PROTOCOLS.__getitem__,
+    Type.PROTO: _Numbers(PROTOCOLS).__getitem__,
     Type.PORT: _same,
     Type.SLOT: functools.lru_cache(maxsize=4096)(_host_number),
 }

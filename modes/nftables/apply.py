@@ -14,37 +14,35 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain as chained
 
 from kproxy import logs
 from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel.nftables import Listing, Nftables
-from kproxy.kernel.nftables_operations import ELEMENTS_AT_ONCE, DeleteTable, Operation
-from kproxy.model.flows import TRACKED, Frontend
-from kproxy.model.nft import Set
+from kproxy.kernel.nftables_operations import DeleteTable, Operation
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.nftables import names
 from kproxy.modes.nftables.blame import concerned, guilty, surprising
-from kproxy.modes.nftables.claims import Claims, Place
+from kproxy.modes.nftables.claims import Place
 from kproxy.modes.nftables.cleanup import KUBE_PROXY_TABLE, clean, holds
 from kproxy.modes.nftables.committing import Committer, Disturbed, Drift, Unattributed
 from kproxy.modes.nftables.delta import Delta, difference, transactions
 from kproxy.modes.nftables.described import described
 from kproxy.modes.nftables.fragments import Fragment
+from kproxy.modes.nftables.holdings import NOTHING, Holdings
 from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.mending import mended
 from kproxy.modes.nftables.reading import Comparison, OtherForm, whole
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import render_port
 from kproxy.modes.nftables.settings import Settings
-from kproxy.modes.nftables.wanted import Wanted, frontend_of
+from kproxy.modes.nftables.wanted import Wanted
 
 __all__ = ["READ_AT_LEAST", "Drift", "NftablesProgrammer"]
 
 _log = logs.get("nftables")
 
-NOTHING = Fragment()
 READ_AT_LEAST = 3600.0
 """Seconds. Even though the kernel tells of every change, the table is read this often: what is believed must not rest
 on one source for ever."""
@@ -97,8 +95,8 @@ class NftablesProgrammer:
             raise
         self._trusted = True
         self._expected = set()
-        outcome.rejected = dict(self._rejected)
-        outcome.rules_total = {names.TABLE: self._size + self._rules.total()}
+        outcome.rejected = dict(self._held.rejected)
+        outcome.rules_total = {names.TABLE: self._held.total}
         outcome.bytes_written = self._kernel.bytes_written - written
         outcome.transactions = self._committer.transactions - before
         return outcome
@@ -126,27 +124,9 @@ class NftablesProgrammer:
 
     def _forget(self) -> None:
         """Nothing is believed."""
-        self._base = render_base(self._settings)
-        self._sets: dict[str, Set] = {found.name: found for found in self._base.sets}
-        self._plans: dict[PortKey, ServicePlan] = {}
-        self._rejected: dict[PortKey, str] = {}
+        self._held = Holdings(self._settings)
         self._expected = set()
         self._trusted = False
-        self._start_over()
-
-    def _start_over(self) -> None:
-        """Nobody needs anything, and nothing is written."""
-        self._claims = Claims(self._settings, self._fragment)
-        self._size = 0
-        self._rules: Counter[str] = Counter()
-
-    def _fragment(self, key: PortKey) -> Fragment:
-        """What the port needs of the table as it is believed to be."""
-        plan = self._plans.get(key)
-        return NOTHING if plan is None or key in self._rejected else render_port(plan, self._settings)
-
-    def _fragments(self) -> Iterator[tuple[PortKey, Fragment]]:
-        return ((key, self._fragment(key)) for key in sorted(self._plans))
 
     def _reading_is_due(self) -> bool:
         return self._clock() - self._read_at >= READ_AT_LEAST
@@ -161,14 +141,9 @@ class NftablesProgrammer:
         False when the table is not as it was believed to be, or when that is not known; then everything has to be
         compared.
         """
-        if touched is None:
-            if not self._committer.watches:
-                return False
-            keys = {*self._plans, *wanted}
-        else:
-            keys = set(touched)
-        again = self._rejected.keys() if touched is None else ()
-        ports = sorted(key for key in keys if key in again or self._plans.get(key) != wanted.get(key))
+        if touched is None and not self._committer.watches:
+            return False
+        ports = sorted(self._held.differing(wanted, touched))
         for _ in range(ATTEMPTS):
             try:
                 return self._mend(outcome) and self._put(wanted, ports, outcome)
@@ -184,8 +159,9 @@ class NftablesProgrammer:
         for _ in range(ATTEMPTS):
             if not events:
                 return events is not None
-            with_chains = [key for key, plan in self._plans.items() if plan.affinity_seconds]
-            delta = mended(events, self._sets, Wanted(self._base, self._claims, self._fragment, with_chains))
+            with_chains = (key for key, plan in self._held.plans.items() if plan.affinity_seconds)
+            held = self._held
+            delta = mended(events, held.sets, Wanted(held.base, held.claims, held.fragment, with_chains))
             if delta is None:
                 return False
             _log.info("Others changed the table; mending it", family=self.family.value, places=len(set(delta.places)))
@@ -205,10 +181,10 @@ class NftablesProgrammer:
 
     def _put(self, wanted: Mapping[PortKey, ServicePlan], keys: Sequence[PortKey], outcome: Outcome) -> bool:
         """Write what differs for some ports. False when the table is not as it was believed to be. Raises Disturbed."""
-        former = {key: (self._plans.get(key), self._rejected.get(key)) for key in keys}
-        old, new = self._take(wanted, keys)
+        former = {key: (self._held.plans.get(key), self._held.rejected.get(key)) for key in keys}
+        old, new = self._held.take(wanted, keys)
         while True:
-            delta = difference(self._claims.change(old, new))
+            delta = difference(self._held.claims.change(old, new))
             self._expected.update(delta.places)
             operations = self._at_once(delta)
             errors: Mapping[int, NetlinkError] = {}
@@ -217,7 +193,7 @@ class NftablesProgrammer:
             try:
                 errors = self._committer.commit(operations)
             except Disturbed:
-                self._restore(former, old, new)
+                self._held.restore(former, old, new)
                 raise
             except Unattributed as refusal:
                 unattributed = str(refusal)
@@ -225,11 +201,11 @@ class NftablesProgrammer:
                 found = guilty(operations, errors, new.items())
                 unattributed = "" if found else str(next(iter(errors.values())))
             if not errors and not unattributed:
-                self._count(delta)
+                self._held.count(delta)
                 self._count_written(delta, outcome)
                 return True
             if unattributed and len(keys) > 1:
-                self._restore(former, old, new)
+                self._held.restore(former, old, new)
                 half = len(keys) // 2
                 return self._put(wanted, keys[:half], outcome) and self._put(wanted, keys[half:], outcome)
             if unattributed:
@@ -238,41 +214,12 @@ class NftablesProgrammer:
                 why = unattributed or str(next(iter(errors.values())))
                 _log.warning("A change was refused; comparing everything", family=self.family.value, why=why)
                 return False
-            self._claims.change(new, old)
-            self._rejected.update(found)
+            self._held.claims.change(new, old)
+            self._held.rejected.update(found)
             new.update(dict.fromkeys(found, NOTHING))
 
-    def _take(
-        self, wanted: Mapping[PortKey, ServicePlan], keys: Collection[PortKey]
-    ) -> tuple[dict[PortKey, Fragment], dict[PortKey, Fragment]]:
-        """Take in the plans of KEYS, refused ones once more; what they needed and need."""
-        old = {key: self._fragment(key) for key in keys}
-        for key in keys:
-            self._rejected.pop(key, None)
-            if key in wanted:
-                self._plans[key] = wanted[key]
-            else:
-                self._plans.pop(key, None)
-        return old, {key: self._fragment(key) for key in keys}
-
-    def _restore(
-        self,
-        former: Mapping[PortKey, tuple[ServicePlan | None, str | None]],
-        old: Mapping[PortKey, Fragment],
-        new: Mapping[PortKey, Fragment],
-    ) -> None:
-        """Take back a `_take` and the claims' change."""
-        self._claims.change(new, old)
-        for key, (plan, why) in former.items():
-            self._plans.pop(key, None)
-            self._rejected.pop(key, None)
-            if plan is not None:
-                self._plans[key] = plan
-            if why is not None:
-                self._rejected[key] = why
-
     def _at_once(self, delta: Delta) -> list[Operation]:
-        return [*chained.from_iterable(transactions(delta, self._sets, most=ONE))]
+        return [*chained.from_iterable(transactions(delta, self._held.sets, most=ONE))]
 
     # ---------------------------------------------------------------- everything
 
@@ -299,18 +246,17 @@ class NftablesProgrammer:
                 break
             if not found:
                 break
-            self._rejected.update(found)
+            self._held.rejected.update(found)
         self._takeover = False
         self._read_at = self._clock()
 
     def _replan(self, wanted: Mapping[PortKey, ServicePlan], believed: bool) -> None:
         """Take in all plans."""
         if believed:
-            keys = {key for key in {*self._plans, *wanted} if self._plans.get(key) != wanted.get(key)}
-            change = self._claims.change(*self._take(wanted, keys | self._rejected.keys()))
+            change = self._held.claims.change(*self._held.take(wanted, self._held.differing(wanted, None)))
             self._expected.update(difference(change).places)
-        self._plans = dict(wanted)
-        self._rejected = {}
+        self._held.plans = dict(wanted)
+        self._held.rejected = {}
 
     def _last(self) -> Sequence[Operation]:
         """kube-proxy's own table goes in the transaction with which ours stands."""
@@ -324,79 +270,60 @@ class NftablesProgrammer:
 
         Raises Disturbed, Unattributed, KernelError.
         """
-        listing = self._committer.read(self._sizes())
+        listing = self._committer.read(self._held.sizes())
         if listing is None:
             outcome.repaired |= believed
             return self._build(last, outcome)
         delta = self._compared(listing, known)
         outcome.repaired |= believed and any(place not in self._expected for place in delta.places)
-        outcome.abandoned = (*outcome.abandoned, *self._abandoned(delta))
+        outcome.abandoned = (*outcome.abandoned, *self._held.abandoned(delta))
         return self._write(delta, last, outcome)
-
-    def _sizes(self) -> dict[str, int]:
-        """About how many elements the large sets should hold, so that those too large are not listed."""
-        ends = sum(len(plan.reachable) for plan in self._plans.values())
-        large = {names.ENDPOINTS: ends, names.NODE_PORT_ENDPOINTS: 0, names.HAIRPINS: ends}
-        return {**large, names.CLUSTER_IPS: len(self._plans)}
 
     def _build(self, last: Sequence[Operation], outcome: Outcome) -> dict[PortKey, str]:
         """Make the table, port by port; only with the end of it packets come in."""
-        self._start_over()
-        hooks = [chain for chain in self._base.chains if chain.base is not None]
-        first = Delta(new=True, sets=[*self._base.sets])
-        first.chains = [chain for chain in self._base.chains if chain.base is None]
-        for element in self._base.elements:
+        self._held.start_over()
+        hooks = [chain for chain in self._held.base.chains if chain.base is not None]
+        first = Delta(new=True, sets=[*self._held.base.sets])
+        first.chains = [chain for chain in self._held.base.chains if chain.base is None]
+        for element in self._held.base.elements:
             first.missing.setdefault(element.set, []).append(element)
         if found := self._write(first, (), outcome):
             return found
-        self._count(first)
+        self._held.count(first)
         sets: set[str] = set()
-        for ports in self._portions():
-            needs = self._claims.admit(ports)
+        for ports in self._held.portions():
+            needs = self._held.claims.admit(ports)
             delta = Delta(chains=needs.chains, missing=needs.elements)
             delta.sets = [found for found in needs.sets if found.name not in sets]
             sets.update(found.name for found in delta.sets)
             if found := self._write(delta, (), outcome, ports):
                 return found
-            self._count(delta)
+            self._held.count(delta)
         hooked = Delta(chains=hooks)
-        self._count(hooked)
+        self._held.count(hooked)
         return self._write(hooked, last, outcome)
-
-    def _portions(self) -> Iterator[dict[PortKey, Fragment]]:
-        """All ports by name, so many at a time as fit into one transaction."""
-        some: dict[PortKey, Fragment] = {}
-        room = ELEMENTS_AT_ONCE
-        for key, fragment in self._fragments():
-            size = len(fragment.shared) + sum(len(claim.elements) for claim in fragment.claims)
-            if some and size > room:
-                yield some
-                some, room = {}, ELEMENTS_AT_ONCE
-            some[key] = fragment
-            room -= size
-        yield some
 
     def _compared(self, listing: Listing, known: bool) -> Delta:
         """What leads from LISTING to what all ports need, who are all admitted."""
-        self._start_over()
+        self._held.start_over()
         comparison = Comparison(listing, self.family, sure=known)
-        sets, chains = dict(self._sets), {chain.name: chain for chain in self._base.chains}
+        sets, chains = dict(self._held.sets), {chain.name: chain for chain in self._held.base.chains}
         try:
-            for element in self._base.elements:
+            for element in self._held.base.elements:
                 comparison.want({element.set: [element]}, sets)
-            for ports in self._portions():
-                needs = self._claims.admit(ports)
+            for ports in self._held.portions():
+                needs = self._held.claims.admit(ports)
                 sets.update((found.name, found) for found in needs.sets)
                 chains.update((chain.name, chain) for chain in needs.chains)
                 comparison.want(needs.elements, sets)
-                self._size += sum(map(len, needs.elements.values()))
+                self._held.size += sum(map(len, needs.elements.values()))
             delta = comparison.delta(sets, chains)
         except OtherForm:
-            layout = lay_out(self._base, self._fragments())
+            layout = lay_out(self._held.base, self._held.fragments())
             delta, chains = whole(layout, replace=True), layout.chains
-            self._size = sum(map(len, layout.elements.values())) - len(self._base.elements)
-        self._size += len(self._base.elements)
-        self._rules = Counter({name: len(chain.rules) for name, chain in chains.items()})
+            self._held.size = sum(map(len, layout.elements.values())) - len(self._held.base.elements)
+        self._held.size += len(self._held.base.elements)
+        self._held.rules = Counter({name: len(chain.rules) for name, chain in chains.items()})
         return delta
 
     def _bring_apart(self, wanted: Mapping[PortKey, ServicePlan], last: Sequence[Operation], outcome: Outcome) -> bool:
@@ -406,13 +333,13 @@ class NftablesProgrammer:
         False when it cannot be these ports. Raises Disturbed, Unattributed, KernelError.
         """
         _log.warning("The kernel refuses something; looking for it port by port", family=self.family.value)
-        listing = self._committer.read(self._sizes())
+        listing = self._committer.read(self._held.sizes())
         places = () if listing is None else [*self._compared(listing, known=True).places]
-        suspects = sorted(self._plans) if listing is None else concerned(places, self._fragments())
+        suspects = sorted(self._held.plans) if listing is None else concerned(places, self._held.fragments())
         if not suspects:
             return False
         for key in suspects:
-            del self._plans[key]
+            del self._held.plans[key]
         if listing is None:
             found = self._build((), outcome)
         else:
@@ -428,9 +355,9 @@ class NftablesProgrammer:
     ) -> dict[PortKey, str]:
         """Write DELTA. Returns those of PORTS (None: of all) because of which the kernel refused something; then not
         all is written."""
-        for operations in transactions(delta, self._sets, last):
+        for operations in transactions(delta, self._held.sets, last):
             if errors := self._committer.commit(operations):
-                found = guilty(operations, errors, self._fragments() if ports is None else ports.items())
+                found = guilty(operations, errors, self._held.fragments() if ports is None else ports.items())
                 if not found and not surprising(errors):
                     raise Unattributed(next(iter(errors.values())))
                 if not found:
@@ -438,27 +365,6 @@ class NftablesProgrammer:
                 return found
         self._count_written(delta, outcome)
         return {}
-
-    def _abandoned(self, delta: Delta) -> list[Frontend]:
-        """Frontends that the kernel has and no port any more, but for those whose clients notice by themselves."""
-        found = []
-        for name in (names.SERVICES, names.NODE_PORTS):
-            for element in delta.surplus.get(name, ()):
-                frontend = frontend_of((name, element.key))
-                if frontend is not None and frontend.protocol in TRACKED and self._claims.first(frontend) is None:
-                    found.append(frontend)
-        return found
-
-    # ---------------------------------------------------------------- counts
-
-    def _count(self, delta: Delta) -> None:
-        """The table is now what it was before, and DELTA."""
-        missing, surplus = (sum(map(len, side.values())) for side in (delta.missing, delta.surplus))
-        self._size += missing - surplus
-        for chain in (*delta.chains, *delta.changed):
-            self._rules[chain.name] = len(chain.rules)
-        for name in delta.former_chains:
-            self._rules.pop(name, None)
 
     def _count_written(self, delta: Delta, outcome: Outcome) -> None:
         rules = sum(len(chain.rules) for chain in (*delta.chains, *delta.changed))

@@ -39,10 +39,7 @@ def mended(events: Iterable[Event], sets: Mapping[str, Set], wanted: Wanted) -> 
             case _:
                 return None
     delta = Delta()
-    try:
-        _compare_elements(elements, wanted, delta)
-    except ValueError:
-        return None
+    _compare_elements(elements, wanted, delta)
     _compare_chains(chains, wanted, delta)
     return delta
 

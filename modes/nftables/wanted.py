@@ -17,11 +17,12 @@ from kproxy.modes.nftables.fragments import Base, Fragment
 __all__ = ["Wanted", "frontend_of"]
 
 BY_ADDRESS = frozenset({names.SERVICES, names.ENDPOINTS, names.SOURCES})
+TRANSPORTS = {protocol.lower(): protocol for protocol in Transport}
 BY_NODE_PORT = frozenset({names.NODE_PORTS, names.NODE_PORT_ENDPOINTS})
 
 
 def frontend_of(place: Place) -> Frontend | None:
-    """The frontend that an element is about, None for one of another set. Raises ValueError for no such key."""
+    """The frontend that an element is about, None for one of another set or of a protocol that no Service has."""
     name, key = place
     if name in BY_ADDRESS:
         ip, protocol, port, *_ = key
@@ -29,7 +30,8 @@ def frontend_of(place: Place) -> Frontend | None:
         ip, (protocol, port, *_) = "", key
     else:
         return None
-    return Frontend(str(ip), int(port), Transport(str(protocol).upper()))
+    transport = TRANSPORTS.get(str(protocol))
+    return None if transport is None else Frontend(str(ip), int(port), transport)
 
 
 class Wanted:
@@ -48,7 +50,7 @@ class Wanted:
         self._fixed = {(element.set, element.key): element for element in base.elements}
 
     def element(self, place: Place) -> Element | None:
-        """The element at PLACE, None when there should be none. Raises ValueError for a key that means nothing."""
+        """The element at PLACE, None when there should be none."""
         if (fixed := self._fixed.get(place)) is not None:
             return fixed
         if (frontend := frontend_of(place)) is None:

@@ -15,7 +15,7 @@ from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
 from kproxy.errors import NetlinkError
-from kproxy.kernel.drift import Commits, TableDrift, WatchedNftables
+from kproxy.kernel.drift import LARGE, Commits, TableDrift, WatchedNftables
 from kproxy.kernel.nftables import OUTDATED, Expected, KernelNftables
 from kproxy.kernel.nftables_operations import AddElements, Operation
 from kproxy.lab.namespaces import Namespace, unavailable
@@ -147,6 +147,7 @@ def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list
         pytest.param("insert rule ip kproxy services accept", id="a rule is inserted"),
         pytest.param("flush map ip kproxy endpoints", id="a map is flushed"),
         pytest.param("add element ip kproxy hairpins { 10.9.9.9 . 10.9.9.9 }", id="an element is added"),
+        pytest.param("add element ip kproxy services { 10.9.9.9 . icmp . 0 : drop }", id="a protocol of nobody"),
         pytest.param("flush set ip kproxy sources", id="the sources are flushed"),
         pytest.param("add chain ip kproxy extra; add rule ip kproxy extra jump refuse", id="a chain is added"),
         pytest.param("flush chain ip kproxy nat-output; delete chain ip kproxy nat-output", id="a hook is lost"),
@@ -290,6 +291,32 @@ def test_both_families_start_at_once_and_none_is_in_the_other_s_way(netns: Names
             rig.want(*plans[at : at + 10])
 
     assert netns.call(start) == [(0, 0, False)] * 2
+
+
+def test_a_large_change_of_ours_is_no_drift_and_hides_none_of_others(netns: Namespace, real: Rig) -> None:
+    many = [build_plan(f"s{n}", cluster_ip=address(Family.IPV4, 97, n), cluster=range(1, 60)) for n in range(1, 200)]
+    outcome = netns.call(real.want, *many)
+    assert outcome.transactions == 1
+    assert outcome.rules_written[TABLE] > LARGE
+    assert not netns.call(real.programmer.drifted)
+    netns.run(["nft", "-f", "-"], "flush map ip kproxy services")
+    assert netns.call(real.programmer.drifted)
+    assert netns.call(real.check).repaired
+    assert netns.call(real.differs) == []
+
+
+@pytest.mark.parametrize("command", ["flush map ip kproxy services", "add table ip theirs"])
+def test_what_others_do_while_nobody_listens_is_not_missed(netns: Namespace, real: Rig, command: str) -> None:
+    number = netns.call(real.kernel.generation)
+    netns.call(real.drift.pause)
+    netns.call(real.drift.resume, number)
+    assert not netns.call(real.drift.changed)
+    netns.call(real.drift.pause)
+    netns.run(["nft", "-f", "-"], command)
+    netns.call(real.drift.resume, number)
+    assert netns.call(real.drift.take) is None
+    netns.call(real.check)
+    assert netns.call(real.differs) == []
 
 
 @pytest.mark.parametrize("at_start", [True, False])
