@@ -10,6 +10,7 @@ read. Elements of a map with plain keys have all the same length and are packed 
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import socket
@@ -60,8 +61,8 @@ _of_comment: Callable[[Element], str] = attrgetter("comment")
 def fitting(encoded: Sequence[bytes], start: int) -> int:
     """Where the elements end that fit into a message with the one at START."""
     likely = min(len(encoded), start + max(ELEMENTS_BYTES // len(encoded[start]), 1))
-    sizes = itertools.accumulate(map(len, encoded[start:likely]))
-    return start + max(sum(size <= ELEMENTS_BYTES for size in sizes), 1)
+    sizes = [*itertools.accumulate(map(len, encoded[start:likely]))]
+    return start + max(bisect.bisect_right(sizes, ELEMENTS_BYTES), 1)
 
 
 def packed(encoded: Sequence[bytes]) -> Iterator[bytes]:

@@ -96,8 +96,13 @@ class Claims:
                             chains[balancer.name] = balancer_chain(balancer, self._settings)
                         self._balancers[balancer] += 1
             for element in fragment.shared:
-                if self._count_shared(element, 1) == 1:
-                    elements.setdefault(element.set, []).append(element)
+                name, start = element.set, element.key[0]
+                counts = self._shared.get(name) or self._shared.setdefault(name, {})
+                if start in counts:
+                    counts[start] += 1
+                else:
+                    counts[start] = 1
+                    elements.setdefault(name, []).append(element)
             chains.update((chain.name, chain) for chain in fragment.chains)
         sets = {found.name: found for fragment in fragments.values() for found in fragment.sets}
         return Needs(elements, list(chains.values()), list(sets.values()))

@@ -164,7 +164,7 @@ def _elements(delta: Delta, sets: Mapping[str, Set], verdicts: bool, most: int) 
         leaving = {element.key: element for element in surplus}
         for at in range(0, len(missing), most):
             some = missing[at : at + most]
-            replaced = [leaving.pop(element.key) for element in some if element.key in leaving]
+            replaced = [leaving.pop(element.key) for element in some if element.key in leaving] if leaving else []
             yield _Step(len(some) + len(replaced), [*_deleted(found, replaced), AddElements(TABLE, found, some)])
         if verdicts:
             yield from _without(found, list(leaving.values()), most)
