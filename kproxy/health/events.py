@@ -4,7 +4,8 @@
 in the queue is dropped and counted. Which notices become an Event, and when repeats of one are summed up, is decided in
 `event_series`; this module only moves them.
 
-An Event of events.k8s.io/v1 is posted, as by kube-proxy, so the same ClusterRole (system:node-proxier) will do.
+An Event of events.k8s.io/v1 is created, and its repeats are counted on it by PATCH, as by kube-proxy, so the same
+ClusterRole (system:node-proxier) will do.
 """
 
 from __future__ import annotations
@@ -18,23 +19,29 @@ from contextlib import suppress
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
-from kproxy.errors import KernelError, KproxyError
+from kproxy.errors import ApiError, KernelError, KproxyError
 from kproxy.health.clocks import Clock
 from kproxy.health.event_series import Event, EventSeries, Notice, event_json
 from kproxy.health.service_checks import HealthCheck
 
-__all__ = ["ApiSink", "EventRecorder", "EventSink", "LogSink", "Notice", "Outcome", "Poster", "check_failed"]
+__all__ = ["ApiSink", "EventRecorder", "EventSink", "Notice", "Outcome", "Poster", "check_failed"]
 
 Outcome = Literal["posted", "failed", "dropped"]
 
 _ATTEMPTS = 3
 _RETRY_SECONDS = 1.0
 _POLL_SECONDS = 5.0
+_GONE = 404
+_CONFLICT = 409
+_TOO_MANY = 429
 _log = logging.getLogger(__name__)
 
 
 class EventSink(Protocol):
-    """Where Events go. Called from one thread; may block; raises KproxyError when it did not work."""
+    """Where Events go. Called from one thread; may block; raises KproxyError when it did not work.
+
+    An Event with a series takes the place of the one that has its name; both may be given again after a failure.
+    """
 
     def post(self, event: dict[str, Any]) -> None: ...
 
@@ -44,26 +51,37 @@ class Poster(Protocol):
 
     def post(self, path: str, body: bytes) -> bytes: ...
 
+    def patch(self, path: str, body: bytes) -> bytes: ...
+
 
 class ApiSink:
-    """Creates Events through the API server."""
+    """Creates Events through the API server, and sets the series of those that are there."""
 
     def __init__(self, client: Poster) -> None:
         self._client = client
 
     def post(self, event: dict[str, Any]) -> None:
         namespace = quote(event["metadata"]["namespace"], safe="")
-        self._client.post(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", json.dumps(event).encode())
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+        if "series" not in event or not self._counted(f"{path}/{event['metadata']['name']}", event["series"]):
+            self._create(path, event)
 
+    def _counted(self, path: str, series: dict[str, Any]) -> bool:
+        """Whether the Event at PATH has SERIES now. It may be gone: deleted, too old, or it never came to be."""
+        try:
+            self._client.patch(path, json.dumps({"series": series}).encode())
+        except ApiError as error:
+            if error.status == _GONE:
+                return False
+            raise
+        return True
 
-class LogSink:
-    """Writes Events to the log, where there is no API server."""
-
-    def post(self, event: dict[str, Any]) -> None:
-        about = event["regarding"]
-        level = logging.WARNING if event["type"] == "Warning" else logging.INFO
-        where = f"{about['namespace']}/{about['name']}" if "namespace" in about else about["name"]
-        _log.log(level, "%s %s: %s: %s", about["kind"], where, event["reason"], event["note"])
+    def _create(self, path: str, event: dict[str, Any]) -> None:
+        try:
+            self._client.post(path, json.dumps(event).encode())
+        except ApiError as error:
+            if error.status != _CONFLICT:  # an attempt before this one arrived, and only its answer did not
+                raise
 
 
 def check_failed(node: str, port: int, check: HealthCheck, error: KernelError) -> Notice:
@@ -75,7 +93,8 @@ def check_failed(node: str, port: int, check: HealthCheck, error: KernelError) -
 class EventRecorder:
     """Queues notices and posts them as Events to SINK.
 
-    node: this node's name. count: told what became of each Event, for the metrics. capacity: notices that may wait.
+    node: this node's name. count: told what became of each Event, and of each time that repeats of one were to be
+    counted, for the metrics. capacity: notices that may wait.
     """
 
     def __init__(
@@ -140,6 +159,13 @@ class EventRecorder:
                 self._sink.post(event)
             except KproxyError as error:
                 _log.info("Event %s about %s not posted: %s", event["reason"], event["regarding"]["name"], error)
+                if _final(error):
+                    break
             else:
                 return True
         return False
+
+
+def _final(error: KproxyError) -> bool:
+    """The server has judged the Event itself, so that asking again would not help."""
+    return isinstance(error, ApiError) and 400 <= error.status < 500 and error.status not in (_CONFLICT, _TOO_MANY)

@@ -70,9 +70,9 @@ class ApiClient:
         """Create the object that BODY, JSON, describes; what the server made of it. Raises as `get`."""
         return self._whole("POST", path, None, body, {"Content-Type": "application/json"})
 
-    def patch(self, path: str, body: bytes, content_type: str = "application/merge-patch+json") -> bytes:
-        """Change the object at PATH by the patch BODY; what became of it. Raises as `get`."""
-        return self._whole("PATCH", path, None, body, {"Content-Type": content_type})
+    def patch(self, path: str, body: bytes) -> bytes:
+        """Change the object at PATH by BODY, a JSON merge patch (RFC 7396); what became of it. Raises as `get`."""
+        return self._whole("PATCH", path, None, body, {"Content-Type": "application/merge-patch+json"})
 
     @contextlib.contextmanager
     def stream(self, path: str, query: Mapping[str, str], silence: float) -> Iterator[Stream]:

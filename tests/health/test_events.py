@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.errors import KernelError, SourceError
+from kproxy.errors import ApiError, KernelError, SourceError
+from kproxy.fakes.apifaults import Refuse
+from kproxy.fakes.apiserver import ApiServer
 from kproxy.fakes.clocks import ManualClock
-from kproxy.health.event_series import BURST, REFILL, WINDOW, EventSeries, Notice, event_json
-from kproxy.health.events import ApiSink, EventRecorder, LogSink, check_failed
+from kproxy.health.event_series import BURST, REFILL, WINDOW, Event, EventSeries, Notice, event_json
+from kproxy.health.events import ApiSink, EventRecorder, check_failed
 from kproxy.health.service_checks import HealthCheck
+from kproxy.source.client import ApiClient
+from kproxy.source.credentials import ClientSettings
 
 WEB = Notice("Service", "shop", "web", "RulesRejected", "Sync", "the kernel refuses port 80", uid="u-1")
 NODE = Notice("Node", "", "node1", "SyncFailing", "Sync", "nothing could be programmed", type="Normal")
@@ -69,11 +72,15 @@ def test_a_note_fits_in_one_line_that_the_server_takes(note: str) -> None:
     assert "\n" not in made
 
 
-def test_a_repeat_is_told_once_with_its_count() -> None:
+def test_repeats_are_told_at_once_and_then_once_a_window_on_the_same_event() -> None:
     clock = ManualClock()
     series = EventSeries(clock)
-    assert [e.count for e in series.add(WEB) or []] == [1]
-    for _ in range(3):
+    [first] = series.add(WEB) or []
+    name = event_json(first, "node1")["metadata"]["name"]
+    clock.advance(10)
+    [again] = series.add(WEB) or []
+    assert event_json(again, "node1")["series"] == {"count": 2, "lastObservedTime": "2026-01-02T03:04:15.000000Z"}
+    for _ in range(2):
         clock.advance(10)
         assert series.add(WEB) == []
     clock.advance(WINDOW - 30.5)
@@ -83,9 +90,32 @@ def test_a_repeat_is_told_once_with_its_count() -> None:
     body = event_json(event, "node1")
     assert body["series"] == {"count": 4, "lastObservedTime": "2026-01-02T03:04:35.000000Z"}
     assert body["eventTime"] == "2026-01-02T03:04:05.000000Z"
-    clock.advance(WINDOW)
-    assert series.due() == []
-    assert [e.count for e in series.add(WEB) or []] == [1]
+    assert {name} == {event_json(e, "node1")["metadata"]["name"] for e in (again, event)}
+
+
+def test_what_ended_begins_anew_with_another_event() -> None:
+    clock = ManualClock()
+    series = EventSeries(clock)
+    events = [*(series.add(WEB) or []), *(series.add(WEB) or [])]
+    for _ in range(2):  # nothing more comes in the second window
+        clock.advance(WINDOW)
+        assert series.due() == []
+    events += series.add(WEB) or []
+    assert [event.count for event in events] == [1, 2, 1]
+    assert len({event_json(event, "node1")["metadata"]["name"] for event in events}) == 2
+
+
+def test_what_goes_on_for_a_day_is_one_event_and_a_request_a_window() -> None:
+    clock = ManualClock()
+    series = EventSeries(clock)
+    told = []
+    for _ in range(24 * 60 * 2):
+        told += series.add(WEB) or []
+        clock.advance(30)
+        told += series.due()
+    assert len({event_json(event, "node1")["metadata"]["name"] for event in told}) == 1
+    assert told[-1].count == 24 * 60 * 2
+    assert len(told) == 2 + 24 * 3600 / WINDOW
 
 
 def test_different_notices_are_told_apart() -> None:
@@ -108,19 +138,35 @@ def test_one_reason_cannot_flood_and_does_not_silence_others() -> None:
     assert [tell(1000), tell(1001)] == [True, False]
 
 
+def test_repeats_keep_nothing_new_from_being_told_and_are_bounded_themselves() -> None:
+    clock = ManualClock()
+    series = EventSeries(clock)
+    notices = [Notice("Service", "shop", f"s{i}", "InvalidObject", "Decode", "bad") for i in range(BURST)]
+    counts = [event.count for _ in range(50) for notice in notices[:-1] for event in series.add(notice) or []]
+    assert sorted(counts) == [1] * (BURST - 1) + [2] * (BURST - 1)
+    assert series.add(notices[-1])
+    told = []
+    for _ in range(4):  # 19 services go on and on; in a window their reason may be told of WINDOW / REFILL times
+        clock.advance(WINDOW)
+        for notice in notices[:-1]:
+            series.add(notice)
+        told.append(len(series.due()))
+    assert max(told) <= WINDOW / REFILL + 1
+
+
 @given(st.lists(st.one_of(st.integers(0, 3), st.floats(0.5, WINDOW)), max_size=60))
 def test_in_the_end_every_repeat_has_been_told(steps: list[int | float]) -> None:
     clock = ManualClock()
     series = EventSeries(clock)
     added: Counter[str] = Counter()
-    told: Counter[str] = Counter()
-    current: dict[str, int] = {}
+    told: dict[str, int] = {}  # the count of each Event, as the API server has it in the end
 
     def tell(events: list[Any]) -> None:
         for event in events:
-            name = event.notice.name
-            told[name] += event.count - (current.get(name, 0) if event.count > 1 else 0)
-            current[name] = event.count
+            name = event_json(event, "node1")["metadata"]["name"]
+            assert (event.count == 1) == (name not in told)
+            assert event.count > told.get(name, 0)
+            told[name] = event.count
 
     for step in steps:
         if isinstance(step, int):
@@ -134,7 +180,10 @@ def test_in_the_end_every_repeat_has_been_told(steps: list[int | float]) -> None
             tell(series.due())
     clock.advance(WINDOW)
     tell(series.due())
-    assert told == added
+    sums = Counter[str]()
+    for name, count in told.items():
+        sums[name.split(".")[0]] += count
+    assert sums == added
 
 
 class Recording:
@@ -208,36 +257,76 @@ def test_an_event_that_never_works_is_counted_as_failed() -> None:
     assert (sink.failures, outcomes) == (96, ["failed"])
 
 
-def test_the_api_sink_creates_events_in_the_namespace() -> None:
-    class Client:
-        def __init__(self) -> None:
-            self.calls: list[tuple[str, bytes]] = []
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+def test_what_the_server_judges_is_not_asked_again(status: int) -> None:
+    class Refusing(Recording):
+        def post(self, event: dict[str, Any]) -> None:
+            self.failures += 1
+            raise ApiError("POST /events", status, "no")
 
-        def post(self, path: str, body: bytes) -> bytes:
-            self.calls.append((path, body))
-            return b"{}"
-
-    client = Client()
-    event = posted(WEB)
-    ApiSink(client).post(event)
-    [(path, body)] = client.calls
-    assert path == "/apis/events.k8s.io/v1/namespaces/shop/events"
-    assert json.loads(body) == event
+    sink = Refusing()
+    outcomes: list[str] = []
+    recorder = EventRecorder(sink, "node1", ManualClock(), outcomes.append)
+    recorder.start()
+    recorder.record(WEB)
+    recorder.stop(10)
+    assert (sink.failures, outcomes) == (1, ["failed"])
 
 
-@pytest.mark.parametrize(
-    ("notice", "level", "text"),
-    [
-        (WEB, logging.WARNING, "Service shop/web: RulesRejected: the kernel refuses port 80"),
-        (NODE, logging.INFO, "Node node1: SyncFailing: nothing could be programmed"),
-    ],
-)
-def test_without_an_api_server_events_are_logged(
-    caplog: pytest.LogCaptureFixture, notice: Notice, level: int, text: str
-) -> None:
-    caplog.set_level(logging.INFO)
-    LogSink().post(posted(notice))
-    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(level, text)]
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with ApiServer() as server:
+        yield server
+
+
+@pytest.fixture
+def sink(server: ApiServer) -> Iterator[ApiSink]:
+    client = ApiClient(ClientSettings(master=server.url))
+    yield ApiSink(client)
+    client.close()
+
+
+def counted(count: int) -> dict[str, Any]:
+    """WEB's Event after COUNT times."""
+    moment = ManualClock().now()
+    return event_json(Event(WEB, moment, moment, count, 0), "node1")
+
+
+def verbs(server: ApiServer) -> list[str]:
+    return [request.verb for request in server.requests]
+
+
+def test_repeats_are_counted_on_the_event_that_is_there(server: ApiServer, sink: ApiSink) -> None:
+    for count in (1, 2, 7):
+        sink.post(counted(count))
+    (event,) = server.events
+    assert event["metadata"]["namespace"] == "shop"
+    assert (event["note"], event["eventTime"]) == (WEB.note, "2026-01-02T03:04:05.000000Z")
+    assert event["series"] == counted(7)["series"]
+    assert verbs(server) == ["create", "patch", "patch"]
+
+
+def test_an_event_that_is_gone_is_created_with_its_count(server: ApiServer, sink: ApiSink) -> None:
+    sink.post(counted(1))
+    server.delete("Event", "shop", server.events[0]["metadata"]["name"])
+    sink.post(counted(3))
+    (event,) = server.events
+    assert event["series"]["count"] == 3
+    assert verbs(server) == ["create", "patch", "create"]
+
+
+def test_an_event_whose_answer_was_lost_is_there_all_the_same(server: ApiServer, sink: ApiSink) -> None:
+    sink.post(counted(1))
+    sink.post(counted(1))
+    assert len(server.events) == 1
+
+
+@pytest.mark.parametrize(("verb", "count"), [("create", 1), ("patch", 2)])
+def test_a_refusal_is_passed_on(server: ApiServer, sink: ApiSink, verb: str, count: int) -> None:
+    server.inject(Refuse(403), verb=verb, kind="Event")
+    with pytest.raises(ApiError, match="403"):
+        sink.post(counted(count))
+    assert server.events == []
 
 
 def test_a_health_check_that_cannot_listen_names_service_and_port() -> None:

@@ -91,16 +91,17 @@ def test_a_node_that_fails_for_long_says_it_once_and_then_how_often(told: Told) 
     told.node.step(changed(service("web-0", "shop", clusterIP="10.96.0.0", externalIPs=["192.0.2.1"])))
     told.clock.advance(10)
     assert wait_for(lambda: told.failures() >= 4, 20, 0.05)
-    told.settled(1)
+    told.settled(2)
     assert told.about() == [("SyncFailed", "Node", "", "node1")]
     note = told.events()[0]["note"]
     assert note.startswith("IPv4 rules could not be programmed: iptables-nft-restore: exit status 4: ")
     told.clock.advance(WINDOW)
     told.node.step(Invalid(InvalidObject("Service", "shop/odd", "", "bad")))  # the next notice brings what is due
-    told.settled(3)
-    assert sorted(told.about()) == [("SyncFailed", "Node", "", "node1")] * 2 + [("Unusable", "Service", "shop", "odd")]
+    told.settled(4)
+    assert sorted(told.about()) == [("SyncFailed", "Node", "", "node1"), ("Unusable", "Service", "shop", "odd")]
     (repeat,) = [event for event in told.events() if "series" in event]
     assert repeat["series"]["count"] >= 4
+    assert (told.server.served["create", "Event"], told.server.served["patch", "Event"]) == (2, 2)
 
 
 def test_a_thousand_bad_services_are_told_of_in_a_few_events(told: Told) -> None:
