@@ -27,7 +27,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kproxy.errors import KernelError
+from kproxy.health.client_metrics import ClientMetrics
 from kproxy.health.forwarding import Figures, ForwardingCollector
+from kproxy.health.slis import Slis
 from kproxy.model.plans import Family
 
 __all__ = ["CONTENT_TYPE", "Described", "Metrics", "NfacctReader"]
@@ -107,7 +109,8 @@ class Metrics:
     """Everything kproxy counts.
 
     families: the IP families that this node serves; their failure counters start at 0, so that the first failure
-    shows as an increase. mode: the proxy mode, for the same reason. version: kproxy's own.
+    shows as an increase. mode: the proxy mode, for the same reason. version: kproxy's own. client: is told of requests
+    to the API server. slis: are told of health checks.
     """
 
     def __init__(self, families: Collection[Family], mode: str, version: str) -> None:
@@ -118,6 +121,8 @@ class Metrics:
         self._registry.register(self._nfacct)
         self._forwarding = ForwardingCollector()
         self._registry.register(self._forwarding)
+        self.client = ClientMetrics(self._registry)
+        self.slis = Slis()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         self._define_sync()
@@ -354,7 +359,8 @@ class Metrics:
         self._livez[str(status),].inc()
 
     def kubernetes_event(self, outcome: Literal["posted", "failed", "dropped"]) -> None:
-        """A Kubernetes Event was posted, could not be, or was not even tried (queue full, too many of its kind)."""
+        """A Kubernetes Event was created or counted on, could not be, or was not even tried (queue full, too many of
+        its kind)."""
         self._k8s_events[outcome,].inc()
 
     def config_reloaded(self, outcome: Literal["applied", "refused"]) -> None:
@@ -370,9 +376,10 @@ class Metrics:
         self._forwarding.read = read
 
     def described(self) -> list[Described]:
-        """Every metric of kproxy, those of its process aside."""
+        """Every metric of kproxy, those of /metrics/slis included, those of its process aside."""
         kept = [_described(metric) for metric in vars(self).values() if isinstance(metric, MetricWrapperBase)]
         kept += [_described(children.metric) for children in vars(self).values() if isinstance(children, _Children)]
+        kept += [_described(metric) for metric in (*self.client.all, *self.slis.all)]
         read = [*self._nfacct.describe(), *self._forwarding.describe()]
         return kept + [_of_family(family) for family in read]
 

@@ -72,6 +72,9 @@ def metrics_pages(
             body = await asyncio.to_thread(metrics.exposition)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
+    async def slis(_: web.BaseRequest) -> web.Response:
+        return web.Response(body=metrics.slis.exposition(), headers={"Content-Type": CONTENT_TYPE})
+
     async def configuration(_: web.BaseRequest) -> web.Response:
         return json_response(200, json.dumps({CONFIG_KEY: identity.config}).encode())
 
@@ -83,6 +86,7 @@ def metrics_pages(
         return _zpage(request, "Flagz", lambda api: zpages.flagz(identity.flags, api))
 
     async def alive(_: web.BaseRequest) -> web.Response:
+        metrics.slis.pinged()
         return _text("ok", nosniff=True)
 
     async def mode(_: web.BaseRequest) -> web.Response:
@@ -109,6 +113,7 @@ def metrics_pages(
         "/": home,
         "/status.json": status,
         "/metrics": exposition,
+        "/metrics/slis": slis,
         "/healthz": alive,
         "/proxyMode": mode,
         "/configz": configuration,

@@ -73,18 +73,27 @@ Written by `python -m kproxy.health.reference > docs/metrics.md`; a test holds t
 
 kproxy serves metrics at `metricsBindAddress` (127.0.0.1:10249), path `/metrics`, in the Prometheus text format. Those
 that begin with `kubeproxy_` are kube-proxy's by name, type, labels and buckets, so dashboards and alerts go on working;
-those that begin with `kproxy_` are its own. `ip_family` is `IPv4` or `IPv6`. A metric of another mode is not there, or
-stays at nothing.
+those that begin with `kproxy_` are its own, and `rest_client_*`, `kubernetes_*` and `process_*` are what components of
+Kubernetes have in common. `ip_family` is `IPv4` or `IPv6`. A metric of another mode is not there, or stays at nothing.
 """
+_SECTIONS = {
+    "kube-proxy's": "kubeproxy_",
+    "Requests to the API server": "rest_client_",
+    "Health checks of the process, at `/metrics/slis`": "kubernetes_",
+    "kproxy's own": "kproxy_",
+}
 _TAIL = """\
 ## Of the process
 
-`process_*` (CPU seconds, memory, open files, start time) as every Prometheus client has them, and `python_info`.
+`process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`,
+`process_max_fds` and `process_start_time_seconds`, as every Prometheus client has them, and `python_info`.
 
 ## Not there
 
-What kube-proxy exports of its own libraries: `go_*`, `rest_client_*`, `workqueue_*`, `kubernetes_*`, `apiserver_*`, and
-the page `/metrics/slis`.
+Of what kube-proxy exports besides: `go_*`, as there is no Go here (panels about goroutines stay empty); `workqueue_*`
+and `apiserver_*`; `rest_client_*` about sizes, name resolution, retries, transports and exec plugins;
+`kubernetes_build_info` and `kubernetes_feature_enabled`, as kproxy is no release of Kubernetes (`kproxy_build_info`
+says what runs).
 """
 
 
@@ -92,7 +101,7 @@ def text() -> str:
     """The whole page, Markdown."""
     found = sorted(Metrics(list(Family), "", "").described(), key=lambda metric: metric.name)
     parts = [_HEAD]
-    for title, prefix in (("kube-proxy's", "kubeproxy_"), ("kproxy's own", "kproxy_")):
+    for title, prefix in _SECTIONS.items():
         some = [metric for metric in found if metric.name.startswith(prefix)]
         parts.append(f"## {title}\n\n" + "\n".join(_table(some)) + "\n")
     parts.append("## Alerts to start with\n\n" + "\n".join(_alerts(found)) + "\n")
@@ -104,7 +113,8 @@ def _table(metrics: Iterable[Described]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for metric in metrics:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        meaning = metric.meaning + (f" Buckets: {_buckets(metric.buckets)}." if metric.buckets else "")
+        buckets = f" Buckets: {_buckets(metric.buckets)}." if metric.buckets else ""
+        meaning = metric.meaning.replace("<", "\\<") + buckets
         yield f"| `{metric.name}` | {metric.type} | {labels} | {meaning} |"
 
 

@@ -2,7 +2,7 @@
 
 Decides how a request is authenticated and repeated after a 401, how long silence may last, and what an error says. What
 is asked for and what the answer means is its caller's. `stream` hands out an answer that goes on, to be read in pieces
-and to be interrupted from another thread.
+and to be interrupted from another thread. An `Observer` is told of each request, for the metrics.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import urlencode
 
 from kproxy.errors import ApiError, SourceError, one_line
@@ -21,10 +22,37 @@ from kproxy.source.pace import Pace
 if TYPE_CHECKING:
     import urllib3
 
-__all__ = ["ApiClient", "Stream"]
+__all__ = ["ApiClient", "Observer", "Stream"]
 
 _PIECE = 65536
 _UNAUTHORIZED = 401
+_NO_ANSWER = "<error>"  # client-go's word
+
+
+class Observer(Protocol):
+    """Is told of requests, from any thread; must neither block nor raise.
+
+    host: of the API server, with its port. method: GET, POST or PATCH.
+    """
+
+    def requested(self, host: str, method: str, code: str) -> None:
+        """An HTTP request was answered with the status CODE, or with none: "<error>"."""
+
+    def waited(self, host: str, method: str, seconds: float) -> None:
+        """A request waited SECONDS for its turn."""
+
+    def took(self, host: str, method: str, seconds: float) -> None:
+        """A request and its whole answer, or its failure, took SECONDS, the waiting included. Not told of streams."""
+
+
+class _Nobody:
+    """Listens to nothing."""
+
+    def requested(self, host: str, method: str, code: str) -> None: ...
+
+    def waited(self, host: str, method: str, seconds: float) -> None: ...
+
+    def took(self, host: str, method: str, seconds: float) -> None: ...
 
 
 class Stream:
@@ -54,8 +82,9 @@ class Stream:
 class ApiClient:
     """Requests to one API server. Used from any thread; connects when the first request is made."""
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, settings: ClientSettings, observer: Observer | None = None) -> None:
         self._settings = settings
+        self._observer: Observer = observer or _Nobody()
         self._credentials = Credentials(settings)
         self._pace = Pace(settings.qps, settings.burst)
 
@@ -103,9 +132,14 @@ class ApiClient:
         headers: dict[str, str],
         paced: bool = True,
     ) -> bytes:
-        response = self._send(method, path, query, body, headers, paced)
-        with _mapped(f"{method} {path}"):
-            return _drained(response)
+        began = time.monotonic()
+        try:
+            response = self._send(method, path, query, body, headers, paced)
+            with _mapped(f"{method} {path}"):
+                return _drained(response)
+        finally:
+            if host := self._credentials.host:
+                self._observer.took(host, method, time.monotonic() - began)
 
     def _send(
         self,
@@ -118,9 +152,10 @@ class ApiClient:
     ) -> urllib3.HTTPResponse:
         """The answer, its body still to be read. A 401 leads to new credentials and one more attempt."""
         url = f"{path}?{urlencode(query)}" if query else path
-        if paced:
-            self._pace.wait()
+        waited = self._pace.wait() if paced else None
         session = self._credentials.session()
+        if waited is not None:
+            self._observer.waited(session.host, method, waited)
         response = self._attempt(session, method, path, url, body, headers)
         if response.status == _UNAUTHORIZED:
             response.close()
@@ -139,17 +174,22 @@ class ApiClient:
         if session.authorization:
             sent["Authorization"] = session.authorization
         timeout = urllib3.Timeout(connect=self._settings.connect_timeout, read=self._settings.read_timeout)
-        with _mapped(f"{method} {path}"):
-            answer = session.pool.request(
-                method,
-                session.base + url,
-                body=body,
-                headers=sent,
-                timeout=timeout,
-                preload_content=False,
-                retries=False,
-                redirect=False,
-            )
+        code = _NO_ANSWER
+        try:
+            with _mapped(f"{method} {path}"):
+                answer = session.pool.request(
+                    method,
+                    session.base + url,
+                    body=body,
+                    headers=sent,
+                    timeout=timeout,
+                    preload_content=False,
+                    retries=False,
+                    redirect=False,
+                )
+                code = str(answer.status)
+        finally:
+            self._observer.requested(session.host, method, code)
         return cast("urllib3.HTTPResponse", answer)
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -70,6 +71,11 @@ class Session:
     authorization: str
     generation: int
 
+    @property
+    def host(self) -> str:
+        """The API server's HOST:PORT."""
+        return _host(self.base)
+
 
 class Credentials:
     """The current credentials, renewed as needed. Used from any thread."""
@@ -84,6 +90,11 @@ class Credentials:
         self._generation = 0
         self._read_at = 0.0
         self._has_token_file = False
+
+    @property
+    def host(self) -> str:
+        """The API server's HOST:PORT, "" before the first session."""
+        return _host(self._base)
 
     def session(self) -> Session:
         """Address, connection pool and Authorization header ("" for none) for the next request. Raises SourceError."""
@@ -148,6 +159,10 @@ class Credentials:
         where = f"kubeconfig {self._settings.kubeconfig}" if self._settings.kubeconfig else "the credentials"
         reason = str(error) or type(error).__name__
         return SourceError(f"{where} cannot be used: {reason}")
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).netloc.rpartition("@")[2]
 
 
 def _fill(configuration: Any, settings: ClientSettings) -> bool:

@@ -25,10 +25,10 @@ class Pace:
         self._free = float(self._burst)
         self._counted_at = clock()
 
-    def wait(self) -> None:
-        """Until it is this request's turn."""
+    def wait(self) -> float:
+        """Wait until it is this request's turn; the seconds that it had to wait."""
         if self._qps <= 0:
-            return
+            return 0.0
         with self._lock:
             now = self._clock()
             self._free = min(self._burst, self._free + (now - self._counted_at) * self._qps)
@@ -37,3 +37,4 @@ class Pace:
             seconds = max(0.0, -self._free / self._qps)
         if seconds:
             self._sleep(seconds)
+        return seconds

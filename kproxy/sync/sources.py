@@ -64,7 +64,7 @@ class Source:
 
         self.check()
         node = self._options.node_name
-        client = ApiClient(client_settings(self._options))
+        client = ApiClient(client_settings(self._options), self._metrics.client)
         self._stack.callback(client.close)
         source = ApiSource(client, node)
         source.start(self._inbox)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from kproxy.config.defaults import METRICS_PORT
 from kproxy.fakes.apiserver import ApiServer
-from kproxy.lab import links
+from kproxy.lab import links, probes
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import wait_for
 from tests.dropin.pods import ACCOUNT, CONFIG, Pod
@@ -88,6 +89,10 @@ def test_the_config_map_of_kubeadm_works_as_it_stands(pod: Pod) -> None:
     pod.start(ARGUMENTS)
     assert wait_for(lambda: programmed(pod, "10.244.0.7:8080"), SOON), pod.said()
     assert "! -s 10.244.0.0/16" in pod.rules(), "clusterCIDR counts"
+    host = pod.server.url.removeprefix("https://")
+    _, _, scraped = pod.node.call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics")
+    assert f'\nrest_client_requests_total{{code="200",host="{host}",method="GET"}} ' in scraped
+    assert f'\nrest_client_request_duration_seconds_count{{host="{host}",verb="GET"}} ' in scraped
 
     # The kubelet renews the token; the server forgets the old one. What is under way goes on.
     lists, watches = pod.server.served["list", "Service"], pod.server.served["watch", "Service"]

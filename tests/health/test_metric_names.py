@@ -12,6 +12,7 @@ from kproxy.model.plans import Family
 
 SYNC = "kubeproxy_sync_proxy_rules_"
 DOUBLING = "0.001 0.002 0.004 0.008 0.016 0.032 0.064 0.128 0.256 0.512 1.024 2.048 4.096 8.192 16.384 +Inf"
+LATENCY = "0.005 0.025 0.1 0.25 0.5 1 2 4 8 15 30 60 +Inf"
 PROGRAMMING = " ".join(
     ["0", "0.25", "0.5", *map(str, range(1, 60)), *map(str, range(60, 116, 5)), *map(str, range(120, 301, 30)), "+Inf"]
 )
@@ -42,6 +43,14 @@ KUBE_PROXY = [
     ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "counter", "", ""),
     ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", "counter", "", ""),
 ]
+# Of what components of Kubernetes have in common, that which has a meaning here.
+COMMON = [
+    ("rest_client_requests_total", "counter", "code host method", ""),
+    ("rest_client_request_duration_seconds", "histogram", "host verb", LATENCY),
+    ("rest_client_rate_limiter_duration_seconds", "histogram", "host verb", LATENCY),
+]
+MEMORY = {"process_resident_memory_bytes", "process_virtual_memory_bytes"}
+PROCESS = {"process_cpu_seconds_total", "process_open_fds", "process_max_fds", "process_start_time_seconds"} | MEMORY
 OWN = [
     ("kproxy_build_info", "gauge", "mode python version", ""),
     ("kproxy_sync_running", "gauge", "ip_family", ""),
@@ -87,6 +96,9 @@ def used() -> Metrics:
     metrics.livez(503)
     metrics.config_reloaded("applied")
     metrics.kubernetes_event("posted")
+    metrics.client.requested("10.0.0.1:6443", "GET", "200")
+    metrics.client.waited("10.0.0.1:6443", "GET", 0.1)
+    metrics.client.took("10.0.0.1:6443", "GET", 0.5)
     return metrics
 
 
@@ -95,7 +107,10 @@ def samples(metrics: Metrics) -> dict[str, str]:
     return dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
 
 
-@pytest.mark.parametrize(("name", "kind", "labels", "buckets"), KUBE_PROXY + OWN, ids=lambda value: str(value)[:60])
+ALL = KUBE_PROXY + COMMON + OWN
+
+
+@pytest.mark.parametrize(("name", "kind", "labels", "buckets"), ALL, ids=lambda value: str(value)[:60])
 def test_metric_has_its_type_labels_and_buckets(name: str, kind: str, labels: str, buckets: str) -> None:
     text = used().exposition().decode()
     assert f"\n# TYPE {name} {kind}\n" in "\n" + text
@@ -107,15 +122,29 @@ def test_metric_has_its_type_labels_and_buckets(name: str, kind: str, labels: st
     expected = {*labels.split(), "le"} if kind == "histogram" else set(labels.split())
     assert all(set(line) == expected for line in found)
     if buckets:
-        assert [line["le"] for line in found if line["ip_family"] == "IPv4"] == buckets.split()
+        assert [line["le"] for line in found if line.get("ip_family") != "IPv6"] == buckets.split()
 
 
 def test_no_other_metric_has_a_proxy_prefix() -> None:
     exported = re.findall(r"^# TYPE (\S+)", used().exposition().decode(), re.M)
     ours = {name for name in exported if name.startswith(("kubeproxy_", "kproxy_"))}
     assert ours == {name for name, *_ in KUBE_PROXY + OWN}
-    others = {name.split("_")[0] for name in exported} - {"kubeproxy", "kproxy"}
-    assert others == {"process", "python"}
+    assert set(exported) - ours == {name for name, *_ in COMMON} | PROCESS | {"python_info"}
+
+
+def test_health_checks_have_a_page_of_their_own() -> None:
+    metrics = used()
+    assert b"kubernetes_healthcheck{" not in metrics.slis.exposition()
+    metrics.slis.pinged()
+    metrics.slis.pinged()
+    lines = metrics.slis.exposition().decode().splitlines()
+    assert [line for line in lines if not line.startswith("# HELP")] == [
+        "# TYPE kubernetes_healthcheck gauge",
+        'kubernetes_healthcheck{name="ping",type="healthz"} 1.0',
+        "# TYPE kubernetes_healthchecks_total counter",
+        'kubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 2.0',
+    ]
+    assert b"kubernetes_healthcheck" not in metrics.exposition()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +186,10 @@ def test_no_other_metric_has_a_proxy_prefix() -> None:
         ('kubeproxy_proxy_healthz_total{code="503"}', 0),
         ('kubeproxy_proxy_livez_total{code="503"}', 1),
         ('kproxy_kubernetes_events_total{outcome="posted"}', 1),
+        ('rest_client_requests_total{code="200",host="10.0.0.1:6443",method="GET"}', 1),
+        ('rest_client_request_duration_seconds_bucket{host="10.0.0.1:6443",le="0.25",verb="GET"}', 0),
+        ('rest_client_request_duration_seconds_bucket{host="10.0.0.1:6443",le="0.5",verb="GET"}', 1),
+        ('rest_client_rate_limiter_duration_seconds_sum{host="10.0.0.1:6443",verb="GET"}', 0.1),
     ],
 )
 def test_what_happened_is_counted(sample: str, value: float) -> None:

@@ -86,7 +86,7 @@ def test_statusz_tells_version_and_uptime(node: Any) -> None:
     assert "\nStarted: Fri Jan  2 03:04:05 UTC 2026\n" in text
     assert "\nUp: 3 hr 04 min 05 sec\n" in text
     assert "\nBinary version: 1.2.3\nEmulation version: 1.36\n" in text
-    assert "\nPaths: /configz /flagz /healthz /metrics /proxyMode /status.json /statusz\n" in text
+    assert "\nPaths: /configz /flagz /healthz /metrics /metrics/slis /proxyMode /status.json /statusz\n" in text
 
 
 def test_flagz_lists_the_flags(node: Any) -> None:
@@ -225,3 +225,12 @@ def test_stopping_cuts_open_connections_and_frees_the_port(node: Any) -> None:
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port)).close()
     node.servers.stop()
+
+
+def test_slis_count_what_the_metrics_address_says_of_itself(node: Any) -> None:
+    for _ in range(3):
+        assert node.status("/healthz").status == 200
+    answer = node.status("/metrics/slis")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b'\nkubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 3.0\n' in answer.body

@@ -21,7 +21,8 @@ def test_it_has_every_metric_that_a_scrape_shows_with_its_type() -> None:
     metrics = Metrics(list(Family), "iptables", "1")
     metrics.read_forwarder_with(lambda: Statistics(refused={"descriptors": 1}))
     metrics.read_nfacct_with(lambda: {"ct_state_invalid_dropped_pkts": 7, "localhost_nps_accepted_pkts": 9})
-    scraped = dict(re.findall(r"^# TYPE (k\S+) (\S+)$", metrics.exposition().decode(), re.M))
+    pages = (metrics.exposition() + metrics.slis.exposition()).decode()
+    scraped = dict(re.findall(r"^# TYPE ((?:k|rest_)\S+) (\S+)$", pages, re.M))
     listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", text(), re.M))
     assert scraped
     assert {name: kind for name, kind in scraped.items() if name in listed} == scraped

@@ -50,7 +50,7 @@ def test_structured_pages() -> None:
             "uptimeSeconds": 90,
             "binaryVersion": "1.2.3",
             "emulationVersion": "1.36",
-            "paths": ["/configz", "/flagz", "/healthz", "/metrics", "/proxyMode", "/status.json", "/statusz"],
+            "paths": "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /status.json /statusz".split(),
         }
         code, _, body = node.get("/flagz", STRUCTURED + "Flagz")
         assert (code, json.loads(body)["flags"]) == (200, {"v": "2"})
