@@ -12,6 +12,7 @@ from kproxy.cli.settings import read
 from kproxy.health.zpages import negotiate
 from tests.operating.nodes import OperatedNode
 
+PAGES = ["/configz", "/flagz", "/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/status.json", "/statusz"]
 STRUCTURED = "application/json;v=v1beta1;g=config.k8s.io;as="
 
 
@@ -50,7 +51,7 @@ def test_structured_pages() -> None:
             "uptimeSeconds": 90,
             "binaryVersion": "1.2.3",
             "emulationVersion": "1.36",
-            "paths": "/configz /flagz /healthz /metrics /metrics/slis /proxyMode /status.json /statusz".split(),
+            "paths": PAGES,
         }
         code, _, body = node.get("/flagz", STRUCTURED + "Flagz")
         assert (code, json.loads(body)["flags"]) == (200, {"v": "2"})
