@@ -19,17 +19,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from kproxy.kernel import netlink
 from kproxy.kernel import nftables_expressions as nft
 from kproxy.kernel.nftables_rules import PROTOCOLS
 from kproxy.model.nft import Data, Element, Key, Set, SetKind, Type, Verdict
+from kproxy.model.plans import Endpoint
 
 __all__ = [
     "ELEMENTS_BYTES",
     "Coder",
     "Difference",
+    "Encoded",
     "bounds",
     "coder",
     "comment_data",
@@ -53,9 +55,13 @@ ADDRESSES = {Type.IPV4: socket.AF_INET, Type.IPV6: socket.AF_INET6}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 _HEADER = struct.Struct("=HH")
+_PADDED = {type_: struct.Struct(">" + text) for type_, text in FORMATS.items()}
+_UNWRITABLE = (KeyError, OSError, OverflowError, TypeError, AttributeError, struct.error, ValueError)
 _of_key: Callable[[Element], Key] = attrgetter("key")
 _of_data: Callable[[Element], Any] = attrgetter("data")
 _of_comment: Callable[[Element], str] = attrgetter("comment")
+_of_ip: Callable[[Endpoint], str] = attrgetter("ip")
+_of_port: Callable[[Endpoint], int] = attrgetter("port")
 
 
 def fitting(encoded: Sequence[bytes], start: int) -> int:
@@ -96,6 +102,30 @@ def coder(spec: Set) -> Coder:
     return Coder(spec)
 
 
+class Encoded(Sequence[Element]):
+    """Elements of one set, kept as the bytes that `Coder.encode` makes of them. They are read where they are asked for
+    as values."""
+
+    __slots__ = ("data", "spec")
+
+    def __init__(self, spec: Set, data: Sequence[bytes]) -> None:
+        self.spec, self.data = spec, data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @overload
+    def __getitem__(self, at: int) -> Element: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Encoded: ...
+
+    def __getitem__(self, at: int | slice) -> Element | Encoded:
+        if isinstance(at, slice):
+            return Encoded(self.spec, self.data[at])
+        return coder(self.spec).decode(self.data[at])
+
+
 class Coder:
     """Reads and writes the elements of one set."""
 
@@ -112,12 +142,17 @@ class Coder:
         self._key_packer = struct.Struct(f">12s{self._fields.padded}")
         self._key_head = _value_head(KEY, width(spec.key))
         self._head = _HEADER.pack(self._packer.size, nft.LIST_ELEM) + self._key_head
+        front = len(self._head) + 4 * (len(spec.key) - 1) + (12 if Type.IPV6 in spec.key else 0)
+        self._slot_packer = struct.Struct(f">{front}s{4 + len(self._middle)}s{self._data.padded}")
+        self._slots: list[bytes] = []  # each with what stands between key and data
 
     def encode(self, elements: Sequence[Element], keys_only: bool = False) -> list[bytes]:
         """The bytes of each of ELEMENTS. Raises ValueError when one is none of this set.
 
         keys_only: as a deletion names them.
         """
+        if isinstance(elements, Encoded) and not keys_only:
+            return list(elements.data)
         try:
             if self.spec.interval:
                 return [self._range(element, keys_only) for element in elements]
@@ -126,7 +161,42 @@ class Coder:
             if self._uniform and not any(map(_of_comment, elements)):
                 return self._columns(elements)
             return self._mixed(elements)
-        except (KeyError, OSError, OverflowError, TypeError, AttributeError, struct.error, ValueError) as error:
+        except _UNWRITABLE as error:
+            raise ValueError(f"no element of {self.spec.name}: {error}") from None
+
+    def slots(self, key: Key, ends: Sequence[Endpoint]) -> list[bytes]:
+        """KEY . 0, KEY . 1 … to the addresses and ports of ENDS, as `encode` writes them. Raises ValueError.
+
+        Only for a map of plain keys that end with a slot to addresses and ports.
+        """
+        *first, last = self.spec.key
+        if (
+            last is not Type.SLOT
+            or len(self.spec.data) != 2
+            or self.spec.data[1] is not Type.PORT
+            or self.spec.interval
+        ):
+            raise ValueError(f"{self.spec.name} has no slots")
+        while len(self._slots) < len(ends):
+            self._slots.append(_host_number(len(self._slots)) + self._middle)
+        try:
+            front = self._head + b"".join(
+                _PADDED[type_].pack(_WRITERS[type_](p)) for type_, p in zip(first, key, strict=True)
+            )
+            ips = map(_WRITERS[self.spec.data[0]], map(_of_ip, ends))
+            return list(map(self._slot_packer.pack, repeat(front), self._slots, ips, map(_of_port, ends)))
+        except _UNWRITABLE as error:
+            raise ValueError(f"no element of {self.spec.name}: {error}") from None
+
+    def repeated(self, values: Sequence[Any]) -> list[bytes]:
+        """Elements of a plain set whose keys are each of VALUES, in every field, as `encode` writes them. Raises
+        ValueError."""
+        if self.spec.interval or self.spec.kind is not SetKind.SET or len(set(self.spec.key)) != 1:
+            raise ValueError(f"{self.spec.name} has no such keys")
+        try:
+            written = list(map(_WRITERS[self.spec.key[0]], values))
+            return list(map(self._packer.pack, repeat(self._head), *[written] * len(self.spec.key)))
+        except _UNWRITABLE as error:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
 
     def decode(self, data: bytes) -> Element:

@@ -25,10 +25,11 @@ from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.nftables import names
 from kproxy.modes.nftables.blame import concerned, guilty, surprising
+from kproxy.modes.nftables.bulk import elements
 from kproxy.modes.nftables.claims import Place
 from kproxy.modes.nftables.cleanup import KUBE_PROXY_TABLE, clean, holds
 from kproxy.modes.nftables.committing import Committer, Disturbed, Drift, Unattributed
-from kproxy.modes.nftables.delta import Delta, difference, transactions
+from kproxy.modes.nftables.delta import Delta, by_set, difference, transactions
 from kproxy.modes.nftables.described import described
 from kproxy.modes.nftables.fragments import Fragment
 from kproxy.modes.nftables.holdings import NOTHING, Holdings
@@ -283,17 +284,15 @@ class NftablesProgrammer:
         """Make the table, port by port; only with the end of it packets come in."""
         self._held.start_over()
         hooks = [chain for chain in self._held.base.chains if chain.base is not None]
-        first = Delta(new=True, sets=[*self._held.base.sets])
+        first = Delta(new=True, sets=[*self._held.base.sets], missing=by_set(self._held.base.elements))
         first.chains = [chain for chain in self._held.base.chains if chain.base is None]
-        for element in self._held.base.elements:
-            first.missing.setdefault(element.set, []).append(element)
         if found := self._write(first, (), outcome):
             return found
         self._held.count(first)
         sets: set[str] = set()
         for ports in self._held.portions():
             needs = self._held.claims.admit(ports)
-            delta = Delta(chains=needs.chains, missing=needs.elements)
+            delta = Delta(chains=needs.chains, missing=elements(needs, self._held.sets))
             delta.sets = [found for found in needs.sets if found.name not in sets]
             sets.update(found.name for found in delta.sets)
             if found := self._write(delta, (), outcome, ports):
@@ -315,8 +314,9 @@ class NftablesProgrammer:
                 needs = self._held.claims.admit(ports)
                 sets.update((found.name, found) for found in needs.sets)
                 chains.update((chain.name, chain) for chain in needs.chains)
-                comparison.want(needs.elements, sets)
-                self._held.size += sum(map(len, needs.elements.values()))
+                needed = elements(needs, self._held.sets)
+                comparison.want(needed, sets)
+                self._held.size += sum(map(len, needed.values()))
             delta = comparison.delta(sets, chains)
         except OtherForm:
             layout = lay_out(self._held.base, self._held.fragments())

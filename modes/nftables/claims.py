@@ -10,12 +10,13 @@ Fragments are not kept, only counted: they are rendered again from the plans whe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kproxy.model.flows import Frontend
 from kproxy.model.nft import Chain, Element, Key, Set
 from kproxy.model.plans import PortKey
+from kproxy.modes.nftables import names
 from kproxy.modes.nftables.chains import balancer_chain
 from kproxy.modes.nftables.fragments import Claim, Fragment
 from kproxy.modes.nftables.names import Balancer
@@ -44,9 +45,10 @@ class Change(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What some ports need that none before them needed."""
+    """What some ports need that none before them needed. shared: by the set, the addresses that its elements are of."""
 
-    elements: dict[str, list[Element]]
+    claims: list[Claim]
+    shared: dict[str, list[str]]
     chains: list[Chain]
     sets: list[Set]
 
@@ -58,9 +60,8 @@ class Claims:
         """fragment: of a port that is not part of a change."""
         self._settings, self._fragment = settings, fragment
         self._frontends: dict[Frontend, tuple[PortKey, ...]] = {}
-        self._shared: dict[
-            str, dict[str | int, int]
-        ] = {}  # how many need an element, by its set and what its key is made of
+        # How many need an element, by its set and the address of which its key is made.
+        self._shared: dict[str, dict[str | int, int]] = {names.CLUSTER_IPS: {}, names.HAIRPINS: {}}
         self._balancers: Counter[Balancer] = Counter()
 
     def claimed(self, frontend: Frontend) -> bool:
@@ -82,30 +83,33 @@ class Claims:
 
     def admit(self, fragments: Fragments) -> Needs:
         """Ports come that are behind all others by name: what that takes. Quicker than `change`."""
-        elements: dict[str, list[Element]] = {}
-        chains: dict[str, Chain] = {}
+        served: list[Claim] = []
+        cluster_ips: list[str] = []
+        hairpins: list[str] = []
         for key, fragment in fragments.items():
             for claim in fragment.claims:
                 claimants = self._frontends.get(claim.frontend, ())
                 self._frontends[claim.frontend] = (*claimants, key)
                 if not claimants:
-                    for element in claim.elements:
-                        elements.setdefault(element.set, []).append(element)
-                    if (balancer := claim.needs) is not None:
-                        if balancer not in self._balancers:
-                            chains[balancer.name] = balancer_chain(balancer, self._settings)
-                        self._balancers[balancer] += 1
-            for element in fragment.shared:
-                name, start = element.set, element.key[0]
-                counts = self._shared.get(name) or self._shared.setdefault(name, {})
-                if start in counts:
-                    counts[start] += 1
-                else:
-                    counts[start] = 1
-                    elements.setdefault(name, []).append(element)
-            chains.update((chain.name, chain) for chain in fragment.chains)
+                    served.append(claim)
+            if fragment.cluster_ip:
+                cluster_ips += self._fresh(names.CLUSTER_IPS, (fragment.cluster_ip,))
+            hairpins += self._fresh(names.HAIRPINS, fragment.hairpins)
+        before = frozenset(self._balancers)
+        lent = {b.name: balancer_chain(b, self._settings) for b in self._count_balancers(served, 1) if b not in before}
+        lent.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
         sets = {found.name: found for fragment in fragments.values() for found in fragment.sets}
-        return Needs(elements, list(chains.values()), list(sets.values()))
+        shared = {names.CLUSTER_IPS: cluster_ips, names.HAIRPINS: hairpins}
+        return Needs(served, shared, list(lent.values()), list(sets.values()))
+
+    def _fresh(self, name: str, addresses: Sequence[str]) -> Sequence[str]:
+        """Count the need of shared elements; the addresses of those that nobody needed before."""
+        counts = self._shared[name]
+        fresh = [address for address in addresses if address not in counts]
+        if len(fresh) != len(addresses):
+            counts.update([(address, counts[address] + 1) for address in addresses if address in counts])
+        counts.update(dict.fromkeys(fresh, 1))
+        return fresh
 
     def change(self, old: Fragments, new: Fragments) -> Change:
         """Some ports needed what is in OLD and need what is in NEW, which has the same ports; an empty fragment stands

@@ -6,7 +6,7 @@ then away with what nothing leads to any more, and last the base chains, which b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from kproxy.model.nft import Chain, Element, Set, SetKind
 from kproxy.modes.nftables.claims import Change, Place
 from kproxy.modes.nftables.names import TABLE
 
-__all__ = ["Delta", "Filling", "difference", "transactions"]
+__all__ = ["Delta", "Filling", "by_set", "difference", "transactions"]
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ class Delta:
     sets: list[Set] = field(default_factory=list)
     chains: list[Chain] = field(default_factory=list)
     changed: list[Chain] = field(default_factory=list)
-    surplus: dict[str, list[Element]] = field(default_factory=dict)
-    missing: dict[str, list[Element]] = field(default_factory=dict)
+    surplus: Mapping[str, Sequence[Element]] = field(default_factory=dict)
+    missing: Mapping[str, Sequence[Element]] = field(default_factory=dict)
     filled: dict[str, Filling] = field(default_factory=dict)
     former_chains: list[str] = field(default_factory=list)
     former_sets: list[str] = field(default_factory=list)
@@ -77,23 +77,26 @@ class _Step(NamedTuple):
     operations: Sequence[Operation]
 
 
+def by_set(elements: Iterable[Element]) -> dict[str, list[Element]]:
+    """ELEMENTS by the name of their set."""
+    found: dict[str, list[Element]] = {}
+    for element in elements:
+        found.setdefault(element.set, []).append(element)
+    return found
+
+
 def difference(change: Change) -> Delta:
     """What a change of some ports asks for."""
     (old_sets, old_chains, old_elements), (new_sets, new_chains, new_elements) = change
-    delta = Delta(
+    return Delta(
         sets=[found for name, found in new_sets.items() if name not in old_sets],
         chains=[chain for name, chain in new_chains.items() if name not in old_chains],
         changed=[chain for name, chain in new_chains.items() if old_chains.get(name, chain) != chain],
         former_chains=[name for name in old_chains if name not in new_chains],
         former_sets=[name for name in old_sets if name not in new_sets],
+        surplus=by_set(element for place, element in old_elements.items() if new_elements.get(place) != element),
+        missing=by_set(element for place, element in new_elements.items() if old_elements.get(place) != element),
     )
-    for place, element in old_elements.items():
-        if new_elements.get(place) != element:
-            delta.surplus.setdefault(element.set, []).append(element)
-    for place, element in new_elements.items():
-        if old_elements.get(place) != element:
-            delta.missing.setdefault(element.set, []).append(element)
-    return delta
 
 
 def transactions(

@@ -8,11 +8,27 @@ from typing import NamedTuple
 import msgspec
 
 from kproxy.model.flows import Frontend
-from kproxy.model.nft import Chain, Element, Set
-from kproxy.modes.nftables.names import Balancer
+from kproxy.model.nft import Chain, Element, Key, Set
+from kproxy.model.plans import Endpoint
+from kproxy.modes.nftables.names import CLUSTER_IPS, HAIRPINS, Balancer
 from kproxy.modes.nftables.settings import Settings
 
-__all__ = ["Base", "Claim", "Fragment"]
+__all__ = ["Base", "Claim", "Fragment", "Targets"]
+
+
+class Targets(NamedTuple):
+    """The endpoints of one frontend, by slot: as elements of the map SET, KEY . 0, KEY . 1 and so on.
+
+    They are most of a table, so they are kept as what they are made of.
+    """
+
+    set: str
+    key: Key
+    ends: tuple[Endpoint, ...]
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        return tuple(Element(self.set, (*self.key, slot), (e.ip, e.port)) for slot, e in enumerate(self.ends))
 
 
 class Claim(NamedTuple):
@@ -20,14 +36,26 @@ class Claim(NamedTuple):
 
     When two ports claim one frontend, all elements are those of the first of them by PortKey: a mixture of both would
     lead nowhere. The keys of all elements hold the frontend, so those of different frontends never meet.
+    targets: None when it leads nowhere, or by chains of the fragment. sources: which alone may use it, none for all.
     balancer: how traffic to it is treated; None when it is refused or dropped. own: a chain of the fragment does that,
     not the one that all ports share.
     """
 
     frontend: Frontend
-    elements: tuple[Element, ...]
+    verdict: Element
+    targets: Targets | None = None
+    sources: tuple[Element, ...] = ()
     balancer: Balancer | None = None
     own: bool = False
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        return (self.verdict, *(self.targets.elements if self.targets else ()), *self.sources)
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return 1 + (len(self.targets.ends) if self.targets else 0) + len(self.sources)
 
     @property
     def needs(self) -> Balancer | None:
@@ -38,16 +66,27 @@ class Claim(NamedTuple):
 class Fragment(msgspec.Struct, frozen=True, gc=False):
     """Everything that one Service port needs.
 
-    shared: elements that other ports may need as well (a Service's cluster IP, a pod's address): each stays as long as
-    any port needs it. Their keys are one value, once or several times. sets: the set of clients, with affinity only;
-    ports with the same timeout share it, and one of a name is always the same. chains: this port's own, with affinity
-    only.
+    cluster_ip: "" for a port that needs nothing. hairpins: the addresses of its endpoints, each once. sets: the set of
+    clients, with affinity only; ports with the same timeout share it, and one of a name is always the same. chains:
+    this port's own, with affinity only.
     """
 
     claims: tuple[Claim, ...] = ()
-    shared: tuple[Element, ...] = ()
+    cluster_ip: str = ""
+    hairpins: tuple[str, ...] = ()
     sets: tuple[Set, ...] = ()
     chains: tuple[Chain, ...] = ()
+
+    @property
+    def shared(self) -> tuple[Element, ...]:
+        """Elements that other ports may need as well: each stays as long as any port needs it."""
+        cluster_ip = (Element(CLUSTER_IPS, (self.cluster_ip,)),) if self.cluster_ip else ()
+        return (*cluster_ip, *(Element(HAIRPINS, (ip, ip)) for ip in self.hairpins))
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return 1 + len(self.hairpins) + sum(claim.size for claim in self.claims)
 
 
 @dataclass(frozen=True, slots=True)

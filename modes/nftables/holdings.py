@@ -110,7 +110,7 @@ class Holdings:
         some: dict[PortKey, Fragment] = {}
         room = ELEMENTS_AT_ONCE
         for key, fragment in self.fragments():
-            size = len(fragment.shared) + sum(len(claim.elements) for claim in fragment.claims)
+            size = fragment.size
             if some and size > room:
                 yield some
                 some, room = {}, ELEMENTS_AT_ONCE

@@ -15,7 +15,7 @@ from kproxy.kernel.nftables_elements import coder
 from kproxy.kernel.nftables_monitor import Event
 from kproxy.model.nft import Element, Set
 from kproxy.modes.nftables.claims import Place
-from kproxy.modes.nftables.delta import Delta
+from kproxy.modes.nftables.delta import Delta, by_set
 from kproxy.modes.nftables.wanted import Wanted
 
 __all__ = ["mended"]
@@ -38,8 +38,12 @@ def mended(events: Iterable[Event], sets: Mapping[str, Set], wanted: Wanted) -> 
                 chains[event.name] = not event.deleted
             case _:
                 return None
-    delta = Delta()
-    _compare_elements(elements, wanted, delta)
+    asked = {place: wanted.element(place) for place in elements}
+    wrong = [place for place, there in elements.items() if there != asked[place]]
+    delta = Delta(
+        surplus=by_set(there for place in wrong if (there := elements[place]) is not None),
+        missing=by_set(element for place in wrong if (element := asked[place]) is not None),
+    )
     _compare_chains(chains, wanted, delta)
     return delta
 
@@ -58,17 +62,6 @@ def _elements(event: Event, spec: Set) -> dict[Place, Element | None]:
             element = msgspec.structs.replace(element, key=key)
         found[event.name, element.key] = None if event.deleted else element
     return found
-
-
-def _compare_elements(elements: Mapping[Place, Element | None], wanted: Wanted, delta: Delta) -> None:
-    for place, there in elements.items():
-        asked = wanted.element(place)
-        if there == asked:
-            continue
-        if there is not None:
-            delta.surplus.setdefault(place[0], []).append(there)
-        if asked is not None:
-            delta.missing.setdefault(place[0], []).append(asked)
 
 
 def _compare_chains(chains: Mapping[str, bool], wanted: Wanted, delta: Delta) -> None:

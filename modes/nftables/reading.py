@@ -75,20 +75,26 @@ class Comparison:
             listed = listing.chains.get(name)
             if listed is not None and not _same(listed, self._family, chain):
                 delta.changed.append(chain)
+        surplus: dict[str, Sequence[Element]] = {}
         for name, spec in sets.items():
-            if not spec.timeout and name in listing.sets:  # else packets add the elements
-                self._compare_rest(name, spec, delta)
+            if spec.timeout or name not in listing.sets:  # packets add the elements, or there are none
+                continue
+            if self._is_unlisted(name, spec):
+                if not self._sure:
+                    delta.filled[name] = self._filled.get(name, Filling())
+            elif found := self._surplus(name, spec):
+                surplus[name] = found
+        delta.surplus = surplus
         return delta
 
-    def _compare_rest(self, name: str, spec: Set, delta: Delta) -> None:
+    def _is_unlisted(self, name: str, spec: Set) -> bool:
+        """Whether it is there in the right form, with more elements than could be listed."""
         listed = self._listing.sets[name]
-        if listed.elements is None and listed.spec == spec:
-            if not self._sure:
-                delta.filled[name] = self._filled.get(name, Filling())
-            return
+        return listed.elements is None and listed.spec == spec
+
+    def _surplus(self, name: str, spec: Set) -> list[Element]:
         try:
-            if surplus := [coder(spec).decode(data) for data in self._of(name, listed, spec)]:
-                delta.surplus[name] = surplus
+            return [coder(spec).decode(data) for data in self._of(name, self._listing.sets[name], spec)]
         except ValueError:
             raise OtherForm from None
 
@@ -96,17 +102,18 @@ class Comparison:
         listed = self._listing.sets.get(name)
         if listed is None:
             return wanted
-        if listed.elements is None and listed.spec == spec and self._sure:
+        unlisted = self._is_unlisted(name, spec)
+        if unlisted and self._sure:
             return []
         encoded = _encoded(coder(spec), wanted)
-        if listed.elements is None and listed.spec == spec:
+        if unlisted:
             filling = self._filled.setdefault(name, Filling())
             right = [data for data in encoded if data]
             filling.number += len(right)
             filling.encoded += packed(right)
-            return [element for element, data in zip(wanted, encoded, strict=True) if not data]
+            return [wanted[at] for at, data in enumerate(encoded) if not data]
         there = self._of(name, listed, spec)
-        missing = [element for element, data in zip(wanted, encoded, strict=True) if data not in there]
+        missing = [wanted[at] for at, data in enumerate(encoded) if data not in there]
         there.difference_update(encoded)
         return missing
 

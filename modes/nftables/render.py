@@ -38,7 +38,7 @@ from kproxy.model.nft import (
 from kproxy.model.plans import Endpoint, Family, ServicePlan
 from kproxy.modes.nftables import affinity, names
 from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY
-from kproxy.modes.nftables.fragments import Base, Claim, Fragment
+from kproxy.modes.nftables.fragments import Base, Claim, Fragment, Targets
 from kproxy.modes.nftables.names import Balancer, Kind, PortNames
 from kproxy.modes.nftables.settings import Settings
 
@@ -56,12 +56,11 @@ DSTNAT, FILTER, SRCNAT = -99, 0, 100
 def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
     """The elements that one Service port needs, and with client IP affinity its sets and chains."""
     claims = tuple(_claims(plan))
-    shared = [Element(names.CLUSTER_IPS, (plan.cluster_ip,))]
-    if plan.has_endpoints:
-        shared += [Element(names.HAIRPINS, (ip, ip)) for ip in dict.fromkeys(e.ip for e in plan.reachable)]
+    hairpins = tuple(dict.fromkeys([e.ip for e in plan.reachable])) if plan.has_endpoints else ()
     if not (plan.affinity_seconds and plan.has_endpoints):
-        return Fragment(claims, tuple(shared))
-    return Fragment(claims, tuple(shared), (affinity.client_set(plan),), tuple(_own_chains(plan, claims, settings)))
+        return Fragment(claims, plan.cluster_ip, hairpins)
+    sets, chains = (affinity.client_set(plan),), tuple(_own_chains(plan, claims, settings))
+    return Fragment(claims, plan.cluster_ip, hairpins, sets, chains)
 
 
 def _own_chains(plan: ServicePlan, claims: Iterable[Claim], settings: Settings) -> Iterator[Chain]:
@@ -97,18 +96,16 @@ def _claim(
     comment = str(plan.key)[:MAX_COMMENT]
     vmap = names.SERVICES if ip else names.NODE_PORTS
     if not plan.has_endpoints:
-        return Claim(frontend, (Element(vmap, key, Verdict(names.REFUSE), comment),))
+        return Claim(frontend, Element(vmap, key, Verdict(names.REFUSE), comment))
     if not anywhere and not here:
-        return Claim(frontend, (Element(vmap, key, Verdict(), comment),))
+        return Claim(frontend, Element(vmap, key, Verdict(), comment))
     balancer = Balancer(kind, len(anywhere), len(here), bool(ranges))
-    sources = (Element(names.SOURCES, (*key, cidr)) for cidr in ranges)
+    sources = tuple([Element(names.SOURCES, (*key, cidr)) for cidr in ranges])
     if plan.affinity_seconds:
         chain = PortNames(plan.key).entry(kind, balancer.firewall)
-        return Claim(frontend, (Element(vmap, key, Verdict(chain), comment), *sources), balancer, own=True)
-    slots = names.ENDPOINTS if ip else names.NODE_PORT_ENDPOINTS
-    targets = (Element(slots, (*key, slot), (e.ip, e.port)) for slot, e in enumerate((*anywhere, *here)))
-    verdict = Element(vmap, key, Verdict(balancer.name), comment)
-    return Claim(frontend, (verdict, *targets, *sources), balancer)
+        return Claim(frontend, Element(vmap, key, Verdict(chain), comment), None, sources, balancer, own=True)
+    targets = Targets(names.ENDPOINTS if ip else names.NODE_PORT_ENDPOINTS, key, anywhere + here)
+    return Claim(frontend, Element(vmap, key, Verdict(balancer.name), comment), targets, sources, balancer)
 
 
 def _ranges(plan: ServicePlan) -> tuple[str, ...]:
