@@ -39,9 +39,14 @@ class Wish:
 
 def read(texts: Mapping[str, Sequence[str]]) -> Wish:
     """What the flags ask for; TEXTS holds those given, by name. Raises InvalidConfig with every problem."""
-    given = _parse({name: text for name, text in texts.items() if text})
-    config, unused, unknown = _configuration(given)
-    _check(config, given)
+    given, problems = _parse({name: text for name, text in texts.items() if text})
+    try:
+        config, unused, unknown = _configuration(given)
+        problems += _wrong(config, given)
+    except InvalidConfig as error:
+        problems += error.problems
+    if problems:  # of form and of meaning together: one look is enough to mend them all
+        raise InvalidConfig(problems)
     path = given.get("config")
     wish_to = given.get("write-config-to")
     options = Options(
@@ -60,8 +65,10 @@ def read(texts: Mapping[str, Sequence[str]]) -> Wish:
     return Wish(options, bool(given.get("version")), given.get("cleanup", False), Path(wish_to) if wish_to else None)
 
 
-def _parse(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    given, problems = {}, []
+def _parse(texts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
+    """The values of TEXTS, and a line for each that has none; what has none is left out."""
+    given: dict[str, Any] = {}
+    problems = []
     for name, text in texts.items():
         try:
             given[name] = values.parse(BY_NAME[name].type, text)
@@ -72,9 +79,7 @@ def _parse(texts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     if "hostname-override" in given and given["hostname-override"] and not given["hostname-override"].strip():
         problems.append("--hostname-override: must not be blank")
     problems += [f"--manifests: {p}: no such folder" for p in given.get("manifests", ()) if not Path(p).is_dir()]
-    if problems:
-        raise InvalidConfig(problems)
-    return given
+    return given, problems
 
 
 def _configuration(given: Mapping[str, Any]) -> tuple[KubeProxyConfiguration, list[str], tuple[str, ...]]:
@@ -122,14 +127,11 @@ def _set(struct: Any, field: tuple[str, ...], value: Any) -> Any:
 # ---------------------------------------------------------------- what is wrong with it
 
 
-def _check(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> None:
-    """Raise what is wrong with CONFIG, by the names of the flags where they could have set it."""
-    problems = validate.problems(config)
-    if not problems:
-        return
+def _wrong(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with CONFIG, by the names of the flags where they could have set it."""
     flags = [] if given.get("config") else [BY_NAME[name] for name in BY_NAME]
     names = {_path(field): f"--{flag.name}" for flag in flags if (field := _field(flag, config.mode))}
-    raise InvalidConfig([f"{_named(path, names)}: {reason}" for path, reason in problems])
+    return [f"{_named(path, names)}: {reason}" for path, reason in validate.problems(config)]
 
 
 def _named(path: str, names: Mapping[str, str]) -> str:

@@ -262,10 +262,22 @@ def test_an_item_of_a_list_is_told_by_its_place() -> None:
         read("--nodeport-addresses=10.0.0.0/8,x")
 
 
-def test_all_wrong_flags_are_told_at_once() -> None:
+def told(*args: str) -> list[str]:
+    """The flags, or the file, that each problem begins with."""
     with pytest.raises(InvalidConfig) as caught:
-        read("--proxy-mode=x", "--v=x", "--conntrack-min=x")
-    assert len(caught.value.problems) == 3
+        read(*args)
+    return [problem.split(": ")[0] for problem in caught.value.problems]
+
+
+def test_all_wrong_flags_are_told_at_once_those_that_cannot_be_read_and_those_that_mean_nothing() -> None:
+    wrong = ("proxy-mode=x", "v=x", "conntrack-min=x", "bind-address=x", "cluster-cidr=x", "oom-score-adj=2000")
+    assert sorted(told(*(f"--{flag}" for flag in wrong))) == sorted(f"--{flag.split('=')[0]}" for flag in wrong)
+
+
+def test_wrong_flags_and_a_wrong_file_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.conf"
+    path.write_text(HEADER + "mode: ebpf\nclusterCIDR: x\n")
+    assert told("--v=x", f"--config={path}", "--iptables-backend=x") == ["--v", "--iptables-backend", *[str(path)] * 2]
 
 
 def test_lists_are_comma_separated_and_repeatable() -> None:
