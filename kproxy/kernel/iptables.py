@@ -16,7 +16,7 @@ from kproxy.errors import CommandError, KernelError, RestoreError
 from kproxy.kernel.commands import Completed, Runner, checked
 from kproxy.model.plans import Family
 
-__all__ = ["Backend", "Command", "HostTables", "Tables", "available", "detect", "faulty_line"]
+__all__ = ["Backend", "Command", "HostTables", "Tables", "available", "detect", "faulty_line", "forbidden"]
 
 LOCK_WAIT = 5  # seconds that the legacy commands may wait for /run/xtables.lock
 TIMEOUT = 120.0  # seconds; 10,000 Services take 24 s to save on nf_tables when their chains came in alphabetical order
@@ -127,6 +127,11 @@ _LINE = (
     re.compile(r"Error occurred at line: (\d+)"),
     re.compile(r"COMMIT expected at line (\d+)"),
 )
+
+
+def forbidden(error: KernelError) -> bool:
+    """ERROR says that this process may not, rather than that there is nothing of the kind."""
+    return bool(_FORBIDDEN.search(str(error)))
 
 
 def _refusal(argv: Sequence[str], done: Completed, text: str) -> CommandError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kproxy import logs
 from kproxy.errors import KernelError
-from kproxy.kernel import nfacct
+from kproxy.kernel import capabilities, nfacct
 from kproxy.kernel.commands import Commands, Runner
 from kproxy.sync.remains import clean_chains, remains
 
@@ -17,9 +17,13 @@ _log = logs.get("cleanup")
 
 
 def cleanup_all(runner: Runner | None = None) -> None:
-    """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go."""
+    """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go or could
+    not be looked at, and at once where this process could do nothing at all."""
+    if not capabilities.may_administer_network():
+        raise KernelError("nothing was cleaned: it takes root, or at least the capability NET_ADMIN")
     runner = runner or Commands()
-    problems = [*clean_chains(runner), *_others(runner), *_counters()]
+    problems, unseen = clean_chains(runner)
+    problems = [*problems, *unseen, *_others(runner), *_counters()]
     if problems:
         raise KernelError("; ".join(problems))
 

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 from kproxy import logs
 from kproxy.config.fields import ProxyMode
@@ -15,7 +16,7 @@ from kproxy.kernel.commands import Runner
 from kproxy.kernel.dummies import KernelAddresses
 from kproxy.kernel.interfaces import own_addresses
 from kproxy.kernel.ipset import KernelIpSets
-from kproxy.kernel.iptables import HostTables, available
+from kproxy.kernel.iptables import HostTables, available, forbidden
 from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.kernel.nftables import KernelNftables
 from kproxy.model.plans import Family
@@ -24,12 +25,19 @@ from kproxy.modes.ipvs import cleanup
 from kproxy.modes.nftables import cleanup as nftables
 from kproxy.sync.leftovers import Remains
 
-__all__ = ["clean_chains", "remains"]
+__all__ = ["Cleaned", "clean_chains", "remains"]
 
 _log = logs.get("cleanup")
 
 ABSENT = frozenset({errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
 """What a kernel answers that has no nf_tables."""
+
+
+class Cleaned(NamedTuple):
+    """problems: what would not go; unseen: the tables that this process may not read. A line each."""
+
+    problems: list[str]
+    unseen: list[str]
 
 
 def remains(runner: Runner, spared: Collection[str] = (), new: ProxyMode | None = None) -> Mapping[ProxyMode, Remains]:
@@ -83,24 +91,33 @@ def _clean_chains_with_what_there_is(runner: Runner) -> list[str]:
     except KernelError:
         _log.warning("No iptables here: rules that an earlier proxy may have left in it stay, and come before ours")
         return []
-    return clean_chains(runner)
+    problems, unseen = clean_chains(runner)
+    for line in unseen:
+        _log.warning(
+            "Rules that an earlier proxy may have left in iptables cannot be seen, and would go first", err=line
+        )
+    return problems
 
 
-def clean_chains(runner: Runner) -> list[str]:
-    """Remove the chains of every mode from both backends and families. Returns what would not go, a line each."""
-    problems = []
+def clean_chains(runner: Runner) -> Cleaned:
+    """Remove the chains of every mode from both backends and families."""
+    cleaned = Cleaned([], [])
     for backend, command in available(runner).items():
         for family in Family:
             tables = HostTables(runner, family, command)
             try:
                 tables.save()
             except KernelError as error:
-                _log.v(2).info("No tables of this kind", backend=backend, family=family, err=str(error))
+                if forbidden(error):
+                    cleaned.unseen.append(f"{backend} {family}: {error}")
+                else:
+                    _log.v(2).info("No tables of this kind", backend=backend, family=family, err=str(error))
                 continue
             try:
-                clean(tables)
+                outcome = clean(tables)
             except KernelError as error:
-                problems.append(f"{backend} {family}: {error}")
+                cleaned.problems.append(f"{backend} {family}: {error}")
             else:
-                _log.info("Cleaned", backend=backend.value, family=family.value)
-    return problems
+                said = "Cleaned" if outcome.transactions else "Nothing to clean"
+                _log.info(said, backend=backend.value, family=family.value)
+    return cleaned

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,14 @@ class Node:
     def run(self, *argv: str, given: str = "") -> str:
         return self.space.run(argv, given, env=self.environment)
 
-    def clean_up(self, *command: str) -> tuple[int, list[str]]:
-        """Run `kproxy cleanup`, or another COMMAND of kproxy: its exit status and the lines that it said."""
+    def clean_up(self, *command: str, confined: Sequence[str] = ()) -> tuple[int, list[str]]:
+        """Run `kproxy cleanup`, or another COMMAND of kproxy: its exit status and the lines that it said.
+
+        confined: setpriv's options for a process that may not do everything.
+        """
         done = self.space.call(
             subprocess.run,
-            (sys.executable, "-m", "kproxy", *(command or ("cleanup",))),
+            (*(("setpriv", *confined) if confined else ()), sys.executable, "-m", "kproxy", *(command or ("cleanup",))),
             capture_output=True,
             text=True,
             timeout=60,

@@ -99,6 +99,7 @@ def test_a_node_without_any_rules(node: Node) -> None:
     status, said = node.clean_up()
     assert status == 0, said
     assert not any(node.holds().values())
+    assert not [line for line in said if "Cleaned" in line]
 
 
 def test_the_counters_go_too(shared: Node) -> None:
@@ -150,3 +151,36 @@ def test_what_it_did_is_said_in_one_line_each(node: Node) -> None:
     assert sum("Cleaned" in line for line in said) >= len(STEMS)
     assert sum("Deleted table" in line for line in said) == len(STEMS)
     assert "Traceback" not in "".join(said)
+
+
+NOBODY = ("--reuid=65534", "--regid=65534", "--clear-groups")
+WITHOUT_THE_RIGHT = {"not root": NOBODY, "root without NET_ADMIN": ("--bounding-set=-net_admin",)}
+
+
+@pytest.mark.parametrize("command", [("cleanup",), ("run", "--cleanup")])
+@pytest.mark.parametrize("confined", WITHOUT_THE_RIGHT.values(), ids=WITHOUT_THE_RIGHT.keys())
+def test_who_may_not_clean_is_told_so_in_one_line(
+    node: Node, command: tuple[str, ...], confined: tuple[str, ...]
+) -> None:
+    node.run("nft", "-f", str(NFT_RULES))
+    before = node.holds()
+    status, said = node.clean_up(*command, confined=confined)
+    assert (status, len(said)) == (1, 1)
+    assert said[0].endswith("nothing was cleaned: it takes root, or at least the capability NET_ADMIN")
+    assert node.holds() == before
+
+
+def test_what_may_not_be_looked_at_is_told_and_the_rest_goes(node: Node) -> None:
+    """Who is not root but has NET_ADMIN may change nf_tables, and may not read which legacy tables there are."""
+    for backend in ("nft", "legacy"):
+        kproxy_ran(node, backend)
+    before = node.holds()
+    confined = (*NOBODY, "--inh-caps=+net_admin,+net_raw", "--ambient-caps=+net_admin,+net_raw")
+    status, said = node.clean_up(confined=confined)
+    assert status == 1
+    assert [bool(after) for tool, after in node.holds().items() if tool.endswith("nft")] == [False] * 3
+    assert node.holds()["iptables-legacy"] == before["iptables-legacy"]
+    cleaned = [line for line in said if "Cleaned" in line]
+    assert len(cleaned) == len(STEMS)
+    assert not [line for line in cleaned if "legacy" in line]
+    assert re.match("kproxy: error: .*legacy IPv4: .*Permission denied.*legacy IPv6: .*Permission denied", said[-1])
