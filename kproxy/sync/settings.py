@@ -23,6 +23,7 @@ __all__ = [
     "LARGE_CLUSTER_ENDPOINTS",
     "Host",
     "detect_local",
+    "excluded_networks",
     "iptables_settings",
     "ipvs_settings",
     "nftables_settings",
@@ -80,6 +81,11 @@ def detect_local(config: KubeProxyConfiguration, family: Family, node: NodeView 
     return DetectLocal()
 
 
+def excluded_networks(config: KubeProxyConfiguration) -> tuple[str, ...]:
+    """The networks whose virtual servers are somebody else's, in any mode, without host bits."""
+    return tuple(cidr for text in config.ipvs.exclude_cidrs if (cidr := canonical_cidr(text)))
+
+
 def addresses_for_node_ports(config: KubeProxyConfiguration, family: Family, host: Host) -> NodePortAddresses:
     """Where node ports answer in one family."""
     return node_port_addresses(family, config.node_port_addresses, host.node_ips, host.addresses)
@@ -121,7 +127,7 @@ def ipvs_settings(config: KubeProxyConfiguration, family: Family, node: NodeView
             ip for ip in (own if asked.match_all else asked.ips) if not is_loopback(ip) and not is_link_local(ip)
         ),
         random_fully=host.random_fully,
-        exclude_cidrs=tuple(c for text in config.ipvs.exclude_cidrs if (c := canonical_cidr(text))),
+        exclude_cidrs=excluded_networks(config),
     )
 
 

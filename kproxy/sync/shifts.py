@@ -23,6 +23,7 @@ from kproxy.sync.drivers.registry import driver_of
 from kproxy.sync.leftovers import Leftovers
 from kproxy.sync.remains import remains
 from kproxy.sync.schedule import Schedule
+from kproxy.sync.settings import excluded_networks
 from kproxy.sync.surroundings import NodeSurroundings
 from kproxy.sync.workers import Worker
 
@@ -75,9 +76,8 @@ class Shift:
         with ExitStack() as stack:
             self._equipment = Equipment(config, commands, tools.command, surroundings, metrics, stack)
             self.driver: Driver = driver_of(config.mode)(self._equipment)
-            self.leftovers = Leftovers(
-                config.mode, remains(commands, config.ipvs.exclude_cidrs, config.mode), tools.families
-            )
+            left = remains(commands, excluded_networks(config), config.mode)
+            self.leftovers = Leftovers(config.mode, left, tools.families)
             stack.callback(self.leftovers.stop)
             self.workers: Collection[Worker] = [self._worker(family) for family in tools.families]
             self._stack = stack.pop_all()

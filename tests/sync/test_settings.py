@@ -22,6 +22,7 @@ from kproxy.sync.settings import (
     Host,
     addresses_for_node_ports,
     detect_local,
+    excluded_networks,
     iptables_settings,
     ipvs_settings,
     node_ips,
@@ -243,6 +244,11 @@ def test_ipvs_settings_of_a_plain_configuration() -> None:
 )
 def test_ipvs_settings_follow_the_configuration(fields: dict[str, Any], field: str, expected: object) -> None:
     assert getattr(ipvs(**fields), field) == expected
+
+
+def test_excluded_networks_lose_their_host_bits_as_everything_is_looked_up_in_them() -> None:
+    given = config(ipvs={"excludeCIDRs": ["10.0.0.5/8", "fd00::1/64"]})
+    assert excluded_networks(given) == ("10.0.0.0/8", "fd00::/64")
 
 
 def test_ipvs_settings_follow_the_host() -> None:
