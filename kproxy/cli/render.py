@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_fields
 from kproxy import logs
 from kproxy.cli import hosts
 from kproxy.cli.reports import Refused
-from kproxy.config import defaults, files
+from kproxy.config import defaults, files, validate
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import node_name
 from kproxy.errors import InvalidConfig
@@ -128,6 +128,10 @@ def _configuration(path: Path | None, mode: str | None, node: str | None, kubeco
             click.echo(f"kproxy: ignored in {path}: {line}", err=True)
     if mode:
         config = replace_fields(config, mode=ProxyMode(mode))
+        # Which fields are used, and so have to be right, depends on the mode. Periods have no part in rules.
+        wrong = [f"{field}: {why}" for field, why in validate.problems(config) if not field.endswith("yncPeriod")]
+        if wrong:
+            raise InvalidConfig([f"{path}: {line}" for line in wrong])
     if kubeconfig:
         config = replace_fields(
             config, client_connection=replace_fields(config.client_connection, kubeconfig=kubeconfig)

@@ -129,9 +129,13 @@ def _set(struct: Any, field: tuple[str, ...], value: Any) -> Any:
 
 def _wrong(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> list[str]:
     """What is wrong with CONFIG, by the names of the flags where they could have set it."""
+    return _told(config, given, validate.problems(config))
+
+
+def _told(config: KubeProxyConfiguration, given: Mapping[str, Any], problems: Sequence[validate.Problem]) -> list[str]:
     flags = [] if given.get("config") else [BY_NAME[name] for name in BY_NAME]
     names = {_path(field): f"--{flag.name}" for flag in flags if (field := _field(flag, config.mode))}
-    return [f"{_named(path, names)}: {reason}" for path, reason in validate.problems(config)]
+    return [f"{_named(path, names)}: {reason}" for path, reason in problems]
 
 
 def _named(path: str, names: Mapping[str, str]) -> str:
@@ -158,6 +162,8 @@ def _warnings(config: KubeProxyConfiguration, given: Mapping[str, Any], unused: 
     warnings = []
     if idle:
         warnings.append(f"these settings have no meaning here and are ignored: {', '.join(idle)}")
+    if not given.get("config"):  # of a file they are told with its other lines
+        warnings += [f"ignored: {line}" for line in _told(config, given, validate.dormant(config))]
     if unused:
         names = ", ".join(f"--{name}" for name in unused)
         warnings.append(f"these flags are ignored because --config is given: {names}")

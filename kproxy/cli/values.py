@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
 from kproxy.config import durations
 from kproxy.config.fields import DetectLocalMode, LoggingFormat, ProxyMode, VModule
+from kproxy.config.validate import is_quantity
 
 __all__ = ["REPEATABLE", "TYPES", "parse"]
 
 # strconv.ParseBool's words.
 TRUE = {"1", "t", "T", "TRUE", "true", "True"}
 FALSE = {"0", "f", "F", "FALSE", "false", "False"}
-_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
 
 
 def parse(kind: str, texts: Sequence[str]) -> Any:
@@ -63,7 +62,7 @@ def _float(text: str) -> float:
 
 
 def _quantity(text: str) -> str:
-    if not _QUANTITY.fullmatch(text):
+    if not is_quantity(text):
         raise ValueError("must be a quantity such as 0, 64Ki or 1M")
     return text
 

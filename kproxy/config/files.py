@@ -13,7 +13,8 @@ __all__ = ["Loaded", "from_text", "load", "read", "write"]
 
 
 class Loaded(NamedTuple):
-    """A complete, valid configuration, and a line for each field of its file that is unknown or stands twice."""
+    """A complete, valid configuration, and a line for each field of its file that is unknown, stands twice, or has a
+    wrong value which nothing uses."""
 
     config: KubeProxyConfiguration
     unknown: tuple[str, ...]
@@ -30,7 +31,8 @@ def _load(text: str) -> Loaded:
     config = defaults.complete(config, frozenset(values))
     broken = {p.split(": ", 1)[0] for p in problems}
     problems += [f"{field}: {reason}" for field, reason in validate.problems(config) if field not in broken]
-    unknown = (*twice, *problems.unknown)
+    dormant = (f"{field}: {reason}" for field, reason in validate.dormant(config) if field not in broken)
+    unknown = (*twice, *problems.unknown, *dormant)
     if problems:  # whoever mends the file will want to know of these too
         raise InvalidConfig([*problems, *unknown])
     return Loaded(config, unknown)

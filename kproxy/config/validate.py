@@ -18,23 +18,51 @@ from kproxy.config.durations import Duration
 from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
 from kproxy.config.meanings import MEANINGS, leaves, value_at
 
-__all__ = ["SCHEDULERS", "Problem", "ignored", "problems"]
+__all__ = ["SCHEDULERS", "Problem", "dormant", "ignored", "is_quantity", "problems"]
 
 Problem = tuple[str, str]
 
 # Those of the kernel's net/netfilter/ipvs.
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos")
 HIDDEN_METRICS = "1.35"
+DETECTED_BY = {
+    "clusterCIDR": DetectLocalMode.CLUSTER_CIDR,
+    "detectLocal.bridgeInterface": DetectLocalMode.BRIDGE_INTERFACE,
+    "detectLocal.interfaceNamePrefix": DetectLocalMode.INTERFACE_NAME_PREFIX,
+}
 LONGEST_INTERFACE = 15  # IFNAMSIZ - 1
 _INTERFACE = re.compile(r"[^\s/:\"'+*!\\\x00-\x1f\x7f]+")
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}")
+_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
 _RANGE = re.compile(r"([0-9]{1,5})([-+][0-9]{1,5})?")
 
 
 def problems(config: KubeProxyConfiguration) -> list[Problem]:
     """All that is wrong with CONFIG, as (path of the field, reason), in the order of the fields."""
+    return [problem for problem in _found(config) if not _unused(config, problem[0])]
+
+
+def dormant(config: KubeProxyConfiguration) -> list[Problem]:
+    """What is wrong in fields that the mode, or the way to detect local traffic, does not use. As kube-proxy does not
+    look at them, a file that it starts with must do here as well; it is wrong once they are used."""
+    found = [(path, reason, use) for path, reason in _found(config) if (use := _unused(config, path))]
+    return [(path, f"{reason}; {use} does not use it") for path, reason, use in found]
+
+
+def _found(config: KubeProxyConfiguration) -> Iterator[Problem]:
     checks = (_gates, _client, _logging, _addresses, _sections, _detect_local, _cidrs, _node_ports, _limits)
-    return [problem for check in checks for problem in check(config)]
+    for check in checks:
+        yield from check(config)
+
+
+def _unused(config: KubeProxyConfiguration, path: str) -> str:
+    """The setting because of which the field PATH is not used; "" when it is."""
+    section, _, name = path.partition(".")
+    periods = name in ("syncPeriod", "minSyncPeriod") and getattr(config, section) is not config.section
+    if periods or (section in ("ipvs", "nftables", "userspace") and section != config.mode):
+        return f"mode {config.mode}"
+    used = DETECTED_BY.get(path)
+    return f"detectLocalMode {config.detect_local_mode}" if used and used is not config.detect_local_mode else ""
 
 
 # ---------------------------------------------------------------- checks
@@ -48,7 +76,7 @@ def _gates(config: KubeProxyConfiguration) -> Iterator[Problem]:
 def _client(config: KubeProxyConfiguration) -> Iterator[Problem]:
     yield from _not_negative("clientConnection.burst", config.client_connection.burst)
     if not math.isfinite(config.client_connection.qps):
-        yield "clientConnection.qps", "must be a finite number"
+        yield "clientConnection.qps", f"must be a finite number, is {config.client_connection.qps}"
 
 
 def _logging(config: KubeProxyConfiguration) -> Iterator[Problem]:
@@ -58,7 +86,13 @@ def _logging(config: KubeProxyConfiguration) -> Iterator[Problem]:
     for i, module in enumerate(logging.vmodule):
         yield from _not_negative(f"logging.vmodule[{i}].verbosity", module.verbosity)
         if not module.file_pattern or re.search(r"[=,\s]", module.file_pattern):
-            yield f"logging.vmodule[{i}].filePattern", "must be a name without '=', ',' or spaces"
+            shown = _quoted(module.file_pattern)
+            yield f"logging.vmodule[{i}].filePattern", f"must be a name without '=', ',' or spaces, is {shown}"
+    for form in ("text", "json"):
+        size = str(getattr(logging.options, form).info_buffer_size)
+        if not is_quantity(size):
+            path = f"logging.options.{form}.infoBufferSize"
+            yield path, f"must be a quantity such as 0, 64Ki or 1M, is {_quoted(size)}"
 
 
 def _addresses(config: KubeProxyConfiguration) -> Iterator[Problem]:
@@ -139,7 +173,8 @@ def _node_ports(config: KubeProxyConfiguration) -> Iterator[Problem]:
     asked = config.node_port_addresses
     if "primary" in asked:
         if len(asked) > 1:
-            yield "nodePortAddresses", "must hold nothing else when it holds primary"
+            shown = ", ".join(asked)
+            yield "nodePortAddresses", f"must hold nothing else when it holds primary, is {_quoted(shown)}"
         return
     for i, cidr in enumerate(asked):
         yield from _cidr(f"nodePortAddresses[{i}]", cidr, other='"primary" alone or ')
@@ -175,6 +210,11 @@ def _ports(config: KubeProxyConfiguration) -> bool:
 def _not_negative(field: str, value: int | Duration) -> Iterator[Problem]:
     if value < 0:
         yield field, f"must not be negative, is {value}"
+
+
+def is_quantity(text: str) -> bool:
+    """Whether TEXT is a quantity as Kubernetes writes it. Source: k8s.io/apimachinery, resource.Quantity."""
+    return bool(_QUANTITY.fullmatch(text))
 
 
 def _cidr(field: str, value: str, other: str = "") -> Iterator[Problem]:

@@ -231,7 +231,7 @@ WRONG = [
     ("iptables-sync-period=0", "must be greater than 0, is 0s"),
     ("iptables-min-sync-period=1m", "must not be longer than iptables.syncPeriod (30s), is 1m0s"),
     ("iptables-backend=ebtables", 'must be one of auto, nft, legacy, is "ebtables"'),
-    ("ipvs-scheduler=fair",
+    ("ipvs-scheduler=fair --proxy-mode=ipvs",
      'must be one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, mh, fo, ovf, twos, is "fair"'),
     ('ipvs-exclude-cidrs="10.0.0.0/8', 'must be a comma separated list, is ""10.0.0.0/8"'),
     ("kube-api-qps=fast", 'must be a number, is "fast"'),
@@ -241,7 +241,7 @@ WRONG = [
     ("logging-format=xml", 'must be one of text, json, is "xml"'),
     ("manifests=/no/such/folder", "/no/such/folder: no such folder"),
     ("oom-score-adj=2000", "must be from -1000 to 1000, is 2000"),
-    ("pod-bridge-interface=a b", 'must be the name of an interface, is "a b"'),
+    ("pod-bridge-interface=a b --detect-local-mode=BridgeInterface", 'must be the name of an interface, is "a b"'),
     ("proxy-mode=kernelspace", 'must be one of iptables, ipvs, nftables, userspace, is "kernelspace"'),
     ("v=-1", 'must not be negative, is "-1"'),
     ("vmodule=sync", 'must be comma separated name=value pairs, is "sync"'),
@@ -253,7 +253,7 @@ WRONG = [
 @pytest.mark.parametrize(("argument", "reason"), WRONG, ids=[a for a, _ in WRONG])
 def test_a_wrong_value_is_told_by_the_flags_name(argument: str, reason: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
-        read(f"--{argument}")
+        read(*f"--{argument}".replace(" --", "\n--").split("\n"))
     assert caught.value.problems == (f"--{argument.split('=')[0]}: {reason}",)
 
 
@@ -278,6 +278,14 @@ def test_wrong_flags_and_a_wrong_file_are_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "config.conf"
     path.write_text(HEADER + "mode: ebpf\nclusterCIDR: x\n")
     assert told("--v=x", f"--config={path}", "--iptables-backend=x") == ["--v", "--iptables-backend", *[str(path)] * 2]
+
+
+def test_a_wrong_value_that_the_mode_does_not_use_is_told_in_a_warning() -> None:
+    assert any(
+        line.startswith("ignored: --ipvs-scheduler: must be one of")
+        and line.endswith("; mode iptables does not use it")
+        for line in read("--ipvs-scheduler=fair").options.warnings
+    )
 
 
 def test_lists_are_comma_separated_and_repeatable() -> None:

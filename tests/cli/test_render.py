@@ -301,6 +301,15 @@ def test_every_problem_of_the_configuration_has_its_line(inputs: Files, capsys: 
     assert [line.split(": ")[1] for line in refused(inputs.args(), capsys)] == ["clusterCIDR", "foo"]
 
 
+def test_what_is_wrong_for_another_mode_is_refused_when_that_mode_is_asked_for(
+    inputs: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs.write("config.json", {**HEADER, "ipvs": {"scheduler": "fair"}})
+    assert main.main(inputs.args("--mode=iptables")) == 0
+    assert main.main(inputs.args("--mode=ipvs")) == 2
+    assert f"kproxy: error: {inputs.config}: ipvs.scheduler: must be one of" in capsys.readouterr().err
+
+
 BAD_HOSTS = [
     ("", ["not JSON: Input data was truncated"]),
     ("[]", ["Expected object, got array"]),

@@ -45,6 +45,8 @@ ONE = [
      'showHiddenMetricsForVersion: must be "1.35", the version before, is "1.30"'),
     ("logging: {options: {json: {infoBufferSize: 1.5}}}",
      "logging.options.json.infoBufferSize: must be text or a whole number, is 1.5"),
+    ("logging: {options: {text: {infoBufferSize: much}}}",
+     'logging.options.text.infoBufferSize: must be a quantity such as 0, 64Ki or 1M, is "much"'),
     # durations
     ("iptables: {syncPeriod: 30}", 'iptables.syncPeriod: must be text with a unit, such as "30s", is 30'),
     ("configSyncPeriod: 0", 'configSyncPeriod: must be text with a unit, such as "30s", is 0'),
@@ -53,7 +55,7 @@ ONE = [
      "ipvs.udpTimeout: has the unknown unit ' day'; units are ns, us, ms, s, m, h, is \"1 day\""),
     ("iptables: {syncPeriod: -1s}", "iptables.syncPeriod: must be greater than 0, is -1s"),
     ("iptables: {minSyncPeriod: -1s}", "iptables.minSyncPeriod: must not be negative, is -1s"),
-    ("nftables: {syncPeriod: -1s}", "nftables.syncPeriod: must not be negative, is -1s"),
+    ("mode: nftables\nnftables: {syncPeriod: -1s}", "nftables.syncPeriod: must be greater than 0, is -1s"),
     ("iptables: {syncPeriod: 1s, minSyncPeriod: 2s}",
      "iptables.minSyncPeriod: must not be longer than iptables.syncPeriod (1s), is 2s"),
     ("mode: ipvs\nipvs: {syncPeriod: 1s, minSyncPeriod: 2s}",
@@ -63,8 +65,8 @@ ONE = [
     ("conntrack: {tcpEstablishedTimeout: -1s}", "conntrack.tcpEstablishedTimeout: must not be negative, is -1s"),
     ("conntrack: {udpTimeout: -1s}", "conntrack.udpTimeout: must not be negative, is -1s"),
     ("conntrack: {udpStreamTimeout: -1s}", "conntrack.udpStreamTimeout: must not be negative, is -1s"),
-    ("ipvs: {tcpTimeout: -1s}", "ipvs.tcpTimeout: must not be negative, is -1s"),
-    ("ipvs: {tcpFinTimeout: -1s}", "ipvs.tcpFinTimeout: must not be negative, is -1s"),
+    ("mode: ipvs\nipvs: {tcpTimeout: -1s}", "ipvs.tcpTimeout: must not be negative, is -1s"),
+    ("mode: ipvs\nipvs: {tcpFinTimeout: -1s}", "ipvs.tcpFinTimeout: must not be negative, is -1s"),
     ("logging: {flushFrequency: -1s}", "logging.flushFrequency: must not be negative, is -1s"),
     ("logging: {flushFrequency: -1}", "logging.flushFrequency: must not be negative, is -1ns"),
     ("logging: {flushFrequency: true}",
@@ -75,7 +77,7 @@ ONE = [
     ("logging: {format: xml}", 'logging.format: must be one of text, json, is "xml"'),
     ("detectLocalMode: Pods",
      'detectLocalMode: must be one of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix, is "Pods"'),
-    ("ipvs: {scheduler: fair}",
+    ("mode: ipvs\nipvs: {scheduler: fair}",
      'ipvs.scheduler: must be one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, mh, fo, ovf, twos, is "fair"'),
     # CIDRs
     ("clusterCIDR: 10.0.0.0", 'clusterCIDR: must be a CIDR such as 10.0.0.0/8 or fd00::/64, is "10.0.0.0"'),
@@ -96,29 +98,31 @@ ONE = [
      'nodePortAddresses[0]: must be "primary" alone or a CIDR such as 10.0.0.0/8 or fd00::/64, is "10.0.0.1"'),
     ("nodePortAddresses: [Primary]",
      'nodePortAddresses[0]: must be "primary" alone or a CIDR such as 10.0.0.0/8 or fd00::/64, is "Primary"'),
-    ("nodePortAddresses: [primary, 10.0.0.0/8]", "nodePortAddresses: must hold nothing else when it holds primary"),
-    ("nodePortAddresses: [primary, primary]", "nodePortAddresses: must hold nothing else when it holds primary"),
-    ("ipvs: {excludeCIDRs: [10.0.0.0/8, x]}",
+    ("nodePortAddresses: [primary, 10.0.0.0/8]",
+     'nodePortAddresses: must hold nothing else when it holds primary, is "primary, 10.0.0.0/8"'),
+    ("nodePortAddresses: [primary, primary]",
+     'nodePortAddresses: must hold nothing else when it holds primary, is "primary, primary"'),
+    ("mode: ipvs\nipvs: {excludeCIDRs: [10.0.0.0/8, x]}",
      'ipvs.excludeCIDRs[1]: must be a CIDR such as 10.0.0.0/8 or fd00::/64, is "x"'),
     # ranges
     ("iptables: {masqueradeBit: 32}", "iptables.masqueradeBit: must be from 0 to 31, is 32"),
     ("iptables: {masqueradeBit: -1}", "iptables.masqueradeBit: must be from 0 to 31, is -1"),
-    ("nftables: {masqueradeBit: 32}", "nftables.masqueradeBit: must be from 0 to 31, is 32"),
+    ("mode: nftables\nnftables: {masqueradeBit: 32}", "nftables.masqueradeBit: must be from 0 to 31, is 32"),
     ("oomScoreAdj: -1001", "oomScoreAdj: must be from -1000 to 1000, is -1001"),
     ("oomScoreAdj: 1001", "oomScoreAdj: must be from -1000 to 1000, is 1001"),
     ("conntrack: {maxPerCore: -1}", "conntrack.maxPerCore: must not be negative, is -1"),
     ("conntrack: {min: -1}", "conntrack.min: must not be negative, is -1"),
     ("clientConnection: {burst: -1}", "clientConnection.burst: must not be negative, is -1"),
-    ("clientConnection: {qps: .inf}", "clientConnection.qps: must be a finite number"),
+    ("clientConnection: {qps: .inf}", "clientConnection.qps: must be a finite number, is inf"),
     ("logging: {verbosity: -1}", "logging.verbosity: must not be negative, is -1"),
     ("logging: {vmodule: [{filePattern: a, verbosity: -1}]}",
      "logging.vmodule[0].verbosity: must not be negative, is -1"),
     ("logging: {vmodule: [{verbosity: 1}]}",
-     "logging.vmodule[0].filePattern: must be a name without '=', ',' or spaces"),
+     "logging.vmodule[0].filePattern: must be a name without '=', ',' or spaces, is \"\""),
     ("portRange: 3000-70000", 'portRange: must be a range of ports such as 30000-30100, is "3000-70000"'),
     ("portRange: 200-100", 'portRange: must be a range of ports such as 30000-30100, is "200-100"'),
-    ("userspace: {udpIdleTimeout: 0s}", "userspace.udpIdleTimeout: must be greater than 0, is 0s"),
-    ("userspace: {drainTimeout: -1s}", "userspace.drainTimeout: must not be negative, is -1s"),
+    ("mode: userspace\nuserspace: {udpIdleTimeout: 0s}", "userspace.udpIdleTimeout: must be greater than 0, is 0s"),
+    ("mode: userspace\nuserspace: {drainTimeout: -1s}", "userspace.drainTimeout: must not be negative, is -1s"),
     ("portRange: many", 'portRange: must be a range of ports such as 30000-30100, is "many"'),
     # addresses
     ("bindAddress: node1", 'bindAddress: must be an IP address, is "node1"'),
@@ -137,13 +141,13 @@ ONE = [
      "detectLocal.bridgeInterface: must be set, because detectLocalMode is BridgeInterface"),
     ("detectLocalMode: InterfaceNamePrefix",
      "detectLocal.interfaceNamePrefix: must be set, because detectLocalMode is InterfaceNamePrefix"),
-    ("detectLocal: {bridgeInterface: abcdefghijklmnop}",
+    ("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: abcdefghijklmnop}",
      'detectLocal.bridgeInterface: must be at most 15 bytes long, is "abcdefghijklmnop"'),
-    ("detectLocal: {interfaceNamePrefix: abcdefghijklmno}",
+    ("detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: abcdefghijklmno}",
      'detectLocal.interfaceNamePrefix: must be at most 14 bytes long, is "abcdefghijklmno"'),
-    ("detectLocal: {bridgeInterface: 'a b'}",
+    ("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: 'a b'}",
      'detectLocal.bridgeInterface: must be the name of an interface, is "a b"'),
-    ("detectLocal: {bridgeInterface: 'a\"-j'}",
+    ("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: 'a\"-j'}",
      'detectLocal.bridgeInterface: must be the name of an interface, is "a"-j"'),
 ]  # fmt: skip
 
@@ -158,6 +162,7 @@ def test_all_problems_come_at_once() -> None:
         "mode: ebpf\n"
         "iptables: {masqueradeBit: 40, syncPeriod: 30, extra: 1}\n"
         "ipvs: {excludeCIDRs: [x, y]}\n"
+        "nodePortAddresses: [x, y]\n"
         "clusterCIDR: z\n"
         "oomScoreAdj: 5000\n"
     )
@@ -165,11 +170,13 @@ def test_all_problems_come_at_once() -> None:
         "mode",
         "iptables.syncPeriod",
         "iptables.masqueradeBit",
-        "ipvs.excludeCIDRs[0]",
-        "ipvs.excludeCIDRs[1]",
         "clusterCIDR",
+        "nodePortAddresses[0]",
+        "nodePortAddresses[1]",
         "oomScoreAdj",
         "iptables.extra",
+        "ipvs.excludeCIDRs[0]",
+        "ipvs.excludeCIDRs[1]",
     ]
 
 
@@ -192,6 +199,37 @@ def test_what_is_unknown_or_doubled_is_told_and_passed_over(tmp_path: Path, text
     loaded = files.load(path)
     assert loaded.unknown == (expected,)
     assert loaded.config.oom_score_adj == -500
+
+
+UNUSED = [
+    ("ipvs: {scheduler: fair}", "mode: ipvs", "ipvs.scheduler", "mode iptables"),
+    ("ipvs: {tcpTimeout: -1s}", "mode: ipvs", "ipvs.tcpTimeout", "mode iptables"),
+    ("ipvs: {syncPeriod: 1s, minSyncPeriod: 2s}", "mode: ipvs", "ipvs.minSyncPeriod", "mode iptables"),
+    ("mode: ipvs\nnftables: {syncPeriod: -1s}", "mode: nftables", "nftables.syncPeriod", "mode ipvs"),
+    ("mode: ipvs\nnftables: {masqueradeBit: 32}", "mode: nftables", "nftables.masqueradeBit", "mode ipvs"),
+    ("mode: nftables\niptables: {syncPeriod: -1s}", "mode: userspace", "iptables.syncPeriod", "mode nftables"),
+    ("userspace: {drainTimeout: -1s}", "mode: userspace", "userspace.drainTimeout", "mode iptables"),
+    ("detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/16,10.1.0.0/16", "detectLocalMode: ClusterCIDR",
+     "clusterCIDR", "detectLocalMode NodeCIDR"),
+    ("detectLocal: {bridgeInterface: a b}", "detectLocalMode: BridgeInterface",
+     "detectLocal.bridgeInterface", "detectLocalMode ClusterCIDR"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "using", "field", "because"), UNUSED, ids=[field for _, _, field, _ in UNUSED])
+def test_what_is_wrong_and_not_used_is_told_and_only_an_error_once_it_is_used(
+    tmp_path: Path, text: str, using: str, field: str, because: str
+) -> None:
+    """As kube-proxy looks only at the section of its mode: what it starts with must start kproxy."""
+    path = tmp_path / "config.conf"
+    path.write_text(f"{HEADER}{text}\n")
+    (line,) = files.load(path).unknown
+    assert line.startswith(f"{field}: must ")
+    assert line.endswith(f"; {because} does not use it")
+    path.write_text(f"{HEADER}{text}\n{using}\n")
+    with pytest.raises(InvalidConfig) as caught:
+        files.load(path)
+    assert caught.value.problems[0].startswith(f"{path}: {field}: must ")
 
 
 def test_the_last_of_two_values_counts() -> None:
