@@ -11,17 +11,21 @@ import socket
 
 __all__ = ["canonical_cidr", "canonical_ip", "contains", "is_link_local", "is_loopback"]
 
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
+
 
 def canonical_ip(text: str) -> str | None:
     """TEXT as the kernel's tools print it, or None when it is no IP address."""
-    family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
-        packed = socket.inet_pton(family, text)
+        if ":" not in text:
+            socket.inet_pton(socket.AF_INET, text)
+            return text  # inet_pton(3) takes four decimal numbers without leading zeros, and nothing else
+        packed = socket.inet_pton(socket.AF_INET6, text)
     except (OSError, ValueError):
         return _sloppy(text)
-    if family == socket.AF_INET6 and packed.startswith(bytes(10) + b"\xff\xff"):
+    if packed.startswith(_MAPPED):
         return socket.inet_ntop(socket.AF_INET, packed[12:])
-    return socket.inet_ntop(family, packed)
+    return socket.inet_ntop(socket.AF_INET6, packed)
 
 
 def _sloppy(text: str) -> str | None:

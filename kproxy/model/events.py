@@ -1,4 +1,4 @@
-"""What a source tells the model: these four values, in the order in which the source learnt of them."""
+"""What a source tells the model: these values, in the order in which the source learnt of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import Protocol
 from kproxy.errors import InvalidObject
 from kproxy.model.objects import Kind, Object
 
-__all__ = ["Changed", "Deleted", "Event", "Invalid", "Listed", "Sink"]
+__all__ = ["Changed", "Deleted", "Event", "Found", "Invalid", "Listed", "Sink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Objects of a list that is still being read: each is as if it had changed. Should reading fail, no Listed follows.
+
+    So a large list is taken in while the server still prepares the rest of it.
+    """
+
+    kind: Kind
+    objects: tuple[Object, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +27,13 @@ class Listed:
     """The complete list of one kind, at the start and after every relist. What is not in it no longer exists.
 
     unreadable: "namespace/name" of objects that exist but could not be decoded; what the model knows of them stays.
+    found: "namespace/name" of those objects of the list that a Found told of already.
     """
 
     kind: Kind
     objects: tuple[Object, ...]
     unreadable: frozenset[str] = frozenset()
+    found: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,7 @@ class Invalid:
     error: InvalidObject
 
 
-Event = Listed | Changed | Deleted | Invalid
+Event = Found | Listed | Changed | Deleted | Invalid
 
 
 class Sink(Protocol):

@@ -102,10 +102,11 @@ def candidates(
             continue
         for name, proto, number in piece.ports:
             if proto is protocol and name == port_name:
+                start, end = ("[", f"]:{number}") if family is Family.IPV6 else ("", f":{number}")
                 for address in piece.addresses:
-                    new = Candidate(Endpoint(address.ip, number, bool(node) and address.node == node), address)
-                    text = str(new.endpoint)
+                    text = f"{start}{address.ip}{end}"  # as str() of the endpoint has it
                     old = found.get(text)
                     if old is None or old.address.terminating or not address.terminating:
-                        found[text] = new
+                        local = bool(node) and address.node == node
+                        found[text] = Candidate(Endpoint(address.ip, number, local), address)
     return [found[text] for text in sorted(found)]

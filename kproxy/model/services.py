@@ -13,7 +13,7 @@ from kproxy.errors import InvalidObject
 from kproxy.model import objects
 from kproxy.model.addresses import canonical_cidr, canonical_ip
 from kproxy.model.hosts import family_of
-from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import PROTOCOLS, Family, PortKey, ServicePlan
 
 __all__ = ["HEADLESS_LABEL", "PROXY_NAME_LABEL", "handled", "parse", "unusable_name"]
 
@@ -99,10 +99,12 @@ class _Reader:
     def _cluster_ips(self) -> dict[Family, str]:
         """One cluster IP a family, the first of each."""
         found: dict[Family, str] = {}
-        texts = self._spec.cluster_ips or [self._spec.cluster_ip or ""]
-        for i, text in enumerate(texts):
-            for ip in self._address(f"spec.clusterIPs[{i}]" if self._spec.cluster_ips else "spec.clusterIP", text):
-                found.setdefault(family_of(ip), ip)
+        if not self._spec.cluster_ips:
+            ips = list(self._address("spec.clusterIP", self._spec.cluster_ip or ""))
+        else:
+            ips = self._addresses("spec.clusterIPs", self._spec.cluster_ips)
+        for ip in ips:
+            found.setdefault(family_of(ip), ip)
         return found
 
     def _ports(self) -> Iterator[tuple[PortKey, int, int]]:
@@ -110,9 +112,8 @@ class _Reader:
         seen = set()
         for i, port in enumerate(self._spec.ports or ()):
             at, name = f"spec.ports[{i}]", port.name or ""
-            try:
-                protocol = Protocol(port.protocol or "TCP")
-            except ValueError:
+            protocol = PROTOCOLS.get(port.protocol or "TCP")
+            if protocol is None:
                 self._problem(f"{at}.protocol", f"{port.protocol!r} is not TCP, UDP or SCTP")
                 continue
             key = PortKey(self._namespace, self._service_name, name, protocol)
@@ -158,7 +159,7 @@ class _Reader:
                 yield cidr
 
     def _addresses(self, field: str, texts: Iterable[str]) -> list[str]:
-        return [ip for i, text in enumerate(texts) for ip in self._address(f"{field}[{i}]", text)]
+        return [ip for i, text in enumerate(texts) for ip in self._address(f"{field}[{i}]", text)] if texts else []
 
     def _address(self, field: str, text: str) -> Iterator[str]:
         ip = canonical_ip(text)
@@ -173,7 +174,7 @@ class _Reader:
 
 def _restricting(ranges: tuple[str, ...]) -> tuple[str, ...]:
     """The ranges, or none when one of them is everything."""
-    return () if any(r.endswith("/0") for r in ranges) else ranges
+    return () if ranges and any(r.endswith("/0") for r in ranges) else ranges
 
 
 def _is_vip(ingress: objects.LoadBalancerIngress) -> bool:

@@ -13,8 +13,7 @@ import msgspec
 from kproxy.errors import InvalidObject
 from kproxy.model import objects
 from kproxy.model.addresses import canonical_ip
-from kproxy.model.hosts import family_of
-from kproxy.model.plans import Family, Protocol
+from kproxy.model.plans import FAMILIES, PROTOCOLS, Family, Protocol
 from kproxy.model.services import handled, unusable_name
 
 __all__ = ["MAX_ENDPOINTS", "SERVICE_LABEL", "Slice", "SliceAddress", "parse"]
@@ -60,7 +59,8 @@ class _Reader:
         source = self._source
         if not handled(source.metadata) or source.address_type == "FQDN":
             return None
-        if source.address_type not in ("IPv4", "IPv6"):
+        family = FAMILIES.get(source.address_type or "")
+        if family is None:
             self._problem("addressType", f"{source.address_type!r} is not IPv4, IPv6 or FQDN")
             return None
         service = (source.metadata.labels or {}).get(SERVICE_LABEL)
@@ -73,7 +73,6 @@ class _Reader:
         if len(source.endpoints or ()) > MAX_ENDPOINTS:
             self._problem("endpoints", f"{len(source.endpoints or ())} are more than the {MAX_ENDPOINTS} of the API")
             return None
-        family = Family(source.address_type)
         return Slice(service, family, tuple(self._ports()), tuple(self._addresses(family)))
 
     def _ports(self) -> Iterator[tuple[str, Protocol, int]]:
@@ -83,12 +82,16 @@ class _Reader:
             if not 0 < port.port < 65536:
                 self._problem(f"ports[{i}].port", f"{port.port} is not between 1 and 65535")
                 continue
-            try:
-                yield sys.intern(port.name), Protocol(port.protocol or "TCP"), port.port
-            except ValueError:
+            protocol = PROTOCOLS.get(port.protocol or "TCP")
+            if protocol is None:
                 self._problem(f"ports[{i}].protocol", f"{port.protocol!r} is not TCP, UDP or SCTP")
+                continue
+            yield sys.intern(port.name), protocol, port.port
 
     def _addresses(self, family: Family) -> Iterator[SliceAddress]:
+        is_ipv6 = family is Family.IPV6
+        conditions, hints = None, None
+        state = _state(conditions, hints)
         for i, endpoint in enumerate(self._source.endpoints or ()):
             if not endpoint.addresses:
                 self._problem(f"endpoints[{i}].addresses", "is empty")
@@ -97,25 +100,27 @@ class _Reader:
             ip = canonical_ip(text)
             if ip is None:
                 self._problem(f"endpoints[{i}].addresses[0]", f"{text!r} is not an IP address")
-            elif family_of(ip) is not family:
+                continue
+            if (":" in ip) is not is_ipv6:
                 self._problem(f"endpoints[{i}].addresses[0]", f"{text!r} is not of family {family}")
-            else:
-                yield _address(ip, endpoint)
+                continue
+            if endpoint.conditions is not conditions or endpoint.hints is not hints:  # most are like the one before
+                conditions, hints = endpoint.conditions, endpoint.hints
+                state = _state(conditions, hints)
+            yield SliceAddress(ip, sys.intern(endpoint.node_name or ""), *state)
 
     def _problem(self, field: str, reason: str) -> None:
         self.problems.append(InvalidObject("EndpointSlice", self._name, field, reason))
 
 
-def _address(ip: str, endpoint: objects.SliceEndpoint) -> SliceAddress:
-    """An absent condition counts as the API says: ready and serving, not terminating."""
-    conditions, hints = endpoint.conditions, endpoint.hints
-    ready = conditions is None or conditions.ready is not False
-    serving = conditions is None or conditions.serving is not False
-    return SliceAddress(
-        ip,
-        sys.intern(endpoint.node_name or ""),
-        ready,
-        serving,
+def _state(
+    conditions: objects.Conditions | None, hints: objects.Hints | None
+) -> tuple[bool, bool, bool, tuple[str, ...], tuple[str, ...]]:
+    """What a SliceAddress says besides where it is. An absent condition counts as the API says: ready and serving, not
+    terminating."""
+    return (
+        conditions is None or conditions.ready is not False,
+        conditions is None or conditions.serving is not False,
         conditions is not None and conditions.terminating is True,
         _names(hints.for_zones) if hints else (),
         _names(hints.for_nodes) if hints else (),

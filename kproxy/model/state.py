@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kproxy.errors import InvalidObject
 from kproxy.model import nodes, objects, services, slices
-from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed
+from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
 from kproxy.model.nodes import NodeView
 from kproxy.model.objects import Kind
 from kproxy.model.plans import ServicePlan
@@ -111,6 +111,8 @@ class ClusterState:
     def apply(self, event: Event) -> list[InvalidObject]:
         """Take in one event; returns what is wrong with the objects in it, one problem an entry."""
         match event:
+            case Found():
+                return self._take(event.objects)
             case Listed():
                 return self._list(event)
             case Changed(_, item):
@@ -121,11 +123,15 @@ class ClusterState:
             case Invalid(error):
                 return [error]
 
+    def _take(self, items: Iterable[objects.Object]) -> list[InvalidObject]:
+        return [problem for item in items for problem in self._change(item)]
+
     def _list(self, event: Listed) -> list[InvalidObject]:
-        problems = [p for item in event.objects for p in self._change(item)]
-        keep = {f"{o.metadata.namespace or 'default'}/{o.metadata.name}" for o in event.objects} | event.unreadable
+        problems = self._take(event.objects)
+        keep = {f"{o.metadata.namespace or 'default'}/{o.metadata.name}" for o in event.objects}
         for namespace, name in self._known(event.kind):
-            if f"{namespace}/{name}" not in keep:
+            key = f"{namespace}/{name}"
+            if not (key in keep or key in event.found or key in event.unreadable):
                 self._delete(event.kind, namespace, name)
         self._listed.add(event.kind)
         return problems

@@ -10,13 +10,15 @@ from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import NamedTuple
 
+import msgspec
+
 from kproxy.model.plans import Endpoint
 from kproxy.model.slices import SliceAddress
 
 __all__ = ["Candidate", "Choice", "choose"]
 
 
-class Candidate(NamedTuple):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An endpoint with what its slice says of it."""
 
     endpoint: Endpoint
@@ -51,7 +53,8 @@ def choose(
     if uses_cluster:
         ready = [c for c in candidates if c.address.ready]
         hints = _usable_hints(ready, node_name, zone)
-        cluster = [c.endpoint for c in ready if _hinted(c.address, hints, node_name, zone)]
+        hinted = ready if hints is _Hints.IGNORED else [c for c in ready if _hinted(c.address, hints, node_name, zone)]
+        cluster = [c.endpoint for c in hinted]
         if not cluster:
             cluster = _draining(candidates)
     if not uses_local:
@@ -75,9 +78,7 @@ def _usable_hints(ready: list[Candidate], node_name: str, zone: str) -> _Hints:
 
 
 def _hinted(address: SliceAddress, hints: _Hints, node_name: str, zone: str) -> bool:
-    if hints is _Hints.NODE:
-        return node_name in address.node_hints
-    return hints is _Hints.IGNORED or zone in address.zone_hints
+    return node_name in address.node_hints if hints is _Hints.NODE else zone in address.zone_hints
 
 
 def _draining(candidates: Iterable[Candidate]) -> list[Endpoint]:

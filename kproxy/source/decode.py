@@ -40,7 +40,8 @@ _MISSING = re.compile(r"^Object missing required field `(\w+)`$")
 
 @dataclass(slots=True)
 class Page:
-    """One page of a list. unreadable: the keys of those objects that are in `problems` instead of `objects`."""
+    """One page of a list. unreadable: the keys of those objects that are in `problems` instead of `objects`. anew: it
+    begins the list anew, the pages before it do not count."""
 
     version: str = ""
     more: str = ""
@@ -48,6 +49,7 @@ class Page:
     objects: list[Object] = field(default_factory=list)
     problems: list[InvalidObject] = field(default_factory=list)
     unreadable: set[str] = field(default_factory=set)
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from kproxy.errors import ApiError
@@ -62,30 +62,49 @@ class Lister:
     def list(self, version: str) -> Page | None:
         """Everything, not older than VERSION ("" for the latest); None when the server has no such kind.
 
+        Raises as `pages`.
+        """
+        whole: Page | None = None
+        for page in self.pages(version):
+            if whole is None or page.anew:
+                whole = page
+            else:
+                _append(whole, page)
+        return whole
+
+    def pages(self, version: str) -> Iterator[Page]:
+        """Everything, not older than VERSION ("" for the latest), as it comes; nothing when there is no such kind.
+
         Raises SourceError. An ApiError with the status 410 or 504 means that VERSION cannot be had.
         """
         for path in self._resource.paths:
             self.path = path
             try:
-                return self._pages(version)
+                page = self._first(version)
             except ApiError as error:
                 if not self._resource.optional or error.status not in _ABSENT:
                     raise
-        return None
+            else:
+                yield page
+                yield from self._following(page.more)
+                return
 
-    def _pages(self, version: str) -> Page:
+    def _first(self, version: str) -> Page:
         start = {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"} if version else {}
-        whole = self._page({**start, "limit": str(PAGE_SIZE)})
-        while whole.more:
+        return self._page({**start, "limit": str(PAGE_SIZE)})
+
+    def _following(self, more: str) -> Iterator[Page]:
+        while more:
             try:
-                page = self._page({"limit": str(PAGE_SIZE), "continue": whole.more})
+                page = self._page({"limit": str(PAGE_SIZE), "continue": more})
             except ApiError as error:
                 if error.status != _EXPIRED:
                     raise
                 # The server forgot the version that the first pages came from; only a list in one piece is sure to end.
-                return self._page({})
-            _append(whole, page)
-        return whole
+                page = self._page({})
+                page.anew = True
+            more = page.more
+            yield page
 
     def _page(self, query: Mapping[str, str]) -> Page:
         # However many pages, it is one list, as for a client-go that asks for all in one piece. Else at 5 requests a

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from kproxy.errors import ApiError, SourceError
-from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, Sink
-from kproxy.model.objects import Kind
+from kproxy.errors import ApiError, InvalidObject, SourceError
+from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed, Sink
+from kproxy.model.objects import Kind, Object
 from kproxy.source.backoff import Backoff
 from kproxy.source.client import ApiClient, Stream
-from kproxy.source.decode import Bookmark, Broken, Decoder, Failure, Gone, Page, Update, WatchLine, split_lines
+from kproxy.source.decode import Bookmark, Broken, Decoder, Failure, Gone, Update, WatchLine, key, split_lines
 from kproxy.source.listing import ANY_VERSION, Lister, Resource
 
 __all__ = ["Progress", "Timing", "Watcher"]
@@ -157,24 +157,42 @@ class Watcher:
     def _list(self) -> bool:
         """Tell the sink everything there is; whether the server has such a kind."""
         try:
-            page = self._lister.list(self._version)
+            version = self._tell_list()
         except ApiError as error:
             if error.status in (_EXPIRED, _TIMED_OUT):
                 self._version = ""  # it may even lie in the future, after a restore of etcd: take the latest
             raise
         self.progress.lists += 1
-        self._tell_list(page or Page())
-        self._listed = page is not None
-        self._version = page.version if page else ANY_VERSION
+        self._listed = version is not None
+        self._version = version or ANY_VERSION
         self._stuck = 0
         self._worked()
         return self._listed
 
-    def _tell_list(self, page: Page) -> None:
-        self._put(Listed(self.kind, tuple(page.objects), frozenset(page.unreadable)))
-        for problem in page.problems:
+    def _tell_list(self) -> str | None:
+        """Tell the sink of each page as it comes; the version of the list, None when the server has no such kind."""
+        version: str | None = None
+        rest: list[Object] = []
+        unreadable: set[str] = set()
+        found: set[str] = set()
+        problems: list[InvalidObject] = []
+        for page in self._lister.pages(self._version):
+            if page.anew:
+                unreadable, found, problems = set(), set(), []
+            unreadable |= page.unreadable
+            problems += page.problems
+            version = page.version or version or ""
+            if page.more:
+                self._put(Found(self.kind, tuple(page.objects)))
+                self._version = version  # should this list fail, the next one must not lead back behind it
+                found.update(key(o.metadata.namespace, o.metadata.name) for o in page.objects)
+            else:
+                rest = page.objects
+        self._put(Listed(self.kind, tuple(rest), frozenset(unreadable), frozenset(found)))
+        for problem in problems:
             self.progress.invalid += 1
             self._put(Invalid(problem))
+        return version
 
     # ---- watch
 

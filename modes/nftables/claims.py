@@ -84,32 +84,35 @@ class Claims:
     def admit(self, fragments: Fragments) -> Needs:
         """Ports come that are behind all others by name: what that takes. Quicker than `change`."""
         served: list[Claim] = []
-        cluster_ips: list[str] = []
-        hairpins: list[str] = []
         for key, fragment in fragments.items():
             for claim in fragment.claims:
                 claimants = self._frontends.get(claim.frontend, ())
                 self._frontends[claim.frontend] = (*claimants, key)
                 if not claimants:
                     served.append(claim)
-            if fragment.cluster_ip:
-                cluster_ips += self._fresh(names.CLUSTER_IPS, (fragment.cluster_ip,))
-            hairpins += self._fresh(names.HAIRPINS, fragment.hairpins)
         before = frozenset(self._balancers)
         lent = {b.name: balancer_chain(b, self._settings) for b in self._count_balancers(served, 1) if b not in before}
         lent.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
         sets = {found.name: found for fragment in fragments.values() for found in fragment.sets}
-        shared = {names.CLUSTER_IPS: cluster_ips, names.HAIRPINS: hairpins}
+        cluster_ips = [fragment.cluster_ip for fragment in fragments.values() if fragment.cluster_ip]
+        hairpins = [ip for fragment in fragments.values() for ip in fragment.hairpins]
+        shared = {
+            names.CLUSTER_IPS: self._fresh(names.CLUSTER_IPS, cluster_ips),
+            names.HAIRPINS: self._fresh(names.HAIRPINS, hairpins),
+        }
         return Needs(served, shared, list(lent.values()), list(sets.values()))
 
-    def _fresh(self, name: str, addresses: Sequence[str]) -> Sequence[str]:
-        """Count the need of shared elements; the addresses of those that nobody needed before."""
+    def _fresh(self, name: str, addresses: Sequence[str]) -> list[str]:
+        """Count the need of shared elements; the addresses of those that nobody needed before, each once."""
         counts = self._shared[name]
-        fresh = [address for address in addresses if address not in counts]
-        if len(fresh) != len(addresses):
-            counts.update([(address, counts[address] + 1) for address in addresses if address in counts])
-        counts.update(dict.fromkeys(fresh, 1))
-        return fresh
+        fresh: dict[str, int] = dict.fromkeys(addresses, 1)
+        if len(fresh) == len(addresses) and counts.keys().isdisjoint(fresh):  # nearly always, and then quick
+            counts.update(fresh)
+            return list(fresh)
+        found = [address for address in fresh if address not in counts]
+        for address in addresses:
+            counts[address] = counts.get(address, 0) + 1
+        return found
 
     def change(self, old: Fragments, new: Fragments) -> Change:
         """Some ports needed what is in OLD and need what is in NEW, which has the same ports; an empty fragment stands

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from kproxy.model import objects
-from kproxy.model.events import Changed, Deleted, Listed
+from kproxy.model.events import Changed, Deleted, Found, Listed
 from kproxy.model.objects import Kind
 from kproxy.model.planner import Place, plan_service
 from kproxy.model.plans import Family, ServicePlan
@@ -104,6 +104,16 @@ def deleted(item: objects.Object) -> Deleted:
 
 def listed(kind: Kind, *items: objects.Object, unreadable: Iterable[str] = ()) -> Listed:
     return Listed(kind, items, frozenset(unreadable))
+
+
+def in_pages(kind: Kind, items: Sequence[objects.Object], size: int) -> Iterator[Found | Listed]:
+    """The same list, SIZE objects a page."""
+    names: set[str] = set()
+    while len(items) > size:
+        page, items = tuple(items[:size]), items[size:]
+        names.update(f"{o.metadata.namespace or 'default'}/{o.metadata.name}" for o in page)
+        yield Found(kind, page)
+    yield Listed(kind, tuple(items), found=frozenset(names))
 
 
 def cluster(*items: objects.Object, node_name: str = NODE) -> ClusterState:

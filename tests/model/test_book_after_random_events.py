@@ -13,7 +13,20 @@ from kproxy.model.objects import Kind, Object
 from kproxy.model.planner import Place, plan_all
 from kproxy.model.plans import PortKey, ServicePlan
 from kproxy.model.state import ClusterState
-from tests.model.builders import DUAL, KINDS, NODE, ZONE, changed, deleted, endpoint, listed, node, service, slice_
+from tests.model.builders import (
+    DUAL,
+    KINDS,
+    NODE,
+    ZONE,
+    changed,
+    deleted,
+    endpoint,
+    in_pages,
+    listed,
+    node,
+    service,
+    slice_,
+)
 
 Key = tuple[Kind, str, str]
 
@@ -128,8 +141,13 @@ class Following(RuleBasedStateMachine):
         if key_of(item) not in self.world:
             self.hear(deleted(item))
 
-    @rule(kind=st.sampled_from(Kind), missed=st.lists(anything, max_size=3), gone=st.lists(anything, max_size=2))
-    def relist(self, kind: Kind, missed: Any, gone: Any) -> None:
+    @rule(
+        kind=st.sampled_from(Kind),
+        missed=st.lists(anything, max_size=3),
+        gone=st.lists(anything, max_size=2),
+        size=st.integers(1, 4),
+    )
+    def relist(self, kind: Kind, missed: Any, gone: Any, size: int = 100) -> None:
         """A list after a gap, in which objects of its kind changed and went without a word."""
         for item in missed:
             if key_of(item)[0] is kind:
@@ -138,7 +156,8 @@ class Following(RuleBasedStateMachine):
             if key_of(item)[0] is kind:
                 self.world.pop(key_of(item), None)
         # Newest first, so that the order differs from that of the changes.
-        self.hear(listed(kind, *(item for key, item in reversed(self.world.items()) if key[0] is kind)))
+        for event in in_pages(kind, [item for key, item in reversed(self.world.items()) if key[0] is kind], size):
+            self.hear(event)
 
     @rule()
     def plan(self) -> None:

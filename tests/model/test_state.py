@@ -8,10 +8,22 @@ import pytest
 
 from kproxy.errors import InvalidObject
 from kproxy.model import objects
-from kproxy.model.events import Changed, Deleted, Event, Invalid
+from kproxy.model.events import Changed, Deleted, Event, Found, Invalid
 from kproxy.model.objects import Kind
 from kproxy.model.state import ClusterState, Dirty, ServiceName
-from tests.model.builders import NODE, changed, cidr, cluster, deleted, endpoint, listed, node, service, slice_
+from tests.model.builders import (
+    NODE,
+    changed,
+    cidr,
+    cluster,
+    deleted,
+    endpoint,
+    in_pages,
+    listed,
+    node,
+    service,
+    slice_,
+)
 
 WEB, API = ServiceName("default", "web"), ServiceName("default", "api")
 ONE, TWO = [endpoint("10.244.0.1")], [endpoint("10.244.0.2")]
@@ -185,6 +197,26 @@ def test_a_relist_of_slices_is_its_difference() -> None:
     dirty = after(state, listed(Kind.ENDPOINT_SLICE, slice_("web-1", ONE), slice_("api-1", ONE, "api")))
     assert (set(dirty.names), dirty.endpoint_changes) == ({WEB}, 1)
     assert ips(state) == ["10.244.0.1"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_relist_in_pages_is_the_same_difference(size: int) -> None:
+    state = cluster(service("kept"), service("gone"), service("edited"))
+    now = [service("kept"), service("edited", sessionAffinity="ClientIP"), service("new")]
+    dirty = after(state, *in_pages(Kind.SERVICE, now, size))
+    assert {name.name for name in dirty.names} == {"gone", "edited", "new"}
+    assert dirty.service_changes == 3
+    assert {name.name for name in state.names()} == {"kept", "edited", "new"}
+
+
+def test_pages_alone_are_no_list() -> None:
+    state = ClusterState(NODE)
+    state.apply(listed(Kind.SERVICE))
+    state.apply(Found(Kind.ENDPOINT_SLICE, (slice_("web-1", ONE),)))
+    assert not state.ready
+    state.apply(listed(Kind.ENDPOINT_SLICE, slice_("web-2", TWO)))
+    assert state.ready
+    assert ips(state) == ["10.244.0.2"], "what the list has not, a page that broke off had for nothing"
 
 
 @pytest.mark.parametrize("kind", [Kind.SERVICE, Kind.ENDPOINT_SLICE])

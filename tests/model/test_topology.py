@@ -165,7 +165,9 @@ addresses = st.builds(
     nodes,
 )
 candidate_lists = st.lists(addresses, max_size=8, unique_by=lambda a: a.ip).map(
-    lambda found: sorted((Candidate(Endpoint(a.ip, 80, a.node == NODE), a) for a in found), key=lambda c: str(c[0]))
+    lambda found: sorted(
+        (Candidate(Endpoint(a.ip, 80, a.node == NODE), a) for a in found), key=lambda c: str(c.endpoint)
+    )
 )
 zone_names = st.sampled_from([ZONE, "zone-b", ""])
 policies = st.sampled_from([(True, False), (False, True), (True, True)])

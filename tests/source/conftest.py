@@ -17,7 +17,9 @@ FAST = Timing(watch=(20.0, 30.0), slack=1.0, bookmarked=2.0, backoff=0.01, backo
 
 
 class Follow(Protocol):
-    def __call__(self, server: ApiServer, timing: Timing = FAST, **settings: Any) -> tuple[Mirror, ApiSource]: ...
+    def __call__(
+        self, server: ApiServer, timing: Timing = FAST, mirror: Mirror | None = None, **settings: Any
+    ) -> tuple[Mirror, ApiSource]: ...
 
 
 @pytest.fixture
@@ -32,11 +34,13 @@ def follow() -> Iterator[Follow]:
     """Starts sources that are stopped, and waited for, at the end of the test."""
     started: list[tuple[ApiSource, ApiClient]] = []
 
-    def start(server: ApiServer, timing: Timing = FAST, **settings: Any) -> tuple[Mirror, ApiSource]:
+    def start(
+        server: ApiServer, timing: Timing = FAST, mirror: Mirror | None = None, **settings: Any
+    ) -> tuple[Mirror, ApiSource]:
         if "kubeconfig" not in settings:
             settings.setdefault("master", server.url)
         client = ApiClient(ClientSettings(**{"read_timeout": 1.0, **settings}))
-        mirror, source = Mirror(), ApiSource(client, "node1", timing)
+        mirror, source = mirror or Mirror(), ApiSource(client, "node1", timing)
         started.append((source, client))
         source.start(mirror)
         return mirror, source

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from kproxy import __version__
-from kproxy.fakes.apifaults import Forget
+from kproxy.fakes.apifaults import CutBody, Fault, Forget, Refuse
 from kproxy.fakes.apiserver import ApiServer
-from kproxy.model.events import Changed, Deleted, Invalid, Listed
+from kproxy.fakes.sinks import Mirror
+from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
 from kproxy.model.objects import EndpointSlice, Kind
 from kproxy.source.api import read_cluster
 from kproxy.source.client import ApiClient
 from kproxy.source.credentials import ClientSettings
+from kproxy.source.decode import key
 from kproxy.source.watching import Timing
 from tests.source.cluster import agrees, cidr, endpoint_slice, eventually, expected, fill, node, service
 from tests.source.conftest import Follow
@@ -71,6 +75,43 @@ def test_a_long_list_comes_in_pages(server: ApiServer, follow: Follow) -> None:
     assert mirror.lists(Kind.SERVICE) == 1
     assert server.served["list", "Service"] == 3
     assert len(mirror.objects(Kind.SERVICE)) == 1202
+    told = [event for event in mirror.events if isinstance(event, Found | Listed) and event.kind is Kind.SERVICE]
+    assert [len(event.objects) for event in told] == [500, 500, 202], "each page is told as it comes"
+    assert isinstance(told[2], Listed)
+    assert told[2].found == {key(o.metadata.namespace, o.metadata.name) for event in told[:2] for o in event.objects}
+
+
+class Meddling(Mirror):
+    """Does something to the server when the first page of Services is in."""
+
+    def __init__(self, deed: Callable[[], None]) -> None:
+        super().__init__()
+        self._deed: Callable[[], None] | None = deed
+
+    def put(self, event: Event) -> None:
+        super().put(event)
+        if isinstance(event, Found) and event.kind is Kind.SERVICE and self._deed is not None:
+            deed, self._deed = self._deed, None
+            deed()
+
+
+@pytest.mark.parametrize("fault", [Refuse(500), Refuse(410), CutBody()], ids=repr)
+def test_what_goes_while_a_list_breaks_off_is_gone(server: ApiServer, follow: Follow, fault: Fault) -> None:
+    for number in range(600):
+        server.apply(service(f"s{number}"))
+
+    def break_off() -> None:
+        server.inject(fault, verb="list", kind="Service")
+        server.delete("Service", "default", "s0")  # on the first page, which was told already
+        server.delete("Service", "default", "s599")
+
+    mirror, _ = follow(server, mirror=Meddling(break_off))
+    assert mirror.wait(lambda m: agrees(server, m))
+    assert mirror.lists(Kind.SERVICE) == 1
+    assert "default/s0" not in mirror.objects(Kind.SERVICE)
+    lists = [r for r in server.requests if (r.verb, r.kind) == ("list", "Service") and "continue" not in r.query]
+    assert len(lists) == 2
+    assert lists[1].query.get("resourceVersion") != "0", "a list must not lead back behind what was told already"
 
 
 def test_pages_that_expire_are_followed_by_a_list_in_one_piece(server: ApiServer, follow: Follow) -> None:
