@@ -17,7 +17,7 @@ from msgspec.structs import replace as replace_fields
 from kproxy import logs
 from kproxy.cli import hosts
 from kproxy.cli.reports import Refused
-from kproxy.config import defaults, files, validate
+from kproxy.config import defaults, files
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import node_name
 from kproxy.errors import InvalidConfig
@@ -121,17 +121,13 @@ def command(
 
 def _configuration(path: Path | None, mode: str | None, node: str | None, kubeconfig: str) -> KubeProxyConfiguration:
     """The configuration with what the command line says over it."""
-    config = defaults.default()
+    wanted = ProxyMode(mode) if mode else None
     if path:
-        config, unknown = files.load(path)
+        config, unknown = files.load(path, wanted)
         for line in unknown:
             click.echo(f"kproxy: ignored in {path}: {line}", err=True)
-    if mode:
-        config = replace_fields(config, mode=ProxyMode(mode))
-        # Which fields are used, and so have to be right, depends on the mode. Periods have no part in rules.
-        wrong = [f"{field}: {why}" for field, why in validate.problems(config) if not field.endswith("yncPeriod")]
-        if wrong:
-            raise InvalidConfig([f"{path}: {line}" for line in wrong])
+    else:
+        config = defaults.default(wanted or ProxyMode.IPTABLES)
     if kubeconfig:
         config = replace_fields(
             config, client_connection=replace_fields(config.client_connection, kubeconfig=kubeconfig)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from kproxy.config import decode, defaults, encode, validate
-from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import InvalidConfig, KproxyError
 
 __all__ = ["Loaded", "from_text", "load", "read", "write"]
@@ -25,9 +27,11 @@ def from_text(text: str) -> KubeProxyConfiguration:
     return _load(text).config
 
 
-def _load(text: str) -> Loaded:
+def _load(text: str, mode: ProxyMode | None = None) -> Loaded:
     values, twice = decode.parse_text(text)
     config, problems = decode.decode(values)
+    if mode is not None:
+        config = replace(config, mode=mode)
     config = defaults.complete(config, frozenset(values))
     broken = {p.split(": ", 1)[0] for p in problems}
     problems += [f"{field}: {reason}" for field, reason in validate.problems(config) if field not in broken]
@@ -43,10 +47,13 @@ def read(path: Path) -> KubeProxyConfiguration:
     return load(path).config
 
 
-def load(path: Path) -> Loaded:
-    """What the file PATH holds. Raises InvalidConfig, each problem with the name of the file in front."""
+def load(path: Path, mode: ProxyMode | None = None) -> Loaded:
+    """What the file PATH holds. Raises InvalidConfig, each problem with the name of the file in front.
+
+    mode: takes the place of the file's, before anything depends on it: defaults that differ by mode are MODE's.
+    """
     try:
-        return _load(path.read_bytes().decode())
+        return _load(path.read_bytes().decode(), mode)
     except OSError as error:
         raise InvalidConfig([f"{path}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
