@@ -1,7 +1,8 @@
 """When to sync. Pure: told what happened and the time, says what is due.
 
 Rules: the first change is written at once, later ones share a sync at least `min_period` after the last; everything is
-checked every `period`; after a failure the next try waits, twice as long each time, and is a check of everything.
+checked every `period`; after a failure the next try waits, twice as long each time, and is a check of everything. What
+somebody else broke is mended within a second however long `min_period` is, and still not at every word of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ __all__ = ["Schedule", "Work"]
 
 FIRST_RETRY = 0.2
 LAST_RETRY = 30.0
+MEND_AFTER = 0.5
+"""Seconds after the last sync, at most; noticing what somebody else did takes some tenths more."""
 
 
 class Work(IntEnum):
@@ -91,7 +94,9 @@ class Schedule:
         if self._failures:
             # A change does not shorten the wait: it would meet the same failure.
             return self._last + _backoff(self._failures)
-        if self._changed or self._suspicious:
+        if self._suspicious:
+            return self._last + min(self._min_period, MEND_AFTER)
+        if self._changed:
             return self._last + self._min_period
         return now if self._check_at is None else self._check_at
 

@@ -57,9 +57,9 @@ def after(*events: Do) -> Schedule:
             id="a sync of changes does not put the check off",
         ),
         pytest.param(
-            [succeeded(100), suspicious()], [(100.5, NOTHING), (101, EVERYTHING)], id="somebody else touched the kernel"
+            [succeeded(100), suspicious()], [(100.4, NOTHING), (100.5, EVERYTHING)], id="somebody else touched the kernel"
         ),
-        pytest.param([succeeded(100), changed(), suspicious()], [(101, EVERYTHING)], id="changed and touched"),
+        pytest.param([succeeded(100), changed(), suspicious()], [(100.5, EVERYTHING)], id="changed and touched"),
         pytest.param([failed(100)], [(100.1, NOTHING), (100.2, EVERYTHING)], id="first failure"),
         pytest.param([succeeded(90), failed(100)], [(100.2, EVERYTHING)], id="a failure after a success"),
         pytest.param([failed(99), failed(100)], [(100.3, NOTHING), (100.4, EVERYTHING)], id="second failure"),
@@ -178,6 +178,14 @@ class Running(RuleBasedStateMachine):
 
 TestRunning = Running.TestCase
 TestRunning.settings = settings(max_examples=40, stateful_step_count=12)
+
+
+@pytest.mark.parametrize(("minimum", "wait"), [(0.05, 0.05), (1, 0.5), (60, 0.5)])
+def test_what_others_broke_does_not_wait_for_a_long_minimum(minimum: float, wait: float) -> None:
+    schedule = Schedule(minimum, PERIOD)
+    schedule.succeeded(100, EVERYTHING)
+    schedule.suspicious()
+    assert schedule.next(100) == 100 + wait
 
 
 def test_retries_begin_quickly_and_slow_down_to_the_longest_wait() -> None:
