@@ -57,7 +57,9 @@ def after(*events: Do) -> Schedule:
             id="a sync of changes does not put the check off",
         ),
         pytest.param(
-            [succeeded(100), suspicious()], [(100.4, NOTHING), (100.5, EVERYTHING)], id="somebody else touched the kernel"
+            [succeeded(100), suspicious()],
+            [(100.4, NOTHING), (100.5, EVERYTHING)],
+            id="somebody else touched the kernel",
         ),
         pytest.param([succeeded(100), changed(), suspicious()], [(100.5, EVERYTHING)], id="changed and touched"),
         pytest.param([failed(100)], [(100.1, NOTHING), (100.2, EVERYTHING)], id="first failure"),
