@@ -67,6 +67,8 @@ _of_port: Callable[[Endpoint], int] = attrgetter("port")
 def fitting(encoded: Sequence[bytes], start: int) -> int:
     """Where the elements end that fit into a message with the one at START."""
     likely = min(len(encoded), start + max(ELEMENTS_BYTES // len(encoded[start]), 1))
+    if sum(map(len, encoded[start:likely])) <= ELEMENTS_BYTES:  # most have the same size
+        return likely
     sizes = [*itertools.accumulate(map(len, encoded[start:likely]))]
     return start + max(bisect.bisect_right(sizes, ELEMENTS_BYTES), 1)
 

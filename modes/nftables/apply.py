@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain as chained
 
 from kproxy import logs
@@ -289,18 +290,29 @@ class NftablesProgrammer:
         if found := self._write(first, (), outcome):
             return found
         self._held.count(first)
+        with ThreadPoolExecutor(1, thread_name_prefix=f"commit-{self.family}") as writer:
+            # The kernel works on one portion while the next is prepared.
+            writing: Future[dict[PortKey, str]] | None = None
+            for ports, delta in self._portions():
+                if writing is not None and (found := writing.result()):
+                    return found
+                writing = writer.submit(self._write, delta, (), outcome, ports)
+                self._held.count(delta)
+            if writing is not None and (found := writing.result()):
+                return found
+        hooked = Delta(chains=hooks)
+        self._held.count(hooked)
+        return self._write(hooked, last, outcome)
+
+    def _portions(self) -> Iterator[tuple[dict[PortKey, Fragment], Delta]]:
+        """Some ports after the others, and what they add to the table."""
         sets: set[str] = set()
         for ports in self._held.portions():
             needs = self._held.claims.admit(ports)
             delta = Delta(chains=needs.chains, missing=elements(needs, self._held.sets))
             delta.sets = [found for found in needs.sets if found.name not in sets]
             sets.update(found.name for found in delta.sets)
-            if found := self._write(delta, (), outcome, ports):
-                return found
-            self._held.count(delta)
-        hooked = Delta(chains=hooks)
-        self._held.count(hooked)
-        return self._write(hooked, last, outcome)
+            yield ports, delta
 
     def _compared(self, listing: Listing, known: bool) -> Delta:
         """What leads from LISTING to what all ports need, who are all admitted."""
