@@ -75,9 +75,7 @@ def _troubles(console: Console, o: Overview) -> None:
 
 
 def _syncs(console: Console, family: FamilyStatus) -> None:
-    failing = bool(family.syncs and family.syncs[0].error)
-    state = "a change is overdue" if not family.healthy else "failing, tried again" if failing else "up to date"
-    title = f"{family.family}: {state}, {family.ports:,} Service ports, {family.endpoints:,} endpoints"
+    title = f"{family.family}: {_state(family)}, {family.ports:,} Service ports, {family.endpoints:,} endpoints"
     table = _table(console, title, "Ended", "Took", "Kind", "Changed", "Written", "Outcome")
     for sync in family.syncs[:SYNCS]:
         kind = "full" if sync.full else "partial"
@@ -85,6 +83,14 @@ def _syncs(console: Console, family: FamilyStatus) -> None:
             time(sync.ended), duration(sync.seconds), kind, str(sync.changed), size(sync.bytes), _outcome(sync)
         )
     console.print(table)
+
+
+def _state(family: FamilyStatus) -> str:
+    if not family.healthy:
+        return "a change is overdue"
+    if not family.syncs:
+        return "waiting for the cluster, nothing written yet"
+    return "failing, tried again" if family.syncs[0].error else "up to date"
 
 
 def _outcome(sync: Sync) -> Text:

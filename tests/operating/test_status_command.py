@@ -56,6 +56,14 @@ def test_a_healthy_node(node: OperatedNode, capsys: pytest.CaptureFixture[str]) 
         assert part in printed, part
 
 
+def test_before_the_first_sync(capsys: pytest.CaptureFixture[str]) -> None:
+    with OperatedNode() as node:
+        assert run(node) == 0
+    printed = capsys.readouterr().out
+    assert "IPv4: waiting for the cluster, nothing written yet, 0 Service ports" in printed
+    assert "up to date" not in printed
+
+
 def test_a_page_and_a_search(node: OperatedNode, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(node, "--page", "2") == 0
     assert "page 2 of 2" in capsys.readouterr().out

@@ -51,7 +51,10 @@ def test_before_the_first_sync_there_is_a_page(node: OperatedNode) -> None:
     assert (found["node"], found["mode"], found["version"], found["emulates"]) == ("node1", "iptables", "1.2.3", "1.36")
     assert [f["family"] for f in found["families"]] == ["IPv4", "IPv6"]
     assert all(f["lastUpdated"] == "" and f["syncs"] == [] for f in found["families"])
-    assert "No Service is known." in page_text(node)
+    text = page_text(node)
+    assert "No Service is known." in text
+    assert "waiting for the cluster" in text
+    assert "up to date" not in text
 
 
 def test_a_service_shows_with_what_leads_to_it_and_where_it_leads(node: OperatedNode) -> None:
