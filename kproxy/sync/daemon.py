@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import FrameType
@@ -65,7 +64,6 @@ def run(options: Options) -> int:
     inbox = Inbox()
     _stop_on_signals(inbox)
     _keep_collector_at_bay()
-    _take_turns_quickly()
     with ExitStack() as stack:
         _Daemon(options, inbox, stack).run()
     return 0
@@ -86,14 +84,6 @@ def _keep_collector_at_bay() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def _take_turns_quickly() -> None:
-    """Threads that wait for the kernel or the API server get their turn soon after the answer is there.
-
-    With Python's own 5 ms, whoever decodes or plans a large cluster keeps them waiting at every system call.
-    """
-    sys.setswitchinterval(0.0005)
 
 
 class _Daemon:
