@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import datetime
 import tempfile
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+import kproxy
 from benchmarks.cluster import Shape
 from benchmarks.suite import changes, packets, starts, storms, tracing
 from benchmarks.suite.machines import describe
@@ -42,6 +44,7 @@ def measure(options: Options, arguments: Sequence[str], progress: Progress) -> R
     """Needs root. Raises KproxyError when nothing at all can be measured; what fails later is a Problem of the run."""
     started, began = datetime.datetime.now(datetime.UTC), time.monotonic()
     findings, broken = Findings(), set[str]()
+    _compile()
     with tempfile.TemporaryDirectory(prefix="kproxy-bench-") as folder, control() as space:
         for shape in options.shapes:
             progress.begin("API server", shape.services, "objects", shape.services)
@@ -60,6 +63,13 @@ def measure(options: Options, arguments: Sequence[str], progress: Progress) -> R
         measurements=tuple(findings.measurements),
         problems=tuple(findings.problems),
     )
+
+
+def _compile() -> None:
+    """kproxy's modules as an installation has them: translated once, not at every start."""
+    package = Path(kproxy.__file__).parent
+    for folder in (package, (package / "modes").resolve()):
+        compileall.compile_dir(folder, quiet=2)
 
 
 class _Side:

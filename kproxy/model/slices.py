@@ -90,8 +90,6 @@ class _Reader:
 
     def _addresses(self, family: Family) -> Iterator[SliceAddress]:
         is_ipv6 = family is Family.IPV6
-        conditions, hints = None, None
-        state = _state(conditions, hints)
         for i, endpoint in enumerate(self._source.endpoints or ()):
             if not endpoint.addresses:
                 self._problem(f"endpoints[{i}].addresses", "is empty")
@@ -104,27 +102,20 @@ class _Reader:
             if (":" in ip) is not is_ipv6:
                 self._problem(f"endpoints[{i}].addresses[0]", f"{text!r} is not of family {family}")
                 continue
-            if endpoint.conditions is not conditions or endpoint.hints is not hints:  # most are like the one before
-                conditions, hints = endpoint.conditions, endpoint.hints
-                state = _state(conditions, hints)
-            yield SliceAddress(ip, sys.intern(endpoint.node_name or ""), *state)
+            # An absent condition counts as the API says: ready and serving, not terminating.
+            c, hints = endpoint.conditions, endpoint.hints
+            yield SliceAddress(
+                ip,
+                sys.intern(endpoint.node_name or ""),
+                c is None or c.ready is not False,
+                c is None or c.serving is not False,
+                c is not None and c.terminating is True,
+                _names(hints.for_zones) if hints else (),
+                _names(hints.for_nodes) if hints else (),
+            )
 
     def _problem(self, field: str, reason: str) -> None:
         self.problems.append(InvalidObject("EndpointSlice", self._name, field, reason))
-
-
-def _state(
-    conditions: objects.Conditions | None, hints: objects.Hints | None
-) -> tuple[bool, bool, bool, tuple[str, ...], tuple[str, ...]]:
-    """What a SliceAddress says besides where it is. An absent condition counts as the API says: ready and serving, not
-    terminating."""
-    return (
-        conditions is None or conditions.ready is not False,
-        conditions is None or conditions.serving is not False,
-        conditions is not None and conditions.terminating is True,
-        _names(hints.for_zones) if hints else (),
-        _names(hints.for_nodes) if hints else (),
-    )
 
 
 def _names(hints: list[objects.Hint] | None) -> tuple[str, ...]:

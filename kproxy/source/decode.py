@@ -16,7 +16,7 @@ import msgspec
 
 from kproxy.errors import InvalidObject, SourceError, one_line
 from kproxy.model.objects import TYPES, Kind, Object
-from kproxy.source.trim import Trimmer
+from kproxy.source.trim import trim_metadata
 
 __all__ = [
     "Bookmark",
@@ -148,7 +148,6 @@ class Decoder:
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
-        self._trimmer = Trimmer()
 
     def page(self, body: bytes) -> Page:
         """The page of a list in BODY. Raises SourceError when it is no list at all."""
@@ -162,7 +161,7 @@ class Decoder:
         if not all(item.metadata.name for item in page.objects):
             return self._page_by_item(body)
         for item in page.objects:
-            self._trimmer.trim(item)
+            trim_metadata(item.metadata)
         return page
 
     def _page_by_item(self, body: bytes) -> Page:
@@ -211,7 +210,7 @@ class Decoder:
             raise _invalid(self.kind, _identity(raw), error) from error
         if not item.metadata.name:
             raise _nameless(self.kind)
-        self._trimmer.trim(item)
+        trim_metadata(item.metadata)
         return item
 
 

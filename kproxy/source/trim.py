@@ -11,7 +11,7 @@ from typing import Any
 
 from kproxy.model.objects import EndpointSlice, Hints, Metadata, Object, SlicePort
 
-__all__ = ["ANNOTATIONS", "LABELS", "Trimmer"]
+__all__ = ["ANNOTATIONS", "LABELS", "Trimmer", "trim_metadata"]
 
 LABELS = frozenset(
     {
@@ -36,7 +36,7 @@ class Trimmer:
 
     def trim(self, item: Object) -> None:
         """Make ITEM smaller in place; its meaning stays."""
-        _trim_metadata(item.metadata)
+        trim_metadata(item.metadata)
         if isinstance(item, EndpointSlice):
             self._trim_slice(item)
 
@@ -55,7 +55,8 @@ class Trimmer:
                 endpoint.hints = shared.setdefault(_hints_key(h), h)
 
 
-def _trim_metadata(metadata: Metadata) -> None:
+def trim_metadata(metadata: Metadata) -> None:
+    """Drop what nobody reads, in place. Enough for objects that are soon turned into something else."""
     if metadata.labels is not None:
         metadata.labels = _only(metadata.labels, LABELS)
     if metadata.annotations is not None:
