@@ -23,6 +23,7 @@ from kproxy.source.decode import (
     object_of,
     split_lines,
 )
+from kproxy.source.trim import Trimmer
 from tests.source.cluster import endpoint_slice, service
 
 
@@ -205,13 +206,17 @@ _slices = st.fixed_dictionaries(
 
 @given(st.lists(_slices, max_size=5))
 def test_sharing_equal_values_changes_no_value(slices: list[dict[str, Any]]) -> None:
-    found = Decoder(Kind.ENDPOINT_SLICE).page(_list(*slices)).objects
+    found, trimmer = [msgspec.convert(item, EndpointSlice) for item in slices], Trimmer()
+    for item in found:
+        trimmer.trim(item)
     assert found == [msgspec.convert(item, EndpointSlice) for item in slices]
 
 
 def test_equal_values_are_kept_once() -> None:
-    found = Decoder(Kind.ENDPOINT_SLICE).page(_list(*[endpoint_slice("web", "10.0.0.1", "10.0.0.2")] * 2)).objects
-    first, second = (item for item in found if isinstance(item, EndpointSlice))
+    trimmer = Trimmer()
+    first, second = (msgspec.convert(endpoint_slice("web", "10.0.0.1", "10.0.0.2"), EndpointSlice) for _ in range(2))
+    trimmer.trim(first)
+    trimmer.trim(second)
     assert first.endpoints
     assert second.endpoints
     assert first.ports is second.ports
