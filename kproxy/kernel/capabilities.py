@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["may_administer_network"]
+__all__ = ["NEEDED", "may_administer_network"]
+
+NEEDED = "it takes root, or at least the capability NET_ADMIN"
+"""What the one who may not is told."""
 
 _NET_ADMIN = 12  # include/uapi/linux/capability.h
 _EFFECTIVE = re.compile(r"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)

@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kproxy.errors import NetlinkError
+from kproxy.errors import KernelError, NetlinkError
+from kproxy.kernel.capabilities import NEEDED
 from kproxy.kernel.nftables import OUTDATED, Nftables
 from kproxy.kernel.nftables_operations import AddChain, AddElements, AddRules, AddSet, AddTable, Operation
 from kproxy.model.nft import (
@@ -72,13 +73,18 @@ GENERATIONS = _Feature("the comparison of generations", "4.11", ())
 def missing(kernel: Nftables, family: Family, release: str) -> list[str]:
     """What KERNEL lacks for FAMILY, a line each; nothing when nftables mode can work.
 
-    release: the kernel's, as uname(1) prints it. Raises NetlinkError.
+    release: the kernel's, as uname(1) prints it. Raises NetlinkError, and KernelError that says what is missing
+    where the kernel lets this process change nothing.
     """
     try:
         hooks = _tells_hooks(kernel, family)
     except NetlinkError as error:
         if error.errno == errno.EOPNOTSUPP:  # netfilter talks netlink, but has no nf_tables
             return [_line(TABLES, family, release, str(error))]
+        if (
+            error.errno == errno.EPERM
+        ):  # also of who has the capability, but not where the network belongs
+            raise KernelError(f"{error}: {NEEDED}") from error
         raise
     lacking: list[str] = []
     for feature in _features(family):

@@ -20,7 +20,7 @@ def cleanup_all(runner: Runner | None = None) -> None:
     """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go or could
     not be looked at, and at once where this process could do nothing at all."""
     if not capabilities.may_administer_network():
-        raise KernelError("nothing was cleaned: it takes root, or at least the capability NET_ADMIN")
+        raise KernelError(f"nothing was cleaned: {capabilities.NEEDED}")
     runner = runner or Commands()
     problems, unseen = clean_chains(runner)
     problems = [*problems, *unseen, *_others(runner), *_counters()]

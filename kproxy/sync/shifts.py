@@ -13,6 +13,7 @@ from kproxy import logs
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import InvalidConfig, KernelError
 from kproxy.health.metrics import Metrics
+from kproxy.kernel import capabilities
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, available, detect
 from kproxy.model.book import Book
@@ -53,7 +54,10 @@ class Tools:
 
 
 def find_tools(commands: Commands, mode: ProxyMode, backend: str) -> Tools:
-    """BACKEND: auto, nft or legacy. Raises InvalidConfig, KernelError when the host lacks what MODE needs."""
+    """BACKEND: auto, nft or legacy. Raises InvalidConfig, KernelError when the host lacks what MODE needs, and
+    when this process may not have it work, in the same words for all modes."""
+    if not capabilities.may_administer_network():
+        raise KernelError(f"{mode.value} mode cannot work: {capabilities.NEEDED}")
     command = _backend(commands, mode, backend)
     return Tools(command, hosting.families(commands, command), mode in COUNTING and hosting.count_in_nfacct())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.errors import NetlinkError
+from kproxy.errors import KernelError, NetlinkError
 from kproxy.fakes.nftables import FakeNftables
 from kproxy.kernel.nftables import KernelNftables
 from kproxy.kernel.nftables_operations import AddElements, AddRules, AddSet, AddTable, Operation
@@ -128,13 +128,20 @@ def test_a_kernel_without_nf_tables() -> None:
     assert line.startswith("the kernel's nf_tables lacks tables (CONFIG_NF_TABLES) for IPv6: ")
 
 
-def test_a_kernel_that_cannot_be_asked_is_an_error() -> None:
-    class Forbidden(FakeNftables):
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EPERM, "Operation not permitted: it takes root, or at least the capability NET_ADMIN"),
+        (errno.ENOBUFS, "No buffer space available"),
+    ],
+)
+def test_a_kernel_that_cannot_be_asked_is_an_error(number: int, told: str) -> None:
+    class Refusing(FakeNftables):
         def check(self, *args: Any, **kwargs: Any) -> dict[int, NetlinkError]:
-            raise NetlinkError("change nf_tables", errno.EPERM)
+            raise NetlinkError("change nf_tables", number)
 
-    with pytest.raises(NetlinkError, match="Operation not permitted"):
-        missing(Forbidden(), Family.IPV4, RELEASE)
+    with pytest.raises(KernelError, match=f"^change nf_tables: {told}$"):
+        missing(Refusing(), Family.IPV4, RELEASE)
 
 
 def test_what_is_tried_is_what_the_mode_uses() -> None:
