@@ -81,9 +81,7 @@ def missing(kernel: Nftables, family: Family, release: str) -> list[str]:
     except NetlinkError as error:
         if error.errno == errno.EOPNOTSUPP:  # netfilter talks netlink, but has no nf_tables
             return [_line(TABLES, family, release, str(error))]
-        if (
-            error.errno == errno.EPERM
-        ):  # also of who has the capability, but not where the network belongs
+        if error.errno == errno.EPERM:  # also of who has the capability, but not where the network belongs
             raise KernelError(f"{error}: {NEEDED}") from error
         raise
     lacking: list[str] = []
