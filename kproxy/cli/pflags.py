@@ -13,19 +13,33 @@ import click
 
 from kproxy.cli.flags import BY_NAME, FLAGS, Flag
 
-__all__ = ["PflagCommand", "normalise", "options"]
+__all__ = ["PflagCommand", "normalise", "options", "unknown_flags"]
 
 BARE = {"bool": "true", "version[=true]": "true"}
 SHOWN = {"bool": "[=true|false]", "version[=true]": "[=true]"}
 """How the help shows the value of a flag that may stand without one."""
+_SPELLED = [f"--{name}" for name in BY_NAME]
 SHORT = {"v": "v"}
+_UNKNOWN = "kproxy.cli.pflags.unknown"
 
 
 class PflagCommand(click.Command):
-    """A command whose arguments follow pflag."""
+    """A command whose arguments follow pflag. Flags that it does not know are kept for `unknown_flags`, so that whoever
+    reads the others' values can tell all that is wrong at once; words that are no flags, and flags without their value,
+    are refused before that."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(normalise(args)))
+        known, unknown = _sorted_out(normalise(args), self.get_help_option_names(ctx))
+        ctx.meta[_UNKNOWN] = tuple(
+            click.NoSuchOption(name, possibilities=_SPELLED).format_message() for name in unknown
+        )
+        return super().parse_args(ctx, known)
+
+
+def unknown_flags(ctx: click.Context) -> tuple[str, ...]:
+    """A line for each flag in the arguments that there is not, in order."""
+    found: tuple[str, ...] = ctx.meta.get(_UNKNOWN, ())
+    return found
 
 
 def options(flags: Iterable[Flag] = FLAGS) -> list[click.Parameter]:
@@ -44,7 +58,7 @@ def _option(flag: Flag) -> click.Option:
 
 
 def normalise(args: Iterable[str]) -> Iterator[str]:
-    """ARGS with every known flag as --flag=value; what is not known stays, for click to refuse."""
+    """ARGS with every known flag as --flag=value; what is not known stays as it is."""
     left = iter(args)
     for arg in left:
         if arg == "--":
@@ -62,6 +76,33 @@ def normalise(args: Iterable[str]) -> Iterator[str]:
         else:
             following = next(left, None)
             yield f"--{name}" if following is None else f"--{name}={following}"
+
+
+def _sorted_out(args: Iterable[str], help_names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The normalised ARGS without unknown flags and the words that look like their values, and those flags' names."""
+    known: list[str] = []
+    unknown: dict[str, None] = {}
+    left, owed = iter(args), False
+    for arg in left:
+        if arg == "--":
+            known += [arg, *left]
+        elif arg[:1] != "-" or arg == "-":
+            known += [] if owed else [arg]
+            owed = False
+        elif _is_known(arg, help_names):
+            known.append(arg)
+            owed = False
+        else:
+            name, equals, _ = arg.partition("=")
+            unknown[name if arg[:2] == "--" else arg[:2]] = None
+            owed = not equals
+    return known, list(unknown)
+
+
+def _is_known(arg: str, help_names: Iterable[str]) -> bool:
+    return _split(arg)[0] in BY_NAME or any(
+        arg.partition("=")[0] == name or (len(name) == len("-h") and arg.startswith(name)) for name in help_names
+    )
 
 
 def _split(arg: str) -> tuple[str, str, str]:

@@ -7,7 +7,7 @@ import click
 from kproxy import __version__, logs
 from kproxy.cli import settings
 from kproxy.cli.flags import FLAGS
-from kproxy.cli.pflags import PflagCommand, options
+from kproxy.cli.pflags import PflagCommand, options, unknown_flags
 from kproxy.config import files
 from kproxy.config import logs as log_settings
 from kproxy.config.options import Options
@@ -18,8 +18,9 @@ KUBERNETES = "v1.36.2"
 """Whose kube-proxy is replaced. Its own answer is "Kubernetes v1.36.2", of which tools read the second word."""
 
 
-def _run(**given: tuple[str, ...]) -> int:
-    wish = settings.read({flag.name: given[flag.name.replace("-", "_")] for flag in FLAGS})
+@click.pass_context
+def _run(ctx: click.Context, /, **given: tuple[str, ...]) -> int:
+    wish = settings.read({flag.name: given[flag.name.replace("-", "_")] for flag in FLAGS}, unknown_flags(ctx))
     if wish.version:
         click.echo(f"Kubernetes {KUBERNETES} (kproxy {__version__})")
         return 0

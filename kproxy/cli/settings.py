@@ -37,9 +37,13 @@ class Wish:
     write_config_to: Path | None = None
 
 
-def read(texts: Mapping[str, Sequence[str]]) -> Wish:
-    """What the flags ask for; TEXTS holds those given, by name. Raises InvalidConfig with every problem."""
+def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Wish:
+    """What the flags ask for; TEXTS holds those given, by name. Raises InvalidConfig with every problem.
+
+    refused: a line for each argument that is no flag of ours; they are told with the others.
+    """
     given, problems = _parse({name: text for name, text in texts.items() if text})
+    problems = [*refused, *problems]
     try:
         config, unused, unknown = _configuration(given)
         problems += _wrong(config, given)

@@ -34,6 +34,19 @@ REFUSED = [
     ([], ["no command: there are run, render, status, cleanup, demo; see kproxy --help"]),
     (["start"], ["no command 'start': there are run, render, status, cleanup, demo; see kproxy --help"]),
     (["run", "--no-such-flag"], ["No such option '--no-such-flag'."]),
+    (["run", "--no-such=1", "--v=y", "-x", "--other", "word", "--cluster-cidr=x", "--no-such", "--9=2"], [
+        "No such option '--no-such'.",
+        "No such option '-x'.",
+        "No such option '--other'.",
+        "No such option '--9'.",
+        '--v: must be a whole number, is "y"',
+        '--cluster-cidr: must be a CIDR such as 10.0.0.0/8 or fd00::/64, is "x"',
+    ]),
+    (["run", "--proxy_mod=a", "--config=/no/such/file"], [
+        "No such option '--proxy_mod'. Did you mean '--proxy-mode'?",
+        "/no/such/file: No such file or directory",
+    ]),
+    (["run", "--no-such-flag", "--version"], ["No such option '--no-such-flag'."]),
     (["run", "--proxy-mode=x", "--v=y"], [
         '--proxy-mode: must be one of iptables, ipvs, nftables, userspace, is "x"',
         '--v: must be a whole number, is "y"',

@@ -37,6 +37,13 @@ def texts(*args: str) -> dict[str, tuple[str, ...]]:
         return {name: context.params[name.replace("-", "_")] for name in BY_NAME}
 
 
+def unknown(*args: str) -> tuple[str, ...]:
+    """What is said of the flags among ARGS that there are not."""
+    command = pflags.PflagCommand("run", params=pflags.options())
+    with command.make_context("kube-proxy", list(args)) as context:
+        return pflags.unknown_flags(context)
+
+
 def read(*args: str) -> settings.Wish:
     return settings.read(texts(*args))
 
@@ -179,9 +186,6 @@ def test_pflags_other_spellings(args: list[str], name: str, text: str) -> None:
 
 
 REFUSED_BY_CLICK = [
-    (["--no-such-flag"], "No such option"),
-    (["--proxy"], "No such option"),
-    (["-x"], "No such option"),
     (["word"], "unexpected extra argument"),
     (["--config"], "requires an argument"),
     (["-v"], "requires an argument"),
@@ -190,9 +194,30 @@ REFUSED_BY_CLICK = [
 
 
 @pytest.mark.parametrize(("args", "reason"), REFUSED_BY_CLICK, ids=[" ".join(a) for a, _ in REFUSED_BY_CLICK])
-def test_unknown_flags_and_words_are_refused(args: list[str], reason: str) -> None:
+def test_words_and_flags_without_their_value_are_refused(args: list[str], reason: str) -> None:
     with pytest.raises(click.UsageError, match=reason):
         texts(*args)
+
+
+UNKNOWN = [
+    (["--no-such-flag", "value", "--v=2"], ["'--no-such-flag'."]),
+    (["--no_such=a", "--no_such=b"], ["'--no_such'."]),
+    (["-x"], ["'-x'."]),
+    (["-x=3", "-yz"], ["'-x'.", "'-y'."]),
+    (["--="], ["'--'. Did you mean '--v'?"]),
+    (["--cleanups"], ["'--cleanups'. Did you mean '--cleanup'?"]),
+    (["--master", "--looks-like-a-flag", "-v", "-3"], []),
+]
+
+
+@pytest.mark.parametrize(("args", "expected"), UNKNOWN, ids=[" ".join(a) for a, _ in UNKNOWN])
+def test_every_unknown_flag_is_told_once(args: list[str], expected: list[str]) -> None:
+    assert [line.removeprefix("No such option ") for line in unknown(*args)] == expected
+
+
+def test_a_word_after_a_known_flag_is_nobodys_value() -> None:
+    with pytest.raises(click.UsageError, match="unexpected extra argument"):
+        unknown("--no-such-flag=1", "--cleanup", "word")
 
 
 @given(
