@@ -28,8 +28,9 @@ kproxy takes kube-proxy's configuration as it stands: a file of kind KubeProxyCo
 - **Which wins.** With `--config`, the file is all that counts, but for the flags marked *also with --config* below.
   Without it, flags change the defaults. Flags that the file displaces are named in a warning.
 - **What is wrong** ends the process with status 2 (kube-proxy: 1) and one line for each problem, with the field's path
-  and the bad value. Passed over with a warning, as kube-proxy passes over them, are a field that does not exist or
-  stands twice, and a wrong value that is not used: in another mode's section, or for another `detectLocalMode`.
+  and the bad value; flags that do not exist are among them. Passed over with a warning, as kube-proxy passes over them,
+  are a field that does not exist or stands twice, and a wrong value that is not used: in another mode's section, or for
+  another `detectLocalMode`.
 - **What has no meaning here** is read and checked, does nothing, and is named in one warning when it is set.
 - **Durations** are written as in Go: `30s`, `1h30m`, `250ms`.
 

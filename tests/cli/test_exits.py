@@ -34,11 +34,11 @@ REFUSED = [
     ([], ["no command: there are run, render, status, cleanup, demo; see kproxy --help"]),
     (["start"], ["no command 'start': there are run, render, status, cleanup, demo; see kproxy --help"]),
     (["run", "--no-such-flag"], ["No such option '--no-such-flag'."]),
-    (["run", "--no-such=1", "--v=y", "-x", "--other", "word", "--cluster-cidr=x", "--no-such", "--9=2"], [
+    (["run", "--no-such=1", "--v=y", "-x", "--qqq", "word", "--cluster-cidr=x", "--no-such", "--zzzz=2"], [
         "No such option '--no-such'.",
         "No such option '-x'.",
-        "No such option '--other'.",
-        "No such option '--9'.",
+        "No such option '--qqq'.",
+        "No such option '--zzzz'.",
         '--v: must be a whole number, is "y"',
         '--cluster-cidr: must be a CIDR such as 10.0.0.0/8 or fd00::/64, is "x"',
     ]),
