@@ -22,7 +22,10 @@ __all__ = ["HostAddresses", "NodeSurroundings"]
 _log = logs.get("node")
 
 NODE_PATIENCE = 30.0
-"""Seconds to wait for the Node's list: without it kproxy works, but knows no zone and may not know the node's IP."""
+"""Seconds to wait for the Node's list: without it kproxy works, but knows no zone and may not know the node's IP.
+
+After as many a wait for the Node's pod CIDR, which does not end by itself, is warned of.
+"""
 
 
 class HostAddresses(Protocol):
@@ -61,7 +64,8 @@ class NodeSurroundings:
         self._stale = True
         self._news = True
         self._asked_at: float | None = None
-        self._said = self._failing = False
+        self._cidr_since: float | None = None
+        self._warned = self._failing = False
         self._told: tuple[str, ...] | None = None
 
     def adapt(self, config: KubeProxyConfiguration, nfacct: bool, random_fully: bool) -> None:
@@ -127,16 +131,37 @@ class NodeSurroundings:
         return tuple(ips)
 
     def _complete(self, state: ClusterState) -> bool:
+        now = self._clock.monotonic()
         if self._asked_at is None:
-            self._asked_at = self._clock.monotonic()
+            self._asked_at = now
         if settings.waits_for_pod_cidr(self._config, self._remembering(state.node)):
-            if not self._said:
-                _log.info("Waiting for the Node's pod CIDR, which detectLocalMode NodeCIDR needs", node=state.node_name)
-                self._said = True
+            self._tell_of_waiting(state, now)
             return False
+        self._cidr_since = None
         if state.listed(Kind.NODE):
             return True
-        return self._clock.monotonic() - self._asked_at > NODE_PATIENCE
+        if now - self._asked_at <= NODE_PATIENCE:
+            return False
+        if not self._warned:
+            _log.warning(
+                f"The Node cannot be had; going on without its zone and IPs until it comes. {_look(state)}",
+                node=state.node_name,
+            )
+            self._warned = True
+        return True
+
+    def _tell_of_waiting(self, state: ClusterState, now: float) -> None:
+        """Of the wait for the pod CIDR, when it begins and once when it takes long."""
+        if self._cidr_since is None:
+            _log.info("Waiting for the Node's pod CIDR, which detectLocalMode NodeCIDR needs", node=state.node_name)
+            self._cidr_since, self._warned = now, False
+        elif now - self._cidr_since > NODE_PATIENCE and not self._warned:
+            _log.warning(
+                "Still waiting for the Node's pod CIDR, which detectLocalMode NodeCIDR needs; nothing is written "
+                f"before it comes. {_look(state)}",
+                node=state.node_name,
+            )
+            self._warned = True
 
     def _remembering(self, node: NodeView | None) -> NodeView | None:
         """NODE with the pod CIDRs that it had before, should it have none: one that is deleted and made anew keeps its
@@ -170,3 +195,15 @@ class NodeSurroundings:
             _log.info("This node's IPs changed", before=before, now=now)
         elif self._node is None or not self._node.ips:
             _log.info("The Node object tells no IP; going by this host's own", node_ips=now)
+
+
+def _look(state: ClusterState) -> str:
+    """Where the operator finds out why the Node does not say what it should."""
+    if not state.listed(Kind.NODE):
+        return "No list of Nodes came: is there a line that they cannot be followed, and may this account list them?"
+    if state.node is None:
+        return 'There is no Node of this name: compare "kubectl get nodes" with --hostname-override'
+    return (
+        f'"kubectl get node {state.node_name} -o yaml" shows no spec.podCIDRs: kube-controller-manager sets it with '
+        "--allocate-node-cidrs; where the network plugin hands out addresses, use another detectLocalMode"
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
 
 import pytest
 
 from kproxy.config.files import from_text
 from kproxy.errors import KernelError
 from kproxy.fakes.clocks import ManualClock
+from kproxy.health.recent import RecentLines
 from kproxy.model import objects
 from kproxy.model.events import Changed, Deleted, Listed
 from kproxy.model.objects import Kind
@@ -120,6 +123,67 @@ def test_mode_node_cidr_waits_for_the_pod_cidr(host: Host) -> None:
     assert around.place(known) is None
     known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.1.0/24")))
     assert around.place(known) is not None
+
+
+@pytest.fixture
+def shown() -> Iterator[RecentLines]:
+    """What the status page shows of the node's log."""
+    log, lines = logging.getLogger("kproxy.node"), RecentLines()
+    log.addHandler(lines)
+    yield lines
+    log.removeHandler(lines)
+
+
+SILENT = [
+    (ClusterState("node1"), "No list of Nodes came"),
+    (state(), "There is no Node of this name"),
+    (state(node("172.30.0.9")), '"kubectl get node node1 -o yaml" shows no spec.podCIDRs'),
+]
+
+
+@pytest.mark.parametrize(("known", "look"), SILENT, ids=["no list", "no Node", "no pod CIDR"])
+def test_a_long_wait_for_the_pod_cidr_is_warned_of_once_with_where_to_look(
+    host: Host, shown: RecentLines, known: ClusterState, look: str
+) -> None:
+    clock = ManualClock()
+    around = surroundings(host, clock, detectLocalMode="NodeCIDR")
+    for _ in range(2):
+        assert around.place(known) is None
+        clock.advance(NODE_PATIENCE)
+    assert shown.lines() == ()
+    for _ in range(3):
+        assert around.place(known) is None
+        clock.advance(NODE_PATIENCE)
+    (line,) = shown.lines()
+    assert (line.level, line.times) == ("warning", 1)
+    assert line.text.startswith("Still waiting for the Node's pod CIDR")
+    assert look in line.text
+
+
+def test_another_wait_is_warned_of_again(host: Host, shown: RecentLines) -> None:
+    clock = ManualClock()
+    around, known = surroundings(host, clock), state(node("172.30.0.9"))
+    for _ in range(2):
+        around.adapt(from_text(json.dumps(HEADER | {"detectLocalMode": "NodeCIDR"})), nfacct=False, random_fully=True)
+        assert around.place(known) is None
+        clock.advance(NODE_PATIENCE + 1)
+        assert around.place(known) is None
+        around.adapt(from_text(json.dumps(HEADER)), nfacct=False, random_fully=True)
+        assert around.place(known) is not None
+    assert sum(line.times for line in shown.lines()) == 2
+
+
+def test_a_node_list_that_does_not_come_is_warned_of_once(host: Host, shown: RecentLines) -> None:
+    clock = ManualClock()
+    around, known = surroundings(host, clock), ClusterState("node1")
+    around.place(known)
+    assert shown.lines() == ()
+    for _ in range(2):
+        clock.advance(NODE_PATIENCE + 1)
+        around.place(known)
+    (line,) = [line for line in shown.lines() if "Node cannot be had" in line.text]
+    assert line.times == 1
+    assert "No list of Nodes came" in line.text
 
 
 def test_pod_cidrs_that_were_known_hold_while_the_node_is_made_anew(host: Host) -> None:
