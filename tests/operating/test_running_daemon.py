@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.config.defaults import METRICS_PORT
+from kproxy.config.defaults import HEALTHZ_PORT, METRICS_PORT
 from kproxy.errors import CommandError
 from kproxy.lab import links, probes
 from kproxy.lab.clusters import CLUSTER_CIDRS
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.lab.proxies import Manifests, Proxy
+from kproxy.lab.proxies import Manifests, Proxy, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -86,3 +86,26 @@ def test_the_command_says_that_it_has_ended(node: tuple[Namespace, Proxy]) -> No
     assert proxy.stop() == 0
     with pytest.raises(CommandError, match="exit status 1: kproxy: error: cannot ask"):
         space.run(STATUS)
+
+
+def test_before_the_first_list_it_is_ready_and_says_that_nothing_is_written(tmp_path: Path) -> None:
+    """As manifests/README.md tells of a rolling update: the probe has 200, time and status tell the difference."""
+    if reason := unavailable(("nft",)):
+        pytest.skip(reason)
+    with closing(Namespace("node1")) as space:
+        links.up(space)
+        nobody = "--master=http://127.0.0.1:1"
+        proxy = Proxy(space, None, tmp_path / "log", ["--proxy-mode=nftables", nobody])
+        proxy.start()
+        try:
+            assert wait_for(lambda: "objects cannot be followed" in proxy.tail(), 20), proxy.tail()
+            status, _, text = space.call(probes.http_status, "127.0.0.1", HEALTHZ_PORT, "/healthz")
+            assert (status, json.loads(text)["healthy"]) == (200, True)
+            metrics = get(space, "/metrics")
+            assert "\nkubeproxy_sync_proxy_rules_last_queued_timestamp_seconds" not in metrics
+            assert "\nkubeproxy_sync_proxy_rules_last_timestamp_seconds" not in metrics
+            assert "# TYPE kubeproxy_sync_proxy_rules_last_timestamp_seconds gauge" in metrics
+            assert "waiting for the cluster, nothing written yet" in space.run(STATUS)
+            assert "kproxy" not in space.run(["nft", "list", "tables"])
+        finally:
+            assert proxy.stop() == 0
