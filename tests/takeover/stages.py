@@ -60,6 +60,11 @@ class Stage:
 
     def kube_proxy(self, mode: str) -> None:
         """Program what kube-proxy in MODE would have: all of its own text in one go, over whatever is there."""
+        if mode == "ipvs":
+            preview = self._preview(ProxyMode.IPVS)
+            for family, rules in theirs.ipvs(self.space, {f: preview.ipvs(f) for f in Family}).items():
+                self.restore(family, rules)
+            return
         preview = self._preview()
         for family in Family:
             if mode == "iptables":
@@ -92,11 +97,11 @@ class Stage:
             env={"XTABLES_LOCKFILE": str(self.folder / "log.lock")},
         )
 
-    def _preview(self) -> Preview:
+    def _preview(self, mode: ProxyMode = ProxyMode.IPTABLES) -> Preview:
         objects, problems = read_manifests([str(self.trial.manifests.folder)])
         state, more = loaded("node1", objects)
         assert [*problems, *more] == []
-        config = replace(defaults.default(ProxyMode.IPTABLES), hostname_override="node1", cluster_cidr=CLUSTER_CIDRS)
+        config = replace(defaults.default(mode), hostname_override="node1", cluster_cidr=CLUSTER_CIDRS)
         own = tuple(f(1, family) for family in Family for f in (node_address, gateway_of))
         host = Host(tuple(node_address(1, f) for f in Family), own, nfacct=self.space.call(_counts))
         return Preview(state, config, host)

@@ -10,6 +10,7 @@ import pytest
 
 from kproxy.lab.loads import Pace
 from kproxy.lab.trials import trial
+from tests.ipvs.readers import shown
 from tests.takeover.stages import SERVED, Stage
 from tests.takeover.test_transitions import synced, unnoticed
 
@@ -39,3 +40,15 @@ def test_from_kube_proxys_rules_and_after_a_kill(stage: Stage) -> None:
         load.mark("the start after a kill")
         stage.start("ipvs")
         assert [line["transactions"] for line in synced(stage)] == [0, 0]
+
+
+def test_from_kube_proxys_own_ipvs_mode(stage: Stage) -> None:
+    """Its virtual servers with their real servers, sets, addresses and rules are kept as they are."""
+    stage.kube_proxy("ipvs")
+    before = (shown(stage.space), stage.rules())
+    assert len(before[0].servers) > len(before[0].addresses) > 0, "else this test says nothing"
+    with unnoticed(stage, SLOW, after=2) as load:
+        load.mark("kproxy")
+        stage.start("ipvs")
+        assert [line["transactions"] for line in synced(stage)] == [0, 0]
+        assert (shown(stage.space), stage.rules()) == before

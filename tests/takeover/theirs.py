@@ -2,17 +2,20 @@
 
 iptables mode's rules are kproxy's own, as those are equal to kube-proxy's (tests/parity). nftables mode's table has
 kube-proxy's layout, read off the cases in tests/parity and data/nft-list-ruleset.txt, for what a lab's cluster needs:
-no source ranges, no Service without endpoints.
+no source ranges, no Service without endpoints. IPVS mode's state is kproxy's own as well, equal by tests/parity, and
+loaded by the kernel's own tools, which know nothing of kproxy.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Endpoint, Family, ServicePlan
+from kproxy.modes.ipvs.native import DEVICE, Outcome
 
-__all__ = ["nftables"]
+__all__ = ["ipvs", "nftables"]
 
 CLUSTER_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
 WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
@@ -79,6 +82,20 @@ def nftables(family: Family, plans: Iterable[ServicePlan], node_ip: str) -> str:
     for plan in plans:
         lines += [f"add {line}\n" for line in _port(plan, ip)]
     return "".join(lines)
+
+
+def ipvs(space: Namespace, outcomes: Mapping[Family, Outcome]) -> dict[Family, str]:
+    """Load kube-proxy's sysctls, virtual servers, sets and the addresses of its device, which stays down; what is left
+    is the iptables rules of each family."""
+    space.run(["ip", "link", "add", DEVICE, "type", "dummy"])
+    for outcome in outcomes.values():
+        servers, sets, addresses, _ = (part.partition("\n")[2] for part in outcome.native().split("# ")[1:])
+        space.run(["ipvsadm", "-R"], servers)
+        space.run(["ipset", "restore"], sets)
+        space.run(["ip", "-batch", "-"], addresses.partition("\n")[2])  # without the line that makes the device
+    for name in ("vs/conntrack", "vs/expire_nodest_conn", "vs/expire_quiescent_template", "ip_forward"):
+        space.run(["sysctl", "-qw", f"net/ipv4/{name}=1"])
+    return {family: outcome.rules for family, outcome in outcomes.items()}
 
 
 def _port(plan: ServicePlan, ip: str) -> Iterator[str]:
