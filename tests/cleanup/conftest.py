@@ -14,6 +14,7 @@ import pytest
 
 from kproxy.lab import links
 from kproxy.lab.namespaces import Namespace, unavailable
+from tests.cleanup.others import reachable
 
 TOOLS = [f"{stem}-{backend}" for backend in ("nft", "legacy") for stem in ("iptables", "ip6tables")]
 
@@ -79,9 +80,14 @@ class Node:
 
         confined: setpriv's options for a process that may not do everything.
         """
+        whole = (sys.executable, "-m", "kproxy", *(command or ("cleanup",)))
+        if confined:
+            stage = self.folder / "stage"
+            stage.mkdir(exist_ok=True)
+            whole = reachable(("setpriv", *confined, *whole), stage)
         done = self.space.call(
             subprocess.run,
-            (*(("setpriv", *confined) if confined else ()), sys.executable, "-m", "kproxy", *(command or ("cleanup",))),
+            whole,
             capture_output=True,
             text=True,
             timeout=60,
