@@ -55,7 +55,6 @@ ADDRESSES = {Type.IPV4: socket.AF_INET, Type.IPV6: socket.AF_INET6}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 _HEADER = struct.Struct("=HH")
-_PADDED = {type_: struct.Struct(">" + text) for type_, text in FORMATS.items()}
 _UNWRITABLE = (KeyError, OSError, OverflowError, TypeError, AttributeError, struct.error, ValueError)
 _of_key: Callable[[Element], Key] = attrgetter("key")
 _of_data: Callable[[Element], Any] = attrgetter("data")
@@ -144,8 +143,9 @@ class Coder:
         self._key_packer = struct.Struct(f">12s{self._fields.padded}")
         self._key_head = _value_head(KEY, width(spec.key))
         self._head = _HEADER.pack(self._packer.size, nft.LIST_ELEM) + self._key_head
-        front = len(self._head) + 4 * (len(spec.key) - 1) + (12 if Type.IPV6 in spec.key else 0)
-        self._slot_packer = struct.Struct(f">{front}s{4 + len(self._middle)}s{self._data.padded}")
+        self._front = [_WRITERS[type_] for type_ in spec.key[:-1]]
+        self._front_packer = struct.Struct(f">12s{''.join(FORMATS[type_] for type_ in spec.key[:-1])}")
+        self._slot_packer = struct.Struct(f">{self._front_packer.size}s{4 + len(self._middle)}s{self._data.padded}")
         self._slots: list[bytes] = []  # each with what stands between key and data
 
     def encode(self, elements: Sequence[Element], keys_only: bool = False) -> list[bytes]:
@@ -171,7 +171,7 @@ class Coder:
 
         Only for a map of plain keys that end with a slot to addresses and ports.
         """
-        *first, last = self.spec.key
+        last = self.spec.key[-1]
         if (
             last is not Type.SLOT
             or len(self.spec.data) != 2
@@ -182,9 +182,7 @@ class Coder:
         while len(self._slots) < len(ends):
             self._slots.append(_host_number(len(self._slots)) + self._middle)
         try:
-            front = self._head + b"".join(
-                _PADDED[type_].pack(_WRITERS[type_](p)) for type_, p in zip(first, key, strict=True)
-            )
+            front = self._front_packer.pack(self._head, *[write(p) for write, p in zip(self._front, key, strict=True)])
             ips = map(_WRITERS[self.spec.data[0]], map(_of_ip, ends))
             return list(map(self._slot_packer.pack, repeat(front), self._slots, ips, map(_of_port, ends)))
         except _UNWRITABLE as error:

@@ -61,7 +61,7 @@ def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> Ser
     own = place.ip(template.family)
     return replace(
         template,
-        node_in_source_ranges=bool(own) and any(contains(cidr, own) for cidr in template.source_ranges),
+        node_in_source_ranges=_is_in(own, template.source_ranges),
         cluster=choice.cluster,
         local=choice.local,
         reachable=choice.reachable,
@@ -71,6 +71,10 @@ def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> Ser
         here=_here(found, choice.reachable),
         endpoint_count=len(found),
     )
+
+
+def _is_in(own: str, ranges: tuple[str, ...]) -> bool:
+    return bool(own and ranges) and any(contains(cidr, own) for cidr in ranges)
 
 
 def _lingering(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
@@ -83,7 +87,7 @@ def _ready_here(found: Iterable[Candidate]) -> tuple[str, ...]:
 
 
 def _here(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    here = tuple(c.endpoint for c in found if c.endpoint.local)
+    here = tuple([c.endpoint for c in found if c.endpoint.local])
     return reachable if here == reachable else here  # one tuple less in memory, on the only node that has any
 
 

@@ -69,6 +69,8 @@ def choose(
 
 def _usable_hints(ready: list[Candidate], node_name: str, zone: str) -> _Hints:
     """Hints count only when every ready endpoint has them and one of them names this node or zone: all or nothing."""
+    if not ready or not (ready[0].address.node_hints or ready[0].address.zone_hints):
+        return _Hints.IGNORED  # as nearly always
     if all(c.address.node_hints for c in ready) and any(node_name in c.address.node_hints for c in ready):
         return _Hints.NODE
     # A hint may come without a name, which is not the zone of a node that has none.

@@ -83,7 +83,7 @@ def _keep_collector_at_bay() -> None:
     With Python's own thresholds the collector takes half of the time in which a large cluster is decoded and written.
     """
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(50_000, 200, 100)
 
 
 class _Daemon:

@@ -6,6 +6,7 @@ What it leaves out: what the kernel holds already, and how it gets there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
@@ -99,13 +100,20 @@ def _claim(
         return Claim(frontend, Element(vmap, key, Verdict(names.REFUSE), comment))
     if not anywhere and not here:
         return Claim(frontend, Element(vmap, key, Verdict(), comment))
-    balancer = Balancer(kind, len(anywhere), len(here), bool(ranges))
+    balancer, verdict = _balancer(kind, len(anywhere), len(here), bool(ranges))
     sources = tuple([Element(names.SOURCES, (*key, cidr)) for cidr in ranges])
     if plan.affinity_seconds:
         chain = PortNames(plan.key).entry(kind, balancer.firewall)
         return Claim(frontend, Element(vmap, key, Verdict(chain), comment), None, sources, balancer, own=True)
     targets = Targets(names.ENDPOINTS if ip else names.NODE_PORT_ENDPOINTS, key, anywhere + here)
-    return Claim(frontend, Element(vmap, key, Verdict(balancer.name), comment), targets, sources, balancer)
+    return Claim(frontend, Element(vmap, key, verdict, comment), targets, sources, balancer)
+
+
+@functools.lru_cache(maxsize=4096)
+def _balancer(kind: Kind, anywhere: int, here: int, firewall: bool) -> tuple[Balancer, Verdict]:
+    """The chain that all such frontends share, and what leads to it."""
+    balancer = Balancer(kind, anywhere, here, firewall)
+    return balancer, Verdict(balancer.name)
 
 
 def _ranges(plan: ServicePlan) -> tuple[str, ...]:
