@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import threading
 
-from kproxy.model.events import Event
+from kproxy.model.events import Event, Found
 
-__all__ = ["Inbox"]
+__all__ = ["PAGES", "PATIENCE", "Inbox"]
+
+PAGES = 4
+"""So many pages of lists may wait to be taken in. More would take memory and gain no time."""
+PATIENCE = 1.0
+"""Seconds that a source waits for room; then its page is kept all the same, as the sync thread may be long at work."""
 
 
 class Inbox:
-    """A Sink for sources. `take` waits; everything else returns at once."""
+    """A Sink for sources. `take` waits, and so does `put` where pages come faster than they are taken in; everything
+    else returns at once."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
+        lock = threading.RLock()
+        self._condition = threading.Condition(lock)
+        self._room = threading.Condition(lock)
         self._events: list[Event] = []
+        self._pages = 0
         self._woken = False
         self._stopped = False
 
@@ -24,6 +33,9 @@ class Inbox:
 
     def put(self, event: Event) -> None:
         with self._condition:
+            if isinstance(event, Found):
+                self._room.wait_for(lambda: self._pages < PAGES or self._stopped, PATIENCE)
+                self._pages += 1
             self._events.append(event)
             self._condition.notify()
 
@@ -43,4 +55,6 @@ class Inbox:
             if not self._events and not self._woken and timeout > 0:
                 self._condition.wait(timeout)
             events, self._events, self._woken = self._events, [], False
+            self._pages = 0
+            self._room.notify_all()
             return events

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from kproxy.model.events import Deleted, Event
+from kproxy.model import objects
+from kproxy.model.events import Deleted, Event, Found
 from kproxy.model.objects import Kind
-from kproxy.sync.inbox import Inbox
+from kproxy.sync.inbox import PAGES, Inbox
 
 
 def event(number: int) -> Event:
@@ -79,3 +80,42 @@ def take_in_a_thread(inbox: Inbox, timeout: float) -> list[Event]:
     thread.join(10)
     assert taken, "take() did not come back"
     return taken[0]
+
+
+def page(number: int) -> Found:
+    return Found(Kind.SERVICE, (objects.Service(objects.Metadata(f"s{number}")),))
+
+
+def test_pages_wait_for_room_and_keep_their_order() -> None:
+    inbox = Inbox()
+    pages = [page(n) for n in range(3 * PAGES)]
+    source = threading.Thread(target=lambda: [inbox.put(p) for p in pages], daemon=True)
+    source.start()
+    taken: list[Event] = []
+    most = 0
+    while len(taken) < len(pages):
+        some = inbox.take(10)
+        most = max(most, len(some))
+        taken += some
+    source.join(10)
+    assert taken == pages
+    assert most <= PAGES
+
+
+def test_what_changes_does_not_wait_behind_pages() -> None:
+    inbox = Inbox()
+    for n in range(PAGES):
+        inbox.put(page(n))
+    waiting = threading.Thread(target=inbox.put, args=[page(PAGES)], daemon=True)
+    waiting.start()
+    inbox.put(event(1))  # returns, though no page has room
+    assert inbox.take(0)[PAGES] == event(1)
+    waiting.join(10)
+    assert inbox.take(0) == [page(PAGES)]
+
+
+def test_a_source_is_not_held_up_for_long() -> None:
+    inbox = Inbox()
+    for n in range(PAGES + 1):
+        inbox.put(page(n))  # the last one although nobody takes any
+    assert len(inbox.take(0)) == PAGES + 1
