@@ -89,7 +89,12 @@ def page(number: int) -> Found:
 def test_pages_wait_for_room_and_keep_their_order() -> None:
     inbox = Inbox()
     pages = [page(n) for n in range(3 * PAGES)]
-    source = threading.Thread(target=lambda: [inbox.put(p) for p in pages], daemon=True)
+
+    def tell() -> None:
+        for one in pages:
+            inbox.put(one)
+
+    source = threading.Thread(target=tell, daemon=True)
     source.start()
     taken: list[Event] = []
     most = 0
