@@ -51,6 +51,7 @@ NAT_IN = BaseChain("nat", Hook.PREROUTING, -100)
 NAT_OWN = BaseChain("nat", Hook.OUTPUT, -100)
 FILTER = BaseChain("filter", Hook.FORWARD, 0)
 NUMBER = Random(1, 2**32 - 1)
+LAST_GENERATION = 2**32 - 1  # the one before the first: none is numbered 0, which asks for any
 VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -128,8 +129,10 @@ def _tells_hooks(kernel: Nftables, family: Family) -> bool:
 
 
 def _expects_generations(kernel: Nftables, family: Family) -> bool:
+    """Asked for a generation that is over: one yet to come may have come by then, as others write too."""
+    over = kernel.generation() - 1 or LAST_GENERATION
     try:
-        kernel.check(family, [AddTable(TABLE)], kernel.generation() + 1 & 0x7FFFFFFF or 1)
+        kernel.check(family, [AddTable(TABLE)], over)
     except NetlinkError as error:
         if error.errno == OUTDATED:
             return True

@@ -83,6 +83,19 @@ def test_all_that_is_missing_is_told() -> None:
     ]
 
 
+@pytest.mark.parametrize("others", range(3))
+def test_other_programs_that_write_meanwhile_do_not_make_a_kernel_look_old(others: int) -> None:
+    """A second kproxy during an upgrade, a firewall."""
+    kernel = FakeNftables()
+
+    def meanwhile() -> None:
+        for _ in range(others):
+            kernel.flush()
+
+    kernel.meanwhile = meanwhile
+    assert missing(kernel, Family.IPV4, RELEASE) == []
+
+
 def test_rejecting_may_be_known_but_not_before_routing() -> None:
     kernel = FakeNftables()
     before_routing: set[str] = set()

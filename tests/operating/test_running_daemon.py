@@ -57,6 +57,12 @@ def get(space: Namespace, path: str) -> str:
     return text
 
 
+def answers(space: Namespace, port: int, path: str) -> bool:
+    """Whether its server is up and satisfied."""
+    status, _, _ = space.call(probes.http_status, "127.0.0.1", port, path)
+    return status == 200
+
+
 def test_it_shows_its_flags_and_itself(node: tuple[Namespace, Proxy]) -> None:
     space, _ = node
     flags = get(space, "/flagz")
@@ -98,9 +104,11 @@ def test_before_the_first_list_it_is_ready_and_says_that_nothing_is_written(tmp_
         proxy = Proxy(space, None, tmp_path / "log", ["--proxy-mode=nftables", nobody])
         proxy.start()
         try:
-            assert wait_for(lambda: "objects cannot be followed" in proxy.tail(), 20), proxy.tail()
-            status, _, text = space.call(probes.http_status, "127.0.0.1", HEALTHZ_PORT, "/healthz")
-            assert (status, json.loads(text)["healthy"]) == (200, True)
+            assert wait_for(lambda: "objects cannot be followed" in proxy.tail(), 60), proxy.tail()
+            assert wait_for(lambda: answers(space, HEALTHZ_PORT, "/healthz"), 60), proxy.tail()
+            _, _, text = space.call(probes.http_status, "127.0.0.1", HEALTHZ_PORT, "/healthz")
+            assert json.loads(text)["healthy"]
+            assert wait_for(lambda: answers(space, METRICS_PORT, "/metrics"), 60), proxy.tail()
             metrics = get(space, "/metrics")
             assert "\nkubeproxy_sync_proxy_rules_last_queued_timestamp_seconds" not in metrics
             assert "\nkubeproxy_sync_proxy_rules_last_timestamp_seconds" not in metrics
