@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-SOON = 20.0
+SOON = 60
 NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}
 QUICKLY = ("--logging-format=json", "--iptables-min-sync-period=50ms")
 

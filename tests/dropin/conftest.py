@@ -23,7 +23,7 @@ from tests.dropin.volumes import Volume
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 ALIVE = [BY_NAME[name] for name in ("node-port", "affinity", "no-endpoints")]
-SOON = 30.0
+SOON = 60.0
 QUIET = "1h"
 
 

@@ -20,7 +20,7 @@ from tests.dropin.pods import ACCOUNT, CONFIG, Pod
 from tests.source import cluster
 from tests.source.cluster import service
 
-SOON = 30.0
+SOON = 60.0
 DATA = Path(__file__).parents[1] / "packaging" / "data" / "kubeadm.yaml"
 CONFIG_MAP, DAEMON_SET = yaml.safe_load_all(DATA.read_text())
 (CONTAINER,) = DAEMON_SET["spec"]["template"]["spec"]["containers"]

@@ -40,7 +40,7 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 STEADY, MOVING, COMING, GOING = (
     BY_NAME[name] for name in ("cluster-ip", "several-ports", "node-port-local", "source-ranges")
 )
-SOON = 30.0  # seconds; it takes two or three, but the machine may be busy
+SOON = 60  # seconds; it takes two or three, but the machine may be busy
 PAUSE = 0.01  # seconds between connections
 PATIENCE = 5.0  # seconds for one connection
 TOOLS = {Family.IPV4: "iptables-nft-save", Family.IPV6: "ip6tables-nft-save"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 COMING, GOING = BY_NAME["node-port-local"], BY_NAME["source-ranges"]
 OTHER = {"Service": "EndpointSlice", "EndpointSlice": "Service"}
-SOON = 20.0
+SOON = 60.0
 A_WHILE = 0.7  # seconds in which a proxy that does not wait would long have programmed
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 MOVING, COMING, GOING = (BY_NAME[name] for name in ("several-ports", "node-port-local", "source-ranges"))
 KINDS = ("Service", "EndpointSlice")
-SOON = 20.0
+SOON = 60.0
 
 
 def change(site: Site) -> None:

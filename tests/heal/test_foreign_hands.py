@@ -12,7 +12,7 @@ from kproxy.lab.scenarios import SCENARIOS
 from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family
 
-SOON = 10  # seconds; it takes less than one, but the machine may be busy
+SOON = 60  # seconds; it takes less than one, but the machine may be busy
 TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value)
 

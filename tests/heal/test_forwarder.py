@@ -13,7 +13,7 @@ from kproxy.lab.scenarios import SCENARIOS
 from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family
 
-SOON = 20
+SOON = 60
 
 
 def children(of: int) -> list[int]:

@@ -18,7 +18,7 @@ from kproxy.lab.scenarios import SCENARIOS, Scenario
 from kproxy.lab.trials import Trial, trial
 from kproxy.model.plans import Family
 
-SOON = 10  # seconds; it takes less than one, but the machine may be busy
+SOON = 60  # seconds; it takes less than one, but the machine may be busy
 ALIVE = [s for s in SCENARIOS if s.name in ("cluster-ip", "node-port-local", "source-ranges", "no-endpoints")]
 EDITS = {
     "everything is flushed": "flush ruleset",

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 __all__ = ["start"]  # the fixture
 
-SOON = 15
+SOON = 60
 REPAIRS = "kproxy_foreign_changes_repaired_total"
 FULL_SYNCS = "kubeproxy_sync_full_proxy_rules_duration_seconds_count"
 ENDPOINTS = [f"10.244.1.{number}" for number in range(10, 14)]

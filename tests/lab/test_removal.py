@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,28 @@ def gone(pid: int, seconds: float = 10) -> bool:
     return False
 
 
+def descriptors() -> set[tuple[str, str]]:
+    """The open ones of this process: number and what it is of (of sockets and pipes there is one of each name)."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the listing's own
+            found.add((number, os.readlink(f"/proc/self/fd/{number}")))
+    return found
+
+
 def test_a_failure_inside_leaves_no_process_thread_descriptor_or_interface() -> None:
-    before = host_interfaces(), threading.active_count(), len(os.listdir("/proc/self/fd"))
+    """What other tests have left to the garbage collector may go meanwhile, so what is new counts."""
+    before = host_interfaces(), set(threading.enumerate()), descriptors()
     with pytest.raises(ZeroDivisionError), build([Pod("one", 1, 11)]) as cluster:  # noqa: PT012
         sleeper = cluster.spaces["node1"].spawn(["sleep", "60"], subprocess.DEVNULL)
         assert host_interfaces() == before[0]
+        assert descriptors() - before[2]
+        assert set(threading.enumerate()) - before[1]
         _ = 1 / 0
     assert sleeper.returncode == -signal.SIGKILL
-    assert (host_interfaces(), threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+    assert host_interfaces() == before[0]
+    assert set(threading.enumerate()) <= before[1]
+    assert descriptors() <= before[2]
 
 
 def test_a_process_in_a_namespace_dies_with_the_one_that_made_it() -> None:

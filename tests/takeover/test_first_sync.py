@@ -14,7 +14,7 @@ from kproxy.model.plans import Family
 if TYPE_CHECKING:
     from tests.takeover.conftest import Node
 
-SOON = 20.0
+SOON = 60.0
 DATA = Path(__file__).parent / "data"
 
 

@@ -24,7 +24,7 @@ from kproxy.model.plans import Family, Protocol
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 STAYING, GOING, NODE_PORT = BY_NAME["cluster-ip"], BY_NAME["hairpin"], BY_NAME["node-port"]
 LONG = ["--iptables-sync-period=1h", "--iptables-min-sync-period=50ms"]
-SOON = 20.0
+SOON = 60.0
 INVALID = "kubeproxy_iptables_ct_state_invalid_dropped_packets_total"
 LOCALHOST = "kubeproxy_iptables_localhost_nodeports_accepted_packets_total"
 SYN_AND_RESET = 0x06  # TCP flags that never come together, so that connection tracking calls the packet invalid

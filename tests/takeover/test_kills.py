@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KILLS = 3
 LONGEST = 0.4  # seconds from the log's "Started" to a kill: about what a cold start of the crowd takes
-SOON = 20.0
+SOON = 60.0
 OTHER = {"iptables": "nftables", "nftables": "iptables"}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BOTH_BACKENDS = pytest.mark.parametrize("stage", ["nft", "legacy"], indirect=True)
 WAYS_BACK = [("nft", "iptables"), ("legacy", "iptables"), ("nft", "nftables")]
 AFTER = 0.7  # seconds that clients go on after the last change
-SOON = 20.0
+SOON = 60.0
 
 
 NONE_LASTING = Pace(held=0, flows=0)

@@ -14,7 +14,7 @@ from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family
 
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value)
-SOON = 5  # seconds; a change takes a fraction of one, but the machine may be busy
+SOON = 60  # seconds; a change takes a fraction of one, but the machine may be busy
 
 
 @pytest.fixture
