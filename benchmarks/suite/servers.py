@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from benchmarks.cluster import Shape, node
 from benchmarks.suite.addresses import API_ADDRESS
 from benchmarks.suite.objects import Objects, Write
 from kproxy.errors import ApiError, InvalidConfig, KernelError, SourceError, one_line
-from kproxy.lab.namespaces import Namespace
+from kproxy.lab.namespaces import Namespace, tied
 from kproxy.lab.proxies import wait_for
 from kproxy.source.credentials import ClientSettings, Credentials
 
@@ -182,11 +181,10 @@ def _relay(control: Namespace, content: Mapping[str, Any], folder: Path) -> Iter
     """The port in the control namespace that leads to the server; the relay lives in this process's own namespace."""
     url = urlsplit(content["clusters"][0]["cluster"]["server"])
     listener = control.call(socket.create_server, (API_ADDRESS, 0))
-    guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
-    argv = [*guard, sys.executable, "-m", "benchmarks.suite.relay", str(listener.fileno()), str(url.hostname)]
+    argv = [sys.executable, "-m", "benchmarks.suite.relay", str(listener.fileno()), str(url.hostname)]
     argv.append(str(url.port or (443 if url.scheme == "https" else 80)))
     with listener, (folder / "relay.log").open("wb") as log:
-        process = subprocess.Popen(argv, stdout=log, stderr=log, pass_fds=[listener.fileno()])
+        process = subprocess.Popen(tied(argv), stdout=log, stderr=log, pass_fds=[listener.fileno()])
         found = int(listener.getsockname()[1])
     try:
         yield found

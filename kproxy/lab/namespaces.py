@@ -19,10 +19,11 @@ from typing import IO, ParamSpec, TypeVar
 
 from kproxy.errors import CommandError, KernelError
 
-__all__ = ["Namespace", "unavailable"]
+__all__ = ["Namespace", "tied", "unavailable"]
 
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 THREADS = 8
+UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -80,8 +81,7 @@ class Namespace:
         self, argv: Sequence[str], output: IO[bytes] | int, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a command that runs on; OUTPUT takes both its streams. The kernel kills it should we die first."""
-        guard = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
-        process = self.call(_popen, [*guard, *argv], output, _environment(env))
+        process = self.call(_popen, tied(argv), output, _environment(env))
         self._processes.append(process)
         return process
 
@@ -96,6 +96,16 @@ class Namespace:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def tied(argv: Sequence[str], dies_of: str = "KILL") -> list[str]:
+    """The command ARGV so that the kernel sends it the signal DIES_OF when this process dies; it keeps its process id.
+
+    Without setpriv(1) it is ARGV as it is. prctl(2), PR_SET_PDEATHSIG: nobody is told of a parent that has died before.
+    """
+    if not shutil.which("setpriv"):
+        return [*argv]
+    return ["setpriv", "--pdeathsig", dies_of, "--", "/bin/sh", "-c", UNLESS_ORPHANED, str(os.getpid()), *argv]
 
 
 def unavailable(tools: Sequence[str] = ("iptables-save", "iptables-restore")) -> str:

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 
 from kproxy.errors import KproxyError
-from kproxy.lab.namespaces import Namespace
+from kproxy.lab.namespaces import Namespace, tied
 
 __all__ = ["CHECKOUT", "INSIDE", "Machine", "MachineError", "kernel_has_ipvs", "shell", "unavailable"]
 
@@ -35,7 +35,7 @@ SOURCES = ("kproxy", "modes", "tests", "benchmarks")
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
 CONSOLE_LINES = 60
 # Should we die first, the kernel tells timeout, and timeout ends all that it started; as it does after an hour.
-GUARD = ("setpriv", "--pdeathsig", "TERM", "--", "timeout", "--signal", "KILL", "3600")
+LIMIT = ("timeout", "--signal", "KILL", "3600")
 # Nothing here is protected from anything; a busy host must not make the kernel doubt its clock.
 KERNEL_OPTIONS = ("mitigations=off", "no5lvl", "tsc=reliable", "loglevel=5")
 # A plain processor is the quickest to emulate (with AVX a fifth more is to do), and --cpus 1: two take half as much
@@ -91,7 +91,7 @@ class Machine:
         """
         _fill(share, argv)
         self._process = subprocess.Popen(
-            [*GUARD, *_command(share, "--script-sh", shlex.quote(str(START)))],
+            tied([*LIMIT, *_command(share, "--script-sh", shlex.quote(str(START)))], "TERM"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,  # the machine's several consoles open it anew, and a file would be overwritten
             stderr=subprocess.STDOUT,

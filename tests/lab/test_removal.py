@@ -26,13 +26,19 @@ print(space.spawn(["sleep", "60"], subprocess.DEVNULL).pid, flush=True)
 time.sleep(60)
 """
 
+LATE = """
+import os, subprocess
+from kproxy.lab.namespaces import tied
+subprocess.Popen(["sh", "-c", 'read go; exec "$@"', "-", *tied(["echo", "ran"])])
+"""
+
 
 def host_interfaces() -> set[str]:
     with IPRoute() as ip:
         return {link.get("ifname") for link in ip.get_links()}
 
 
-def gone(pid: int, seconds: float = 10) -> bool:
+def gone(pid: int, seconds: float = 30) -> bool:
     """Whether the process ends in time (a zombie has ended)."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -77,6 +83,20 @@ def test_a_process_in_a_namespace_dies_with_the_one_that_made_it() -> None:
     maker.wait()
     maker.stdout.close()
     assert gone(pid)
+
+
+def test_a_process_whose_maker_is_gone_before_it_is_tied_to_it_does_not_start() -> None:
+    pipe = subprocess.PIPE
+    maker = subprocess.Popen([sys.executable, "-c", LATE], stdin=pipe, stdout=pipe, text=True)
+    assert maker.wait(60) == 0
+    assert maker.communicate("go\n", timeout=60)[0] == ""
+
+
+def test_a_tied_process_runs_as_its_maker_lives() -> None:
+    maker = subprocess.Popen(
+        [sys.executable, "-c", LATE + "os.wait()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert maker.communicate("go\n", timeout=60)[0] == "ran\n"
 
 
 def test_a_command_runs_inside_and_its_failure_is_named() -> None:
