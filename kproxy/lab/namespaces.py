@@ -67,7 +67,7 @@ class Namespace:
         self.call(write)
 
     def run(
-        self, argv: Sequence[str], stdin: str = "", timeout: float = 30, env: Mapping[str, str] | None = None
+        self, argv: Sequence[str], stdin: str = "", timeout: float = 120, env: Mapping[str, str] | None = None
     ) -> str:
         """Run a command to its end and return its standard output; raises CommandError when it fails."""
         done = self.call(

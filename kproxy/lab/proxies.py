@@ -75,7 +75,7 @@ class Proxy:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def stop(self, with_signal: signal.Signals = signal.SIGTERM, timeout: float = 10) -> int:
+    def stop(self, with_signal: signal.Signals = signal.SIGTERM, timeout: float = 60) -> int:
         """Send the signal and return the exit status (negative: the signal that ended it)."""
         if self._process is None:
             raise RuntimeError("the proxy was not started")

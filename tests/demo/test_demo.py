@@ -48,7 +48,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
                 break
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 1, output
     assert errors.strip() == "kproxy: interrupted"
     assert list(tmp_path.iterdir()) == []

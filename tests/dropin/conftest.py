@@ -99,8 +99,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
         try:
             proxy.await_ready(lambda: proxy.synced() == len(Family))
             yield here
-            assert proxy.stop(timeout=30) == 0
+            assert proxy.stop() == 0
             assert "Traceback" not in proxy.log.read_text()
         finally:
             if proxy.running():
-                proxy.stop(timeout=30)
+                proxy.stop()

@@ -40,7 +40,7 @@ def scraping(node: Node, pause: float) -> Iterator[list[int]]:
 
     def scrape() -> None:
         while not stop.wait(pause):
-            statuses.append(node.space.call(probes.http_status, HOME, METRICS_PORT, "/proxyMode")[0])
+            statuses.append(node.space.call(probes.http_status, HOME, METRICS_PORT, "/proxyMode", 10.0)[0])
 
     thread = threading.Thread(target=scrape, name="scraping")
     thread.start()
@@ -134,11 +134,11 @@ def test_settings_change_in_place(node: Node) -> None:
 def test_addresses_change_in_place(node: Node) -> None:
     node.write(metricsBindAddress="127.0.0.1:11249", healthzBindAddress="127.0.0.1:10256")
     assert wait_for(lambda: node.page("/proxyMode", 11249) == "iptables", SOON)
-    assert node.page("/proxyMode", METRICS_PORT) == ""
+    assert wait_for(lambda: node.page("/proxyMode", METRICS_PORT) == "", SOON)
     assert wait_for(lambda: '"healthy":true' in node.page("/healthz", 10256), SOON)
     node.write(metricsBindAddress="127.0.0.1")
     assert wait_for(lambda: node.page("/proxyMode") == "iptables", SOON)
-    assert node.page("/proxyMode", 11249) == ""
+    assert wait_for(lambda: node.page("/proxyMode", 11249) == "", SOON)
 
 
 BAD = {

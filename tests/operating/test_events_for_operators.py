@@ -46,7 +46,7 @@ class Told:
 
     def settled(self, number: int) -> None:
         """Wait until so many notices were posted, dropped or given up."""
-        assert wait_for(lambda: self.outcomes.total() >= number, 20), self.outcomes
+        assert wait_for(lambda: self.outcomes.total() >= number, 60), self.outcomes
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_node_that_fails_for_long_says_it_once_and_then_how_often(told: Told) 
     told.node.tables[Family.IPV4].fail_at = set(range(10_000))
     told.node.step(changed(service("web-0", "shop", clusterIP="10.96.0.0", externalIPs=["192.0.2.1"])))
     told.clock.advance(10)
-    assert wait_for(lambda: told.failures() >= 4, 20, 0.05)
+    assert wait_for(lambda: told.failures() >= 4, 60, 0.05)
     told.settled(2)
     assert told.about() == [("SyncFailed", "Node", "", "node1")]
     note = told.events()[0]["note"]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.root
 FOLDER = Path(__file__).resolve().parents[2] / "manifests"
 OVERLAYS = {mode.value: build(FOLDER / "overlays" / mode.value) for mode in ProxyMode}
 KUBEADM = list(yaml.safe_load_all((Path(__file__).parent / "data" / "kubeadm.yaml").read_text()))
-SECONDS = 30
+SECONDS = 90
 GUEST_SECONDS = 240  # an emulated processor
 # Of the whole machine, and so read-only in every network namespace but its first.
 NOT_OF_A_NAMESPACE = "net.netfilter.nf_conntrack_max"

@@ -56,7 +56,7 @@ class Node:
 
     def stop(self) -> None:
         assert self.proxy is not None
-        assert self.proxy.stop(timeout=30) == 0, self.proxy.tail()
+        assert self.proxy.stop() == 0, self.proxy.tail()
         self.proxy = None
 
     def cleanup(self) -> None:
@@ -108,4 +108,4 @@ def node(tmp_path: Path) -> Iterator[Node]:
 def eventually() -> Callable[[Callable[[], bool]], bool]:
     from kproxy.lab.proxies import wait_for
 
-    return lambda condition: wait_for(condition, 30, pause=0.5)
+    return lambda condition: wait_for(condition, 60, pause=0.5)

@@ -18,12 +18,14 @@ BEFORE = 0.3  # seconds of load before and after what is done
 
 def test_it_keeps_its_pace_over_all_ways_and_nothing_fails_by_itself(stage: Stage) -> None:
     stage.kube_proxy("iptables")
+    start = time.monotonic()
     with stage.clients(Pace(rate=200)) as load:
         time.sleep(1.5)
+    seconds = time.monotonic() - start
     made = load.tally.made
     assert load.failures() == []
     assert made == load.tally.answered
-    assert 200 < sum(made.values()) < 400
+    assert 200 < sum(made.values()) <= 200 * seconds
     assert set(made) == {target.name for target in targets(stage.served)}
     assert max(made.values()) - min(made.values()) <= 1
     assert load.tally.held == 60
@@ -59,7 +61,7 @@ def test_it_sees_a_tenth_of_a_second(stage: Stage, harm: str) -> None:
 def test_it_sees_an_answer_from_the_wrong_endpoint(stage: Stage) -> None:
     stage.kube_proxy("iptables")
     rule = ["-p", "udp", "-d", "10.96.1.0/24", "-j", "DNAT", "--to-destination", "10.244.1.12:8080"]
-    with stage.clients(SHORT) as load:
+    with stage.clients() as load:
         stage.space.run(["iptables-nft", "-w", "-t", "nat", "-I", "PREROUTING", *rule])
         time.sleep(BEFORE)
     assert {failure.why for failure in load.tally.failures} == {"answered by b"}
