@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ SOON = 60
 
 
 def children(of: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(pid) for task in Path(f"/proc/{of}/task").iterdir() for pid in (task / "children").read_text().split()]
+    """The processes that a process has started. Each thread lists its own; one may end while we look."""
+    found: list[int] = []
+    for task in Path(f"/proc/{of}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 @pytest.mark.parametrize("healing", ["userspace"], indirect=True)

@@ -115,7 +115,7 @@ class Container:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         return int(children[0])
 
-    def stop(self, with_signal: signal.Signals = signal.SIGTERM, timeout: float = 20) -> int:
+    def stop(self, with_signal: signal.Signals = signal.SIGTERM, timeout: float = 60) -> int:
         """Send its first process the signal, as the kubelet does; its exit status."""
         assert self._process is not None
         os.kill(self.pid, with_signal)
