@@ -10,7 +10,8 @@ import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from kproxy.kernel.nftables_elements import bounds, coder
+from kproxy.kernel.nftables_elements import coder
+from kproxy.kernel.nftables_fields import bounds
 from kproxy.kernel.nftables_operations import (
     AddChain,
     AddElements,

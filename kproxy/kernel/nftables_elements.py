@@ -13,9 +13,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-import socket
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from operator import attrgetter, itemgetter
@@ -23,7 +21,7 @@ from typing import Any, NamedTuple, overload
 
 from kproxy.kernel import netlink
 from kproxy.kernel import nftables_expressions as nft
-from kproxy.kernel.nftables_rules import PROTOCOLS
+from kproxy.kernel.nftables_fields import FORMATS, WRITERS, Fields, host_number, range_text, width
 from kproxy.model.nft import Data, Element, Key, Set, SetKind, Type, Verdict
 from kproxy.model.plans import Endpoint
 
@@ -32,13 +30,11 @@ __all__ = [
     "Coder",
     "Difference",
     "Encoded",
-    "bounds",
     "coder",
     "comment_data",
     "comment_of",
     "fitting",
     "packed",
-    "width",
 ]
 
 ELEMENTS_BYTES = 65000
@@ -50,9 +46,6 @@ VALUE, VERDICT = nft.DATA_VALUE, nft.DATA_VERDICT
 INTERVAL_END = netlink.be32(FLAGS, 1)  # NFT_SET_ELEM_INTERVAL_END
 COMMENT_LIMIT = 127  # NFTNL_UDATA_COMMENT_MAXLEN of nft, without the NUL
 
-FORMATS = {Type.IPV4: "4s", Type.IPV6: "16s", Type.PROTO: "Bxxx", Type.PORT: "Hxx", Type.SLOT: "4s"}
-ADDRESSES = {Type.IPV4: socket.AF_INET, Type.IPV6: socket.AF_INET6}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 _HEADER = struct.Struct("=HH")
 _UNWRITABLE = (KeyError, OSError, OverflowError, TypeError, AttributeError, struct.error, ValueError)
@@ -79,15 +72,6 @@ def packed(encoded: Sequence[bytes]) -> Iterator[bytes]:
         end = fitting(encoded, start)
         yield b"".join(encoded[start:end])
         start = end
-
-
-def width(types: Sequence[Type]) -> int:
-    """Bytes of a key or of data of these types: in a concatenation each takes whole words, a type alone does not."""
-    return struct.calcsize(">" + _format(types))
-
-
-def _format(types: Sequence[Type]) -> str:
-    return FORMATS[types[0]].rstrip("x") if len(types) == 1 else "".join(FORMATS[type_] for type_ in types)
 
 
 class Difference(NamedTuple):
@@ -132,8 +116,8 @@ class Coder:
 
     def __init__(self, spec: Set) -> None:
         self.spec = spec
-        self._fields = _Fields(spec.key)
-        self._data = _Fields(spec.data)
+        self._fields = Fields(spec.key)
+        self._data = Fields(spec.data)
         self._ranges = spec.interval and len(spec.key) > 1  # a key with an end of its own (pipapo)
         self._halves = spec.interval and len(spec.key) == 1  # two elements, where it begins and where it ends (rbtree)
         self._uniform = not spec.interval and spec.kind is not SetKind.VERDICTS
@@ -143,7 +127,7 @@ class Coder:
         self._key_packer = struct.Struct(f">12s{self._fields.padded}")
         self._key_head = _value_head(KEY, width(spec.key))
         self._head = _HEADER.pack(self._packer.size, nft.LIST_ELEM) + self._key_head
-        self._front = [_WRITERS[type_] for type_ in spec.key[:-1]]
+        self._front = [WRITERS[type_] for type_ in spec.key[:-1]]
         self._front_packer = struct.Struct(f">12s{''.join(FORMATS[type_] for type_ in spec.key[:-1])}")
         self._slot_packer = struct.Struct(f">{self._front_packer.size}s{4 + len(self._middle)}s{self._data.padded}")
         self._slots: list[bytes] = []  # each with what stands between key and data
@@ -180,10 +164,10 @@ class Coder:
         ):
             raise ValueError(f"{self.spec.name} has no slots")
         while len(self._slots) < len(ends):
-            self._slots.append(_host_number(len(self._slots)) + self._middle)
+            self._slots.append(host_number(len(self._slots)) + self._middle)
         try:
             front = self._front_packer.pack(self._head, *[write(p) for write, p in zip(self._front, key, strict=True)])
-            ips = map(_WRITERS[self.spec.data[0]], map(_of_ip, ends))
+            ips = map(WRITERS[self.spec.data[0]], map(_of_ip, ends))
             return list(map(self._slot_packer.pack, repeat(front), self._slots, ips, map(_of_port, ends)))
         except _UNWRITABLE as error:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
@@ -194,7 +178,7 @@ class Coder:
         if self.spec.interval or self.spec.kind is not SetKind.SET or len(set(self.spec.key)) != 1:
             raise ValueError(f"{self.spec.name} has no such keys")
         try:
-            written = list(map(_WRITERS[self.spec.key[0]], values))
+            written = list(map(WRITERS[self.spec.key[0]], values))
             return list(map(self._packer.pack, repeat(self._head), *[written] * len(self.spec.key)))
         except _UNWRITABLE as error:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
@@ -207,7 +191,7 @@ class Coder:
         if self._halves:
             ends = [_value(netlink.attributes(end)[KEY]) for _, end in netlink.each_attribute(data)][1:]
             last = _previous(ends[0]) if ends else b"\xff" * len(key)
-            text: Key = (_range_text(key, last),)
+            text: Key = (range_text(key, last),)
         elif self._ranges:
             text = self._fields.read_ranges(key, _value(parts.get(KEY_END, parts[KEY])))
         else:
@@ -317,105 +301,6 @@ class Coder:
             verdict = netlink.attributes(netlink.attributes(data)[VERDICT])
             return Verdict(netlink.to_text(verdict.get(nft.VERDICT_CHAIN, b"")))
         return self._data.read(_value(data))
-
-
-class _Fields:
-    """Concatenated values of some types."""
-
-    def __init__(self, types: tuple[Type, ...]) -> None:
-        self.types = types
-        self.padded = "".join(FORMATS[type_] for type_ in types)
-        self._packer = struct.Struct(">" + (_format(types) if types else ""))
-        self._writers = [_WRITERS[type_] for type_ in types]
-        self._readers = [_READERS[type_] for type_ in types]
-
-    def columns(self, rows: Sequence[Key]) -> list[Iterable[Any]]:
-        """The values of ROWS as `padded` takes them, type by type."""
-        if not set(map(len, rows)) <= {len(self.types)}:
-            raise ValueError("a wrong number of parts")
-        return [map(write, map(itemgetter(i), rows)) for i, write in enumerate(self._writers)]
-
-    def write(self, row: Key) -> bytes:
-        return self._packer.pack(*(write(part) for write, part in zip(self._writers, row, strict=True)))
-
-    def read(self, data: bytes) -> Key:
-        return tuple(read(part) for read, part in zip(self._readers, self._packer.unpack(data), strict=True))
-
-    def write_ranges(self, row: Key) -> tuple[bytes, bytes]:
-        """The first and the last value that ROW, which may have networks or ranges for addresses, stands for."""
-        first: list[Any] = []
-        last: list[Any] = []
-        for type_, write, part in zip(self.types, self._writers, row, strict=True):
-            low, high = bounds(type_, str(part)) if type_ in ADDRESSES else (write(part), write(part))
-            first.append(low)
-            last.append(high)
-        return self._packer.pack(*first), self._packer.pack(*last)
-
-    def read_ranges(self, first: bytes, last: bytes) -> Key:
-        both = zip(self.types, self._readers, self._packer.unpack(first), self._packer.unpack(last), strict=True)
-        return tuple(_range_text(low, high) if t in ADDRESSES else read(low) for t, read, low, high in both)
-
-
-class _Numbers(dict[str, int]):
-    """Protocols by name; those that have none here, which others may have put into a set, are told by number."""
-
-    def __missing__(self, name: str) -> int:
-        return int(name)
-
-
-def _host_number(value: int) -> bytes:
-    return value.to_bytes(4, sys.byteorder)
-
-
-def _same(value: int) -> int:
-    return value
-
-
-_WRITERS: dict[Type, Callable[[Any], Any]] = {
-    Type.IPV4: functools.partial(socket.inet_pton, socket.AF_INET),
-    Type.IPV6: functools.partial(socket.inet_pton, socket.AF_INET6),
-    Type.PROTO: _Numbers(PROTOCOLS).__getitem__,
-    Type.PORT: _same,
-    Type.SLOT: functools.lru_cache(maxsize=4096)(_host_number),
-}
-_READERS: dict[Type, Callable[[Any], Any]] = {
-    Type.IPV4: functools.partial(socket.inet_ntop, socket.AF_INET),
-    Type.IPV6: functools.partial(socket.inet_ntop, socket.AF_INET6),
-    Type.PROTO: lambda number: PROTOCOL_NAMES.get(number, str(number)),
-    Type.PORT: _same,
-    Type.SLOT: lambda data: int.from_bytes(data, sys.byteorder),
-}
-
-
-def bounds(type_: Type, text: str) -> tuple[bytes, bytes]:
-    """First and last address of a network, of "FIRST-LAST" or of one address."""
-    family = ADDRESSES[type_]
-    if "-" in text:
-        low, high = text.split("-")
-        return socket.inet_pton(family, low), socket.inet_pton(family, high)
-    address, _, length = text.partition("/")
-    packed = socket.inet_pton(family, address)
-    if not length:
-        return packed, packed
-    free = len(packed) * 8 - int(length)
-    if free < 0:
-        raise ValueError(f"no such network: {text}")
-    rest = (1 << free) - 1
-    number = int.from_bytes(packed, "big")
-    return (number & ~rest).to_bytes(len(packed), "big"), (number | rest).to_bytes(len(packed), "big")
-
-
-def _range_text(first: bytes, last: bytes) -> str:
-    """A network where FIRST and LAST are those of one, else "FIRST-LAST"."""
-    low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
-    size = high - low + 1
-    if size > 0 and size & (size - 1) == 0 and low % size == 0:
-        return f"{_text(first)}/{len(first) * 8 - size.bit_length() + 1}"
-    return f"{_text(first)}-{_text(last)}"
-
-
-def _text(packed: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def _next(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from kproxy.kernel import netlink
 from kproxy.kernel import nftables_elements as elements
 from kproxy.kernel import nftables_expressions as nft
+from kproxy.kernel.nftables_fields import width
 from kproxy.model.nft import Set, SetKind, Type
 from kproxy.model.plans import Family
 
@@ -39,12 +40,12 @@ def described(family: Family, spec: Set) -> bytes:
         data = netlink.be32(SET_DATA_TYPE, VERDICT_TYPE)
     elif spec.kind is SetKind.MAP:
         data = netlink.be32(SET_DATA_TYPE, _type_id(spec.data))
-        data += netlink.be32(SET_DATA_LEN, elements.width(spec.data))
+        data += netlink.be32(SET_DATA_LEN, width(spec.data))
     parts = [
         netlink.text(SET_NAME, spec.name),
         netlink.be32(SET_FLAGS, _flags(spec)),
         netlink.be32(SET_KEY_TYPE, _type_id(spec.key)),
-        netlink.be32(SET_KEY_LEN, elements.width(spec.key)),
+        netlink.be32(SET_KEY_LEN, width(spec.key)),
         data,
         netlink.be32(SET_ID, 1),  # within a transaction; rules name the set instead
         _dimensions(spec),
@@ -70,7 +71,7 @@ def set_of(attributes: Mapping[int, bytes]) -> Set | None:
     interval, timeout = bool(number(SET_FLAGS) & INTERVAL), number(SET_TIMEOUT) // 1000
     spec = Set(netlink.to_text(attributes.get(SET_NAME, b"")), key, kind, data, interval, timeout, size)
     lengths = number(SET_KEY_LEN), number(SET_DATA_LEN)
-    expected = elements.width(key), elements.width(data) if kind is SetKind.MAP else lengths[1]
+    expected = width(key), width(data) if kind is SetKind.MAP else lengths[1]
     return spec if (number(SET_FLAGS), lengths) == (_flags(spec), expected) else None
 
 

@@ -13,11 +13,8 @@ import pytest
 from kproxy.lab.namespaces import Namespace, unavailable
 
 NEEDED = "it takes root, or at least the capability NET_ADMIN"
-NO_RIGHTS = (
-    "setpriv",
-    "--bounding-set=-all",
-    "--inh-caps=-all",
-)  # as any user; the code may lie where others cannot read
+# Still root by name, as the code may lie where no other user can read it.
+NO_RIGHTS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 NO_NET_ADMIN = ("setpriv", "--bounding-set=-net_admin")
 ROOT_ELSEWHERE = ("unshare", "--user", "--map-root-user")
 """It has every capability, in a user namespace that the network does not belong to."""
