@@ -33,6 +33,16 @@ ROOT_FOLDERS = frozenset(
 )
 # Folders that wait for real servers or start a process for each test: minutes that the quick loop does without.
 SLOW_FOLDERS = frozenset({"badinput", "packaging", "source"})
+# Hundreds of cluster states step by step, and long random histories: more than a third of all the rest together.
+SLOW_FILES = frozenset(
+    {
+        "test_cases_of_kube_proxy.py",
+        "test_driving_the_ipvs_steps.py",
+        "test_driving_the_steps.py",
+        "test_nftables_text.py",
+        "test_random_changes.py",
+    }
+)
 ROOT_FILES = frozenset({"test_host_tables.py", "test_real_kernel.py"})
 ROOT_FIXTURES = frozenset({"namespaces", "netns", "real"})
 
@@ -64,7 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if needs_root(item):
             item.add_marker(pytest.mark.root)
-        if item.path.parent.name in SLOW_FOLDERS:
+        if item.path.parent.name in SLOW_FOLDERS or item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
 
 
