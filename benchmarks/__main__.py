@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from kproxy.errors import KproxyError
 
-__all__ = ["main"]
-
 
 def main(argv: Sequence[str]) -> int:
     """The exit status. Bad arguments end in SystemExit."""

@@ -12,8 +12,6 @@ import msgspec
 from kproxy.model.objects import Kind
 from kproxy.model.plans import Family
 
-__all__ = ["NODE", "ZONES", "Shape", "body", "endpoint_slice", "items", "node", "service", "slice_name"]
-
 NODE = "node-000"  # where kproxy runs
 NODES = 100  # endpoints are spread evenly over these
 ZONES = 3

@@ -13,8 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Figure", "machine", "show", "table", "write"]
-
 RESULTS = Path(__file__).parent / "results"
 
 

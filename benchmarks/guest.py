@@ -13,8 +13,6 @@ from pathlib import Path
 from kproxy.errors import KernelError
 from tests.guest.machine import Machine, MachineError, unavailable
 
-__all__ = ["run"]
-
 
 def run(
     folder: Path, argv: Sequence[str], result: str, seconds: float, look: Callable[[], None] | None = None

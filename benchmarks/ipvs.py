@@ -22,13 +22,12 @@ from tempfile import TemporaryDirectory
 from benchmarks import guest
 from benchmarks.figures import Figure
 from kproxy.errors import KernelError
-from kproxy.kernel.ipvs import KernelIpvs, Operation, Verb
+from kproxy.kernel.ipvs import KernelIpvs
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from tests.guest.machine import CHECKOUT, INSIDE, kernel_has_ipvs
-
-__all__ = ["SIZES", "measure"]
 
 SIZES = (10, 100, 1_000)
 ROUNDS = 5

@@ -22,9 +22,7 @@ from benchmarks.planning import Cluster
 from benchmarks.processes import resident
 from kproxy.model.events import Listed
 from kproxy.model.objects import Kind, Object
-from kproxy.source.listing import PAGE_SIZE
-
-__all__ = ["hold"]
+from kproxy.sources.listing import PAGE_SIZE
 
 KINDS = (Kind.NODE, Kind.SERVICE, Kind.ENDPOINT_SLICE)
 MEGABYTE = 1e6
@@ -45,7 +43,7 @@ def hold(shape: Shape, label: str, limit: float | None = None) -> Iterator[Figur
 
 def measure(folder: Path) -> dict[str, int]:
     """The process's part. Bytes."""
-    import kproxy.source.api
+    import kproxy.sources.api
     import kproxy.sync.daemon  # noqa: F401  (with all that they import, as in the daemon)
 
     before, _ = resident("self")

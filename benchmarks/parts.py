@@ -13,8 +13,6 @@ from benchmarks.cluster import Shape
 from benchmarks.figures import RESULTS, Figure, show, write
 from kproxy.model.plans import Family
 
-__all__ = ["main"]
-
 SIZES = (100, 1_000, 10_000)
 DUAL = tuple(Family)
 FULL = 10_000  # the size, with 5 endpoints, for which limits were promised

@@ -24,8 +24,6 @@ import threading
 import time
 from collections.abc import Sequence
 
-__all__ = ["main"]
-
 REQUEST = b"GET / HTTP/1.1\r\nHost: benchmark\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PIECE = 8 << 20

@@ -18,17 +18,15 @@ from benchmarks.cluster import NODE, Shape, body, endpoint_slice
 from benchmarks.figures import Figure
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.kernel.iptables import Backend
-from kproxy.model.book import Book
 from kproxy.model.events import Changed, Listed
 from kproxy.model.objects import TYPES, EndpointSlice, Kind
+from kproxy.model.plan_store import PlanStore
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings, render_port
-from kproxy.source.decode import Decoder
-from kproxy.sync.settings import Host, iptables_settings, place
-
-__all__ = ["Cluster", "Sink", "changes", "cold_start"]
+from kproxy.modes.settings import Host, iptables_settings, place
+from kproxy.sources.decode import Decoder
 
 HOST = Host(node_ips=("192.0.2.10", "2001:db8::10"), addresses=("192.0.2.10", "2001:db8::10"))
 CHANGES = 400
@@ -48,7 +46,7 @@ class Sink:
         return EMPTY
 
     def restore(self, text: bytes | str) -> None:
-        """Forgets it; the programmer counts what it sends."""
+        """Forgets it; the dataplane counts what it sends."""
 
 
 class Cluster:
@@ -59,7 +57,7 @@ class Cluster:
         self.config = msgspec.structs.replace(config, cluster_cidr="10.128.0.0/9,fd00:244::/32")
         self.decoders = {kind: Decoder(kind) for kind in Kind}
         self.state = ClusterState(NODE)
-        self.book = Book()
+        self.book = PlanStore()
 
     def take_in(self, kind: Kind, answer: bytes) -> None:
         """Decode the server's answer to a list, and let the model know of it."""
@@ -88,8 +86,8 @@ def changes(shape: Shape, count: int = CHANGES) -> Iterator[Figure]:
     # Without per-rule comments at every size: kube-proxy's rule leaves them out past 1,000 endpoints, and bytes are
     # only comparable within one layout.
     settings = replace(cluster.settings(Family.IPV4), comments=False)
-    programmer = IptablesProgrammer(settings, sink)
-    programmer.apply(cluster.book.pages[Family.IPV4].plans, None)
+    dataplane = IptablesDataplane(settings, sink)
+    dataplane.apply(cluster.book.pages[Family.IPV4].plans, None)
     seconds, sizes, plan_only = [], [], []
     random = Random(7)
     gc.collect()
@@ -103,7 +101,7 @@ def changes(shape: Shape, count: int = CHANGES) -> Iterator[Figure]:
             dirty = cluster.state.take_dirty()
             touched = cluster.book.update(cluster.state, dirty, place(NODE, cluster.state.node, HOST))[Family.IPV4]
             middle = time.perf_counter()
-            outcome = programmer.apply(cluster.book.pages[Family.IPV4].plans, touched.keys())
+            outcome = dataplane.apply(cluster.book.pages[Family.IPV4].plans, touched.keys())
             end = time.perf_counter()
             seconds.append(end - start)
             plan_only.append(middle - start)
@@ -134,7 +132,7 @@ def cold_start(shape: Shape, label: str, limit: float | None = None) -> Iterator
             render_port(plan, settings)
     rendered = clock()
     for family in Family:
-        IptablesProgrammer(cluster.settings(family), Sink(family)).apply(cluster.book.pages[family].plans, None)
+        IptablesDataplane(cluster.settings(family), Sink(family)).apply(cluster.book.pages[family].plans, None)
     written = clock()
     steps = {
         "decoding": decoded - start,

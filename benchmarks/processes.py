@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Stat", "Usage", "family", "members", "memory", "parse_stat", "parse_status", "resident", "usage"]
-
 PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 

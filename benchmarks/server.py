@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.cluster import Shape, items
-from kproxy.fakes.apiserver import ApiServer
 from kproxy.model.objects import Kind
+from tests.fakes.apiserver import ApiServer
 
 
 def main(arguments: list[str]) -> None:

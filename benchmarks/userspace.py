@@ -23,8 +23,6 @@ from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
 from kproxy.modes.userspace.forwarder import ForwarderProcess
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
 
-__all__ = ["measure"]
-
 ROUNDS = 5
 SECONDS = 1.5
 CLIENTS = 2  # processes, each with several connections at the same time

@@ -19,20 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = [
-    "ApiError",
-    "CommandError",
-    "InvalidConfig",
-    "InvalidInput",
-    "InvalidObject",
-    "KernelError",
-    "KproxyError",
-    "NetlinkError",
-    "RestoreError",
-    "SourceError",
-    "one_line",
-]
-
 
 def one_line(text: str, limit: int = 400) -> str:
     """TEXT with control characters escaped, cut to LIMIT characters, so that it fits on one line of a log."""

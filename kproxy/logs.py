@@ -22,8 +22,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, TextIO
 
-__all__ = ["ROOT", "Log", "Verbose", "get", "setup", "told", "traceback_wanted"]
-
 ROOT = "kproxy"
 TRACEBACKS_FROM = 4
 HIDDEN = "(hidden)"

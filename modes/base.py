@@ -1,4 +1,4 @@
-"""The seam between the sync loop and a mode: one Programmer per mode and IP family.
+"""The seam between the sync loop and a mode: one Dataplane per mode and IP family.
 
 The loop says which plans the kernel should hold and which of them changed; the mode writes the difference. A mode keeps
 what it has written to itself and replaces it only after the kernel took the whole transaction, so the loop needs no
@@ -11,10 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kproxy.model.flows import Frontend
-from kproxy.model.plans import Family, PortKey, ServicePlan
-
-__all__ = ["Frontend", "Outcome", "Programmer"]
+from kproxy.model.plans import Family, Frontend, PortKey, ServicePlan
 
 
 @dataclass(slots=True)
@@ -36,7 +33,7 @@ class Outcome:
     repaired: bool = False
 
 
-class Programmer(Protocol):
+class Dataplane(Protocol):
     """Writes one IP family's plans to the kernel."""
 
     @property
@@ -51,9 +48,9 @@ class Programmer(Protocol):
         """
 
     def drifted(self) -> bool:
-        """Cheap: has somebody else changed what this programmer wrote since its last apply?"""
+        """Cheap: has somebody else changed what this dataplane wrote since its last apply?"""
 
-    def tend(self) -> float | None:
+    def housekeeping(self) -> float | None:
         """Do what is due without any change (endpoints that left are let go once their connections have ended).
 
         Returns the seconds until it wants to be called again, None when there is nothing to wait for; an apply may

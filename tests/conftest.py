@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.guest.bridge"]
+pytest_plugins = ["tests.guest.bridge", "tests.network_namespaces"]
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
@@ -32,7 +32,7 @@ ROOT_FOLDERS = frozenset(
     }
 )
 # Folders that wait for real servers or start a process for each test: minutes that the quick loop does without.
-SLOW_FOLDERS = frozenset({"badinput", "packaging", "source"})
+SLOW_FOLDERS = frozenset({"badinput", "packaging", "sources"})
 # Hundreds of cluster states step by step, and long random histories: more than a third of all the rest together.
 SLOW_FILES = frozenset(
     {

@@ -9,8 +9,6 @@ from benchmarks.report.plots import plots, png
 from benchmarks.report.summaries import Results
 from benchmarks.suite.results import Run
 
-__all__ = ["write"]
-
 
 def write(run: Run, folder: Path) -> list[Path]:
     """FOLDER/suite.html and FOLDER/*.png, the page first. Makes the folder; replaces files of these names."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from benchmarks.suite.results import Quantity
 
-__all__ = ["LIMITS", "MEANINGS"]
-
 LIMITS = (
     "All figures of a report come from one run on one machine and one clock, so they can be compared with each other; "
     "figures of different runs cannot. The kernel, the processor and whatever else ran at the time are part of each.",

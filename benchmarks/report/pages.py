@@ -15,8 +15,6 @@ from benchmarks.report.plots import Plot
 from benchmarks.report.summaries import Results, amount, times
 from benchmarks.suite.results import Quantity, Run
 
-__all__ = ["page"]
-
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,

@@ -23,8 +23,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from benchmarks.report.summaries import Results, Size, amount
 from benchmarks.suite.results import Quantity
 
-__all__ = ["COSTS", "LATENCIES", "Plot", "connections", "cost", "distribution", "memory", "plots", "png"]
-
 MEMORY = (Quantity.MEMORY, Quantity.MEMORY_PEAK)
 COSTS = tuple(each for each in Quantity if each not in (*MEMORY, Quantity.CONNECTIONS))
 LATENCIES = (

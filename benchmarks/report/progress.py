@@ -11,8 +11,6 @@ from rich.text import Text
 
 from benchmarks.suite.progress import Progress
 
-__all__ = ["bars"]
-
 
 @contextmanager
 def bars(console: Console | None = None) -> Iterator[Progress]:

@@ -14,8 +14,6 @@ from statistics import median
 from benchmarks.figures import number
 from benchmarks.suite.results import Problem, Quantity, Run, Subject
 
-__all__ = ["Growth", "Results", "Size", "Summary", "amount", "percentile", "times"]
-
 _STEPS = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
     "B": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),

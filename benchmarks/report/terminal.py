@@ -9,8 +9,6 @@ from rich.text import Text
 from benchmarks.report.summaries import Results, Size, amount, times
 from benchmarks.suite.results import Quantity, Run
 
-__all__ = ["table"]
-
 
 def table(run: Run) -> RenderableType:
     """A section for each quantity: p50 and p99 of each subject at each size, growth, and the ratio to the reference."""

@@ -9,18 +9,6 @@ what goes to a cluster IP that no rule takes is refused there at once.
 
 from __future__ import annotations
 
-__all__ = [
-    "API_ADDRESS",
-    "CLIENT_ADDRESS",
-    "CLUSTER_CIDR",
-    "FIRST_REPLACEMENT",
-    "MOST_ENDPOINTS",
-    "NODE_ADDRESS",
-    "REPLACEMENTS",
-    "SERVICE_PORT",
-    "TARGET_PORT",
-]
-
 CLUSTER_CIDR = "10.128.0.0/9"  # the client is a pod of this cluster, so nothing is masqueraded
 NODE_ADDRESS, CLIENT_ADDRESS = "10.255.0.1", "10.255.0.2"
 NODE_TO_PODS, PODS_ADDRESS = "10.255.0.5", "10.255.0.6"

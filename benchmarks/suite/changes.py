@@ -11,8 +11,6 @@ from benchmarks.suite.probing import REFUSED, Prober
 from benchmarks.suite.results import Quantity
 from benchmarks.suite.trials import LOOSE, TIGHT, Trial
 
-__all__ = ["costs", "endpoints", "services"]
-
 WARM_UP = 3
 APART = (0.03, 0.08)  # seconds from one change's proof to the next change: more than the shortened minSyncPeriod
 REST = 0.3  # seconds that a proxy has to finish what nobody sees

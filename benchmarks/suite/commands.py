@@ -12,8 +12,6 @@ from benchmarks.suite.results import encode
 from benchmarks.suite.runs import measure
 from kproxy.errors import KproxyError
 
-__all__ = ["FILE", "main"]
-
 FILE = "suite.json"
 
 

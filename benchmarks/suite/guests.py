@@ -19,8 +19,6 @@ from benchmarks.suite.results import Run, decode, encode
 from benchmarks.suite.runs import measure as measure_here
 from tests.guest.machine import CHECKOUT, INSIDE
 
-__all__ = ["measure"]
-
 RESULT, LINES = "suite.json", "progress"
 SECONDS = 3500.0  # the machine itself lasts an hour at most
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from kproxy import __version__
 
-__all__ = ["describe", "processor"]
-
 TOOLS = {"iptables": "--version", "nft": "--version", "strace": "--version"}
 
 

@@ -18,8 +18,6 @@ from benchmarks.cluster import Shape
 from benchmarks.suite.addresses import FIRST_REPLACEMENT, REPLACEMENTS
 from kproxy.model.plans import Family
 
-__all__ = ["Change", "Objects", "Write", "spread", "storm"]
-
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices"
 SERVICES = "/api/v1/namespaces/{}/services"
 

@@ -14,8 +14,6 @@ from benchmarks.figures import RESULTS
 from benchmarks.suite.addresses import MOST_ENDPOINTS
 from benchmarks.suite.subjects import MODES, PLACEHOLDERS, Launch, launches
 
-__all__ = ["Limits", "Options", "read"]
-
 MOST_IN_A_SLICE = 1000  # the API's own limit
 STARTS, CHANGES, PHASE, STORM, PACKETS = 3, 30, 60.0, 20.0, 2.0
 

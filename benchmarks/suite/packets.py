@@ -16,8 +16,6 @@ from benchmarks.suite.trials import Trial
 from benchmarks.suite.worlds import World
 from kproxy.errors import CommandError, KernelError
 
-__all__ = ["measure"]
-
 ROUNDS = 3
 FIRST_ANSWERS = 200
 WARM_UP = 20

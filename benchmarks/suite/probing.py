@@ -19,8 +19,6 @@ from types import TracebackType
 from benchmarks.suite.addresses import SERVICE_PORT, TARGET_PORT
 from benchmarks.suite.worlds import World
 
-__all__ = ["REFUSED", "Prober"]
-
 REFUSED = "refused"
 BACKLOG = 4096
 ONE_ATTEMPT = 0.05  # seconds

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Progress"]
-
 
 class Progress(Protocol):
     """Called from the thread that measures."""

@@ -22,8 +22,6 @@ from kproxy.errors import KernelError, one_line
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import choose_backend
 
-__all__ = ["Proxy", "quiet"]
-
 TOOLS = ("", "-save", "-restore")
 LOOK = 0.1  # seconds between two looks at its memory
 QUIET, LENGTH = 0.02, 0.5  # seconds of processor time in so many seconds: what is less is rest

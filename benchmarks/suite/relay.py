@@ -11,8 +11,6 @@ import contextlib
 import socket
 import sys
 
-__all__ = ["main"]
-
 PIECE = 1 << 18
 
 

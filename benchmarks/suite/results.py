@@ -15,8 +15,6 @@ import msgspec
 
 from kproxy.errors import InvalidConfig
 
-__all__ = ["Measurement", "Problem", "Quantity", "Run", "Subject", "decode", "encode"]
-
 
 class Quantity(StrEnum):
     """What is measured. Each has one unit, in which its samples are: see `unit`."""

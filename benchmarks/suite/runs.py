@@ -26,8 +26,6 @@ from benchmarks.suite.worlds import around, control
 from kproxy.errors import KproxyError
 from kproxy.lab.namespaces import Namespace
 
-__all__ = ["measure"]
-
 REST = 30.0  # seconds that a proxy is given to come to rest after its start
 Phase = Callable[[Trial, Prober], None]
 PHASES: tuple[tuple[str, Phase], ...] = (

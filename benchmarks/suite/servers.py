@@ -27,9 +27,7 @@ from benchmarks.suite.objects import Objects, Write
 from kproxy.errors import ApiError, InvalidConfig, KernelError, SourceError, one_line
 from kproxy.lab.namespaces import Namespace, tied
 from kproxy.lab.proxies import wait_for
-from kproxy.source.credentials import ClientSettings, Credentials
-
-__all__ = ["Api", "Sent", "Writer", "redirected", "remote", "stand_in"]
+from kproxy.sources.credentials import ClientSettings, Credentials
 
 NAMESPACE = "kproxy-benchmark"
 FILLING = 900.0  # seconds that a stand-in may take to make its objects

@@ -8,8 +8,6 @@ from benchmarks.suite.probing import Prober
 from benchmarks.suite.trials import PATIENCE, Trial
 from kproxy.errors import KernelError
 
-__all__ = ["cold"]
-
 PAUSE = 0.002  # seconds between two attempts: the proxy needs the processors more
 
 

@@ -13,8 +13,6 @@ from benchmarks.suite.results import Quantity
 from benchmarks.suite.trials import PATIENCE, Trial
 from kproxy.errors import KernelError
 
-__all__ = ["measure"]
-
 SHARE = 0.1
 RATE = 100.0  # writes a second
 WATCHED = 5  # one write of so many, and the last one

@@ -12,8 +12,6 @@ from benchmarks.cluster import NODE
 from benchmarks.suite.addresses import CLUSTER_CIDR, NODE_ADDRESS
 from benchmarks.suite.results import Subject
 
-__all__ = ["MODES", "PLACEHOLDERS", "Launch", "backend", "configuration", "launches", "split", "words"]
-
 MODES = ("iptables", "iptables-nft", "iptables-legacy", "ipvs", "nftables", "userspace")
 PLACEHOLDERS = ("config", "kubeconfig", "node", "mode")
 OURS = "kproxy"

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["CALLS", "written"]
-
 CALLS = ("sendto", "sendmsg", "write", "writev", "setsockopt")
 
 _BEGUN = re.compile(r"^(?P<pid>\d+) +(?P<text>.*) <unfinished \.\.\.>$")

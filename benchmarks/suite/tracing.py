@@ -18,8 +18,6 @@ from benchmarks.suite.trials import LOOSE, Trial
 from kproxy.errors import KernelError
 from kproxy.lab.proxies import wait_for
 
-__all__ = ["measure"]
-
 CHANGES = 5
 REST = 0.5  # seconds after a change's proof, for what is written later
 

@@ -17,8 +17,6 @@ from benchmarks.suite.servers import Writer
 from benchmarks.suite.worlds import World
 from kproxy.errors import KernelError
 
-__all__ = ["PATIENCE", "Findings", "Trial"]
-
 PATIENCE = 300.0  # seconds; a change that takes longer has found its answer
 TIGHT, LOOSE = 0.0002, 0.01  # seconds between two attempts: to time a change, and to cost the proxy little
 PROBED = 8  # Services that are watched, spread through the cluster

@@ -12,8 +12,6 @@ from benchmarks.suite import addresses as at
 from kproxy.lab import links
 from kproxy.lab.namespaces import Namespace
 
-__all__ = ["World", "around", "control"]
-
 SYSCTLS = links.HOST_SYSCTLS | {
     "ipv4/icmp_ratemask": "0",
     # Closed connections are forgotten soon: what one size left behind would slow down the next.

@@ -1,12 +1,19 @@
-"""`kproxy cleanup`: remove everything that any mode ever wrote, kube-proxy's own rules included."""
+"""`kproxy cleanup`: remove everything that any mode ever wrote, kube-proxy's own rules included.
+
+`kproxy cleanup`: takes everything out of the kernel that kube-proxy or kproxy ever put there, in any mode.
+
+What belongs to others, the kubelet's chains above all, stays.
+"""
 
 from __future__ import annotations
 
 import click
 
 from kproxy import logs
-
-__all__ = ["clean_up", "command"]
+from kproxy.errors import KernelError
+from kproxy.kernel import host_checks, nfacct
+from kproxy.kernel.commands import Commands, Runner
+from kproxy.sync.stale_rules import clean_chains, rules_of_modes
 
 
 @click.command("cleanup", context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +26,45 @@ def command(verbosity: int) -> int:
 
 def clean_up() -> int:
     """Do it; the exit status. Raises KernelError when something would not go."""
-    from kproxy.sync.cleanup import cleanup_all
 
     cleanup_all()
     return 0
+
+
+_log = logs.get("cleanup")
+
+
+def cleanup_all(runner: Runner | None = None) -> None:
+    """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go or could
+    not be looked at, and at once where this process could do nothing at all."""
+    if not host_checks.may_administer_network():
+        raise KernelError(f"nothing was cleaned: {host_checks.NEEDED}")
+    runner = runner or Commands()
+    problems, unseen = clean_chains(runner)
+    problems = [*problems, *unseen, *_others(runner), *_counters()]
+    if problems:
+        raise KernelError("; ".join(problems))
+
+
+def _others(runner: Runner) -> list[str]:
+    """What modes leave outside iptables; after the rules, which may still use it."""
+    problems = []
+    for mode, left in rules_of_modes(runner).items():
+        try:
+            problems += left.remove()
+        except KernelError as error:
+            problems.append(f"{mode}: {error}")
+    return problems
+
+
+def _counters() -> list[str]:
+    """kube-proxy's packet counters, once no rule counts in them any more."""
+    if not nfacct.available():
+        return []
+    try:
+        for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+            if nfacct.remove(name):
+                _log.info("Deleted counter", name=name)
+    except KernelError as error:
+        return [str(error)]
+    return []

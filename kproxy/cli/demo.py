@@ -30,8 +30,6 @@ from kproxy.lab.outcomes import Answered, Nothing, Outcome
 from kproxy.lab.proxies import Proxy, choose_backend
 from kproxy.model.plans import Family
 
-__all__ = ["command"]
-
 PODS = (Pod("web-1", 1, 11), Pod("web-2", 1, 12), Pod("shell", 1, 13), Pod("web-3", 2, 11), Pod("dns-1", 2, 12))
 PORTS = {"web-1": (8080,), "web-2": (8080,), "web-3": (8080,), "dns-1": (5353,)}
 WEB = re.compile(r"shop/web:|(10\.96\.0\.80|203\.0\.113\.80):80 |:30080 ")  # by name, or by what leads there

@@ -16,8 +16,6 @@ from rich.text import Text
 from kproxy.lab.outcomes import Answered, Outcome
 from kproxy.lab.probes import Ask
 
-__all__ = ["Step", "Way", "console", "introduce", "name_of", "show_rules", "steps_table", "summarise", "ways_table"]
-
 WIDTH = 120  # of plain output, and the most that a terminal is filled
 COLOURS = {"web-1": "green", "web-2": "cyan", "web-3": "yellow", "dns-1": "magenta"}
 MAP = """\

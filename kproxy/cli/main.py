@@ -12,9 +12,7 @@ from importlib import import_module
 import click
 
 from kproxy import __version__
-from kproxy.cli.reports import guard
-
-__all__ = ["COMMANDS", "group", "kube_proxy_main", "main"]
+from kproxy.cli.exits import guard
 
 # name: (module, attribute, what it does)
 COMMANDS = {

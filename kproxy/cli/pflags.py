@@ -13,8 +13,6 @@ import click
 
 from kproxy.cli.flags import BY_NAME, FLAGS, Flag
 
-__all__ = ["PflagCommand", "normalise", "options", "unknown_flags"]
-
 BARE = {"bool": "true", "version[=true]": "true"}
 SHOWN = {"bool": "[=true|false]", "version[=true]": "[=true]"}
 """How the help shows the value of a flag that may stand without one."""

@@ -12,11 +12,9 @@ from kproxy.cli.flags import FLAGS, Flag
 from kproxy.cli.run import KUBERNETES
 from kproxy.config import defaults, gates
 from kproxy.config.durations import Duration
+from kproxy.config.field_docs import FIELD_DOCS, leaves, value_at
 from kproxy.config.fields import ProxyMode
-from kproxy.config.meanings import MEANINGS, leaves, value_at
-from kproxy.sync.changes import MADE_WITH
-
-__all__ = ["page"]
+from kproxy.sync.reload import MADE_WITH
 
 HEAD = """# Configuration
 
@@ -94,7 +92,7 @@ def _fields() -> Iterator[tuple[str, ...]]:
         # In the mode that it belongs to: only there are sync periods completed.
         mode = next((mode for mode in ProxyMode if path.startswith(f"{mode}.")), ProxyMode.IPTABLES)
         default = value_at(defaults.default(mode), attributes)
-        meaning = MEANINGS[path]
+        meaning = FIELD_DOCS[path]
         text = f"nothing: {meaning.text}" if meaning.idle else meaning.text
         yield f"`{path}`", _type(kind), _value(default), text
 

@@ -15,18 +15,16 @@ import click
 from msgspec.structs import replace as replace_fields
 
 from kproxy import logs
-from kproxy.cli import hosts
-from kproxy.cli.reports import Refused
+from kproxy.cli import host_file
+from kproxy.cli.exits import Refused
 from kproxy.config import defaults, files
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import node_name
 from kproxy.errors import InvalidConfig
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import Host, node_ips
-
-__all__ = ["RENDERERS", "Rendered", "command"]
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import Host, node_ips
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ def command(
     renderer = RENDERERS.get(settings.mode)
     if renderer is None:
         raise InvalidConfig([f"--mode: mode {settings.mode} is not available yet"])
-    known = hosts.read(host) if host else None
+    known = host_file.read(host) if host else None
     preview = _preview(settings, known, sources)
     names = list(FAMILIES) if family == "all" else [family]
     outcomes = {name: renderer(preview, FAMILIES[name]) for name in names}
@@ -168,7 +166,7 @@ def _cluster(config: KubeProxyConfiguration, sources: tuple[str, ...]) -> Mappin
     """The objects of the cluster. Raises Refused when one of the manifests is unusable, SourceError when unreadable."""
     if not sources:
         return _from_api_server(config)
-    from kproxy.source.manifests import read_manifests
+    from kproxy.sources.manifests import read_manifests
 
     objects, problems = read_manifests(sources)
     if problems:
@@ -180,9 +178,9 @@ def _cluster(config: KubeProxyConfiguration, sources: tuple[str, ...]) -> Mappin
 
 def _from_api_server(config: KubeProxyConfiguration) -> Mapping[Kind, Iterable[Object]]:
     """What the API server has now. Raises Refused, SourceError."""
-    from kproxy.source.api import read_cluster
-    from kproxy.source.client import ApiClient
-    from kproxy.source.credentials import ClientSettings
+    from kproxy.sources.api import read_cluster
+    from kproxy.sources.client import ApiClient
+    from kproxy.sources.credentials import ClientSettings
 
     client = ApiClient(ClientSettings(kubeconfig=config.client_connection.kubeconfig))
     try:

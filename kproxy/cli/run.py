@@ -9,10 +9,8 @@ from kproxy.cli import settings
 from kproxy.cli.flags import FLAGS
 from kproxy.cli.pflags import PflagCommand, options, unknown_flags
 from kproxy.config import files
-from kproxy.config import logs as log_settings
+from kproxy.config import options as log_settings
 from kproxy.config.options import Options
-
-__all__ = ["command"]
 
 KUBERNETES = "v1.36.2"
 """Whose kube-proxy is replaced. Its own answer is "Kubernetes v1.36.2", of which tools read the second word."""

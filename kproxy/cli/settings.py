@@ -14,15 +14,12 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from kproxy.cli import values
-from kproxy.cli.flag_layer import flag_layer
-from kproxy.cli.flags import BY_NAME, Flag
+from kproxy.cli import flag_values
+from kproxy.cli.flags import BY_NAME, Flag, flag_layer
 from kproxy.config import defaults, files, validate
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options, node_name
 from kproxy.errors import InvalidConfig
-
-__all__ = ["Wish", "read"]
 
 BACKENDS = ("auto", "nft", "legacy")
 
@@ -75,7 +72,7 @@ def _parse(texts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str
     problems = []
     for name, text in texts.items():
         try:
-            given[name] = values.parse(BY_NAME[name].type, text)
+            given[name] = flag_values.parse(BY_NAME[name].type, text)
         except ValueError as error:
             problems.append(f'--{name}: {error}, is "{text[-1]}"')
     if given.get("iptables-backend", "auto") not in BACKENDS:

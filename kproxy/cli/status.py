@@ -10,15 +10,13 @@ from urllib.parse import urlencode
 import click
 import msgspec
 
-from kproxy.cli.reports import DONE, FAILED
+from kproxy.cli.exits import DONE, FAILED
 from kproxy.config import files
 from kproxy.config.defaults import METRICS_PORT
 from kproxy.errors import InvalidConfig, SourceError
-from kproxy.health.listeners import parse_address
-from kproxy.health.overview import Overview
+from kproxy.healthz.listeners import parse_address
 from kproxy.model.plans import address_port
-
-__all__ = ["command"]
+from kproxy.status.schema import Status
 
 SECONDS = 10.0
 
@@ -84,8 +82,8 @@ def _ask(host: str, port: int, path: str) -> bytes:
     return body
 
 
-def _read(body: bytes, where: str) -> Overview:
+def _read(body: bytes, where: str) -> Status:
     try:
-        return msgspec.json.decode(body, type=Overview)
+        return msgspec.json.decode(body, type=Status)
     except msgspec.DecodeError as error:
         raise SourceError(f"{where} answered with something other than kproxy's status: {error}") from error

@@ -10,10 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kproxy.health.overview import FamilyStatus, Overview, PortRow, ServicePage, Sync
-from kproxy.health.wording import duration, size, span, time
-
-__all__ = ["show"]
+from kproxy.status.page import duration, size, span, time
+from kproxy.status.schema import FamilyStatus, PortRow, ServicePage, Status, Sync
 
 PIPED_WIDTH = 160
 SYNCS = 10
@@ -21,7 +19,7 @@ SYNCS = 10
 LINES = 10
 
 
-def show(o: Overview, out: TextIO) -> None:
+def show(o: Status, out: TextIO) -> None:
     """Print O to OUT."""
     if out.isatty():
         _print(Console(file=out, highlight=False), o)
@@ -32,7 +30,7 @@ def show(o: Overview, out: TextIO) -> None:
     out.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
-def _print(console: Console, o: Overview) -> None:
+def _print(console: Console, o: Status) -> None:
     _head(console, o)
     _troubles(console, o)
     for family in o.families:
@@ -45,7 +43,7 @@ def _print(console: Console, o: Overview) -> None:
         console.print(table)
 
 
-def _head(console: Console, o: Overview) -> None:
+def _head(console: Console, o: Status) -> None:
     health = Text("healthy", "bold green") if o.healthy else Text("unhealthy", "bold red")
     leaving = Text("" if o.node_eligible else ", the node is going away", "yellow")
     console.print(Text.assemble((o.node, "bold"), ": ", health, leaving))
@@ -56,7 +54,7 @@ def _head(console: Console, o: Overview) -> None:
     )
 
 
-def _troubles(console: Console, o: Overview) -> None:
+def _troubles(console: Console, o: Status) -> None:
     if o.refused:
         table = _table(console, f"Not programmed: {len(o.refused)}", "Service port", "Family", "Why")
         for refusal in o.refused:

@@ -20,8 +20,6 @@ from kproxy.config.durations import Duration, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
 from kproxy.errors import InvalidConfig
 
-__all__ = ["Problems", "decode", "parse_text"]
-
 NAMES = {
     str: "text",
     bool: "true or false",

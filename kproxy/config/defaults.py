@@ -9,8 +9,6 @@ from msgspec.structs import replace
 from kproxy.config.durations import MINUTE, SECOND, Duration
 from kproxy.config.fields import IPVS, ClientConnection, IPTables, KubeProxyConfiguration, Logging, NFTables, ProxyMode
 
-__all__ = ["HEALTHZ_PORT", "METRICS_PORT", "PRIMARY", "complete", "default", "with_port"]
-
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 SYNC_PERIOD = Duration(30 * SECOND)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["HOUR", "LARGEST", "MILLISECOND", "MINUTE", "SECOND", "Duration", "NumericDuration", "parse"]
-
 MICROSECOND = 1_000
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000

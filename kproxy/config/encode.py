@@ -11,8 +11,6 @@ import yaml
 from kproxy.config.durations import Duration
 from kproxy.config.fields import KubeProxyConfiguration, Userspace
 
-__all__ = ["to_values", "to_yaml"]
-
 # kube-proxy leaves these out when they are empty; every other field is always written.
 OMIT_EMPTY = {"featureGates", "vmodule", "windowsRunAsService", "splitStream"}
 # kube-proxy does not know these: a file that says nothing of them can be read by it.

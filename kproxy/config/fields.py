@@ -15,28 +15,6 @@ from msgspec import Meta, field
 
 from kproxy.config.durations import HOUR, MILLISECOND, MINUTE, SECOND, Duration, NumericDuration
 
-__all__ = [
-    "API_VERSION",
-    "GROUP",
-    "IPVS",
-    "KIND",
-    "ClientConnection",
-    "Conntrack",
-    "DetectLocal",
-    "DetectLocalMode",
-    "IPTables",
-    "KubeProxyConfiguration",
-    "Logging",
-    "LoggingFormat",
-    "LoggingOptions",
-    "NFTables",
-    "OutputOptions",
-    "ProxyMode",
-    "Userspace",
-    "VModule",
-    "Winkernel",
-]
-
 GROUP = "kubeproxy.config.k8s.io"
 API_VERSION = f"{GROUP}/v1alpha1"
 KIND = "KubeProxyConfiguration"

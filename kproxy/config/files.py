@@ -11,8 +11,6 @@ from kproxy.config import decode, defaults, encode, validate
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import InvalidConfig, KproxyError
 
-__all__ = ["Loaded", "from_text", "load", "read", "write"]
-
 
 class Loaded(NamedTuple):
     """A complete, valid configuration, and a line for each field of its file that is unknown, stands twice, or has a

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-__all__ = ["ALLOW_EXTERNAL_IPS", "KNOWN", "LOCKED", "idle", "problems"]
-
 ALLOW_EXTERNAL_IPS = "AllowServiceExternalIPs"
 """The gate that is honoured: false means that Services' externalIPs are not served."""
 

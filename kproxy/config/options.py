@@ -1,4 +1,7 @@
-"""What the command line and the configuration file say together: all that the daemon is told at its start."""
+"""What the command line and the configuration file say together: all that the daemon is told at its start.
+
+The `logging` section put into effect.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kproxy.config.fields import KubeProxyConfiguration
+from kproxy import logs
+from kproxy.config.fields import KubeProxyConfiguration, Logging
 from kproxy.errors import InvalidConfig
-
-__all__ = ["Options", "node_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,10 @@ def node_name(override: str) -> str:
     if not name:
         raise InvalidConfig(["hostnameOverride: must be set, because this host has no name"])
     return name
+
+
+def set_up(logging: Logging) -> None:
+    """Log as LOGGING says. May be called again."""
+    # The first of two entries for one name wins: those of the flags stand before those of the file.
+    modules = {m.file_pattern: m.verbosity for m in reversed(logging.vmodule)}
+    logs.setup(logging.format, logging.verbosity, modules)

@@ -15,10 +15,8 @@ import msgspec
 
 from kproxy.config import gates
 from kproxy.config.durations import Duration
+from kproxy.config.field_docs import FIELD_DOCS, leaves, value_at
 from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
-from kproxy.config.meanings import MEANINGS, leaves, value_at
-
-__all__ = ["SCHEDULERS", "Problem", "dormant", "ignored", "is_quantity", "problems"]
 
 Problem = tuple[str, str]
 
@@ -248,7 +246,7 @@ def ignored(config: KubeProxyConfiguration) -> list[str]:
     found = [
         path
         for path, attributes, _ in leaves()
-        if MEANINGS[path].idle or (path == "portRange" and config.mode is not ProxyMode.USERSPACE)
+        if FIELD_DOCS[path].idle or (path == "portRange" and config.mode is not ProxyMode.USERSPACE)
         if value_at(config, attributes) != value_at(standard, attributes)
     ]
     return sorted([*found, *(f"featureGates.{gate}" for gate in gates.idle(config.feature_gates))])

@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kproxy.errors import CommandError
-from kproxy.kernel import process_ids
-
-__all__ = ["MISSING", "TIMED_OUT", "Commands", "Completed", "Runner", "checked"]
+from kproxy.kernel import host_checks
 
 MISSING = 127  # what a shell reports for a command that it cannot find
 TIMED_OUT = 124  # what timeout(1) reports
@@ -130,7 +128,7 @@ class Commands:
 
 def _threads() -> list[int]:
     """The ids under which the kernel may name this process. In a container it names no threads (see
-    kproxy.kernel.nftables_monitor), and others' processes may have their ids."""
-    if not process_ids.are_the_kernels():
+    kproxy.netfilter.notifications), and others' processes may have their ids."""
+    if not host_checks.are_the_kernels():
         return []
     return [thread.native_id for thread in threading.enumerate() if thread.native_id]

@@ -10,8 +10,6 @@ import struct
 from kproxy.kernel import netlink
 from kproxy.kernel.netlink_sockets import Socket
 
-__all__ = ["HEADER", "NETLINK_GENERIC", "family_id", "header"]
-
 NETLINK_GENERIC = 16
 GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_VERSION = 0x10, 3, 2
 CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 1, 2

@@ -1,7 +1,7 @@
 """The node's network interfaces and addresses, by rtnetlink, and a watch on their changes.
 
 Decides: which addresses count as the node's own, and what its own IP is when no Node object tells. Leaves out: which of
-them take node ports (kproxy.model.hosts). Sources: rtnetlink(7), include/uapi/linux/{if_addr,if_link,rtnetlink}.h.
+them take node ports (kproxy.model.node_info). Sources: rtnetlink(7), include/uapi/linux/{if_addr,if_link,rtnetlink}.h.
 
 The daemon speaks rtnetlink by itself: it needs two dumps, and a whole library costs 0.1 s and 24 MB on every node.
 """
@@ -15,10 +15,8 @@ from typing import NamedTuple
 
 from kproxy.kernel import netlink
 from kproxy.kernel.netlink_sockets import Overrun, Socket
-from kproxy.model.hosts import SERVICE_DEVICE
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family
-
-__all__ = ["AddressMonitor", "Interface", "host", "interfaces", "node_ip", "own_addresses"]
 
 NETLINK_ROUTE = 0
 RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22

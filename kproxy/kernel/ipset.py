@@ -17,8 +17,6 @@ from kproxy.kernel.ipset_codec import Header, SetSpec, SetType
 from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Part, Socket
 from kproxy.model.plans import Family
 
-__all__ = ["Change", "HeldSet", "IpSets", "KernelIpSets", "SetSpec", "SetType"]
-
 NETLINK_NETFILTER = 12
 # As kube-proxy creates its sets: it takes none that was made with another limit, and so could not take the node back.
 LIMIT = 65536

@@ -20,33 +20,6 @@ from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
 from kproxy.model.plans import Family
 
-__all__ = [
-    "ADD",
-    "CREATE",
-    "DELETE",
-    "DESTROY",
-    "ENTRIES_AT_ONCE",
-    "HASH_FULL",
-    "HEADER",
-    "LIST",
-    "SWAP",
-    "TYPE",
-    "Header",
-    "SetSpec",
-    "SetType",
-    "creation",
-    "entries_of",
-    "entry",
-    "explained",
-    "header_of",
-    "named",
-    "numbered",
-    "pair",
-    "refused_entry",
-    "revision_of",
-    "type_query",
-]
-
 SUBSYSTEM = 6 << 8  # NFNL_SUBSYS_IPSET
 CREATE, DESTROY, SWAP, LIST = SUBSYSTEM | 2, SUBSYSTEM | 3, SUBSYSTEM | 6, SUBSYSTEM | 7  # IPSET_CMD_*
 ADD, DELETE, HEADER, TYPE = SUBSYSTEM | 9, SUBSYSTEM | 10, SUBSYSTEM | 12, SUBSYSTEM | 13

@@ -16,8 +16,6 @@ from kproxy.errors import CommandError, KernelError, RestoreError
 from kproxy.kernel.commands import Completed, Runner, checked
 from kproxy.model.plans import Family
 
-__all__ = ["Backend", "Command", "HostTables", "Tables", "available", "detect", "faulty_line", "forbidden"]
-
 LOCK_WAIT = 5  # seconds that the legacy commands may wait for /run/xtables.lock
 TIMEOUT = 120.0  # seconds; 10,000 Services take 24 s to save on nf_tables when their chains came in alphabetical order
 # The kubelet leaves these in the mangle table, so that others can tell which backend the node uses (KEP-3178).
@@ -33,7 +31,7 @@ class Backend(StrEnum):
 
 
 class Tables(Protocol):
-    """One family's xtables tables, on a host or in kproxy.fakes.iptables."""
+    """One family's xtables tables, on a host or in tests.fakes.iptables."""
 
     @property
     def family(self) -> Family: ...

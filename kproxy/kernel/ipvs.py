@@ -17,11 +17,9 @@ from kproxy.kernel import netlink
 from kproxy.kernel.generic_netlink import NETLINK_GENERIC, family_id
 from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
 from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Part, Socket
-from kproxy.model.hosts import family_of
+from kproxy.kernel.virtual_servers import RealKey, ServerKey, VirtualServer
+from kproxy.model.node_info import family_of
 from kproxy.model.plans import Family
-from kproxy.model.virtual_servers import RealKey, ServerKey, VirtualServer
-
-__all__ = ["Held", "Ipvs", "KernelIpvs", "Operation", "RealState", "Timeouts", "Verb"]
 
 DELETES = frozenset({Verb.DELETE_SERVER, Verb.DELETE_REAL})
 GONE = frozenset({errno.ESRCH, errno.ENOENT})  # no such virtual server; no such real server of it

@@ -16,26 +16,8 @@ from typing import NamedTuple
 
 from kproxy.kernel import generic_netlink as generic
 from kproxy.kernel import netlink
+from kproxy.kernel.virtual_servers import HASHED, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import HASHED, RealKey, RealServer, ServerKey, VirtualServer
-
-__all__ = [
-    "FAMILY",
-    "SCHEDULER_LIMIT",
-    "Operation",
-    "RealState",
-    "ServerState",
-    "Timeouts",
-    "Verb",
-    "change",
-    "mark_probe",
-    "probe",
-    "real_of",
-    "reals_of",
-    "server_of",
-    "servers",
-    "timeouts",
-]
 
 FAMILY, VERSION = "IPVS", 1
 NEW_SERVICE, SET_SERVICE, DEL_SERVICE, GET_SERVICE = 1, 2, 3, 4  # IPVS_CMD_*

@@ -17,8 +17,6 @@ from typing import NamedTuple
 from kproxy.errors import NetlinkError
 from kproxy.model.plans import Family
 
-__all__ = ["TableInfo", "loaded", "table_info"]
-
 GET_INFO = 64  # IPT_SO_GET_INFO and IP6T_SO_GET_INFO
 INFO = struct.Struct("=32sI5I5III")  # struct ipt_getinfo
 NAMES = {Family.IPV4: "ip_tables_names", Family.IPV6: "ip6_tables_names"}
@@ -70,3 +68,31 @@ def table_info(family: Family, table: str) -> TableInfo | None:
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class LegacyDrift:
+    """Compares the tables' sizes with those after the last write."""
+
+    proves = False
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._seen: tuple[TableInfo | None, ...] | None = None
+
+    def reading(self) -> None:
+        """Take the sizes now, before the tables are read."""
+        self._seen = self._sizes()
+
+    def wrote(self) -> None:
+        """What was just written is no drift."""
+        self._seen = self._sizes()
+
+    def changed(self) -> bool:
+        """Whether the sizes differ from those last taken; false when they cannot be had."""
+        return self._seen is not None and self._sizes() != self._seen
+
+    def _sizes(self) -> tuple[TableInfo | None, ...] | None:
+        try:
+            return tuple(table_info(self._family, table) for table in ("nat", "filter"))
+        except NetlinkError:
+            return None

@@ -17,38 +17,6 @@ from typing import NamedTuple
 
 from kproxy.errors import NetlinkError
 
-__all__ = [
-    "NLMSG_DONE",
-    "NLMSG_ERROR",
-    "NLM_F_ACK",
-    "NLM_F_CREATE",
-    "NLM_F_DUMP",
-    "NLM_F_DUMP_INTR",
-    "NLM_F_EXCL",
-    "NLM_F_REQUEST",
-    "Message",
-    "attribute",
-    "attributes",
-    "be16",
-    "be32",
-    "be64",
-    "each_attribute",
-    "error_of",
-    "first_header",
-    "last_type",
-    "message",
-    "messages",
-    "nested",
-    "netfilter",
-    "netfilter_batch",
-    "raise_if_error",
-    "text",
-    "to_int",
-    "to_text",
-    "u16",
-    "u32",
-]
-
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
 NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x200, 0x400

@@ -29,8 +29,6 @@ from kproxy.kernel.netlink import (
     raise_if_error,
 )
 
-__all__ = ["REFUSALS_BUFFER", "Overrun", "Part", "Socket"]
-
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 1, 10, 11
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 RECEIVE = 1 << 16  # a dump comes in pieces of at most 32 KiB (net/netlink/af_netlink.c)

@@ -13,17 +13,6 @@ from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
 from kproxy.kernel.netlink_sockets import Socket
 
-__all__ = [
-    "INVALID_DROPPED",
-    "LOCALHOST_ACCEPTED",
-    "NAME_LIMIT",
-    "Counter",
-    "available",
-    "counters",
-    "ensure",
-    "remove",
-]
-
 NETLINK_NETFILTER = 12
 NEW, GET, DELETE = 7 << 8, 7 << 8 | 1, 7 << 8 | 3  # NFNL_SUBSYS_ACCT
 NFACCT_NAME, NFACCT_PKTS, NFACCT_BYTES = 1, 2, 3

@@ -15,21 +15,6 @@ from typing import Protocol
 
 from kproxy.errors import KernelError
 
-__all__ = [
-    "HASHSIZE",
-    "IPVS_CONNTRACK",
-    "ROUTE_LOCALNET",
-    "ConntrackSettings",
-    "Sysctls",
-    "SystemSysctls",
-    "apply_conntrack",
-    "conntrack_max",
-    "ensure",
-    "ensure_all",
-    "ipvs_sysctls",
-    "path_of",
-]
-
 ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
 CONNTRACK = "net.netfilter.nf_conntrack_"
 IPVS_CONNTRACK = "net.ipv4.vs.conntrack"
@@ -160,3 +145,6 @@ def _grow_hash_table(sysctls: Sysctls, limit: int) -> list[str]:
     if not buckets or held is None or (held.isdigit() and int(held) >= buckets):
         return []
     return ensure_all(sysctls, [(HASHSIZE, buckets)])
+
+
+AS_ROOT = "Set it on the host, or run kproxy once with --init-only in a privileged container"

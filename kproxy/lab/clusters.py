@@ -20,18 +20,6 @@ from kproxy.lab.namespaces import Namespace
 from kproxy.lab.servers import Servers
 from kproxy.model.plans import Family
 
-__all__ = [
-    "BALANCER",
-    "CLIENT",
-    "CLIENT_OTHER",
-    "CLUSTER_CIDRS",
-    "Cluster",
-    "Pod",
-    "build",
-    "gateway_of",
-    "node_address",
-]
-
 BOTH = (Family.IPV4, Family.IPV6)
 CLUSTER_CIDRS = "10.244.0.0/16,fd00:244::/32"
 CLIENT = {Family.IPV4: "172.30.0.100", Family.IPV6: "fd00:30::100"}

@@ -12,8 +12,6 @@ from typing import NamedTuple
 from kproxy.lab.outcomes import Nothing
 from kproxy.lab.scenarios import Probe, Scenario, Seen, Via
 
-__all__ = ["DIFFERENCES", "Difference", "expected"]
-
 
 class Difference(NamedTuple):
     """reason: the words that docs/modes.md has. concerns: which probes differ. instead: what is met, None when it

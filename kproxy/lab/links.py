@@ -9,8 +9,6 @@ from pyroute2 import IPRoute
 
 from kproxy.lab.namespaces import Namespace
 
-__all__ = ["HOST_SYSCTLS", "address", "bridge", "connect", "route", "up"]
-
 IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h: usable at once
 FOREVER = 0xFFFFFFFF
 

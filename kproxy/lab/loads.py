@@ -19,8 +19,6 @@ from kproxy.lab.openloop import Failure, Plan, Tally, Target
 from kproxy.lab.scenarios import Scenario, Via
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["Load", "Pace", "load", "targets"]
-
 WAYS = (
     ("client", Via.CLUSTER_IP),
     ("client", Via.NODE_PORT),

@@ -15,8 +15,6 @@ from kproxy.lab.scenarios import Port, Probe, Scenario
 from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["Ask", "Record", "asking"]
-
 PATIENCE = 2.0
 
 

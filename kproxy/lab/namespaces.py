@@ -19,8 +19,6 @@ from typing import IO, ParamSpec, TypeVar
 
 from kproxy.errors import CommandError, KernelError
 
-__all__ = ["Namespace", "tied", "unavailable"]
-
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 THREADS = 8
 UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'

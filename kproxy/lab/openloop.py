@@ -23,8 +23,6 @@ from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["Failure", "Plan", "Tally", "Target"]
-
 CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 TOTAL_RETRANSMISSIONS = 100  # offset of tcpi_total_retrans in struct tcp_info, include/uapi/linux/tcp.h
 QUESTION = b"who\n"

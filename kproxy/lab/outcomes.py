@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Answered", "Nothing", "Outcome"]
-
 
 @dataclass(frozen=True, slots=True)
 class Answered:

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 
 from kproxy.lab.outcomes import Answered, Nothing, Outcome
 
-__all__ = ["Ask", "Held", "UdpClient", "http_status", "tcp", "udp", "udp_client"]
-
 Ask = Callable[[str, int, float, str], Outcome]
 """tcp or udp: address, port, timeout, the client's own address."""
 

@@ -19,9 +19,6 @@ from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS
 from kproxy.lab.namespaces import Namespace
 
-__all__ = ["Manifests", "Proxy", "choose_backend", "wait_for"]
-
-
 LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 
 

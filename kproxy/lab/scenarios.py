@@ -18,8 +18,6 @@ from kproxy.lab.clusters import BALANCER, CLIENT, Pod, node_address
 from kproxy.lab.outcomes import Nothing
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["PODS", "PORTS", "SCENARIOS", "End", "Port", "Probe", "Scenario", "Seen", "Via", "node_objects"]
-
 PODS = (Pod("a", 1, 11), Pod("b", 1, 12), Pod("caller", 1, 13), Pod("far", 2, 11))
 PORTS = {"a": (8080, 8081), "b": (8080, 8081), "far": (8080, 8081)}
 ZONES = {1: "zone-1", 2: "zone-2"}

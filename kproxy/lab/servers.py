@@ -17,8 +17,6 @@ from functools import partial
 
 from kproxy.lab.namespaces import Namespace
 
-__all__ = ["Servers"]
-
 BACKLOG = 64
 NO_LINGER = struct.pack("ii", 1, 0)  # struct linger: close with a reset
 MAX_CONNECTIONS = 1024

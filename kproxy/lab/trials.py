@@ -18,8 +18,6 @@ from kproxy.lab.proxies import Manifests, Proxy, choose_backend
 from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Port, Probe, Scenario, Seen, Via, node_objects
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["Trial", "trial"]
-
 ENOUGH = 60  # attempts after which each of three endpoints has answered, but for one run in 10**10
 FEW = 5
 PATIENCE = 5.0  # seconds for an answer that must come

@@ -9,8 +9,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-__all__ = ["canonical_cidr", "canonical_ip", "contains", "is_link_local", "is_loopback"]
-
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
 

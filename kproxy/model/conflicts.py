@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from kproxy.model.flows import Frontend
-from kproxy.model.plans import PortKey, Protocol, ServicePlan, address_port
-
-__all__ = ["Conflict", "Conflicts"]
+from kproxy.model.plans import Frontend, PortKey, Protocol, ServicePlan, address_port
 
 Touched = Mapping[PortKey, tuple[ServicePlan | None, ServicePlan | None]]
 

@@ -8,8 +8,6 @@ from typing import Protocol
 from kproxy.errors import InvalidObject
 from kproxy.model.objects import Kind, Object
 
-__all__ = ["Changed", "Deleted", "Event", "Found", "Invalid", "Listed", "Sink"]
-
 
 @dataclass(frozen=True, slots=True)
 class Found:

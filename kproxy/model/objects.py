@@ -12,33 +12,6 @@ from typing import Any
 
 import msgspec
 
-__all__ = [
-    "ClientIPConfig",
-    "Conditions",
-    "EndpointSlice",
-    "Hint",
-    "Hints",
-    "Kind",
-    "LoadBalancerIngress",
-    "LoadBalancerStatus",
-    "Metadata",
-    "Node",
-    "NodeAddress",
-    "NodeSpec",
-    "NodeStatus",
-    "Object",
-    "Service",
-    "ServiceCIDR",
-    "ServiceCIDRSpec",
-    "ServicePort",
-    "ServiceSpec",
-    "ServiceStatus",
-    "SessionAffinityConfig",
-    "SliceEndpoint",
-    "SlicePort",
-    "Taint",
-]
-
 
 class Kind(StrEnum):
     """What kproxy watches; the value is the `kind` of the API."""

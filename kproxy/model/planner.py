@@ -13,8 +13,6 @@ from kproxy.model.slices import Slice
 from kproxy.model.state import ClusterState, ServiceName
 from kproxy.model.topology import Candidate, choose
 
-__all__ = ["Place", "plan_all", "plan_service"]
-
 
 @dataclass(frozen=True, slots=True)
 class Place:

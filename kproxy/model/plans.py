@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["FAMILIES", "PROTOCOLS", "Endpoint", "Family", "PortKey", "Protocol", "ServicePlan", "address_port"]
-
 
 class Family(StrEnum):
     """An IP family, named as in Service.spec.ipFamilies."""
@@ -124,3 +122,21 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 def address_port(ip: str, port: int) -> str:
     """ip:port, with brackets around an IPv6 address."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+class Frontend(NamedTuple):
+    """An address (or, with ip "", a node port) and port that leads, or led, to a Service."""
+
+    ip: str
+    port: int
+    protocol: Protocol
+
+
+def frontends(plan: ServicePlan) -> tuple[Frontend, ...]:
+    """Everything that leads to PLAN, each once."""
+    port, protocol = plan.port, plan.protocol
+    ips = dict.fromkeys((plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips))
+    found = [Frontend(ip, port, protocol) for ip in ips if ip]
+    if plan.node_port:
+        found.append(Frontend("", plan.node_port, protocol))
+    return tuple(found)

@@ -12,10 +12,8 @@ from collections.abc import Iterable, Iterator
 from kproxy.errors import InvalidObject
 from kproxy.model import objects
 from kproxy.model.addresses import canonical_cidr, canonical_ip
-from kproxy.model.hosts import family_of
+from kproxy.model.node_info import family_of
 from kproxy.model.plans import PROTOCOLS, Family, PortKey, ServicePlan
-
-__all__ = ["HEADLESS_LABEL", "PROXY_NAME_LABEL", "handled", "parse", "unusable_name"]
 
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"

@@ -16,8 +16,6 @@ from kproxy.model.addresses import canonical_ip
 from kproxy.model.plans import FAMILIES, PROTOCOLS, Family, Protocol
 from kproxy.model.services import handled, unusable_name
 
-__all__ = ["MAX_ENDPOINTS", "SERVICE_LABEL", "Slice", "SliceAddress", "parse"]
-
 SERVICE_LABEL = "kubernetes.io/service-name"
 MAX_ENDPOINTS = 1000  # the API's own limit, discovery.k8s.io/v1
 

@@ -12,14 +12,12 @@ from datetime import datetime
 from typing import NamedTuple
 
 from kproxy.errors import InvalidObject
-from kproxy.model import nodes, objects, services, slices
+from kproxy.model import node_info, objects, services, slices
 from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
-from kproxy.model.nodes import NodeView
+from kproxy.model.node_info import NodeView
 from kproxy.model.objects import Kind
 from kproxy.model.plans import ServicePlan
 from kproxy.model.slices import Slice
-
-__all__ = ["REQUIRED", "ClusterState", "Dirty", "ServiceName"]
 
 TRIGGER_ANNOTATION = "endpoints.kubernetes.io/last-change-trigger-time"
 REQUIRED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE})
@@ -155,7 +153,7 @@ class ClusterState:
                 return self._change_slice(item)
             case objects.Node():
                 if item.metadata.name == self.node_name:
-                    self._set_node(nodes.parse(item))
+                    self._set_node(node_info.parse(item))
             case objects.ServiceCIDR():
                 cidrs = item.spec.cidrs if item.spec else None
                 self._set_cidrs(item.metadata.name, tuple(cidrs or ()))

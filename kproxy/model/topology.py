@@ -15,8 +15,6 @@ import msgspec
 from kproxy.model.plans import Endpoint
 from kproxy.model.slices import SliceAddress
 
-__all__ = ["Candidate", "Choice", "choose"]
-
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An endpoint with what its slice says of it."""

@@ -15,36 +15,34 @@ from contextlib import ExitStack
 from types import FrameType
 
 from kproxy import __version__, logs
-from kproxy.config import logs as log_settings
+from kproxy.clocks import SystemClock
+from kproxy.config import options as log_settings
 from kproxy.config.encode import to_values
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options
+from kproxy.conntrack.reconciler import Reconciler
+from kproxy.conntrack.table import KernelConntrack
 from kproxy.errors import InvalidConfig, KproxyError
-from kproxy.health.board import Board
-from kproxy.health.clocks import SystemClock
-from kproxy.health.event_series import Notice
-from kproxy.health.events import check_failed
-from kproxy.health.identity import Identity
-from kproxy.health.metrics import Metrics
-from kproxy.health.proxier_health import ProxierHealth
-from kproxy.health.servers import Servers, ServerSettings
+from kproxy.events.series import Notice
+from kproxy.healthz.proxier_health import ProxierHealth
+from kproxy.healthz.service_checks import check_failed
 from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands
-from kproxy.kernel.conntrack import KernelConntrack
-from kproxy.kernel.flow_reconciler import Reconciler
+from kproxy.metrics.registry import Metrics
 from kproxy.model.state import ClusterState
-from kproxy.sync import changes, hosting
-from kproxy.sync.aftermath import Aftermath
-from kproxy.sync.config_file import ConfigFile
-from kproxy.sync.drivers.registry import driver_of
-from kproxy.sync.inbox import Inbox
-from kproxy.sync.loop import Loop
-from kproxy.sync.report import Reporter
-from kproxy.sync.shifts import Shift, find_tools
-from kproxy.sync.sources import Source
-from kproxy.sync.surroundings import NodeSurroundings
-
-__all__ = ["run", "server_settings"]
+from kproxy.modes.drivers import driver_of
+from kproxy.status.schema import Identity
+from kproxy.status.servers import Servers, ServerSettings
+from kproxy.status.store import StatusStore
+from kproxy.sync import host_setup, reload
+from kproxy.sync.active_mode import ActiveMode, find_tools
+from kproxy.sync.cluster_source import Source
+from kproxy.sync.controller import Controller
+from kproxy.sync.event_queue import EventQueue
+from kproxy.sync.node_info import NodeSurroundings
+from kproxy.sync.post_sync import PostSync
+from kproxy.sync.reload import ConfigFile
+from kproxy.sync.reporter import Reporter
 
 _log = logs.get("daemon")
 
@@ -61,13 +59,13 @@ def run(options: Options) -> int:
     lacks what the mode needs.
     """
     driver_of(options.config.mode)
-    hosting.protect_from_oom(options.config.oom_score_adj)
-    hosting.apply_sysctls(options.config)
+    host_setup.protect_from_oom(options.config.oom_score_adj)
+    host_setup.apply_sysctls(options.config)
     if options.init_only:
-        hosting.prepare_for_unprivileged(options.config)
+        host_setup.prepare_for_unprivileged(options.config)
         _log.info("Initialised; ending, as --init-only asks")
         return 0
-    inbox = Inbox()
+    inbox = EventQueue()
     _stop_on_signals(inbox)
     _keep_collector_at_bay()
     sys.setswitchinterval(TURN)
@@ -76,7 +74,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _stop_on_signals(inbox: Inbox) -> None:
+def _stop_on_signals(inbox: EventQueue) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         inbox.stop()
 
@@ -96,13 +94,13 @@ def _keep_collector_at_bay() -> None:
 class _Daemon:
     """The parts of one run. What has to be closed at the end is pushed on `stack`."""
 
-    def __init__(self, options: Options, inbox: Inbox, stack: ExitStack) -> None:
+    def __init__(self, options: Options, inbox: EventQueue, stack: ExitStack) -> None:
         self._options, self._config = options, options.config
         self._inbox, self._stack = inbox, stack
         self._clock = SystemClock()
         self._commands = Commands()
         tools = find_tools(self._commands, self._config.mode, options.iptables_backend)
-        addresses = hosting.LiveAddresses()
+        addresses = host_setup.LiveAddresses()
         stack.callback(addresses.close)
         self._surroundings = NodeSurroundings(
             self._config, addresses, self._clock, tools.has_nfacct, tools.random_fully
@@ -110,10 +108,10 @@ class _Daemon:
         self._metrics = Metrics(tools.families, self._config.mode, __version__)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
         self._identity = Identity(__version__, self._config.mode.value, to_values(self._config), options.flags)
-        self._board = Board(self._identity, options.node_name, self._clock)
+        self._board = StatusStore(self._identity, options.node_name, self._clock)
         stack.enter_context(self._board.listening())
         self._state = ClusterState(options.node_name)
-        self._shift = Shift(self._config, tools, self._commands, self._surroundings, self._metrics)
+        self._shift = ActiveMode(self._config, tools, self._commands, self._surroundings, self._metrics)
         stack.callback(lambda: self._shift.close())
         self._source = Source(options, inbox, self._clock, self._metrics)
         stack.callback(lambda: self._source.close())
@@ -137,10 +135,10 @@ class _Daemon:
 
     # ---- parts
 
-    def _loop(self) -> Loop:
+    def _loop(self) -> Controller:
         """A loop that knows the cluster, and nothing yet of what the kernel holds."""
         reconcilers = {family: Reconciler(family, KernelConntrack()) for family in self._shift.tools.families}
-        loop = Loop(
+        loop = Controller(
             self._state,
             self._inbox,
             self._shift.workers,
@@ -148,7 +146,7 @@ class _Daemon:
             Reporter(
                 self._metrics, self._health, self._board, self._notify, self._options.node_name, self._config.mode
             ),
-            Aftermath(
+            PostSync(
                 reconcilers,
                 self._servers,
                 self._surroundings,
@@ -204,14 +202,14 @@ class _Daemon:
 
     # ---- another configuration
 
-    def _reload(self, news: Options | InvalidConfig, loop: Loop) -> Loop:
+    def _reload(self, news: Options | InvalidConfig, loop: Controller) -> Controller:
         """Put what the file says now in place, or refuse it; the loop to go on with."""
         if isinstance(news, InvalidConfig):
             self._refuse(news.problems)
             return loop
         old = self._config
         client = Source(news, self._inbox, self._clock, self._metrics)
-        new_client = changes.needs_new_client(old, news.config)
+        new_client = reload.needs_new_client(old, news.config)
         try:
             if new_client:
                 client.check()
@@ -221,7 +219,7 @@ class _Daemon:
             return loop
         self._config = news.config
         log_settings.set_up(news.config.logging)
-        for line in (*news.warnings, *changes.unchangeable(self._options, news)):
+        for line in (*news.warnings, *reload.unchangeable(self._options, news)):
             _log.warning(line)
         self._adopt(old)
         if new_client:
@@ -229,19 +227,19 @@ class _Daemon:
             self._source = client
             client.start()
         self._metrics.config_reloaded("applied")
-        fields = changes.changed_fields(to_values(old), to_values(news.config))
+        fields = reload.changed_fields(to_values(old), to_values(news.config))
         _log.info("The configuration file changed and is in force", fields=",".join(fields), **self._shown())
         return loop
 
-    def _replace_shift(self, config: KubeProxyConfiguration, loop: Loop) -> Loop:
+    def _replace_shift(self, config: KubeProxyConfiguration, loop: Controller) -> Controller:
         """Have CONFIG's mode work by CONFIG. What it needs is made before the old mode ends: a failure is no harm."""
-        if not changes.needs_new_driver(self._config, config):
+        if not reload.needs_new_driver(self._config, config):
             self._shift.reconfigure(config)
             tools = self._shift.tools
             self._surroundings.adapt(config, tools.has_nfacct, tools.random_fully)
             return loop
         tools = find_tools(self._commands, config.mode, self._options.iptables_backend)
-        shift = Shift(config, tools, self._commands, self._surroundings, self._metrics)
+        shift = ActiveMode(config, tools, self._commands, self._surroundings, self._metrics)
         self._shift.finish(loop.book)
         self._shift.close()
         self._shift, self._config = shift, config
@@ -253,9 +251,9 @@ class _Daemon:
         """Put the fields in place that have nothing to do with the mode."""
         new = self._config
         if new.oom_score_adj != old.oom_score_adj:
-            hosting.protect_from_oom(new.oom_score_adj)
+            host_setup.protect_from_oom(new.oom_score_adj)
         if new.conntrack != old.conntrack:
-            hosting.apply_sysctls(new)
+            host_setup.apply_sysctls(new)
         self._health.expect(new.sync_period.seconds)
         self._identity.mode, self._identity.config = new.mode.value, to_values(new)
         self._servers.rebind(server_settings(new))

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["Schedule", "Work"]
-
 FIRST_RETRY = 0.2
 LAST_RETRY = 30.0
 MEND_AFTER = 0.5

@@ -1,4 +1,4 @@
-"""iptables mode's Programmer: the rules of the plans, written by a ChainWriter."""
+"""iptables mode's Dataplane: the rules of the plans, written by a ChainWriter."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from functools import partial
 from kproxy.kernel.iptables import Tables
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
-from kproxy.modes.iptables.chains import READ_AT_LEAST, ChainWriter, Drift, NoDrift
-from kproxy.modes.iptables.fragments import Fragment
-from kproxy.modes.iptables.names import ENDPOINT_PREFIX
 from kproxy.modes.iptables.render import Settings, render_base, render_port
+from kproxy.modes.xtables.chain_writer import ChainWriter, Drift
+from kproxy.modes.xtables.fragments import Fragment
+from kproxy.modes.xtables.names import ENDPOINT_PREFIX
 
-__all__ = ["READ_AT_LEAST", "Drift", "IptablesProgrammer", "NoDrift"]
 
-
-class IptablesProgrammer:
+class IptablesDataplane:
     """Programs one family through iptables-restore."""
 
     def __init__(
@@ -43,19 +41,19 @@ class IptablesProgrammer:
             self._chains.rebase(render_base(settings), _renderer(settings))
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
-        """As Programmer.apply."""
+        """As Dataplane.apply."""
         return self._chains.apply(wanted, touched)
 
     def drifted(self) -> bool:
-        """As Programmer.drifted."""
+        """As Dataplane.drifted."""
         return self._chains.drifted()
 
-    def tend(self) -> float | None:
-        """As Programmer.tend: rules need no care between syncs."""
+    def housekeeping(self) -> float | None:
+        """As Dataplane.tend: rules need no care between syncs."""
         return None
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
-        """As Programmer.names: the port's own chains; each leads on to its endpoints' KUBE-SEP-… chains."""
+        """As Dataplane.names: the port's own chains; each leads on to its endpoints' KUBE-SEP-… chains."""
         chains = (chain.name for chain in render_port(plan, self._settings).chains)
         return tuple(name for name in chains if not name.startswith(ENDPOINT_PREFIX))
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
-from kproxy.modes.iptables import names
-from kproxy.modes.iptables.filters import GUARD, PortRules, filter_chains, filter_jumps, jump
-from kproxy.modes.iptables.fragments import Base, Chain, Fragment, SharedRule
-
-__all__ = ["GUARD", "INVALID_COUNTER", "LOCALHOST_COUNTER", "Settings", "render_base", "render_port", "text"]
+from kproxy.modes.xtables import names
+from kproxy.modes.xtables.filters import GUARD, PortRules, filter_chains, filter_jumps, jump
+from kproxy.modes.xtables.fragments import Base, Chain, Fragment, SharedRule
 
 INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
 LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"

@@ -1,8 +1,8 @@
-"""IPVS mode's Programmer: brings one family's virtual servers, ipsets, addresses and rules to the wanted plans.
+"""IPVS mode's Dataplane: brings one family's virtual servers, ipsets, addresses and rules to the wanted plans.
 
 Decides: when the difference between two plans is enough, when the kernel is read, and what is believed afterwards.
 Leaves out: what plans become (render), who needs what (claims), what differs (delta), what the kernel holds and is ours
-(mirror), taking steps to the kernel (writing), and the rules (kproxy.modes.iptables.chains).
+(mirror), taking steps to the kernel (writing), and the rules (kproxy.modes.xtables.chain_writer).
 
 A change compares what its ports need with the mirror of the kernel; a full check reads the mirror anew and compares
 everything. Both then go the same way. After any failure nothing is believed and the next apply reads the kernel.
@@ -15,28 +15,28 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypeVar
 
 from kproxy import logs
-from kproxy.kernel.dummies import ServiceAddresses
 from kproxy.kernel.ipset import IpSets
 from kproxy.kernel.iptables import Tables
-from kproxy.kernel.ipvs import Ipvs, Operation, Verb
+from kproxy.kernel.ipvs import Ipvs
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.service_device import ServiceAddresses
+from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey
 from kproxy.model.addresses import contains
-from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
-from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey
-from kproxy.modes.base import Frontend, Outcome
-from kproxy.modes.iptables import fragments as rules
-from kproxy.modes.iptables.chains import ChainWriter, Drift
-from kproxy.modes.ipvs.claims import Claims, Things
+from kproxy.model.plans import Family, Frontend, PortKey, Protocol, ServicePlan
+from kproxy.modes.base import Outcome
 from kproxy.modes.ipvs.cleanup import clean
 from kproxy.modes.ipvs.delta import difference, leaves_gracefully, leaving
-from kproxy.modes.ipvs.fragments import Entry, Fragment
-from kproxy.modes.ipvs.leaving import Leaving
-from kproxy.modes.ipvs.mirror import Mirror
-from kproxy.modes.ipvs.probing import Probe
+from kproxy.modes.ipvs.drift import Probe
+from kproxy.modes.ipvs.fragments import Entry, Fragment, Settings
+from kproxy.modes.ipvs.graceful_termination import GracefulTermination
+from kproxy.modes.ipvs.kernel_state import KernelState
+from kproxy.modes.ipvs.ownership import Ownership, Things
 from kproxy.modes.ipvs.reading import ensure_sets, read
-from kproxy.modes.ipvs.render import Settings, render_base, render_port
-from kproxy.modes.ipvs.writing import StepWriter, Thing
-
-__all__ = ["IpvsProgrammer"]
+from kproxy.modes.ipvs.render import render_port
+from kproxy.modes.ipvs.rules import render_base
+from kproxy.modes.ipvs.step_writer import StepWriter, Thing
+from kproxy.modes.xtables import fragments as rules
+from kproxy.modes.xtables.chain_writer import ChainWriter, Drift
 
 _log = logs.get("ipvs")
 
@@ -46,7 +46,7 @@ V = TypeVar("V")
 Rules = tuple[rules.SharedRule, ...]
 
 
-class IpvsProgrammer:
+class IpvsDataplane:
     """Programs one family. IPVS and the device kube-ipvs0 are shared: the other family's part is left alone."""
 
     def __init__(
@@ -68,9 +68,9 @@ class IpvsProgrammer:
         self._probe = Probe(settings.family, ipvs, sets, addresses, clock)
         self._plans: dict[PortKey, ServicePlan] = {}
         self._rules: dict[PortKey, Rules] = {}
-        self._claims = Claims()
-        self._mirror = Mirror()
-        self._leaving = Leaving()
+        self._claims = Ownership()
+        self._mirror = KernelState()
+        self._leaving = GracefulTermination()
         self._refused: dict[Thing, str] = {}
         self._abandoned: dict[Frontend, None] = {}
         self._trusted = False
@@ -83,11 +83,11 @@ class IpvsProgrammer:
         """Take new settings. When they differ the next apply compares everything with the kernel."""
         if settings != self._settings:
             self._settings, self._trusted = settings, False
-            self._plans, self._rules, self._claims = {}, {}, Claims()
+            self._plans, self._rules, self._claims = {}, {}, Ownership()
             self._chains.rebase(render_base(settings, self._filled), _as_fragment)
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
-        """As Programmer.apply."""
+        """As Dataplane.apply."""
         outcome = Outcome()
         believed, self._trusted = self._trusted, False
         everything = touched is None or not believed
@@ -100,11 +100,11 @@ class IpvsProgrammer:
         return self._done(outcome)
 
     def drifted(self) -> bool:
-        """As Programmer.drifted."""
+        """As Dataplane.drifted."""
         return self._chains.drifted() or (self._trusted and self._probe.differs(self._mirror))
 
-    def tend(self) -> float | None:
-        """As Programmer.tend: real servers that left go when their connections have ended or their time is up."""
+    def housekeeping(self) -> float | None:
+        """As Dataplane.tend: real servers that left go when their connections have ended or their time is up."""
         now = self._clock()
         operations = [op for key in self._leaving.due(now, LOOKS_AT_ONCE) for op in self._ended(key, now)]
         errors = self._ipvs.apply(operations) if operations else {}
@@ -120,13 +120,13 @@ class IpvsProgrammer:
         return self._leaving.next(now)
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
-        """As Programmer.names: the port's virtual servers."""
+        """As Dataplane.names: the port's virtual servers."""
         return tuple(str(served.server.key) for served in render_port(plan, self._settings).served)
 
     def cleanup(self) -> None:
         """Remove everything that this mode ever writes for this family, and the rules of every mode."""
-        self._trusted, self._plans, self._rules, self._claims = False, {}, {}, Claims()
-        self._mirror, self._leaving, self._refused = Mirror(), Leaving(), {}
+        self._trusted, self._plans, self._rules, self._claims = False, {}, {}, Ownership()
+        self._mirror, self._leaving, self._refused = KernelState(), GracefulTermination(), {}
         self._chains.cleanup()
         settings = self._settings
         clean(self._ipvs, self._sets, self._addresses, settings.node_addresses, settings.exclude_cidrs, [self.family])

@@ -12,16 +12,15 @@ from typing import TypeVar
 
 from kproxy import logs
 from kproxy.errors import NetlinkError
-from kproxy.kernel.dummies import DEVICE, ServiceAddresses
 from kproxy.kernel.ipset import HeldSet, IpSets
-from kproxy.kernel.ipvs import Held, Ipvs, Operation, Verb
+from kproxy.kernel.ipvs import Held, Ipvs
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.service_device import DEVICE, ServiceAddresses
+from kproxy.kernel.virtual_servers import ServerKey
 from kproxy.model.addresses import contains
 from kproxy.model.plans import Family
-from kproxy.model.virtual_servers import ServerKey
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.mirror import Ours
-
-__all__ = ["clean", "connections"]
+from kproxy.modes.ipvs.kernel_state import Ours
 
 _log = logs.get("ipvs")
 

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from kproxy.kernel.ipset import Change
-from kproxy.kernel.ipvs import Operation, Verb
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey
 from kproxy.model.plans import Protocol
-from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey
-from kproxy.modes.ipvs.claims import Claims, Things
 from kproxy.modes.ipvs.fragments import Served
-from kproxy.modes.ipvs.mirror import Mirror, Present
-
-__all__ = ["Steps", "difference", "leaves_gracefully", "leaving"]
+from kproxy.modes.ipvs.kernel_state import KernelState, Present
+from kproxy.modes.ipvs.ownership import Ownership, Things
 
 
 @dataclass(slots=True)
@@ -32,7 +30,7 @@ class Steps:
     empty: list[Change] = field(default_factory=list)
 
 
-def difference(mirror: Mirror, claims: Claims, things: Things, spared: Callable[[ServerKey], bool]) -> Steps:
+def difference(mirror: KernelState, claims: Ownership, things: Things, spared: Callable[[ServerKey], bool]) -> Steps:
     """What of THINGS the kernel lacks, has otherwise, or has for nothing.
 
     spared: the virtual servers that stay even if nobody needs them.

@@ -1,6 +1,6 @@
 """Names of chains and ipsets in IPVS mode, as kube-proxy has them, so that a node can change hands as it is.
 
-Chains that iptables mode has as well (KUBE-SERVICES, KUBE-MARK-MASQ, ...) are in kproxy.modes.iptables.names.
+Chains that iptables mode has as well (KUBE-SERVICES, KUBE-MARK-MASQ, ...) are in kproxy.modes.xtables.names.
 """
 
 from __future__ import annotations
@@ -8,34 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kproxy.model.plans import Family
-
-__all__ = [
-    "CLUSTER_IP",
-    "EXTERNAL_IP",
-    "EXTERNAL_IP_LOCAL",
-    "HEALTH_CHECK_NODE_PORT",
-    "IPVS_FILTER",
-    "IPVS_IPS",
-    "IPVS_OUT_FILTER",
-    "LB",
-    "LB_FIREWALL",
-    "LB_LOCAL",
-    "LB_SOURCE_CIDR",
-    "LB_SOURCE_IP",
-    "LOAD_BALANCER",
-    "LOOP_BACK",
-    "NODE_PORT",
-    "NODE_PORT_LOCAL_SCTP",
-    "NODE_PORT_LOCAL_TCP",
-    "NODE_PORT_LOCAL_UDP",
-    "NODE_PORT_SCTP",
-    "NODE_PORT_TCP",
-    "NODE_PORT_UDP",
-    "SOURCE_RANGES",
-    "IpSet",
-    "set_name",
-    "sets",
-]
 
 # Chains.
 NODE_PORT = "KUBE-NODE-PORT"  # without the S of iptables mode's

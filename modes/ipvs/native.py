@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, ServerKey
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan, address_port
-from kproxy.model.virtual_servers import PERSISTENT, SOURCE_PORT, ServerKey
 from kproxy.modes.iptables import render as iptables
-from kproxy.modes.iptables.fragments import Fragment as Rules
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.fragments import Served
-from kproxy.modes.ipvs.render import Settings, render_base, render_port
-
-__all__ = ["DEVICE", "Outcome", "outcome"]
+from kproxy.modes.ipvs.fragments import Served, Settings
+from kproxy.modes.ipvs.render import render_port
+from kproxy.modes.ipvs.rules import render_base
+from kproxy.modes.xtables.fragments import Fragment as Rules
 
 DEVICE = "kube-ipvs0"
 _PROTOCOLS = {Protocol.TCP: "-t", Protocol.UDP: "-u", Protocol.SCTP: "--sctp-service"}

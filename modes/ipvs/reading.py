@@ -6,17 +6,16 @@ from collections.abc import Callable, Collection
 
 from kproxy import logs
 from kproxy.errors import KernelError
-from kproxy.kernel.dummies import ServiceAddresses
-from kproxy.kernel.ipset import HeldSet, IpSets, SetSpec, SetType
+from kproxy.kernel.ipset import HeldSet, IpSets
+from kproxy.kernel.ipset_codec import SetSpec, SetType
 from kproxy.kernel.ipvs import Held, Ipvs
+from kproxy.kernel.service_device import ServiceAddresses
+from kproxy.kernel.virtual_servers import ServerKey
 from kproxy.model.plans import Family
-from kproxy.model.virtual_servers import ServerKey
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.mirror import Mirror, Ours, Present
-from kproxy.modes.ipvs.probing import weights
-from kproxy.modes.ipvs.settings import Settings
-
-__all__ = ["ensure_sets", "read", "specs"]
+from kproxy.modes.ipvs.drift import weights
+from kproxy.modes.ipvs.fragments import Settings
+from kproxy.modes.ipvs.kernel_state import KernelState, Ours, Present
 
 _log = logs.get("ipvs")
 
@@ -61,7 +60,7 @@ def read(
     addresses: ServiceAddresses,
     known: Collection[ServerKey],
     wanted: Collection[str],
-) -> Mirror:
+) -> KernelState:
     """What the kernel holds and is ours.
 
     known: virtual servers that are ours whatever they look like. wanted: addresses that will be on kube-ipvs0: what is
@@ -73,7 +72,7 @@ def read(
     entries = {name: set(each.entries) for name, each in held.items()}
     ours = Ours(family, bound.union(wanted), entries, settings.node_addresses)
     servers = {key: present(server) for key, server in ipvs.servers(family).items() if key in known or key in ours}
-    return Mirror(entries, bound, servers)
+    return KernelState(entries, bound, servers)
 
 
 def present(held: Held) -> Present:

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Endpoint, Protocol, ServicePlan
-from kproxy.model.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, RealServer, ServerKey, VirtualServer
-from kproxy.modes.iptables.fragments import SharedRule
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.fragments import Entry, Fragment, Served
-from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.ipvs.settings import Settings
-
-__all__ = ["Settings", "render_base", "render_port"]
+from kproxy.modes.ipvs.fragments import Entry, Fragment, Served, Settings
+from kproxy.modes.xtables.fragments import SharedRule
 
 # Node ports by protocol: the set of all, the set of those with policy Local.
 NODE_PORTS = {

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from kproxy.model.hosts import DetectLocalBy
+from kproxy.model.node_info import DetectLocalBy
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.fragments import Base
-from kproxy.modes.iptables.names import FORWARD, MARK_MASQ, POSTROUTING, PROXY_FIREWALL, SERVICES
 from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.names import set_name
-from kproxy.modes.ipvs.settings import Settings
-
-__all__ = ["render_base"]
+from kproxy.modes.xtables.fragments import Base
+from kproxy.modes.xtables.names import FORWARD, MARK_MASQ, POSTROUTING, PROXY_FIREWALL, SERVICES
 
 COMMENTS = {
     names.LOOP_BACK: "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose",

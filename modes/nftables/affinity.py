@@ -9,26 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kproxy.model.nft import (
-    Chain,
-    Dnat,
-    Field,
-    Goto,
-    InSet,
-    OneIn,
-    ProtocolIs,
-    Random,
-    Rule,
-    Set,
-    Type,
-    Update,
-)
 from kproxy.model.plans import Endpoint, Family, ServicePlan
 from kproxy.modes.nftables.chains import rules
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.names import Kind, PortNames, clients
-from kproxy.modes.nftables.settings import Settings
-
-__all__ = ["MAX_CLIENTS", "client_set", "entry_chain", "list_chains"]
+from kproxy.netfilter.objects import Chain, Dnat, Field, Goto, InSet, OneIn, ProtocolIs, Random, Rule, Set, Type, Update
 
 MAX_CLIENTS = 3 << 17
 """Of one set; those beyond it are served without affinity. Some kernels make room for all at once: 4 MB of buckets."""

@@ -1,4 +1,4 @@
-"""nftables mode's Programmer: brings one family's table to the wanted plans.
+"""nftables mode's Dataplane: brings one family's table to the wanted plans.
 
 Decides: when the difference between two plans is enough, when the table is read, and what is believed afterwards.
 Leaves out: what plans become (render, layout), who needs what (claims), the order of writing (delta), which generation
@@ -20,28 +20,24 @@ from itertools import chain as chained
 
 from kproxy import logs
 from kproxy.errors import KernelError, NetlinkError
-from kproxy.kernel.nftables import Listing, Nftables
-from kproxy.kernel.nftables_operations import DeleteTable, Operation
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.nftables import names
-from kproxy.modes.nftables.blame import concerned, guilty, surprising
-from kproxy.modes.nftables.bulk import elements
-from kproxy.modes.nftables.claims import Place
 from kproxy.modes.nftables.cleanup import KUBE_PROXY_TABLE, clean, holds
-from kproxy.modes.nftables.committing import Committer, Disturbed, Drift, Unattributed
+from kproxy.modes.nftables.compare import Comparison, OtherForm, whole
 from kproxy.modes.nftables.delta import Delta, by_set, difference, transactions
-from kproxy.modes.nftables.described import described
-from kproxy.modes.nftables.fragments import Fragment
-from kproxy.modes.nftables.holdings import NOTHING, Holdings
+from kproxy.modes.nftables.encode_bulk import elements
+from kproxy.modes.nftables.fragments import Fragment, Settings
 from kproxy.modes.nftables.layout import lay_out
-from kproxy.modes.nftables.mending import mended
-from kproxy.modes.nftables.reading import Comparison, OtherForm, whole
-from kproxy.modes.nftables.render import render_port
-from kproxy.modes.nftables.settings import Settings
-from kproxy.modes.nftables.wanted import Wanted
-
-__all__ = ["READ_AT_LEAST", "Drift", "NftablesProgrammer"]
+from kproxy.modes.nftables.ownership import Place
+from kproxy.modes.nftables.refusals import concerned, guilty, surprising
+from kproxy.modes.nftables.render import described, render_port
+from kproxy.modes.nftables.repair import mended
+from kproxy.modes.nftables.table_state import NOTHING, TableState
+from kproxy.modes.nftables.wanted_places import Wanted
+from kproxy.netfilter.commits import Committer, Disturbed, Drift, Unattributed
+from kproxy.netfilter.operations import DeleteTable, Operation
+from kproxy.netfilter.table import Listing, Nftables
 
 _log = logs.get("nftables")
 
@@ -53,7 +49,7 @@ ATTEMPTS = 5
 ONE = 1 << 32  # more elements than any transaction has
 
 
-class NftablesProgrammer:
+class NftablesDataplane:
     """Programs the table of one family."""
 
     def __init__(
@@ -65,7 +61,7 @@ class NftablesProgrammer:
     ) -> None:
         """drift: None: the table is read again after every transaction of anyone else. clock: seconds, monotonic."""
         self._settings, self._kernel, self._drift, self._clock = settings, kernel, drift, clock
-        self._committer = Committer(settings.family, kernel, drift)
+        self._committer = Committer(settings.family, names.TABLE, kernel, drift)
         self._takeover, self._trusted = True, False
         self._read_at = clock()
         self._expected: set[Place | str] = set()
@@ -82,7 +78,7 @@ class NftablesProgrammer:
             self._forget()
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
-        """As Programmer.apply."""
+        """As Dataplane.apply."""
         outcome, written, before = Outcome(), self._kernel.bytes_written, self._committer.transactions
         believed, self._trusted = self._trusted, False
         try:
@@ -104,29 +100,29 @@ class NftablesProgrammer:
         return outcome
 
     def drifted(self) -> bool:
-        """As Programmer.drifted."""
+        """As Dataplane.drifted."""
         if self._drift is None:
             return False
         self._drift.listen()
         return self._drift.changed()
 
-    def tend(self) -> float | None:
-        """As Programmer.tend: an endpoint that left keeps its connections, the kernel sees to it."""
+    def housekeeping(self) -> float | None:
+        """As Dataplane.tend: an endpoint that left keeps its connections, the kernel sees to it."""
         return None
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
-        """As Programmer.names: the entries of the maps that lead to the port, as nft prints them."""
+        """As Dataplane.names: the entries of the maps that lead to the port, as nft prints them."""
         return described(render_port(plan, self._settings))
 
     def cleanup(self) -> None:
-        """As Programmer.cleanup: the table of this family."""
+        """As Dataplane.cleanup: the table of this family."""
         self._forget()
         if problems := clean(self._kernel, [self.family], [names.TABLE]):
             raise KernelError("; ".join(problems))
 
     def _forget(self) -> None:
         """Nothing is believed."""
-        self._held = Holdings(self._settings)
+        self._held = TableState(self._settings)
         self._expected = set()
         self._trusted = False
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kproxy.model.hosts import DetectLocalBy
-from kproxy.model.nft import (
+from kproxy.model.node_info import DetectLocalBy
+from kproxy.modes.nftables import names
+from kproxy.modes.nftables.fragments import Settings
+from kproxy.modes.nftables.names import Balancer, Kind
+from kproxy.netfilter.objects import (
     AddressIn,
     Chain,
     DnatByMap,
@@ -24,11 +27,6 @@ from kproxy.model.nft import (
     Random,
     Rule,
 )
-from kproxy.modes.nftables import names
-from kproxy.modes.nftables.names import Balancer, Kind
-from kproxy.modes.nftables.settings import Settings
-
-__all__ = ["ADDRESS_KEY", "NODE_PORT_KEY", "balancer_chain", "rules"]
 
 ADDRESS_KEY: tuple[Field, ...] = (Field.DADDR, Field.PROTO, Field.DPORT)
 NODE_PORT_KEY: tuple[Field, ...] = (Field.PROTO, Field.DPORT)

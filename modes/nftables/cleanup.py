@@ -6,12 +6,10 @@ import errno
 from collections.abc import Iterable
 
 from kproxy import logs
-from kproxy.kernel.nftables import Nftables
-from kproxy.kernel.nftables_operations import DeleteTable
 from kproxy.model.plans import Family
 from kproxy.modes.nftables.names import TABLE
-
-__all__ = ["KUBE_PROXY_TABLE", "clean", "holds"]
+from kproxy.netfilter.operations import DeleteTable
+from kproxy.netfilter.table import Nftables
 
 _log = logs.get("nftables")
 

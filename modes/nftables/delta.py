@@ -10,7 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kproxy.kernel.nftables_operations import (
+from kproxy.modes.nftables.names import TABLE
+from kproxy.modes.nftables.ownership import Change, Place
+from kproxy.netfilter.objects import Chain, Element, Set, SetKind
+from kproxy.netfilter.operations import (
     ELEMENTS_AT_ONCE,
     AddChain,
     AddElements,
@@ -25,11 +28,6 @@ from kproxy.kernel.nftables_operations import (
     FlushChain,
     Operation,
 )
-from kproxy.model.nft import Chain, Element, Set, SetKind
-from kproxy.modes.nftables.claims import Change, Place
-from kproxy.modes.nftables.names import TABLE
-
-__all__ = ["Delta", "Filling", "by_set", "difference", "transactions"]
 
 
 @dataclass(slots=True)

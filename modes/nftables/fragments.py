@@ -1,19 +1,19 @@
-"""The values between rendering and programming: what one Service port needs, and what the node needs once."""
+"""The values between rendering and programming: what one Service port needs, and what the node needs once.
+
+What nftables mode's rules depend on besides the plans. Pure.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
-from kproxy.model.flows import Frontend
-from kproxy.model.nft import Chain, Element, Key, Set
-from kproxy.model.plans import Endpoint
+from kproxy.model.node_info import DetectLocal, NodePortAddresses
+from kproxy.model.plans import Endpoint, Family, Frontend
 from kproxy.modes.nftables.names import CLUSTER_IPS, HAIRPINS, Balancer
-from kproxy.modes.nftables.settings import Settings
-
-__all__ = ["Base", "Claim", "Fragment", "Targets"]
+from kproxy.netfilter.objects import Chain, Element, Key, Set
 
 
 class Targets(NamedTuple):
@@ -97,3 +97,23 @@ class Base:
     sets: tuple[Set, ...]
     chains: tuple[Chain, ...]
     elements: tuple[Element, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All that rules depend on besides the plans.
+
+    masquerade_mark: the bit of the packet mark that asks for masquerading, as a mask (1 << masqueradeBit).
+    node_port_addresses: where node ports answer; loopback never does, in either family.
+    service_cidrs: the ranges of cluster IPs in this family; traffic to an address in them that no Service has is
+    dropped. Empty when they are not known.
+    """
+
+    family: Family
+    masquerade_mark: int = 1 << 14
+    masquerade_all: bool = False
+    detect_local: DetectLocal = field(default_factory=DetectLocal)
+    node_port_addresses: NodePortAddresses = field(default_factory=NodePortAddresses)
+    service_cidrs: tuple[str, ...] = ()
+    tcp_be_liberal: bool = False
+    random_fully: bool = True

@@ -6,14 +6,11 @@ from collections.abc import Iterable
 
 import msgspec
 
-from kproxy.model.flows import Frontend
-from kproxy.model.nft import Chain, Element, Set
-from kproxy.model.plans import Family, PortKey
+from kproxy.model.plans import Family, Frontend, PortKey
 from kproxy.modes.nftables.chains import balancer_chain
 from kproxy.modes.nftables.fragments import Base, Fragment
 from kproxy.modes.nftables.names import Balancer
-
-__all__ = ["Layout", "lay_out"]
+from kproxy.netfilter.objects import Chain, Element, Set
 
 
 class Layout(msgspec.Struct, frozen=True):

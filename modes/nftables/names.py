@@ -9,24 +9,6 @@ from typing import NamedTuple
 
 from kproxy.model.plans import Endpoint, PortKey
 
-__all__ = [
-    "CLUSTER_IPS",
-    "ENDPOINTS",
-    "HAIRPINS",
-    "NODE_PORTS",
-    "NODE_PORT_ADDRESSES",
-    "NODE_PORT_ENDPOINTS",
-    "REFUSE",
-    "SERVICES",
-    "SERVICE_CIDRS",
-    "SOURCES",
-    "TABLE",
-    "Balancer",
-    "Kind",
-    "PortNames",
-    "clients",
-]
-
 TABLE = "kproxy"
 
 SERVICES = "services"  # the map, and the chain that looks into it

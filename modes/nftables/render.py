@@ -2,6 +2,8 @@
 
 Decides nothing about Services: the plan has all decisions, this module writes them in the layout of docs/nftables.md.
 What it leaves out: what the kernel holds already, and how it gets there.
+
+By which names people find a Service port in the table: entries of the maps that lead to it. Pure.
 """
 
 from __future__ import annotations
@@ -11,8 +13,12 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 from kproxy.model.addresses import is_loopback
-from kproxy.model.flows import Frontend
-from kproxy.model.nft import (
+from kproxy.model.plans import Endpoint, Family, Frontend, ServicePlan
+from kproxy.modes.nftables import affinity, names
+from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY
+from kproxy.modes.nftables.fragments import Base, Claim, Fragment, Settings, Targets
+from kproxy.modes.nftables.names import Balancer, Kind, PortNames
+from kproxy.netfilter.objects import (
     AddressIn,
     BaseChain,
     Chain,
@@ -36,14 +42,6 @@ from kproxy.model.nft import (
     Type,
     Verdict,
 )
-from kproxy.model.plans import Endpoint, Family, ServicePlan
-from kproxy.modes.nftables import affinity, names
-from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY
-from kproxy.modes.nftables.fragments import Base, Claim, Fragment, Targets
-from kproxy.modes.nftables.names import Balancer, Kind, PortNames
-from kproxy.modes.nftables.settings import Settings
-
-__all__ = ["render_base", "render_port"]
 
 MAX_COMMENT = 128  # characters, of nft's text; the names of a namespace, a Service and a port may have 189
 # Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, what it leads somewhere
@@ -201,3 +199,19 @@ def _postrouting(settings: Settings) -> Iterator[Rule]:
     yield MarkHas(mark), MarkClear(mark), masquerade
     # An endpoint that reaches itself through a Service would see its own address and answer past the Service.
     yield CtTranslated(), InSet((Field.SADDR, Field.DADDR), names.HAIRPINS), masquerade
+
+
+def described(fragment: Fragment) -> tuple[str, ...]:
+    """One line for each way to the port, its set's name first: services { 10.96.0.1 . tcp . 80 : goto cluster-3 }"""
+    return tuple(_entries(fragment))
+
+
+def _entries(fragment: Fragment) -> Iterator[str]:
+    for claim in fragment.claims:
+        for element in claim.elements:
+            if isinstance(element.data, Verdict):
+                yield _entry(element)
+
+
+def _entry(element: Element) -> str:
+    return f"{element.set} {{ {' . '.join(str(part) for part in element.key)} : {element.data} }}"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kproxy.model.nft import (
+from kproxy.model.plans import Family, PortKey, address_port
+from kproxy.modes.nftables import names
+from kproxy.modes.nftables.fragments import Base, Fragment
+from kproxy.modes.nftables.layout import Layout, lay_out
+from kproxy.netfilter.objects import (
     AddressIn,
     Chain,
     CtInvalid,
@@ -36,12 +40,6 @@ from kproxy.model.nft import (
     Update,
     Verdict,
 )
-from kproxy.model.plans import Family, PortKey, address_port
-from kproxy.modes.nftables import names
-from kproxy.modes.nftables.fragments import Base, Fragment
-from kproxy.modes.nftables.layout import Layout, lay_out
-
-__all__ = ["Writer", "table_text", "text"]
 
 WHOLE = 0xFFFFFFFF  # a packet mark has 32 bits
 

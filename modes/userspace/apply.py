@@ -1,4 +1,4 @@
-"""userspace mode's Programmer: listeners first, then the portal rules that lead to them, then what listens in vain.
+"""userspace mode's Dataplane: listeners first, then the portal rules that lead to them, then what listens in vain.
 
 Decides: which listeners change, what is done about those that cannot be had, and what is believed when the forwarder
 has ended or the rules are refused. Leaves out: what rules look like (render), how they are written (ChainWriter), and
@@ -21,20 +21,18 @@ from kproxy.errors import one_line
 from kproxy.kernel.iptables import Tables
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
-from kproxy.modes.iptables.chains import ChainWriter, Drift
-from kproxy.modes.iptables.fragments import Fragment
-from kproxy.modes.userspace.doors import Doors, ListenersLost
+from kproxy.modes.userspace.listener_table import ListenersLost, ListenerTable
 from kproxy.modes.userspace.listeners import Forwarder, ListenerKey, Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port, unserved
-
-__all__ = ["UserspaceProgrammer", "carried"]
+from kproxy.modes.xtables.chain_writer import ChainWriter, Drift
+from kproxy.modes.xtables.fragments import Fragment
 
 _log = logs.get("userspace")
 
 Plans = Mapping[PortKey, ServicePlan]
 
 
-class UserspaceProgrammer:
+class UserspaceDataplane:
     """Programs one family: a forwarder's listeners, and through iptables-restore the rules that lead to them."""
 
     def __init__(
@@ -49,7 +47,7 @@ class UserspaceProgrammer:
         self._settings = settings
         base, render = render_base(settings), _renderer(settings)
         self._chains: ChainWriter[Portal] = ChainWriter(settings.family, base, render, tables, drift, clock)
-        self._doors = Doors(settings.family, forwarder)
+        self._doors = ListenerTable(settings.family, forwarder)
         self._portals: dict[PortKey, Portal] = {}
         self._written: dict[PortKey, Portal] = {}
         self._rejected: frozenset[PortKey] = frozenset()
@@ -67,7 +65,7 @@ class UserspaceProgrammer:
             self._chains.rebase(render_base(settings), _renderer(settings))
 
     def apply(self, wanted: Plans, touched: Collection[PortKey] | None) -> Outcome:
-        """As Programmer.apply. A forwarder that is found to have ended is replaced, with all its listeners."""
+        """As Dataplane.apply. A forwarder that is found to have ended is replaced, with all its listeners."""
         some = touched if self._believed else None
         self._believed = False
         try:
@@ -84,15 +82,15 @@ class UserspaceProgrammer:
         return outcome
 
     def drifted(self) -> bool:
-        """As Programmer.drifted; also when listeners were lost."""
+        """As Dataplane.drifted; also when listeners were lost."""
         return self._moved or not self._doors.alive() or self._chains.drifted()
 
-    def tend(self) -> float | None:
-        """As Programmer.tend: the forwarder sees to connections by itself."""
+    def housekeeping(self) -> float | None:
+        """As Dataplane.tend: the forwarder sees to connections by itself."""
         return None
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
-        """As Programmer.names: the proxy ports to which the port's rules lead."""
+        """As Dataplane.names: the proxy ports to which the port's rules lead."""
         doors = ((reach, self._doors.port(ListenerKey(plan.key, reach))) for reach in Reach)
         return tuple(f"proxy port {port} ({reach.value})" for reach, port in doors if port)
 

@@ -10,8 +10,6 @@ from collections import OrderedDict
 from collections.abc import Container, Sequence
 from typing import Protocol
 
-__all__ = ["Affinity", "Balancer", "Cells", "Target", "Turn"]
-
 Target = tuple[str, int]
 """An endpoint's IP and port, as connect(2) takes them."""
 

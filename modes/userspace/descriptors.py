@@ -10,8 +10,6 @@ from pathlib import Path
 
 from kproxy import logs
 
-__all__ = ["Descriptors", "raise_limit"]
-
 KEPT_FREE = 64  # for listeners, pipes and whatever Python opens, so that only connections are refused
 LOG_SECONDS = 10.0
 

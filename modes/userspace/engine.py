@@ -22,8 +22,6 @@ from kproxy.modes.userspace.messages import Change, Settings
 from kproxy.modes.userspace.tcp import Acceptor
 from kproxy.modes.userspace.udp import Receiver
 
-__all__ = ["Crew", "Engine"]
-
 Service = Acceptor | Receiver
 
 

@@ -12,8 +12,6 @@ import socket
 
 from kproxy.modes.userspace.pipes import SIZE, Pipe, Pipes
 
-__all__ = ["Flow", "Meter"]
-
 CHUNK = 16_384
 TURNS = 16  # reads before others have their turn
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE

@@ -16,8 +16,6 @@ from kproxy.modes.userspace.listeners import Listener, ListenerKey, Statistics
 from kproxy.modes.userspace.messages import Settings
 from kproxy.modes.userspace.workers import Workers
 
-__all__ = ["ForwarderProcess"]
-
 SLICE = 64  # changes in one request; the processes forward between two of them
 GONE = "the forwarder's process has ended"
 

@@ -14,8 +14,6 @@ import msgspec
 
 from kproxy.model.plans import Endpoint, Family, PortKey
 
-__all__ = ["Forwarder", "Listener", "ListenerKey", "Reach", "Statistics"]
-
 
 class Reach(StrEnum):
     """Which of a plan's endpoint lists a listener forwards to."""

@@ -17,8 +17,6 @@ from typing import Protocol
 
 from kproxy import logs
 
-__all__ = ["EDGE", "ENDED", "READ", "WRITE", "Handler", "Loop", "Waiter"]
-
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 EDGE = select.EPOLLET

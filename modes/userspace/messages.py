@@ -14,20 +14,6 @@ import msgspec
 from kproxy.model.plans import Family
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Statistics
 
-__all__ = [
-    "Answer",
-    "Ask",
-    "Change",
-    "Count",
-    "Counted",
-    "Messages",
-    "Request",
-    "Settings",
-    "Update",
-    "Updated",
-    "packed",
-]
-
 LENGTH = struct.Struct("!I")
 
 

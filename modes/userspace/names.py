@@ -5,15 +5,6 @@ Chains that iptables mode has as well (KUBE-SERVICES in the filter table, KUBE-E
 
 from __future__ import annotations
 
-__all__ = [
-    "NODEPORT_CONTAINER",
-    "NODEPORT_HOST",
-    "NODEPORT_NON_LOCAL",
-    "PORTALS_CONTAINER",
-    "PORTALS_HOST",
-    "PROXY_PORTS",
-]
-
 PORTALS_CONTAINER = "KUBE-PORTALS-CONTAINER"
 PORTALS_HOST = "KUBE-PORTALS-HOST"
 NODEPORT_CONTAINER = "KUBE-NODEPORT-CONTAINER"

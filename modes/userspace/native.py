@@ -13,8 +13,6 @@ from kproxy.modes.iptables.render import text
 from kproxy.modes.userspace.listeners import Listener, Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port, unserved
 
-__all__ = ["FIRST_PORT", "Outcome", "Shown", "outcome"]
-
 FIRST_PORT = 40_000
 
 

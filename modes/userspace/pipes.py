@@ -12,8 +12,6 @@ from contextlib import suppress
 
 from kproxy.modes.userspace.descriptors import Descriptors
 
-__all__ = ["SIZE", "Pipe", "Pipes"]
-
 SIZE = 1 << 20
 KEPT = 16
 

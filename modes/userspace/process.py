@@ -22,8 +22,6 @@ from kproxy.modes.userspace.engine import Crew, Engine
 from kproxy.modes.userspace.loop import READ, Loop
 from kproxy.modes.userspace.messages import Ask, Count, Counted, Messages, Request, Settings, Update, Updated, packed
 
-__all__ = ["main"]
-
 ONCE = 65_536
 
 log = logs.get("userspace")

@@ -15,12 +15,9 @@ from functools import partial
 from typing import Protocol
 
 from kproxy.modes.userspace.balancer import Balancer, Target
-from kproxy.modes.userspace.common import NO_DESCRIPTOR, RAW, Common
-from kproxy.modes.userspace.counters import DESCRIPTORS, NO_ENDPOINT
+from kproxy.modes.userspace.common import DESCRIPTORS, NO_DESCRIPTOR, NO_ENDPOINT, RAW, Common
 from kproxy.modes.userspace.flows import Flow
 from kproxy.modes.userspace.loop import EDGE, ENDED, READ, WRITE, Waiter
-
-__all__ = ["AT_ONCE", "Owner", "Place", "Relay"]
 
 STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 TCP = socket.IPPROTO_TCP

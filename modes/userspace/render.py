@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan, address_port
-from kproxy.modes.iptables.filters import GUARD, NEW, PortRules, filter_chains, filter_jumps, jump
-from kproxy.modes.iptables.fragments import Base, Chain, Fragment, SharedRule
-from kproxy.modes.iptables.names import FIREWALL
 from kproxy.modes.userspace import names
 from kproxy.modes.userspace.listeners import Listener, Reach
-
-__all__ = ["Portal", "Settings", "listeners", "render_base", "render_port", "unserved"]
+from kproxy.modes.xtables.filters import GUARD, NEW, PortRules, filter_chains, filter_jumps, jump
+from kproxy.modes.xtables.fragments import Base, Chain, Fragment, SharedRule
+from kproxy.modes.xtables.names import FIREWALL
 
 PORTALS = "handle ClusterIPs; NOTE: this must be before the NodePort rules"
 NODE_PORTS = "handle service NodePorts; NOTE: this must be the last rule in the chain"

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["IP_PKTINFO", "ProxyPorts", "join", "share", "steer"]
-
 # Somebody who is gone without a word is noticed two minutes later; accepted sockets inherit these.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68  # include/uapi/asm-generic/socket.h

@@ -8,12 +8,9 @@ from functools import partial
 
 from kproxy import logs
 from kproxy.modes.userspace.balancer import Balancer, Target
-from kproxy.modes.userspace.common import NO_DESCRIPTOR, RAW, Common
-from kproxy.modes.userspace.counters import DESCRIPTORS
+from kproxy.modes.userspace.common import DESCRIPTORS, NO_DESCRIPTOR, RAW, Common
 from kproxy.modes.userspace.loop import READ
 from kproxy.modes.userspace.relays import AT_ONCE, Place, Relay
-
-__all__ = ["Acceptor"]
 
 BACKLOG = 4096
 BATCH = 64

@@ -12,12 +12,9 @@ import struct
 from collections import OrderedDict
 
 from kproxy.modes.userspace.balancer import Balancer, Target
-from kproxy.modes.userspace.common import NO_DESCRIPTOR, RAW, Common
-from kproxy.modes.userspace.counters import DESCRIPTORS, NO_ENDPOINT
+from kproxy.modes.userspace.common import DESCRIPTORS, NO_DESCRIPTOR, NO_ENDPOINT, RAW, Common
 from kproxy.modes.userspace.loop import READ
 from kproxy.modes.userspace.sockets import IP_PKTINFO
-
-__all__ = ["Receiver", "Session"]
 
 DATAGRAM = 65_536
 BATCH = 64

@@ -25,8 +25,6 @@ from kproxy.modes.userspace.messages import (
     packed,
 )
 
-__all__ = ["Worker", "Workers"]
-
 PATIENCE = 30.0  # seconds that one request may take
 MOST = 4
 TURNS = 65_536  # listeners with a turn of their own; beyond that they share one

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kproxy.fakes.apiserver import ApiServer
 from kproxy.lab import links, probes
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Manifests, Proxy, wait_for
+from tests.fakes.apiserver import ApiServer
 
 if TYPE_CHECKING:
     from tests.badinput.conftest import Bad

@@ -11,8 +11,8 @@ import html5lib
 import pytest
 from PIL import Image
 
-from benchmarks.report import write
 from benchmarks.report.__main__ import main
+from benchmarks.report.files import write
 from benchmarks.report.meanings import LIMITS, MEANINGS
 from benchmarks.report.plots import COSTS, cost, distribution, plots, png
 from benchmarks.report.summaries import Results

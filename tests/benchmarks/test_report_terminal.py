@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmarks.report import table
 from benchmarks.report.progress import bars
+from benchmarks.report.terminal import table
 from benchmarks.suite.results import Measurement, Problem, Quantity, Run, Subject
 
 RUN = Run(

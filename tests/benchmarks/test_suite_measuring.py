@@ -13,9 +13,9 @@ from benchmarks.__main__ import main
 from benchmarks.suite.options import read
 from benchmarks.suite.results import Quantity, Run, decode
 from benchmarks.suite.runs import measure
-from kproxy.fakes.apiserver import ApiServer
-from kproxy.fakes.apistore import Selection
 from kproxy.lab.namespaces import unavailable
+from tests.fakes.apiserver import ApiServer
+from tests.fakes.apistore import Selection
 
 TOOLS = ("iptables-nft-restore", "nft", "strace")
 TINY = ["--changes", "3", "--starts", "1", "--storm-seconds", "0.3", "--packet-seconds", "0.2"]

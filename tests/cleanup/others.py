@@ -8,8 +8,6 @@ from pathlib import Path
 
 import kproxy
 
-__all__ = ["reachable"]
-
 # In a mount namespace of its own, an empty folder that all may enter takes the place of the one that they may not; in
 # it are only those places that are needed.
 SCRIPT = """

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from kproxy import __version__, logs
-from kproxy.cli import main, reports
+from kproxy.cli import exits, main
 from kproxy.cli.flags import FLAGS
 from kproxy.config import defaults, encode, files
 from kproxy.errors import InvalidConfig, InvalidObject, KernelError, SourceError
@@ -127,7 +127,7 @@ def raising(error: BaseException) -> Callable[[], object]:
 ENDINGS = [
     (InvalidConfig(["a: b", "c: d"]), 2, ["p: error: a: b", "p: error: c: d"]),
     (InvalidObject("Service", "x/y", "spec", "wrong"), 2, ["p: error: Service x/y: spec: wrong"]),
-    (reports.Refused([InvalidObject("Service", "x/y", "", "wrong"), InvalidObject("Node", "n", "", "bad")]), 2,
+    (exits.Refused([InvalidObject("Service", "x/y", "", "wrong"), InvalidObject("Node", "n", "", "bad")]), 2,
      ["p: error: Service x/y: wrong", "p: error: Node n: bad"]),
     (SourceError("no answer\nat all"), 1, ["p: error: no answer\\nat all"]),
     (KernelError("refused"), 1, ["p: error: refused"]),
@@ -144,13 +144,13 @@ ENDINGS = [
 def test_each_kind_of_failure_has_its_status_and_lines(
     error: BaseException, status: int, lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert reports.guard("p", raising(error)) == status
+    assert exits.guard("p", raising(error)) == status
     assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_what_nobody_foresaw_shows_its_traceback_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup("text", 4)
-    assert reports.guard("p", raising(ZeroDivisionError("oh"))) == 1
+    assert exits.guard("p", raising(ZeroDivisionError("oh"))) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err
     assert err.endswith("p: error: ZeroDivisionError: oh\n")
@@ -158,7 +158,7 @@ def test_what_nobody_foresaw_shows_its_traceback_when_asked(capsys: pytest.Captu
 
 @pytest.mark.parametrize(("result", "status"), [(None, 0), (0, 0), (1, 1), ("text", 0)])
 def test_a_result_is_a_status_when_it_is_a_number(result: object, status: int) -> None:
-    assert reports.guard("p", lambda: result) == status
+    assert exits.guard("p", lambda: result) == status
 
 
 # ---------------------------------------------------------------- real processes

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.cli import hosts, main
+from kproxy.cli import host_file, main
 from kproxy.errors import InvalidConfig
 
 HEADER = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
@@ -336,12 +336,12 @@ BAD_HOSTS = [
 @pytest.mark.parametrize(("text", "expected"), BAD_HOSTS, ids=range(len(BAD_HOSTS)))
 def test_a_bad_host_file_is_refused_with_every_problem(text: str, expected: list[str]) -> None:
     with pytest.raises(InvalidConfig) as caught:
-        hosts.from_text(text.encode())
+        host_file.from_text(text.encode())
     assert list(caught.value.problems) == expected
 
 
 def test_a_host_is_read_in_canonical_form() -> None:
-    host = hosts.from_text(
+    host = host_file.from_text(
         b'{"nodeIPs": ["10.0.0.1", "FD00:0::1"], "interfaces": [{"name": "a", "addresses": ["FD00::0:1/64"]}]}'
     )
     assert (host.node_ips, host.addresses) == (("10.0.0.1", "fd00::1"), ("fd00::1",))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kproxy.conntrack.stale_flows import Flow
+from kproxy.conntrack.table import decode, deletion
 from kproxy.kernel import netlink
-from kproxy.kernel.conntrack import decode, deletion
-from kproxy.model.flows import Flow
 from kproxy.model.plans import Family, Protocol
 
 NEW, DELETE = 1 << 8, 1 << 8 | 2

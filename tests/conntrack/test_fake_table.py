@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from kproxy.conntrack.stale_flows import Flow
 from kproxy.errors import KernelError
-from kproxy.fakes.conntrack import FakeConntrack
-from kproxy.model.flows import Flow
 from kproxy.model.plans import Family, Protocol
+from tests.fakes.conntrack import FakeConntrack
 
 ONE = Flow(Protocol.UDP, "10.0.0.1", 1000, "10.96.0.10", 53, "10.244.0.1", 53)
 SIX = Flow(Protocol.UDP, "fd00::1", 1000, "fd00::10", 53, "fd00::2", 53)

@@ -7,11 +7,11 @@ from itertools import count
 
 import pytest
 
+from kproxy.conntrack.reconciler import Reconciled, Reconciler
+from kproxy.conntrack.stale_flows import Flow
 from kproxy.errors import KernelError, NetlinkError
-from kproxy.fakes.conntrack import FakeConntrack
-from kproxy.kernel.flow_reconciler import Reconciled, Reconciler
-from kproxy.model.flows import Flow, Frontend
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import Endpoint, Family, Frontend, PortKey, Protocol, ServicePlan
+from tests.fakes.conntrack import FakeConntrack
 
 UDP, TCP = Protocol.UDP, Protocol.TCP
 KEY = PortKey("default", "dns", "", UDP)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.model.flows import Flow, Frontend, Frontends, frontends
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.conntrack.stale_flows import Flow, Frontends
+from kproxy.model.plans import Endpoint, Family, Frontend, PortKey, Protocol, ServicePlan, frontends
 
 UDP, SCTP, TCP = Protocol.UDP, Protocol.SCTP, Protocol.TCP
 CLUSTER, EXTERNAL, BALANCER, NODE = "10.96.0.10", "192.0.2.50", "203.0.113.9", "192.168.0.1"

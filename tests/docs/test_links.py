@@ -14,8 +14,8 @@ import click
 import pytest
 
 from kproxy.cli import main
+from kproxy.config.field_docs import leaves
 from kproxy.config.fields import KubeProxyConfiguration
-from kproxy.config.meanings import leaves
 from tests.docs.pages import PAGES, ROOT, Page
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -217,7 +217,7 @@ def test_what_troubleshooting_quotes_is_what_kproxy_says() -> None:
 
 def test_the_table_of_threads_has_every_thread() -> None:
     page = Page(ROOT / "docs" / "architecture.md").text.partition("## Threads")[2]
-    code = sources("kproxy/source", "kproxy/sync", "kproxy/health")
+    code = sources("kproxy")
     names = re.findall(r'(?:\bThread\([^"]*name=f?|LoopThread\(|thread_name_prefix=)"([a-z-]+)', code)
     assert len(names) >= 7
     assert [name for name in names if f"| `{name}" not in page] == []

@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kproxy.fakes.apiserver import ApiServer
 from kproxy.lab.namespaces import Namespace
 from tests.dropin.volumes import Volume
-
-__all__ = ["ACCOUNT", "CONFIG", "Pod"]
+from tests.fakes.apiserver import ApiServer
 
 CONFIG = "/var/lib/kube-proxy"
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"

@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from kproxy.config.defaults import METRICS_PORT
-from kproxy.fakes.apiserver import ApiServer
 from kproxy.lab import links, probes
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import wait_for
 from tests.dropin.pods import ACCOUNT, CONFIG, Pod
-from tests.source import cluster
-from tests.source.cluster import service
+from tests.fakes.apiserver import ApiServer
+from tests.sources import cluster
+from tests.sources.cluster import service
 
 SOON = 60.0
 DATA = Path(__file__).parents[1] / "packaging" / "data" / "kubeadm.yaml"

@@ -20,7 +20,7 @@ from kproxy.lab.outcomes import Answered
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import Probe, Via
 from kproxy.model.plans import Family
-from kproxy.sync.config_file import POLL_SECONDS
+from kproxy.sync.reload import POLL_SECONDS
 from tests.dropin.conftest import ALIVE, SOON
 
 if TYPE_CHECKING:

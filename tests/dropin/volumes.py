@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["Volume"]
-
 
 class Volume:
     """The volume FOLDER. Each `put` is one change that nobody sees half of."""

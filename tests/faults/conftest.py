@@ -17,8 +17,6 @@ import pytest
 import yaml
 
 from kproxy.config.files import from_text
-from kproxy.fakes.apiserver import ApiServer
-from kproxy.fakes.apistore import Selection
 from kproxy.kernel import nfacct
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS, Cluster, build, node_address
@@ -28,8 +26,10 @@ from kproxy.lab.proxies import Proxy, choose_backend, wait_for
 from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, End, Scenario, Via, node_objects
 from kproxy.model.objects import TYPES, Kind
 from kproxy.model.plans import Family
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import Host
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import Host
+from tests.fakes.apiserver import ApiServer
+from tests.fakes.apistore import Selection
 
 CONFIGURATION = {
     "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kproxy.fakes.apifaults import Hang
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import SCENARIOS
+from tests.fakes.apifaults import Hang
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Site

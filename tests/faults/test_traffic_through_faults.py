@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kproxy.fakes.apifaults import Cut, CutBody, EndAtOnce, ErrorEvent, Fault, Garbled, Hang, Refuse
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import SCENARIOS, End
+from tests.fakes.apifaults import Cut, CutBody, EndAtOnce, ErrorEvent, Fault, Garbled, Hang, Refuse
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Site

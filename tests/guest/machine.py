@@ -25,8 +25,6 @@ from threading import Thread
 from kproxy.errors import KproxyError
 from kproxy.lab.namespaces import Namespace, tied
 
-__all__ = ["CHECKOUT", "INSIDE", "Machine", "MachineError", "kernel_has_ipvs", "shell", "unavailable"]
-
 CHECKOUT = Path(__file__).resolve().parents[2]
 START = CHECKOUT / "tests/guest/start"
 INSIDE = Path("/run/share")  # the shared folder, as the machine sees it

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from kproxy.fakes.clocks import ManualClock
-from kproxy.health.board import Board
-from kproxy.health.identity import Identity
-from kproxy.health.metrics import Metrics
-from kproxy.health.proxier_health import ProxierHealth
-from kproxy.health.servers import Servers, ServerSettings
-from kproxy.health.service_checks import HealthCheck
+from kproxy.healthz.proxier_health import ProxierHealth
+from kproxy.healthz.service_checks import HealthCheck
+from kproxy.metrics.registry import Metrics
 from kproxy.model.plans import Family
+from kproxy.status.schema import Identity
+from kproxy.status.servers import Servers, ServerSettings
+from kproxy.status.store import StatusStore
+from tests.fakes.clocks import ManualClock
 
 SYNC_PERIOD = 30.0
 
@@ -39,7 +39,7 @@ class Node:
     metrics: Metrics
     servers: Servers
     failures: list[tuple[int, HealthCheck, str]]
-    board: Board
+    board: StatusStore
 
     def healthz(self, path: str) -> Answer:
         assert self.servers.healthz_port is not None
@@ -84,7 +84,7 @@ def start() -> Iterator[Callable[[ServerSettings], Node]]:
         metrics = Metrics([Family.IPV4, Family.IPV6], "iptables", "1.2.3")
         failures: list[tuple[int, HealthCheck, str]] = []
         identity = Identity("1.2.3", "iptables", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"})
-        board = Board(identity, "node1", clock)
+        board = StatusStore(identity, "node1", clock)
         servers = Servers(
             settings,
             identity,

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.errors import ApiError, KernelError, SourceError
-from kproxy.fakes.apifaults import Refuse
-from kproxy.fakes.apiserver import ApiServer
-from kproxy.fakes.clocks import ManualClock
-from kproxy.health.event_series import BURST, REFILL, WINDOW, Event, EventSeries, Notice, event_json
-from kproxy.health.events import ApiSink, EventRecorder, check_failed
-from kproxy.health.service_checks import HealthCheck
-from kproxy.source.client import ApiClient
-from kproxy.source.credentials import ClientSettings
+from kproxy.events.recorder import ApiSink, EventRecorder
+from kproxy.events.series import BURST, REFILL, WINDOW, Event, EventSeries, Notice, event_json
+from kproxy.healthz.service_checks import HealthCheck, check_failed
+from kproxy.sources.client import ApiClient
+from kproxy.sources.credentials import ClientSettings
+from tests.fakes.apifaults import Refuse
+from tests.fakes.apiserver import ApiServer
+from tests.fakes.clocks import ManualClock
 
 WEB = Notice("Service", "shop", "web", "RulesRejected", "Sync", "the kernel refuses port 80", uid="u-1")
 NODE = Notice("Node", "", "node1", "SyncFailing", "Sync", "nothing could be programmed", type="Normal")

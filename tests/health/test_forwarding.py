@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from kproxy.errors import KernelError
-from kproxy.health.metrics import Metrics
+from kproxy.metrics.registry import Metrics
 from kproxy.model.plans import Family
 from kproxy.modes.userspace.listeners import Statistics
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from kproxy.errors import NetlinkError
-from kproxy.health.metrics import Metrics
+from kproxy.metrics.registry import Metrics
 from kproxy.model.plans import Family
 
 SYNC = "kubeproxy_sync_proxy_rules_"

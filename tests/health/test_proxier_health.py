@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.fakes.clocks import ManualClock
-from kproxy.health.clocks import rfc3339
-from kproxy.health.proxier_health import ProxierHealth
-from kproxy.model.nodes import AUTOSCALER_TAINT, NodeView, parse
+from kproxy.clocks import rfc3339
+from kproxy.healthz.proxier_health import ProxierHealth
+from kproxy.model.node_info import AUTOSCALER_TAINT, NodeView, parse
 from kproxy.model.objects import Metadata, Node, NodeSpec, Taint
 from kproxy.model.plans import Family
+from tests.fakes.clocks import ManualClock
 
 PERIOD = 30.0
 START = "2026-01-02T03:04:05Z"

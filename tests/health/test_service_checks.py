@@ -13,8 +13,7 @@ from hypothesis import HealthCheck as Check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kproxy.health.servers import HealthCheck
-from kproxy.health.service_checks import check_response
+from kproxy.healthz.service_checks import HealthCheck, check_response
 from kproxy.model.plans import Family
 
 LOOPBACK = ["127.0.0.1"]

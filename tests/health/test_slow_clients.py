@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from kproxy.health import listeners
-from kproxy.health.listeners import Address, Listener, Retry
-from kproxy.health.loops import LoopThread
+from kproxy.healthz import listeners
+from kproxy.healthz.listeners import Address, Listener, Retry
+from kproxy.status.servers import LoopThread
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 MUCH = b"x" * 50_000_000
@@ -88,5 +88,5 @@ def test_a_page_that_fails_is_logged_and_fails_alone(
     assert get(port, "/broken").status == 500
     assert get(port, "/").status == 200
     [record] = caplog.records
-    assert record.name == "kproxy.health.listeners"
+    assert record.name == "kproxy.healthz.listeners"
     assert "127.0.0.1" in record.getMessage()

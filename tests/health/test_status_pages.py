@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from kproxy.errors import InvalidConfig, KernelError
-from kproxy.fakes.clocks import ManualClock
-from kproxy.health.board import Board
-from kproxy.health.identity import Identity
-from kproxy.health.listeners import MAX_CONNECTIONS, Address, parse_address
-from kproxy.health.metrics import Metrics
-from kproxy.health.proxier_health import ProxierHealth
-from kproxy.health.servers import Servers, ServerSettings
-from kproxy.model.nodes import AUTOSCALER_TAINT, parse
+from kproxy.healthz.listeners import MAX_CONNECTIONS, Address, parse_address
+from kproxy.healthz.proxier_health import ProxierHealth
+from kproxy.metrics.registry import Metrics
+from kproxy.model.node_info import AUTOSCALER_TAINT, parse
 from kproxy.model.objects import Metadata, Node, NodeSpec, Taint
 from kproxy.model.plans import Family
+from kproxy.status.schema import Identity
+from kproxy.status.servers import Servers, ServerSettings
+from kproxy.status.store import StatusStore
+from tests.fakes.clocks import ManualClock
 
 DOOMED = parse(Node(Metadata("node1"), NodeSpec(taints=[Taint(AUTOSCALER_TAINT)])))
 
@@ -154,7 +154,7 @@ def test_an_impossible_address_is_named(bind: str) -> None:
             ProxierHealth(30, clock),
             Metrics([], "iptables", "1"),
             clock,
-            Board(Identity("1", "iptables"), "node1", clock),
+            StatusStore(Identity("1", "iptables"), "node1", clock),
         )
 
 

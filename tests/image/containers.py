@@ -16,8 +16,6 @@ from pathlib import Path
 
 from kproxy.lab.namespaces import Namespace
 
-__all__ = ["Confinement", "Container", "run"]
-
 TOOLS = ("unshare", "chroot", "mount")
 # ROOT, then pairs of a source and a target until "--", then what is to be run with the root changed.
 MOUNTS = """

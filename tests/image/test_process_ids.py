@@ -11,14 +11,13 @@ import pytest
 from kproxy.kernel import netlink
 from kproxy.kernel.commands import REMEMBERED
 from kproxy.kernel.netlink_sockets import Socket
-from kproxy.kernel.nftables_monitor import NETLINK_NETFILTER, NFNLGRP_NFTABLES
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import choose_backend, wait_for
-from tests.image.test_starts import SLICE, Pod, Start, start
+from kproxy.netfilter.notifications import NETLINK_NETFILTER, NFNLGRP_NFTABLES
+from tests.image.test_starts import SLICE, Pod, Start
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-__all__ = ["start"]  # the fixture
 
 SOON = 60
 REPAIRS = "kproxy_foreign_changes_repaired_total"

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from kproxy.config.defaults import METRICS_PORT
-from kproxy.fakes.apiserver import ApiServer
 from kproxy.lab import probes
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import LAST_SYNC, choose_backend, wait_for
+from tests.fakes.apiserver import ApiServer
 from tests.image.conftest import ROOT, Image
 from tests.image.containers import Confinement, Container, run
 

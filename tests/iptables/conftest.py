@@ -18,9 +18,9 @@ from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.iptables.saved import Saved
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import Host, iptables_settings
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import Host, iptables_settings
+from kproxy.modes.xtables.saved import Saved
 
 DATA = Path(__file__).parent / "data"
 SHARED = {"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL"}

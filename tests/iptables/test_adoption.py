@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from kproxy.errors import KernelError
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend, HostTables
-from kproxy.model.plans import Family, Protocol
-from kproxy.modes.base import Frontend
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.model.plans import Family, Frontend, Protocol
+from kproxy.modes.iptables.apply import IptablesDataplane
+from tests.fakes.iptables import FakeTables
 
 
 @pytest.fixture(params=list(Family))
@@ -25,7 +24,7 @@ def test_the_same_state_is_adopted_without_a_write(taken_over: Callable[..., Any
     text, settings, plans = taken_over(family)
     tables = FakeTables(family)
     tables.restore(text)
-    outcome = IptablesProgrammer(settings, tables).apply(plans, None)
+    outcome = IptablesDataplane(settings, tables).apply(plans, None)
     assert (len(tables.restores), outcome.transactions, outcome.repaired) == (1, 0, False)
     assert outcome.rules_total == {table: rules(text, table) for table in ("filter", "nat")}
 
@@ -41,17 +40,17 @@ def test_its_text_is_adopted_as_saved_by_the_real_tools(taken_over: Callable[...
     lines = [line for line in text.splitlines() if "localhost_nps_accepted_pkts" not in line]
     counted = "-m nfacct --nfacct-name  ct_state_invalid_dropped_pkts "
     real.restore("".join(f"{line}\n" for line in lines).replace(counted, ""))
-    assert IptablesProgrammer(settings, real).apply(plans, None).transactions == 0
+    assert IptablesDataplane(settings, real).apply(plans, None).transactions == 0
 
 
 def test_after_adoption_a_change_writes_only_itself(taken_over: Callable[..., Any], plan: Callable[..., Any]) -> None:
     text, settings, plans = taken_over(Family.IPV4)
     tables = FakeTables()
     tables.restore(text)
-    programmer = IptablesProgrammer(settings, tables)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(settings, tables)
+    dataplane.apply(plans, None)
     new = plan("new")
-    programmer.apply(plans | {new.key: new}, [new.key])
+    dataplane.apply(plans | {new.key: new}, [new.key])
     assert len(tables.restores) == 2
     assert all("default/new:http" in line for line in tables.restores[-1].splitlines() if line.startswith("-I"))
 
@@ -61,9 +60,9 @@ def test_an_adopted_service_can_be_removed(taken_over: Callable[..., Any], real:
     settings = replace(settings, nfacct=False)
     lines = [line for line in text.splitlines() if "nfacct" not in line]
     real.restore("".join(f"{line}\n" for line in lines))
-    programmer = IptablesProgrammer(settings, real)
-    programmer.apply(plans, None)
-    outcome = programmer.apply({}, list(plans))
+    dataplane = IptablesDataplane(settings, real)
+    dataplane.apply(plans, None)
+    outcome = dataplane.apply({}, list(plans))
     assert (outcome.transactions, outcome.repaired) == (1, False)
     assert "KUBE-SVC" not in real.save()
 
@@ -73,7 +72,7 @@ def test_what_kube_proxy_had_for_services_that_are_gone_goes(taken_over: Callabl
     tables = FakeTables()
     tables.restore(text)
     kept = {key: plan for key, plan in plans.items() if key.name == "empty"}
-    outcome = IptablesProgrammer(settings, tables).apply(kept, None)
+    outcome = IptablesDataplane(settings, tables).apply(kept, None)
     saved = tables.save()
     assert not any(prefix in saved for prefix in ("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-"))
     assert "default/empty:http has no endpoints" in saved
@@ -88,13 +87,13 @@ def test_what_went_in_a_check_that_failed_is_told_by_the_next(taken_over: Callab
     tables.restore(text)
     tables.restore("".join(f"*nat\n:KUBE-SEP-{n:016} - [0:0]\nCOMMIT\n" for n in range(700)))
     tables.fail_at = {4}
-    programmer = IptablesProgrammer(settings, tables)
+    dataplane = IptablesDataplane(settings, tables)
     kept = {key: plan for key, plan in plans.items() if key.name == "empty"}
     with pytest.raises(KernelError):
-        programmer.apply(kept, None)
+        dataplane.apply(kept, None)
     assert "-A KUBE-SERVICES -d 10.96.10.2" not in tables.save(), "the rule went before the failure"
-    assert programmer.apply(kept, None).abandoned == (Frontend("10.96.10.2", 53, Protocol.UDP),)
-    assert programmer.apply(kept, None).abandoned == ()
+    assert dataplane.apply(kept, None).abandoned == (Frontend("10.96.10.2", 53, Protocol.UDP),)
+    assert dataplane.apply(kept, None).abandoned == ()
 
 
 @pytest.mark.parametrize("backend", Backend)
@@ -110,9 +109,9 @@ def test_what_others_wrote_stays(taken_over: Callable[..., Any], backend: Backen
     tables = FakeTables(Family.IPV4, backend)
     tables.restore(others)
     before = tables.save().splitlines()
-    programmer = IptablesProgrammer(settings, tables)
-    programmer.apply(plans, None)
-    programmer.apply({}, None)
+    dataplane = IptablesDataplane(settings, tables)
+    dataplane.apply(plans, None)
+    dataplane.apply({}, None)
     after = tables.save().splitlines()
     assert [line for line in after if line in before and line.startswith("-A")] == [
         line for line in before if line.startswith("-A")

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import HostTables
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.apply import IptablesProgrammer
-from kproxy.modes.iptables.cleanup import NODE_CHAINS, clean
-from kproxy.modes.iptables.render import GUARD
+from kproxy.modes.iptables.apply import IptablesDataplane
+from kproxy.modes.xtables.cleanup import NODE_CHAINS, clean
+from kproxy.modes.xtables.filters import GUARD
+from tests.fakes.iptables import FakeTables
 
 OTHERS = (
     "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n"
@@ -38,11 +38,11 @@ def test_it_goes_from_the_real_kernel(real: HostTables, plan: Any, settings: Any
     real.restore(OTHERS)
     before = without_comments(real.save())
     plans = {p.key: p for p in (plan("web", node_port=30080), plan("none", cluster=()))}
-    programmer = IptablesProgrammer(settings, real)
-    programmer.apply(plans, None)
-    programmer.cleanup()
+    dataplane = IptablesDataplane(settings, real)
+    dataplane.apply(plans, None)
+    dataplane.cleanup()
     assert without_comments(real.save()) == before
-    programmer.apply(plans, [])
+    dataplane.apply(plans, [])
     assert "default/web:http cluster IP" in real.save(), "after a cleanup nothing is believed"
 
 

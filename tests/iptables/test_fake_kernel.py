@@ -7,9 +7,9 @@ import re
 import pytest
 
 from kproxy.errors import CommandError, KernelError, RestoreError
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend, HostTables
 from kproxy.model.plans import Family
+from tests.fakes.iptables import FakeTables
 
 # Each starts from a table nat with the chains OLD (one rule) and LED, which OLD leads to.
 START = "*nat\n:OLD - [0:0]\n:LED - [0:0]\n-A OLD -j LED\nCOMMIT\n"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.model.plans import Endpoint, PortKey, Protocol
-from kproxy.modes.iptables import names
+from kproxy.modes.xtables import names
 
 TCP, UDP, SCTP = Protocol.TCP, Protocol.UDP, Protocol.SCTP
 WEB = PortKey("default", "web", "http", TCP)

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.errors import KernelError
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, ServicePlan
-from kproxy.modes.iptables import delta
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.xtables import delta
+from tests.fakes.iptables import FakeTables
 
 Plans = dict[PortKey, ServicePlan]
 Shape = Callable[[str], dict[tuple[str, str], list[str]]]
@@ -41,7 +41,7 @@ EDITS = (
 def fresh(settings: Settings, plans: Plans, backend: Backend) -> str:
     """The tables of a node on which the plans are the first to be written."""
     tables = FakeTables(Family.IPV4, backend)
-    outcome = IptablesProgrammer(settings, tables).apply(plans, None)
+    outcome = IptablesDataplane(settings, tables).apply(plans, None)
     assert not outcome.rejected
     return tables.save()
 
@@ -54,7 +54,7 @@ def changed(old: Plans, new: Plans) -> set[PortKey]:
 def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small limits, so that few ports are as many: chains in a restore, rules to take out of a chain."""
     chains, rules = request.param
-    monkeypatch.setattr("kproxy.modes.iptables.chains.LIMITS", dict.fromkeys(Backend, chains))
+    monkeypatch.setattr("kproxy.modes.xtables.chain_writer.LIMITS", dict.fromkeys(Backend, chains))
     monkeypatch.setattr(delta, "REWRITE_ABOVE", rules)
 
 
@@ -65,26 +65,26 @@ class TestChanges:
         self, data: Any, backend: Backend, clusters: Any, shape: Shape, settings: Settings
     ) -> None:
         tables = FakeTables(Family.IPV4, backend)
-        programmer = IptablesProgrammer(settings, tables)
-        programmer.apply({}, None)
+        dataplane = IptablesDataplane(settings, tables)
+        dataplane.apply({}, None)
         held: Plans = {}
         for wanted in data.draw(st.lists(clusters, min_size=1, max_size=4)):
             extra = data.draw(st.sets(st.sampled_from(sorted({*held, *wanted}))) if held or wanted else st.just(set()))
             reads = tables.saves
-            outcome = programmer.apply(wanted, changed(held, wanted) | extra)
+            outcome = dataplane.apply(wanted, changed(held, wanted) | extra)
             assert not outcome.rejected
             assert tables.saves == reads, "a change must not read the kernel"
             held = wanted
             assert shape(tables.save()) == shape(fresh(settings, wanted, backend))
-        assert programmer.apply(held, None).transactions == 0
-        assert outcome.rules_total == programmer.apply(held, None).rules_total
+        assert dataplane.apply(held, None).transactions == 0
+        assert outcome.rules_total == dataplane.apply(held, None).rules_total
 
     @given(data=st.data(), backend=BACKENDS)
     def test_edits_and_failures_are_healed_by_the_next_check(
         self, data: Any, backend: Backend, clusters: Any, shape: Shape, settings: Settings
     ) -> None:
         tables = FakeTables(Family.IPV4, backend)
-        programmer = IptablesProgrammer(settings, tables)
+        dataplane = IptablesDataplane(settings, tables)
         tables.fail_at = data.draw(st.sets(st.integers(1, 8), max_size=3))
         held: Plans = {}
         for wanted in data.draw(st.lists(clusters, min_size=1, max_size=4)):
@@ -92,13 +92,13 @@ class TestChanges:
                 with_chains(tables, edit)
             touched = data.draw(st.sampled_from([None, changed(held, wanted)]))
             with contextlib.suppress(KernelError):
-                programmer.apply(wanted, touched)
+                dataplane.apply(wanted, touched)
             held = wanted
         tables.fail_at = set()
-        outcome = programmer.apply(held, None)
+        outcome = dataplane.apply(held, None)
         assert not outcome.rejected
         assert shape(tables.save()) == shape(fresh(settings, held, backend))
-        again = programmer.apply(held, None)
+        again = dataplane.apply(held, None)
         assert (again.transactions, again.repaired) == (0, False)
 
     @given(data=st.data(), backend=BACKENDS)
@@ -110,11 +110,11 @@ class TestChanges:
             for fields in ({}, {"masquerade_mark": 1 << 5}, {"comments": False}, {"masquerade_all": True})
         ]
         tables = FakeTables(Family.IPV4, backend)
-        programmer = IptablesProgrammer(variants[0], tables)
+        dataplane = IptablesDataplane(variants[0], tables)
         wanted = data.draw(clusters)
         for settings in data.draw(st.lists(st.sampled_from(variants), min_size=1, max_size=3)):
-            programmer.configure(settings)
-            programmer.apply(wanted, set())
+            dataplane.configure(settings)
+            dataplane.apply(wanted, set())
             assert shape(tables.save()) == shape(fresh(settings, wanted, backend))
 
     @given(data=st.data(), backend=BACKENDS)
@@ -123,9 +123,9 @@ class TestChanges:
     ) -> None:
         """After each restore, every chain that a packet can reach from a shared chain has its rules."""
         tables = Watching(Family.IPV4, backend)
-        programmer = IptablesProgrammer(settings, tables)
+        dataplane = IptablesDataplane(settings, tables)
         for wanted in data.draw(st.lists(clusters, min_size=1, max_size=3)):
-            programmer.apply(wanted, None)
+            dataplane.apply(wanted, None)
         assert tables.incomplete == []
 
 

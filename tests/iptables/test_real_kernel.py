@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kproxy.errors import KernelError
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import HostTables
 from kproxy.model.plans import Family, PortKey, ServicePlan
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.iptables.saved import Saved
+from kproxy.modes.xtables.saved import Saved
+from tests.fakes.iptables import FakeTables
 
 Plans = dict[PortKey, ServicePlan]
 
@@ -79,15 +79,15 @@ def test_random_changes_end_where_the_kernel_in_memory_ends(
 ) -> None:
     chosen = Settings(Family.IPV4, masquerade_all=data.draw(st.booleans()))
     memory = FakeTables(Family.IPV4, real.backend)
-    programmers = [IptablesProgrammer(chosen, tables) for tables in (real, memory)]
-    programmers[0].cleanup()
+    dataplanes = [IptablesDataplane(chosen, tables) for tables in (real, memory)]
+    dataplanes[0].cleanup()
     held: Plans = {}
-    for programmer in programmers:
-        programmer.apply(held, None)
+    for dataplane in dataplanes:
+        dataplane.apply(held, None)
     for wanted in data.draw(st.lists(clusters, min_size=1, max_size=3)):
         touched = {key for key in {*held, *wanted} if held.get(key) != wanted.get(key)}
-        for programmer in programmers:
-            assert programmer.apply(wanted, touched).rejected == {}
+        for dataplane in dataplanes:
+            assert dataplane.apply(wanted, touched).rejected == {}
         held = wanted
         assert shape(real.save()) == shape(memory.save())
-    assert programmers[0].apply(held, None).transactions == 0, "what was written reads as what is wanted"
+    assert dataplanes[0].apply(held, None).transactions == 0, "what was written reads as what is wanted"

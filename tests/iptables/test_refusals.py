@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from kproxy.errors import CommandError, KernelError
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend, HostTables
 from kproxy.model.plans import Family, PortKey, ServicePlan
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
+from tests.fakes.iptables import FakeTables
 
 Plans = dict[PortKey, ServicePlan]
 
@@ -41,20 +41,20 @@ def test_refused_services_are_named_and_the_others_are_programmed(
     tables: FakeTables, plans: Plans, settings: Settings, bad: str, shape: Any
 ) -> None:
     tables.refuse = refuse(*bad)
-    outcome = IptablesProgrammer(settings, tables).apply(plans, None)
+    outcome = IptablesDataplane(settings, tables).apply(plans, None)
     assert {key.name for key in outcome.rejected} == set(bad)
     for key, why in outcome.rejected.items():
         assert str(key) in why
         assert "\n" not in why
     good = FakeTables(Family.IPV4, tables.backend)
-    IptablesProgrammer(settings, good).apply({k: p for k, p in plans.items() if k.name not in bad}, None)
+    IptablesDataplane(settings, good).apply({k: p for k, p in plans.items() if k.name not in bad}, None)
     assert shape(tables.save()) == shape(good.save())
 
 
 def test_nft_names_the_rule(plans: Plans, settings: Settings) -> None:
     tables = FakeTables()
     tables.refuse = lambda table, chain, rule: "--dport 30003 " in rule
-    [why] = IptablesProgrammer(settings, tables).apply(plans, None).rejected.values()
+    [why] = IptablesDataplane(settings, tables).apply(plans, None).rejected.values()
     assert "--dport 30003" in why
 
 
@@ -62,15 +62,15 @@ def test_nft_names_the_rule(plans: Plans, settings: Settings) -> None:
 def test_a_refused_change_leaves_what_was_there(
     tables: FakeTables, plans: Plans, settings: Settings, plan: Callable[..., ServicePlan], shape: Any
 ) -> None:
-    programmer = IptablesProgrammer(settings, tables)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(settings, tables)
+    dataplane.apply(plans, None)
     before = shape(tables.save())
     changed, other = plan("a", node_port=30000, cluster=(1, 2, 3)), plan("z")
     tables.refuse = lambda table, chain, rule: "default/a:http -> 10.244.1.3" in rule
-    outcome = programmer.apply(plans | {changed.key: changed}, [changed.key])
+    outcome = dataplane.apply(plans | {changed.key: changed}, [changed.key])
     assert set(outcome.rejected) == {changed.key}
     assert shape(tables.save()) == before
-    outcome = programmer.apply(plans | {changed.key: changed, other.key: other}, [changed.key, other.key])
+    outcome = dataplane.apply(plans | {changed.key: changed, other.key: other}, [changed.key, other.key])
     assert set(outcome.rejected) == {changed.key}, "still refused, and reported"
     assert "default/z:http" in tables.save()
 
@@ -79,16 +79,16 @@ def test_a_refused_change_leaves_what_was_there(
 def test_a_refused_service_is_tried_again_by_a_full_check(
     tables: FakeTables, plans: Plans, settings: Settings, shape: Any
 ) -> None:
-    programmer = IptablesProgrammer(settings, tables)
+    dataplane = IptablesDataplane(settings, tables)
     tables.refuse = refuse("b", "c")
-    programmer.apply(plans, None)
+    dataplane.apply(plans, None)
     tables.refuse = refuse()
     reads = len(tables.restores)
-    assert set(programmer.apply(plans, []).rejected) == {k for k in plans if k.name in "bc"}
+    assert set(dataplane.apply(plans, []).rejected) == {k for k in plans if k.name in "bc"}
     assert len(tables.restores) == reads, "a refused plan is not tried at every change"
-    assert programmer.apply(plans, None).rejected == {}
+    assert dataplane.apply(plans, None).rejected == {}
     fresh = FakeTables(Family.IPV4, tables.backend)
-    IptablesProgrammer(settings, fresh).apply(plans, None)
+    IptablesDataplane(settings, fresh).apply(plans, None)
     assert shape(tables.save()) == shape(fresh.save())
 
 
@@ -96,29 +96,29 @@ def test_a_refused_service_is_tried_again_by_a_full_check(
 def test_a_refused_service_that_changes_or_goes_is_no_longer_refused(
     tables: FakeTables, plans: Plans, settings: Settings, plan: Callable[..., ServicePlan]
 ) -> None:
-    programmer = IptablesProgrammer(settings, tables)
+    dataplane = IptablesDataplane(settings, tables)
     tables.refuse = lambda table, chain, rule: "--dport 30001 " in rule
-    [key] = programmer.apply(plans, None).rejected
+    [key] = dataplane.apply(plans, None).rejected
     better = plans | {key: plan(key.name, node_port=31111)}
-    assert programmer.apply(better, [key]).rejected == {}
-    [key] = programmer.apply(plans, [key]).rejected
-    assert programmer.apply({k: p for k, p in plans.items() if k != key}, [key]).rejected == {}
+    assert dataplane.apply(better, [key]).rejected == {}
+    [key] = dataplane.apply(plans, [key]).rejected
+    assert dataplane.apply({k: p for k, p in plans.items() if k != key}, [key]).rejected == {}
 
 
 @BOTH
 def test_the_nodes_own_rules_are_needed(tables: FakeTables, plans: Plans, settings: Settings) -> None:
     tables.refuse = lambda table, chain, rule: "MASQUERADE" in rule
     with pytest.raises(KernelError, match=r"node's own rules|MASQUERADE"):
-        IptablesProgrammer(settings, tables).apply(plans, None)
+        IptablesDataplane(settings, tables).apply(plans, None)
 
 
 @BOTH
 def test_a_host_that_is_busy_is_nobodys_fault(tables: FakeTables, plans: Plans, settings: Settings) -> None:
     tables.fail_at = {2}
-    programmer = IptablesProgrammer(settings, tables)
+    dataplane = IptablesDataplane(settings, tables)
     with pytest.raises(CommandError, match="lock"):
-        programmer.apply(plans, None)
-    outcome = programmer.apply(plans, list(plans))
+        dataplane.apply(plans, None)
+    outcome = dataplane.apply(plans, list(plans))
     assert outcome.rejected == {}, "whatever is asked for, everything is looked at after a failure"
     assert all(f"default/{key.name}:http cluster IP" in tables.save() for key in plans)
 
@@ -129,7 +129,7 @@ def test_a_stale_chain_that_somebody_leads_to_stays_and_the_rest_is_done(plans: 
         "*nat\n:KUBE-SEP-AAAAAAAAAAAAAAAA - [0:0]\n:KUBE-SEP-BBBBBBBBBBBBBBBB - [0:0]\n:MINE - [0:0]\n"
         "-A MINE -j KUBE-SEP-AAAAAAAAAAAAAAAA\nCOMMIT\n"
     )
-    outcome = IptablesProgrammer(settings, tables).apply(plans, None)
+    outcome = IptablesDataplane(settings, tables).apply(plans, None)
     assert outcome.rejected == {}
     assert ":KUBE-SEP-AAAAAAAAAAAAAAAA " in tables.save()
     assert ":KUBE-SEP-BBBBBBBBBBBBBBBB " not in tables.save()
@@ -138,7 +138,7 @@ def test_a_stale_chain_that_somebody_leads_to_stays_and_the_rest_is_done(plans: 
 def test_the_real_kernel_refuses_one_service(real: HostTables, plans: Plans, plan: Any, settings: Settings) -> None:
     """A port of 70000 is refused by the tool at its line, DNAT to another family's address by the parser as well."""
     bad = plan("bad", port=70000)
-    outcome = IptablesProgrammer(settings, real).apply(plans | {bad.key: bad}, None)
+    outcome = IptablesDataplane(settings, real).apply(plans | {bad.key: bad}, None)
     assert set(outcome.rejected) == {bad.key}
     assert "70000" in outcome.rejected[bad.key]
     assert "default/bad:" not in real.save()
@@ -148,7 +148,7 @@ def test_the_real_kernel_refuses_one_service(real: HostTables, plans: Plans, pla
 def test_the_real_kernel_refuses_at_commit(real: HostTables, plans: Plans, plan: Any, settings: Settings) -> None:
     """A negative timeout passes the parser of no version; an unknown counter passes it, and the kernel refuses it."""
     counted = Settings(Family.IPV4, nfacct=True, tcp_be_liberal=True)
-    outcome = IptablesProgrammer(counted, real).apply(plans, None)
+    outcome = IptablesDataplane(counted, real).apply(plans, None)
     assert {key.name for key in outcome.rejected} == set("abcdefg"), "each has a node port, counted in no counter"
     assert "KUBE-SVC-" not in real.save()
-    assert IptablesProgrammer(settings, real).apply(plans, None).rejected == {}
+    assert IptablesDataplane(settings, real).apply(plans, None).rejected == {}

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
-from kproxy.modes.iptables import names
-from kproxy.modes.iptables.render import GUARD, Settings, render_base, render_port, text
+from kproxy.modes.iptables.render import Settings, render_base, render_port, text
+from kproxy.modes.xtables import names
+from kproxy.modes.xtables.filters import GUARD
 from tests.parity import compare
 
 V4, V6 = Family.IPV4, Family.IPV6

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import HostTables
 from kproxy.model.plans import Family, Protocol
-from kproxy.modes.iptables.apply import READ_AT_LEAST, IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.xtables.chain_writer import READ_AT_LEAST
+from tests.fakes.iptables import FakeTables
 
 JUMP = '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
 LAST = '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
@@ -62,34 +63,34 @@ def masquerading() -> Settings:
 @pytest.mark.parametrize("text", EDITS.values(), ids=EDITS)
 def test_edits_are_mended(text: str, plans: Any, masquerading: Settings, shape: Any) -> None:
     tables = FakeTables()
-    programmer = IptablesProgrammer(masquerading, tables)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(masquerading, tables)
+    dataplane.apply(plans, None)
     before = tables.save()
     tables.restore(edit(text, before))
     assert shape(tables.save()) != shape(before)
-    outcome = programmer.apply(plans, None)
+    outcome = dataplane.apply(plans, None)
     assert outcome.repaired
     assert shape(tables.save()) == shape(before)
-    assert not programmer.apply(plans, None).repaired
+    assert not dataplane.apply(plans, None).repaired
 
 
 def test_edits_are_mended_in_the_real_kernel(real: HostTables, plans: Any, masquerading: Settings, shape: Any) -> None:
-    programmer = IptablesProgrammer(masquerading, real)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(masquerading, real)
+    dataplane.apply(plans, None)
     before = real.save()
     for name, text in EDITS.items():
         real.restore(edit(text, before))
-        assert programmer.apply(plans, None).repaired, name
+        assert dataplane.apply(plans, None).repaired, name
         assert shape(real.save()) == shape(before), name
-    assert programmer.apply(plans, None).transactions == 0
+    assert dataplane.apply(plans, None).transactions == 0
 
 
 def test_a_small_repair_leaves_the_rest_alone(plans: Any, masquerading: Settings) -> None:
     tables = FakeTables()
-    programmer = IptablesProgrammer(masquerading, tables)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(masquerading, tables)
+    dataplane.apply(plans, None)
     tables.restore(edit(EDITS["a Service's chain is empty"], tables.save()))
-    programmer.apply(plans, None)
+    dataplane.apply(plans, None)
     declared = [line for line in tables.restores[-1].splitlines() if line.startswith(":")]
     assert len(declared) == 1
     assert declared[0].startswith(":KUBE-SVC-")
@@ -98,7 +99,7 @@ def test_a_small_repair_leaves_the_rest_alone(plans: Any, masquerading: Settings
 def test_jumps_are_put_at_the_head_in_order(masquerading: Settings) -> None:
     tables = FakeTables()
     tables.restore("*filter\n-A INPUT -s 192.0.2.7/32 -j DROP\nCOMMIT\n")
-    IptablesProgrammer(masquerading, tables).apply({}, None)
+    IptablesDataplane(masquerading, tables).apply({}, None)
     targets = [line.split()[-1] for line in tables.save().splitlines() if line.startswith("-A INPUT")]
     assert targets == ["KUBE-FIREWALL", "KUBE-PROXY-FIREWALL", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "DROP"]
 
@@ -123,46 +124,46 @@ class Told:
 def test_tables_that_are_proved_unchanged_are_read_once_an_hour(plans: Any, masquerading: Settings) -> None:
     now = 0.0
     tables, drift = FakeTables(), Told(proves=True)
-    programmer = IptablesProgrammer(masquerading, tables, drift, lambda: now)
-    programmer.apply({}, None)
-    programmer.apply(plans, None)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(masquerading, tables, drift, lambda: now)
+    dataplane.apply({}, None)
+    dataplane.apply(plans, None)
+    dataplane.apply(plans, None)
     assert tables.saves == 1
     now = READ_AT_LEAST
-    programmer.apply(plans, None)
+    dataplane.apply(plans, None)
     assert tables.saves == 2
 
 
 def test_drift_is_read_and_mended(plans: Any, masquerading: Settings, shape: Any) -> None:
     tables, drift = FakeTables(), Told(proves=True)
-    programmer = IptablesProgrammer(masquerading, tables, drift, lambda: 0.0)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(masquerading, tables, drift, lambda: 0.0)
+    dataplane.apply(plans, None)
     before = shape(tables.save())
     tables.flush("nat")
     drift.edited = True
-    assert programmer.drifted()
-    assert programmer.apply(plans, None).repaired
-    assert not programmer.drifted()
+    assert dataplane.drifted()
+    assert dataplane.apply(plans, None).repaired
+    assert not dataplane.drifted()
     assert shape(tables.save()) == before
 
 
 def test_a_likelihood_does_not_save_the_reading(plans: Any, masquerading: Settings) -> None:
     tables = FakeTables()
-    programmer = IptablesProgrammer(masquerading, tables, Told(proves=False), lambda: 0.0)
-    programmer.apply(plans, None)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(masquerading, tables, Told(proves=False), lambda: 0.0)
+    dataplane.apply(plans, None)
+    dataplane.apply(plans, None)
     assert tables.saves == 2
 
 
 def test_a_change_on_flushed_tables_mends_them(plans: Any, masquerading: Settings, plan: Any, shape: Any) -> None:
     """A change is refused when its chains are gone; that is no reason to reject its Service."""
     tables = FakeTables()
-    programmer = IptablesProgrammer(masquerading, tables)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(masquerading, tables)
+    dataplane.apply(plans, None)
     tables.flush("nat")
     new = plan("new")
-    outcome = programmer.apply(plans | {new.key: new}, [new.key])
+    outcome = dataplane.apply(plans | {new.key: new}, [new.key])
     assert not outcome.rejected
     fresh = FakeTables()
-    IptablesProgrammer(masquerading, fresh).apply(plans | {new.key: new}, None)
+    IptablesDataplane(masquerading, fresh).apply(plans | {new.key: new}, None)
     assert shape(tables.save()) == shape(fresh.save())

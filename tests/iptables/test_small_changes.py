@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
-from kproxy.modes.iptables import delta as deltas
-from kproxy.modes.iptables.apply import IptablesProgrammer
-from kproxy.modes.iptables.delta import Change, delta
-from kproxy.modes.iptables.fragments import Chain, Fragment, SharedRule
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.xtables import delta as deltas
+from kproxy.modes.xtables.delta import Change, delta
+from kproxy.modes.xtables.fragments import Chain, Fragment, SharedRule
+from tests.fakes.iptables import FakeTables
 
 KEY = PortKey("default", "web", "http", Protocol.TCP)
 OTHER = PortKey("default", "dns", "", Protocol.UDP)
@@ -112,14 +112,14 @@ def test_very_many_lines_that_go_rewrite_their_chain_with_its_last_rule_last(
     plan: Callable[..., ServicePlan], settings: Settings
 ) -> None:
     tables = FakeTables()
-    programmer = IptablesProgrammer(settings, tables)
+    dataplane = IptablesDataplane(settings, tables)
     plans = {p.key: p for n in range(deltas.REWRITE_ABOVE + 3) if (p := plan(f"s{n}", node_port=30000 + n))}
-    programmer.apply(plans, None)
+    dataplane.apply(plans, None)
     [kept, also, *gone] = plans
-    programmer.apply({kept: plans[kept], also: plans[also]}, gone)
+    dataplane.apply({kept: plans[kept], also: plans[also]}, gone)
     assert not any("-D KUBE-SERVICES" in text for text in tables.restores)
     fresh = FakeTables()
-    IptablesProgrammer(settings, fresh).apply({also: plans[also], kept: plans[kept]}, None)
+    IptablesDataplane(settings, fresh).apply({also: plans[also], kept: plans[kept]}, None)
     assert sorted(tables.save().splitlines()) == sorted(fresh.save().splitlines())
     services = [line for line in tables.save().splitlines() if line.startswith("-A KUBE-SERVICES")]
     assert services[-1].endswith("-j KUBE-NODEPORTS")
@@ -132,10 +132,10 @@ def test_the_bytes_of_a_change_do_not_depend_on_how_many_services_there_are(
     written = set()
     for others in (0, 10, 300):
         tables = FakeTables(Family.IPV4, backend)
-        programmer = IptablesProgrammer(settings, tables)
+        dataplane = IptablesDataplane(settings, tables)
         plans = {p.key: p for n in range(others) if (p := plan(f"s{n}"))}
         first, second = plan("web"), plan("web", cluster=(1, 2, 3))
-        programmer.apply(plans | {first.key: first}, None)
-        outcome = programmer.apply(plans | {second.key: second}, [second.key])
+        dataplane.apply(plans | {first.key: first}, None)
+        outcome = dataplane.apply(plans | {second.key: second}, [second.key])
         written.add((outcome.bytes_written, outcome.transactions, outcome.rules_written["nat"]))
     assert len(written) == 1

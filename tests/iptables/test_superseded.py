@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from kproxy.fakes.iptables import FakeTables
-from kproxy.modes.iptables.apply import IptablesProgrammer
-from kproxy.modes.iptables.render import GUARD, Settings
+from kproxy.modes.iptables.apply import IptablesDataplane
+from kproxy.modes.iptables.render import Settings
+from kproxy.modes.xtables.filters import GUARD
+from tests.fakes.iptables import FakeTables
 
 IPVS = (
     "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-NODE-PORT - [0:0]\n:KUBE-LOAD-BALANCER - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n"
@@ -35,19 +36,19 @@ OTHERS = "*nat\n:CNI-1 - [0:0]\n-A POSTROUTING -j CNI-1\n-A CNI-1 -j KUBE-LOAD-B
 def test_another_modes_chains_go(left: str, plan: Any, settings: Settings) -> None:
     plans = {p.key: p for p in (plan("web"), plan("none", cluster=()))}
     expected, tables = FakeTables(), FakeTables()
-    IptablesProgrammer(settings, expected).apply(plans, None)
+    IptablesDataplane(settings, expected).apply(plans, None)
     tables.restore(left)
-    programmer = IptablesProgrammer(settings, tables)
-    programmer.apply(plans, None)
+    dataplane = IptablesDataplane(settings, tables)
+    dataplane.apply(plans, None)
     assert sorted(tables.save().splitlines()) == sorted(expected.save().splitlines())
-    assert programmer.apply(plans, None).transactions == 0
+    assert dataplane.apply(plans, None).transactions == 0
 
 
 def test_they_go_after_the_new_rules_stand(plan: Any, settings: Settings) -> None:
     tables = FakeTables()
     tables.restore(IPVS)
     web = plan("web")
-    IptablesProgrammer(settings, tables).apply({web.key: web}, None)
+    IptablesDataplane(settings, tables).apply({web.key: web}, None)
     texts = [restore if isinstance(restore, str) else restore.decode() for restore in tables.restores]
     first_gone = next(i for i, text in enumerate(texts) if "-X KUBE-NODE-PORT" in text)
     linked = next(i for i, text in enumerate(texts) if "default/web:http cluster IP" in text)
@@ -58,7 +59,7 @@ def test_what_others_lead_to_stays(plan: Any, settings: Settings) -> None:
     tables = FakeTables()
     tables.restore(IPVS + OTHERS)
     web = plan("web")
-    IptablesProgrammer(settings, tables).apply({web.key: web}, None)
+    IptablesDataplane(settings, tables).apply({web.key: web}, None)
     assert ":KUBE-LOAD-BALANCER" in tables.save()
     assert "KUBE-IPVS-FILTER" not in tables.save()
 
@@ -67,5 +68,5 @@ def test_the_guard_of_localhost_stays_with_this_mode(plan: Any, settings: Settin
     tables = FakeTables()
     tables.restore(f"*filter\n:KUBE-FIREWALL - [0:0]\n-A KUBE-FIREWALL {GUARD}\n-A KUBE-FIREWALL -j DROP\nCOMMIT\n")
     web = plan("web")
-    IptablesProgrammer(settings, tables).apply({web.key: web}, None)
+    IptablesDataplane(settings, tables).apply({web.key: web}, None)
     assert sum(line.startswith("-A KUBE-FIREWALL") for line in tables.save().splitlines()) == 2

@@ -1,4 +1,4 @@
-"""A small cluster for IPVS mode: clients, a node with IPVS and the mode's own Programmers, three pods that answer.
+"""A small cluster for IPVS mode: clients, a node with IPVS and the mode's own Dataplanes, three pods that answer.
 
     clients 172.30.0.100 … .103 ── node 172.30.0.11 | 10.244.1.1 ── pods 10.244.1.11 … .13
 
@@ -21,12 +21,13 @@ from msgspec.structs import replace
 
 from kproxy.config import defaults
 from kproxy.config.fields import ProxyMode
-from kproxy.fakes.clocks import ManualClock
 from kproxy.kernel.commands import Commands
-from kproxy.kernel.dummies import KernelAddresses
 from kproxy.kernel.ipset import KernelIpSets
 from kproxy.kernel.iptables import Backend, Command, HostTables
-from kproxy.kernel.ipvs import KernelIpvs, Operation, Verb
+from kproxy.kernel.ipvs import KernelIpvs
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.service_device import KernelAddresses
+from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.lab import links, probes
 from kproxy.lab.clusters import Pod, gateway_of, node_address
 from kproxy.lab.namespaces import Namespace
@@ -35,27 +36,12 @@ from kproxy.lab.outcomes import Outcome as Answer
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.servers import Servers
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
-from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.modes.base import Outcome
 from kproxy.modes.ipvs import native
-from kproxy.modes.ipvs.apply import IpvsProgrammer
-from kproxy.modes.ipvs.settings import Settings
-from kproxy.sync import hosting
-
-__all__ = [
-    "CLIENTS",
-    "NFT",
-    "PATIENCE",
-    "PODS",
-    "TARGET",
-    "Node",
-    "build",
-    "programmer",
-    "real",
-    "server",
-    "soon",
-    "with_pods",
-]
+from kproxy.modes.ipvs.apply import IpvsDataplane
+from kproxy.modes.ipvs.driver import prepare_ipvs
+from kproxy.modes.ipvs.fragments import Settings
+from tests.fakes.clocks import ManualClock
 
 Plans = dict[PortKey, ServicePlan]
 
@@ -72,7 +58,7 @@ NFT = Command(Backend.NFT, "-nft", (1, 8, 9))
 
 
 class Node:
-    """What was built. Both families' programmers share one clock, which moves only when a test says so."""
+    """What was built. Both families' dataplanes share one clock, which moves only when a test says so."""
 
     def __init__(self, spaces: dict[str, Namespace], stack: ExitStack) -> None:
         self.client, self.space, self.pods = (spaces[name] for name in ("client", "node", "pods"))
@@ -82,7 +68,7 @@ class Node:
         self._numbers = count(1)
         self._plans: dict[Family, Plans] = {family: {} for family in Family}
         self._settings = {family: settings_of(family) for family in Family}
-        self._programmers = {family: self._programmer(family) for family in Family}
+        self._dataplanes = {family: self._make_dataplane(family) for family in Family}
 
     # ---- Services
 
@@ -126,39 +112,39 @@ class Node:
     def serve(self, family: Family, *plans: ServicePlan, **settings: Any) -> Outcome:
         """A full check that leaves just these Services, under SETTINGS that differ from the usual ones as told."""
         self._settings[family] = settings_of(family, **settings)
-        self._programmers[family].configure(self._settings[family])
+        self._dataplanes[family].configure(self._settings[family])
         self._plans[family] = {plan.key: plan for plan in plans}
         return self.check(family)
 
     def change(self, plan: ServicePlan) -> Outcome:
         """One Service becomes PLAN; nothing else is looked at."""
         self._plans[plan.family][plan.key] = plan
-        return self.space.call(self._programmers[plan.family].apply, self._plans[plan.family], [plan.key])
+        return self.space.call(self._dataplanes[plan.family].apply, self._plans[plan.family], [plan.key])
 
     def check(self, family: Family) -> Outcome:
         """A full check."""
-        return self.space.call(self._programmers[family].apply, self._plans[family], None)
+        return self.space.call(self._dataplanes[family].apply, self._plans[family], None)
 
     def restart(self, family: Family) -> Outcome:
-        """A new programmer takes over what the kernel holds."""
-        self._programmers[family] = self._programmer(family)
+        """A new dataplane takes over what the kernel holds."""
+        self._dataplanes[family] = self._make_dataplane(family)
         return self.check(family)
 
     def notices(self, family: Family, seconds: int) -> bool:
-        """Whether the programmer notices within so many seconds of its clock that others changed what it wrote."""
+        """Whether the dataplane notices within so many seconds of its clock that others changed what it wrote."""
         for _ in range(seconds):
             self.clock.advance(1)
-            if self.space.call(self._programmers[family].drifted):
+            if self.space.call(self._dataplanes[family].drifted):
                 return True
         return False
 
-    def tend(self, family: Family, after: float = 0.0) -> None:
+    def housekeeping(self, family: Family, after: float = 0.0) -> None:
         """What is due once so many seconds of the clock have passed."""
         self.clock.advance(after)
-        self._programmers[family].tend()
+        self._dataplanes[family].housekeeping()
 
     def cleanup(self, family: Family) -> None:
-        self.space.call(self._programmers[family].cleanup)
+        self.space.call(self._dataplanes[family].cleanup)
 
     def wanted(self) -> list[native.Outcome]:
         """What the kernel should hold of each family, as what is rendered."""
@@ -172,7 +158,7 @@ class Node:
         return {names[key]: state.weight for key, state in self.ipvs.reals(server(plan).key).items()}
 
     def set_weights(self, plan: ServicePlan, **weights: int) -> None:
-        """By the same encoder, but not by the programmer."""
+        """By the same encoder, but not by the dataplane."""
         reals = (RealServer(real(pod, plan.family), weight) for pod, weight in weights.items())
         assert self.ipvs.apply([Operation(Verb.EDIT_REAL, server(plan), each) for each in reals]) == {}
 
@@ -217,19 +203,19 @@ class Node:
         finally:
             made.reset()
 
-    def _programmer(self, family: Family) -> IpvsProgrammer:
-        return programmer(self.space, self._settings[family], self._stack, self.clock.monotonic)
+    def _make_dataplane(self, family: Family) -> IpvsDataplane:
+        return dataplane(self.space, self._settings[family], self._stack, self.clock.monotonic)
 
 
-def programmer(
+def dataplane(
     space: Namespace, settings: Settings, stack: ExitStack, clock: Callable[[], float] = time.monotonic
-) -> IpvsProgrammer:
+) -> IpvsDataplane:
     """A new one of a family over the kernel of SPACE, with sockets that STACK closes. To be called in SPACE."""
     ipvs, sets, addresses = space.call(KernelIpvs), space.call(KernelIpSets), space.call(KernelAddresses)
     for each in (ipvs, sets, addresses):
         stack.enter_context(closing(each))
     tables = HostTables(Commands(), settings.family, NFT)
-    return IpvsProgrammer(settings, ipvs, sets, addresses, tables, clock=clock)
+    return IpvsDataplane(settings, ipvs, sets, addresses, tables, clock=clock)
 
 
 @contextmanager
@@ -254,7 +240,7 @@ def build() -> Iterator[Node]:
         servers = stack.enter_context(closing(Servers()))
         for name, pod in PODS.items():
             servers.add(spaces["pods"], name, [pod.ip(family) for family in Family], [TARGET])
-        spaces["node"].call(hosting.prepare_ipvs, Commands(), defaults.default(ProxyMode.IPVS))
+        spaces["node"].call(prepare_ipvs, Commands(), defaults.default(ProxyMode.IPVS))
         yield Node(spaces, stack)
 
 

@@ -8,11 +8,9 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import NamedTuple
 
-from kproxy.kernel.dummies import DEVICE
+from kproxy.kernel.service_device import DEVICE
 from kproxy.lab.namespaces import Namespace
 from kproxy.modes.ipvs.native import Outcome
-
-__all__ = ["Shown", "by_ip", "by_ipset", "by_ipvsadm", "by_pyroute2", "shown", "wanted"]
 
 
 class Shown(NamedTuple):

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from kproxy.cli import hosts, main
+from kproxy.cli import host_file, main
 from kproxy.config import defaults
 from kproxy.config.fields import ProxyMode
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family
-from kproxy.modes.ipvs.settings import Settings
-from kproxy.source.manifests import read_manifests
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import ipvs_settings
-from tests.ipvs.nodes import programmer
+from kproxy.modes.ipvs.fragments import Settings
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import ipvs_settings
+from kproxy.sources.manifests import read_manifests
+from tests.ipvs.nodes import dataplane
 from tests.ipvs.readers import Shown, shown
 
 pytestmark = pytest.mark.ipvs_kernel
@@ -43,7 +43,7 @@ def cluster(host: Path) -> tuple[Preview, dict[Family, Settings]]:
     objects, problems = read_manifests([EXAMPLES])
     state, more = load("node1", objects)
     assert [*problems, *more] == []
-    known = hosts.read(host)
+    known = host_file.read(host)
     settings = {family: ipvs_settings(config, family, state.node, known) for family in Family}
     return Preview(state, config, known), settings
 
@@ -76,7 +76,7 @@ def test_the_first_apply_writes_nothing(
     preview, settings = cluster(host)
     with ExitStack() as stack:
         for family in Family:
-            made = programmer(space, settings[family], stack)
+            made = dataplane(space, settings[family], stack)
             outcome = space.call(made.apply, preview.book.pages[family].plans, None)
             assert (outcome.transactions, outcome.bytes_written, outcome.rejected) == (0, 0, {})
             assert not outcome.repaired

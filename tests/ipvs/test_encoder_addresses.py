@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy.errors import NetlinkError
-from kproxy.kernel.dummies import DEVICE, KernelAddresses
+from kproxy.kernel.service_device import DEVICE, KernelAddresses
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family
 from tests.ipvs.readers import by_ip

@@ -8,10 +8,11 @@ from contextlib import closing
 
 import pytest
 
-from kproxy.kernel.ipvs import Held, KernelIpvs, Operation, RealState, Timeouts, Verb
+from kproxy.kernel.ipvs import Held, KernelIpvs
+from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
+from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, RealServer, ServerKey, VirtualServer
 from tests.ipvs.readers import by_ipvsadm, by_pyroute2
 
 pytestmark = pytest.mark.ipvs_kernel

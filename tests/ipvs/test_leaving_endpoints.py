@@ -10,7 +10,7 @@ import pytest
 from kproxy.lab import probes
 from kproxy.lab.outcomes import Answered, Nothing
 from kproxy.model.plans import Family, Protocol
-from kproxy.modes.ipvs.leaving import GRACE
+from kproxy.modes.ipvs.graceful_termination import GRACE
 from tests.ipvs.nodes import CLIENTS, PATIENCE, Node, soon, with_pods
 
 pytestmark = pytest.mark.ipvs_kernel
@@ -27,18 +27,18 @@ def test_its_connection_goes_on_new_ones_go_elsewhere_and_it_may_return(node: No
         node.change(with_pods(plan, [stays]))
         assert node.weights(plan) == {stays: 1, left: 0}
         assert node.ask(plan, 4) == [stays] * 4
-        node.tend(family, after=GRACE - 1)
+        node.housekeeping(family, after=GRACE - 1)
         assert connection.alive(PATIENCE)
 
-        assert node.restart(family).transactions == 0, "a new programmer finds it as it should be"
-        node.tend(family, after=GRACE - 1)
+        assert node.restart(family).transactions == 0, "a new dataplane finds it as it should be"
+        node.housekeeping(family, after=GRACE - 1)
         assert node.weights(plan) == {stays: 1, left: 0}
         assert connection.alive(PATIENCE)
 
         node.change(plan)
         assert node.weights(plan) == {stays: 1, left: 1}
         assert sorted(node.ask(plan, 4)) == ["a", "a", "b", "b"]
-        node.tend(family, after=GRACE + 1)
+        node.housekeeping(family, after=GRACE + 1)
         assert node.weights(plan) == {stays: 1, left: 1}
         assert connection.alive(PATIENCE)
 
@@ -52,13 +52,13 @@ def test_it_goes_when_its_last_connection_has_ended(node: Node) -> None:
         for plan in plans:
             stack.enter_context(node.held(plan))
             node.change(with_pods(plan, ["b"]))
-            node.tend(plan.family, after=1)
+            node.housekeeping(plan.family, after=1)
             assert node.weights(plan) == {"a": 0, "b": 1}
             node.restart(plan.family)  # which does not keep it from being looked after
             assert not node.idle(plan, "a")
     for plan in plans:
         assert soon(partial(node.idle, plan, "a"))
-        node.tend(plan.family, after=1)
+        node.housekeeping(plan.family, after=1)
         assert node.weights(plan) == {"b": 1}
 
 
@@ -68,9 +68,9 @@ def test_after_fifteen_minutes_its_connections_are_reset(node: Node, family: Fam
     node.serve(family, plan)
     with node.held(plan) as (_, connection):
         node.change(with_pods(plan, ["b"]))
-        node.tend(family, after=15 * 60 - 1)
+        node.housekeeping(family, after=15 * 60 - 1)
         assert node.weights(plan) == {"a": 0, "b": 1}
-        node.tend(family, after=1)
+        node.housekeeping(family, after=1)
         assert node.weights(plan) == {"b": 1}
         assert connection.failure(PATIENCE) is Nothing.CUT, "it must not hang"
         assert node.ask(plan) == ["b"]

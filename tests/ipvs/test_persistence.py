@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from kproxy.kernel.ipvs import Timeouts
+from kproxy.kernel.ipvs_codec import Timeouts
 from kproxy.model.plans import Family, Protocol
 from tests.ipvs.nodes import CLIENTS, Node, soon, with_pods
 

@@ -11,7 +11,7 @@ from kproxy.config.fields import IPVS, ProxyMode
 from kproxy.errors import KernelError
 from kproxy.kernel.commands import Commands
 from kproxy.lab.namespaces import Namespace
-from kproxy.sync import hosting
+from kproxy.modes.ipvs.driver import prepare_ipvs
 
 pytestmark = pytest.mark.ipvs_kernel
 
@@ -25,7 +25,7 @@ ALWAYS = (
 
 
 def prepare(space: Namespace, ipvs: IPVS) -> None:
-    space.call(hosting.prepare_ipvs, Commands(), replace(defaults.default(ProxyMode.IPVS), ipvs=ipvs))
+    space.call(prepare_ipvs, Commands(), replace(defaults.default(ProxyMode.IPVS), ipvs=ipvs))
 
 
 def values(space: Namespace, *names: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.kernel.dummies import DEVICE
+from kproxy.kernel.service_device import DEVICE
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family, Protocol
 from tests.ipvs.nodes import Node, server, with_pods

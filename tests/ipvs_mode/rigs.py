@@ -8,19 +8,19 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kproxy.fakes.clocks import ManualClock
-from kproxy.fakes.dummies import FakeAddresses
-from kproxy.fakes.ipset import FakeIpSets, SavedTables
-from kproxy.fakes.iptables import FakeTables
-from kproxy.fakes.ipvs import FakeIpvs
-from kproxy.kernel.ipvs import Operation, RealState, Verb
+from kproxy.kernel.ipvs_codec import Operation, RealState, Verb
+from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
-from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.modes.base import Outcome
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.apply import IpvsProgrammer
+from kproxy.modes.ipvs.apply import IpvsDataplane
+from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.native import outcome
-from kproxy.modes.ipvs.render import Settings
+from tests.fakes.clocks import ManualClock
+from tests.fakes.dummies import FakeAddresses
+from tests.fakes.ipset import FakeIpSets, SavedTables
+from tests.fakes.iptables import FakeTables
+from tests.fakes.ipvs import FakeIpvs
 
 Plans = dict[PortKey, ServicePlan]
 
@@ -66,7 +66,7 @@ def real(number: int) -> RealKey:
 
 
 class Rig:
-    """One family's programmer over kernels in memory, with a virtual server that belongs to somebody else."""
+    """One family's dataplane over kernels in memory, with a virtual server that belongs to somebody else."""
 
     def __init__(self, settings: Settings = SETTINGS) -> None:
         self.settings = settings
@@ -77,18 +77,18 @@ class Rig:
         self.sets.users.append(SavedTables(self.tables.save))
         self.ipvs.edit(Operation(Verb.ADD_SERVER, FOREIGN))
         self.ipvs.edit(Operation(Verb.ADD_REAL, FOREIGN, FOREIGN_REAL))
-        self.programmer = self.restarted()
+        self.dataplane = self.restarted()
 
-    def restarted(self, settings: Settings | None = None) -> IpvsProgrammer:
-        """A programmer that knows nothing yet of the same kernels."""
+    def restarted(self, settings: Settings | None = None) -> IpvsDataplane:
+        """A dataplane that knows nothing yet of the same kernels."""
         self.settings = settings or self.settings
-        self.programmer = IpvsProgrammer(
+        self.dataplane = IpvsDataplane(
             self.settings, self.ipvs, self.sets, self.addresses, self.tables, clock=self.clock.monotonic
         )
-        return self.programmer
+        return self.dataplane
 
     def apply(self, plans: Plans, touched: Collection[PortKey] | None = None) -> Outcome:
-        return self.programmer.apply(plans, touched)
+        return self.dataplane.apply(plans, touched)
 
     def reals(self, key: ServerKey) -> dict[RealKey, int]:
         """Weights."""

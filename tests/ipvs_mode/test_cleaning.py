@@ -7,15 +7,15 @@ import errno
 import pytest
 
 from kproxy.errors import NetlinkError
-from kproxy.fakes.dummies import FakeAddresses
-from kproxy.fakes.ipset import FakeIpSets
-from kproxy.fakes.ipvs import FakeIpvs
-from kproxy.kernel.ipset import SetSpec, SetType
-from kproxy.kernel.ipvs import Operation, Verb
+from kproxy.kernel.ipset_codec import SetSpec, SetType
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.virtual_servers import ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import ServerKey, VirtualServer
-from kproxy.modes.iptables.cleanup import clean as clean_rules
 from kproxy.modes.ipvs.cleanup import clean, connections
+from kproxy.modes.xtables.cleanup import clean as clean_rules
+from tests.fakes.dummies import FakeAddresses
+from tests.fakes.ipset import FakeIpSets
+from tests.fakes.ipvs import FakeIpvs
 from tests.ipvs_mode.rigs import FOREIGN, FOREIGN_REAL, SETTINGS, Rig, by_key, plan, real, server
 
 PLANS = by_key(plan(node_port=30080, external_ips=("198.51.100.7",)), plan("dns", 53, Protocol.UDP, node_port=30053))
@@ -31,17 +31,17 @@ def rig() -> Rig:
 
 
 def test_cleanup_of_the_programmer_leaves_what_others_have(rig: Rig) -> None:
-    rig.programmer.cleanup()
+    rig.dataplane.cleanup()
     assert set(rig.servers()) == {FOREIGN.key}
     assert rig.sets.names() == {MINE.name}
     assert (rig.addresses.present, rig.addresses.held(Family.IPV4)) == (False, frozenset())
     assert "KUBE" not in rig.tables.save()
-    assert rig.programmer.tend() is None
-    rig.programmer.cleanup()
+    assert rig.dataplane.housekeeping() is None
+    rig.dataplane.cleanup()
 
 
 def test_after_cleanup_everything_can_be_programmed_again(rig: Rig) -> None:
-    rig.programmer.cleanup()
+    rig.dataplane.cleanup()
     rig.apply(PLANS, ())
     rig.assert_holds(PLANS)
 
@@ -82,7 +82,7 @@ def test_one_family_alone(rig: Rig) -> None:
     rig.ipvs.edit(Operation(Verb.ADD_SERVER, six))
     rig.addresses.edit(["fd00:96::1"])
     rig.sets.create([SetSpec("KUBE-6-CLUSTER-IP", SetType.HASH_IP_PORT, Family.IPV6)])
-    rig.programmer.cleanup()
+    rig.dataplane.cleanup()
     assert [set(rig.addresses.held(family)) for family in Family] == [set(), {"fd00:96::1"}]
     assert set(rig.ipvs.servers(Family.IPV6)) == {six.key}
     assert rig.sets.names() == {MINE.name, "KUBE-6-CLUSTER-IP"}

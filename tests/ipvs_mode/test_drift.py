@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from kproxy.kernel.ipset import Change
-from kproxy.kernel.ipvs import Operation, Verb
-from kproxy.model.virtual_servers import RealServer
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.virtual_servers import RealServer
 from tests.ipvs_mode.rigs import Plans, Rig, by_key, plan, real, server
 
 POLL = 0.2
@@ -30,7 +30,7 @@ def seconds_until_seen(rig: Rig, most: float) -> float | None:
     start = rig.clock.monotonic()
     while rig.clock.monotonic() - start < most:
         rig.clock.advance(POLL)
-        if rig.programmer.drifted():
+        if rig.dataplane.drifted():
             return rig.clock.monotonic() - start
     return None
 
@@ -69,7 +69,7 @@ def test_own_changes_are_no_drift(rig: Rig) -> None:
     rig.apply(PLANS | by_key(less), [less.key])
     assert not seconds_until_seen(rig, 60)
     rig.ipvs.connect(server(LAST), real(2))
-    rig.programmer.tend()
+    rig.dataplane.housekeeping()
     assert not seconds_until_seen(rig, 60)
     rig.apply({}, PLANS.keys())
     assert not seconds_until_seen(rig, 60)
@@ -101,5 +101,5 @@ def test_what_takes_long_to_read_is_read_less_often(rig: Rig) -> None:
 
 def test_before_the_first_apply_and_after_a_failure_nothing_is_asked() -> None:
     rig = Rig()
-    assert not rig.programmer.drifted()
+    assert not rig.dataplane.drifted()
     assert (rig.ipvs.reads, rig.sets.lists, rig.addresses.lists) == (0, 0, 0)

@@ -7,13 +7,14 @@ import errno
 import pytest
 
 from kproxy.errors import NetlinkError
-from kproxy.fakes.dummies import FakeAddresses
-from kproxy.fakes.ipset import FakeIpSets, SavedTables
-from kproxy.fakes.ipvs import FakeIpvs
-from kproxy.kernel.ipset import Change, HeldSet, SetSpec, SetType
-from kproxy.kernel.ipvs import Operation, RealState, Timeouts, Verb
+from kproxy.kernel.ipset import Change, HeldSet
+from kproxy.kernel.ipset_codec import SetSpec, SetType
+from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
+from kproxy.kernel.virtual_servers import HASHED, PERSISTENT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import HASHED, PERSISTENT, RealKey, RealServer, ServerKey, VirtualServer
+from tests.fakes.dummies import FakeAddresses
+from tests.fakes.ipset import FakeIpSets, SavedTables
+from tests.fakes.ipvs import FakeIpvs
 
 WEB = VirtualServer(ServerKey(Protocol.TCP, "10.96.0.1", 443), "rr")
 DNS = VirtualServer(ServerKey(Protocol.UDP, "fd00::a", 53), "rr")

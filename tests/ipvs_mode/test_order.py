@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.ipset import Change
-from kproxy.kernel.ipvs import Operation, Verb
+from kproxy.kernel.ipvs_codec import Operation, Verb
 from kproxy.model.plans import Family
 from kproxy.modes.ipvs.names import CLUSTER_IP, LB, set_name
 from kproxy.modes.ipvs.render import render_port
+from tests.fakes.iptables import FakeTables
 from tests.ipvs_mode.rigs import SETTINGS, Plans, Rig, by_key, changed, clusters, plan, server
 
 

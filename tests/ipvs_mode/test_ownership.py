@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 
 from kproxy.kernel.ipset import Change
-from kproxy.kernel.ipvs import Operation, RealState, Verb
-from kproxy.model.flows import Frontend
-from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import RealServer, ServerKey, VirtualServer
+from kproxy.kernel.ipvs_codec import Operation, RealState, Verb
+from kproxy.kernel.virtual_servers import RealServer, ServerKey, VirtualServer
+from kproxy.model.plans import Family, Frontend, Protocol
 from tests.ipvs_mode.rigs import NODE_IP, SETTINGS, Plans, Rig, by_key, plan, real, server
 
 WEB = plan(
@@ -148,7 +147,7 @@ def test_node_ports_at_an_address_that_the_node_lost_go() -> None:
     rig = Rig()
     rig.apply(PLANS)
     rig.settings = replace(SETTINGS, node_addresses=frozenset({NODE_IP}), node_port_ips=(NODE_IP,))
-    rig.programmer.configure(rig.settings)
+    rig.dataplane.configure(rig.settings)
     rig.apply(PLANS, ())
     rig.assert_holds(PLANS)
 
@@ -185,7 +184,7 @@ class TestExcludedCidrs:
         rig.apply(PLANS)
         fewer = plan(node_port=30080, external_ips=("198.51.100.7",), cluster=(2,))
         rig.apply(PLANS | by_key(fewer), [fewer.key])
-        rig.programmer.tend()
+        rig.dataplane.housekeeping()
         assert rig.reals(server(WEB, "198.51.100.7")) == {real(2): 1}
 
     def test_its_leaving_endpoints_are_left_alone_when_nobody_needs_it(self) -> None:
@@ -197,7 +196,7 @@ class TestExcludedCidrs:
         rig.apply(PLANS | by_key(fewer), [fewer.key])
         rig.apply({}, PLANS.keys())
         rig.clock.advance(3600)
-        assert rig.programmer.tend() is None
+        assert rig.dataplane.housekeeping() is None
         assert rig.reals(key) == {real(1): 1, real(2): 0}
         rig.apply(by_key(WEB), [WEB.key])
         assert rig.reals(key) == {real(1): 1, real(2): 1}
@@ -227,9 +226,9 @@ def test_the_other_family_is_left_alone() -> None:
     assert six.addresses.held(Family.IPV6) == {"fd00:96::1"}
     assert set(six.servers()) == {ServerKey(Protocol.TCP, "fd00:96::1", 80), ServerKey(Protocol.TCP, "fd00::11", 30080)}
     assert six.entries()["KUBE-6-CLUSTER-IP"] == ("fd00:96::1,tcp:80",)
-    rig.programmer.cleanup()
+    rig.dataplane.cleanup()
     assert six.addresses.held(Family.IPV6) == {"fd00:96::1"}
-    assert not rig.programmer.drifted()
+    assert not rig.dataplane.drifted()
     assert set(rig.sets.names()) == set(six.entries())
 
 

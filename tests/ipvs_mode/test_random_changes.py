@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from kproxy.errors import KernelError
 from kproxy.kernel.ipset import Change
-from kproxy.kernel.ipvs import Operation, Verb
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.virtual_servers import PERSISTENT, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Protocol
-from kproxy.model.virtual_servers import PERSISTENT, RealServer, ServerKey, VirtualServer
 from kproxy.modes.ipvs.names import EXTERNAL_IP, IPVS_IPS, NODE_PORT_TCP, set_name
 from tests.ipvs_mode.rigs import FOREIGN, NODE_IP, SETTINGS, Plans, Rig, changed, clusters, real
 
@@ -135,7 +135,7 @@ def test_edits_and_failures_are_healed_by_the_next_check(data: Any, edits: list[
             rig.apply(wanted, touched)
         if data.draw(st.booleans()):
             with contextlib.suppress(KernelError):
-                rig.programmer.tend()
+                rig.dataplane.housekeeping()
         held = wanted
     for edit in todo:
         EDITS[edit](rig)
@@ -167,7 +167,7 @@ def test_refused_objects_are_all_that_is_missing_and_come_when_they_are_taken(da
     for wanted in data.draw(st.lists(clusters(), min_size=1, max_size=3)):
         outcome = rig.apply(wanted, data.draw(st.sampled_from([None, changed(held, wanted)])))
         held = wanted
-        claims = rig.programmer._claims
+        claims = rig.dataplane._claims
         refused = {
             key: served
             for key in claims.servers
@@ -196,6 +196,6 @@ def test_new_settings_rewrite_what_depends_on_them(data: Any) -> None:
     wanted = data.draw(clusters())
     for settings in data.draw(st.lists(st.sampled_from(variants), min_size=1, max_size=4)):
         rig.settings = settings
-        rig.programmer.configure(settings)
+        rig.dataplane.configure(settings)
         rig.apply(wanted, ())
         rig.assert_holds(wanted)

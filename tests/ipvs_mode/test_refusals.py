@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 
 from kproxy.errors import KernelError
-from kproxy.fakes import dummies, ipset, ipvs
-from kproxy.kernel.ipset import SetSpec, SetType
-from kproxy.kernel.ipvs import Operation, Verb
+from kproxy.kernel.ipset_codec import SetSpec, SetType
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.virtual_servers import RealServer
 from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import RealServer
 from kproxy.modes.ipvs.names import set_name
+from tests.fakes import dummies, ipset, ipvs
 from tests.ipvs_mode.rigs import Plans, Rig, by_key, plan, real, server
 
 A, B, C = plan("a", cluster_ip="10.96.0.1"), plan("b", cluster_ip="10.96.0.2"), plan("c", cluster_ip="10.96.0.3")
@@ -236,12 +236,12 @@ def test_two_services_at_one_address_do_not_fight() -> None:
     shared = server(first, "203.0.113.9")
     rig.apply(by_key(second))
     rig.apply(by_key(first, second), [first.key])
-    rig.programmer.tend()
+    rig.dataplane.housekeeping()
     assert rig.reals(shared) == {real(1): 1}
     asked = rig.asked()
     rig.apply(by_key(first, second))
     assert rig.asked() == asked
     rig.apply(by_key(second), [first.key])
-    rig.programmer.tend()
+    rig.dataplane.housekeeping()
     assert rig.reals(shared) == {real(2): 1}
     assert shared.protocol is Protocol.TCP

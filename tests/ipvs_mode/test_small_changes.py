@@ -39,7 +39,7 @@ def cost(count: int, change: Callable[[Plans], tuple[Plans, PortKey]]) -> tuple[
     before = (rig.asked(), *rig.written(), *(each.lists for each in kernels), rig.ipvs.reads)
     wanted, key = change(plans)
     outcome = rig.apply(wanted, [key])
-    rig.programmer.tend()
+    rig.dataplane.housekeeping()
     after = (rig.asked(), *rig.written(), *(each.lists for each in kernels), rig.ipvs.reads)
     assert outcome.transactions > 0
     return tuple(new - old for old, new in zip(before, after, strict=True))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
-from kproxy.modes.ipvs.settings import Settings
+from kproxy.modes.ipvs.fragments import Settings
 
 NODE_ADDRESSES = {
     Family.IPV4: ("172.18.0.2", "192.168.9.7"),

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.hosts import DetectLocal, DetectLocalBy
+from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.basis import repair_base
-from kproxy.modes.iptables.fragments import Base
 from kproxy.modes.iptables.render import text
-from kproxy.modes.iptables.saved import Saved, as_saved
 from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.ipvs.settings import Settings
+from kproxy.modes.xtables.fragments import Base
+from kproxy.modes.xtables.node_rules import repair_base
+from kproxy.modes.xtables.saved import Saved, as_saved
 
 V4, V6 = Family.IPV4, Family.IPV6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=lambda f: f.value)

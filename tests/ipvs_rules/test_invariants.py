@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from kproxy.kernel.virtual_servers import PERSISTENT
 from kproxy.model.plans import Family, ServicePlan
-from kproxy.model.virtual_servers import PERSISTENT
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.fragments import Fragment
+from kproxy.modes.ipvs.fragments import Fragment, Settings
 from kproxy.modes.ipvs.render import render_port
 from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.ipvs.settings import Settings
 
 AnySettings = Callable[[Family], st.SearchStrategy[Settings]]
 Drawn = tuple[ServicePlan, Settings, Fragment]

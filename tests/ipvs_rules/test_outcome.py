@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from kproxy.model.plans import Family, Protocol, ServicePlan
+from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.native import Outcome, outcome
-from kproxy.modes.ipvs.settings import Settings
 
 Plan = Callable[..., ServicePlan]
 MakeSettings = Callable[..., Settings]

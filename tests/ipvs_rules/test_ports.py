@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from kproxy.model.plans import Family, Protocol, ServicePlan
-from kproxy.modes.ipvs.fragments import Fragment
+from kproxy.modes.ipvs.fragments import Fragment, Settings
 from kproxy.modes.ipvs.render import render_port
-from kproxy.modes.ipvs.settings import Settings
 
 Plan = Callable[..., ServicePlan]
 MakeSettings = Callable[..., Settings]

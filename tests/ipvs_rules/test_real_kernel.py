@@ -8,15 +8,15 @@ import pytest
 
 from kproxy.kernel.iptables import Backend
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.model.hosts import DetectLocal, DetectLocalBy
+from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Family, Protocol, ServicePlan
-from kproxy.modes.iptables.basis import repair_base
-from kproxy.modes.iptables.saved import Saved, as_saved
 from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.native import Outcome, outcome
 from kproxy.modes.ipvs.render import render_port
 from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.ipvs.settings import Settings
+from kproxy.modes.xtables.node_rules import repair_base
+from kproxy.modes.xtables.saved import Saved, as_saved
 
 SIZES = ("hashsize", "maxelem", "bucketsize", "initval")  # the kernel's own choice, or defaults that only some print
 PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}

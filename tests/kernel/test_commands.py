@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kproxy.errors import CommandError
-from kproxy.fakes.clocks import ManualClock
 from kproxy.kernel.commands import MISSING, REMEMBERED, TIMED_OUT, Commands, checked
+from tests.fakes.clocks import ManualClock
 
 
 @pytest.fixture

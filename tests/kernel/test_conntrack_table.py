@@ -9,8 +9,8 @@ from contextlib import ExitStack
 import pytest
 from msgspec.structs import replace
 
-from kproxy.kernel.conntrack import KernelConntrack
-from kproxy.kernel.flow_reconciler import Reconciler
+from kproxy.conntrack.reconciler import Reconciler
+from kproxy.conntrack.table import KernelConntrack
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 
 Shell = Callable[..., str]

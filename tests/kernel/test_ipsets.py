@@ -9,7 +9,8 @@ import pytest
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import ipset
-from kproxy.kernel.ipset import Change, HeldSet, KernelIpSets, SetSpec, SetType
+from kproxy.kernel.ipset import Change, HeldSet, KernelIpSets
+from kproxy.kernel.ipset_codec import SetSpec, SetType
 from kproxy.model.plans import Family
 
 V4 = {

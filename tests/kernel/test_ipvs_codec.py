@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from kproxy.kernel import ipvs_codec as codec
 from kproxy.kernel import netlink
 from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
+from kproxy.kernel.virtual_servers import HASHED, PERSISTENT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
-from kproxy.model.virtual_servers import HASHED, PERSISTENT, RealKey, RealServer, ServerKey, VirtualServer
 
 little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes are those of a little-endian host")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kproxy.errors import KernelError
-from kproxy.fakes.sysctl import FakeSysctls
 from kproxy.kernel import sysctl
 from kproxy.kernel.sysctl import HASHSIZE, ROUTE_LOCALNET, ConntrackSettings, SystemSysctls
+from tests.fakes.sysctl import FakeSysctls
 
 MAX = "net.netfilter.nf_conntrack_max"
 KERNEL = {

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.hosts import NodePortAddresses, node_port_addresses
-from kproxy.model.nodes import NodeView, parse
+from kproxy.model.node_info import NodePortAddresses, NodeView, node_port_addresses, parse
 from kproxy.model.plans import Family
 from tests.model.builders import node
 

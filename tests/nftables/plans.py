@@ -7,12 +7,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
-from kproxy.model.nft import Chain, Element, Goto, Jump, Verdict
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.layout import Layout, lay_out
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.modes.nftables.settings import Settings
+from kproxy.netfilter.objects import Chain, Element, Goto, Jump, Verdict
 
 POD_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
 NODE_IP = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kproxy.model.nft import Dnat, Goto, InSet, Update
 from kproxy.modes.nftables.names import PortNames
 from kproxy.modes.nftables.render import render_port
 from kproxy.modes.nftables.text import Writer
+from kproxy.netfilter.objects import Dnat, Goto, InSet, Update
 from tests.nftables.plans import build_plan, elements, layout_of, settings
 
 WRITER = Writer(build_plan().family)

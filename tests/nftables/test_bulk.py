@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kproxy.kernel.nftables_elements import Encoded, coder
-from kproxy.model.nft import Element, Set, SetKind, Type
 from kproxy.model.plans import Endpoint, Family, ServicePlan
 from kproxy.modes.nftables import names
-from kproxy.modes.nftables.bulk import elements
-from kproxy.modes.nftables.holdings import Holdings
+from kproxy.modes.nftables.encode_bulk import elements
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.modes.nftables.settings import Settings
+from kproxy.modes.nftables.table_state import TableState
+from kproxy.netfilter.element_codec import Encoded, coder
+from kproxy.netfilter.objects import Element, Set, SetKind, Type
 from tests.nftables.plans import any_plans, any_settings, build_plan, settings
 
 STATES = st.sampled_from(Family).flatmap(lambda f: st.tuples(any_plans(f), any_settings(f)))
@@ -26,7 +26,7 @@ STATES = st.sampled_from(Family).flatmap(lambda f: st.tuples(any_plans(f), any_s
 @given(STATES, st.integers(1, 4))
 def test_portions_come_to_the_layout(state: tuple[list[ServicePlan], Settings], size: int) -> None:
     plans, chosen = state
-    held = Holdings(chosen)
+    held = TableState(chosen)
     held.plans = {plan.key: plan for plan in plans}
     found: dict[str, list[Element]] = {}
     chains, sets = set(), set()
@@ -55,7 +55,7 @@ def test_portions_come_to_the_layout(state: tuple[list[ServicePlan], Settings], 
 def test_an_endpoint_that_means_nothing_leaves_values_that_tell_which() -> None:
     plan = build_plan(cluster=(1, 2))
     wrong = Endpoint("10.244.0.999", 80)
-    held = Holdings(settings())
+    held = TableState(settings())
     held.plans = {plan.key: replace(plan, cluster=(*plan.cluster, wrong))}
     needs = held.claims.admit(dict(held.fragments()))
     members = elements(needs, held.sets)[names.ENDPOINTS]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.nft import Element
 from kproxy.model.plans import Family, PortKey, Protocol
 from kproxy.modes.nftables.render import render_port
+from kproxy.netfilter.objects import Element
 from tests.nftables.plans import address, build_plan, elements, layout_of, settings, written
 
 WEB = build_plan().cluster_ip

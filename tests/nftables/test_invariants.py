@@ -9,12 +9,12 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.model.nft import DnatByMap, InSet, Lookup, Random, SetKind, Update, Verdict
 from kproxy.model.plans import Family, ServicePlan
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.layout import Layout, lay_out
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.modes.nftables.settings import Settings
 from kproxy.modes.nftables.text import table_text
+from kproxy.netfilter.objects import DnatByMap, InSet, Lookup, Random, SetKind, Update, Verdict
 from tests.nftables.plans import any_plans, any_settings, destinations
 
 STATES = st.sampled_from(Family).flatmap(lambda f: st.tuples(any_plans(f), any_settings(f)))

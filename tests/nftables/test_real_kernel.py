@@ -21,12 +21,12 @@ from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Scenario, Via, node_obj
 from kproxy.lab.trials import Trial
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, ServicePlan
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.modes.nftables.settings import Settings
 from kproxy.modes.nftables.text import table_text
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import Host
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import Host
 from tests.nftables.plans import any_plans, any_settings
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]

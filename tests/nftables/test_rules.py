@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Family
 from kproxy.modes.nftables.chains import balancer_chain
 from kproxy.modes.nftables.layout import Layout

@@ -8,13 +8,13 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from kproxy.kernel.nftables import KernelNftables
-from kproxy.kernel.nftables_support import missing
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family
-from tests.kernel.nftables_values import TABLE, elements, everything, sets
-from tests.kernel.test_nftables_semantics import CASES, V4, numbers
+from kproxy.netfilter.support import missing
+from kproxy.netfilter.table import KernelNftables
+from tests.netfilter.test_semantics import CASES, V4, numbers
+from tests.netfilter.values import TABLE, elements, everything, sets
 from tests.nftables.plans import build_plan, settings
 from tests.nftables_guest.conftest import CHOSEN, SERVED
 from tests.nftables_mode.test_real_kernel import Rig

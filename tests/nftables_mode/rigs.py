@@ -1,32 +1,32 @@
-"""A programmer on nf_tables in memory, and what the table has to hold for some plans."""
+"""A dataplane on nf_tables in memory, and what the table has to hold for some plans."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kproxy.fakes.nftables import FakeDrift, FakeNftables
-from kproxy.model.nft import Chain, Element, Set
 from kproxy.model.plans import PortKey, ServicePlan
 from kproxy.modes.base import Outcome
-from kproxy.modes.nftables.apply import READ_AT_LEAST, NftablesProgrammer
+from kproxy.modes.nftables.apply import READ_AT_LEAST, NftablesDataplane
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.names import TABLE
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.modes.nftables.settings import Settings
+from kproxy.netfilter.objects import Chain, Element, Set
+from tests.fakes.nftables import FakeDrift, FakeNftables
 from tests.nftables.plans import settings
 
 Held = tuple[dict[str, Set], dict[str, Chain], dict[str, frozenset[Element]]]
 
 
 class Rig:
-    """One programmer, its kernel, and the plans that were last asked for."""
+    """One dataplane, its kernel, and the plans that were last asked for."""
 
     def __init__(self, kernel: FakeNftables | None = None, chosen: Settings | None = None) -> None:
         self.kernel = kernel or FakeNftables()
         self.settings = chosen or settings()
         self.drift = FakeDrift(self.kernel, self.settings.family, TABLE)
         self.now = 0.0
-        self.programmer = NftablesProgrammer(self.settings, self.kernel, self.drift, clock=lambda: self.now)
+        self.dataplane = NftablesDataplane(self.settings, self.kernel, self.drift, clock=lambda: self.now)
         self.plans: dict[PortKey, ServicePlan] = {}
 
     def want(self, *plans: ServicePlan, gone: Iterable[ServicePlan] = ()) -> Outcome:
@@ -34,20 +34,20 @@ class Rig:
         for plan in gone:
             self.plans.pop(plan.key, None)
         self.plans.update((plan.key, plan) for plan in plans)
-        return self.programmer.apply(self.plans, [plan.key for plan in (*plans, *gone)])
+        return self.dataplane.apply(self.plans, [plan.key for plan in (*plans, *gone)])
 
     def check(self) -> Outcome:
         """A full check, which relies on what the kernel told."""
-        return self.programmer.apply(self.plans, None)
+        return self.dataplane.apply(self.plans, None)
 
     def read(self) -> Outcome:
         """A full check that reads the table."""
         self.now += READ_AT_LEAST
-        return self.programmer.apply(self.plans, None)
+        return self.dataplane.apply(self.plans, None)
 
     def held(self) -> Held:
         """What the kernel holds."""
-        family = self.programmer.family
+        family = self.dataplane.family
         sets = self.kernel.sets(family, TABLE)
         elements = {name: frozenset(self.kernel.elements(family, TABLE, name)) for name in sets}
         return sets, self.kernel.chains(family, TABLE), {name: found for name, found in elements.items() if found}

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
-from kproxy.kernel.nftables import KernelNftables
 from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.modes.nftables.compare import whole
 from kproxy.modes.nftables.delta import transactions
 from kproxy.modes.nftables.names import clients
-from kproxy.modes.nftables.reading import whole
+from kproxy.netfilter.table import KernelNftables
 from tests.nftables.plans import build_plan, layout_of
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("ip",))), reason=unavailable(("ip",)))]

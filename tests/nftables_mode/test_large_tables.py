@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from kproxy.kernel.nftables_operations import (
+from kproxy.model.plans import Endpoint, Family, ServicePlan
+from kproxy.modes.nftables.names import TABLE
+from kproxy.modes.nftables.render import render_base
+from kproxy.netfilter.objects import Element
+from kproxy.netfilter.operations import (
     ELEMENTS_AT_ONCE,
     AddChain,
     AddElements,
@@ -18,10 +22,6 @@ from kproxy.kernel.nftables_operations import (
     FlushSet,
     Operation,
 )
-from kproxy.model.nft import Element
-from kproxy.model.plans import Endpoint, Family, ServicePlan
-from kproxy.modes.nftables.names import TABLE
-from kproxy.modes.nftables.render import render_base
 from tests.nftables.plans import build_plan, settings
 from tests.nftables_mode.rigs import Rig
 

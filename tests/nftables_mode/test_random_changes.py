@@ -11,8 +11,11 @@ from hypothesis import settings as tuned
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kproxy.errors import KernelError, NetlinkError
-from kproxy.fakes.nftables import accept
-from kproxy.kernel.nftables_operations import (
+from kproxy.model.plans import Family, ServicePlan
+from kproxy.modes.base import Outcome
+from kproxy.modes.nftables.names import TABLE
+from kproxy.netfilter.objects import Drop, Element, Set, SetKind, Type
+from kproxy.netfilter.operations import (
     AddChain,
     AddElements,
     AddRules,
@@ -22,10 +25,7 @@ from kproxy.kernel.nftables_operations import (
     FlushChain,
     Operation,
 )
-from kproxy.model.nft import Drop, Element, Set, SetKind, Type
-from kproxy.model.plans import Family, ServicePlan
-from kproxy.modes.base import Outcome
-from kproxy.modes.nftables.names import TABLE
+from tests.fakes.nftables import accept
 from tests.nftables.plans import any_plan, any_settings
 from tests.nftables_mode.rigs import Rig
 
@@ -59,7 +59,7 @@ class Changes(RuleBasedStateMachine):
     @rule(chosen=any_settings(Family.IPV4))
     def settings_change(self, chosen: Any) -> None:
         self.rig.settings = chosen
-        self.rig.programmer.configure(chosen)
+        self.rig.dataplane.configure(chosen)
         self._noted(self.rig.check())
 
     @rule(plan=PLANS)
@@ -121,7 +121,7 @@ class Changes(RuleBasedStateMachine):
         if self.sound:
             assert self.rig.held() == self.rig.wanted(self.rejected)
             written = len(self.rig.kernel.applied)
-            assert not self.rig.programmer.drifted()
+            assert not self.rig.dataplane.drifted()
             if not self.rejected:
                 rules = sum(len(chain.rules) for chain in self.rig.held()[1].values())
                 assert self.total == {TABLE: sum(map(len, self.rig.held()[2].values())) + rules}

@@ -1,4 +1,4 @@
-"""The programmer on the real kernel: what it holds, what others do to it, and what is healed."""
+"""The dataplane on the real kernel: what it holds, what others do to it, and what is healed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hypothesis import settings as tuned
 from hypothesis import strategies as st
 
 from kproxy.errors import NetlinkError
-from kproxy.kernel.drift import LARGE, Commits, TableDrift, WatchedNftables
-from kproxy.kernel.nftables import OUTDATED, Expected, KernelNftables
-from kproxy.kernel.nftables_operations import AddElements, Operation
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
-from kproxy.modes.nftables.apply import NftablesProgrammer
+from kproxy.modes.nftables.apply import NftablesDataplane
 from kproxy.modes.nftables.cleanup import clean
+from kproxy.modes.nftables.compare import compare
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.names import TABLE
-from kproxy.modes.nftables.reading import compare
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.modes.nftables.settings import Settings
+from kproxy.netfilter.changes import LARGE, Commits, TableDrift, WatchedNftables
+from kproxy.netfilter.operations import AddElements, Operation
+from kproxy.netfilter.table import OUTDATED, Expected, KernelNftables
 from tests.nftables.plans import address, any_plan, build_plan, settings
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
@@ -44,27 +44,27 @@ table ip mine { set kept { type ipv4_addr; elements = { 10.0.0.1 }; }; chain c {
 
 
 class Rig:
-    """A programmer of one family with its sockets; of use in the thread of one namespace."""
+    """A dataplane of one family with its sockets; of use in the thread of one namespace."""
 
     def __init__(self, chosen: Settings, commits: Commits | None = None, kernel: KernelNftables | None = None) -> None:
         self.settings, self.kernel = chosen, kernel or KernelNftables()
         commits = commits or Commits()
         self.drift = TableDrift(chosen.family, TABLE, self.kernel.portid, commits)
         watched = WatchedNftables(self.kernel, self.drift, commits)
-        self.programmer = NftablesProgrammer(chosen, watched, self.drift)
+        self.dataplane = NftablesDataplane(chosen, watched, self.drift)
         self.plans: Plans = {}
 
     def want(self, *plans: ServicePlan) -> Outcome:
         self.plans.update((plan.key, plan) for plan in plans)
-        return self.programmer.apply(self.plans, [plan.key for plan in plans])
+        return self.dataplane.apply(self.plans, [plan.key for plan in plans])
 
     def drop(self, *plans: ServicePlan) -> Outcome:
         for plan in plans:
             self.plans.pop(plan.key, None)
-        return self.programmer.apply(self.plans, [plan.key for plan in plans])
+        return self.dataplane.apply(self.plans, [plan.key for plan in plans])
 
     def check(self) -> Outcome:
-        return self.programmer.apply(self.plans, None)
+        return self.dataplane.apply(self.plans, None)
 
     def differs(self) -> list[Any]:
         """Where the kernel's table is not as rendering asks."""
@@ -93,7 +93,7 @@ def real(netns: Namespace) -> Iterator[Rig]:
     try:
         netns.call(rig.check)
         netns.call(rig.want, WEB, DNS, FIREWALLED)
-        assert not netns.call(rig.programmer.drifted)
+        assert not netns.call(rig.dataplane.drifted)
         yield rig
     finally:
         netns.call(rig.close)
@@ -130,9 +130,9 @@ def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list
                 assert rig.differs() == []
             rig.drop(*rig.plans.values())
             assert rig.differs() == []
-            assert not rig.programmer.drifted()
+            assert not rig.dataplane.drifted()
         finally:
-            rig.programmer.cleanup()
+            rig.dataplane.cleanup()
             rig.close()
 
     netns.call(run)
@@ -156,10 +156,10 @@ def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list
 def test_what_others_edit_is_noticed_and_healed(netns: Namespace, real: Rig, command: str) -> None:
     netns.run(["nft", "-f", "-"], command)
     assert netns.call(real.differs) != []
-    assert netns.call(real.programmer.drifted)
+    assert netns.call(real.dataplane.drifted)
     assert netns.call(real.check).repaired
     assert netns.call(real.differs) == []
-    assert not netns.call(real.programmer.drifted)
+    assert not netns.call(real.dataplane.drifted)
 
 
 def test_an_element_that_was_led_elsewhere_is_led_back(netns: Namespace, real: Rig) -> None:
@@ -191,7 +191,7 @@ def test_a_change_after_others_edits_overwrites_nothing_unseen(netns: Namespace,
 
 def test_edits_of_other_tables_are_no_drift(netns: Namespace, real: Rig) -> None:
     netns.run(["nft", "-f", "-"], "table ip mine { chain c { counter; }; }\ntable ip6 kproxy { }")
-    assert not netns.call(real.programmer.drifted)
+    assert not netns.call(real.dataplane.drifted)
     outcome = netns.call(real.want, build_plan("new", cluster=(7,)))
     assert outcome.transactions == 1
     assert netns.call(real.differs) == []
@@ -203,7 +203,7 @@ def test_kube_proxy_s_table_goes_and_all_others_stay(netns: Namespace) -> None:
     try:
         netns.call(rig.check)
         assert "table ip kube-proxy" not in netns.run(["nft", "list", "tables"])
-        assert "table ip6 kube-proxy" in netns.run(["nft", "list", "tables"])  # that of the other family's programmer
+        assert "table ip6 kube-proxy" in netns.run(["nft", "list", "tables"])  # that of the other family's dataplane
         assert "counter packets 7 bytes 8" in netns.run(["nft", "list", "table", "ip", "mine"])
     finally:
         netns.call(rig.close)
@@ -276,7 +276,7 @@ def test_both_families_start_at_once_and_none_is_in_the_other_s_way(netns: Names
             found = []
             for rig in rigs:
                 assert isinstance(rig.kernel, Counting)
-                found.append((rig.kernel.late, len(rig.differs()), rig.programmer.drifted()))
+                found.append((rig.kernel.late, len(rig.differs()), rig.dataplane.drifted()))
             return found
         finally:
             for rig in rigs:
@@ -298,9 +298,9 @@ def test_a_large_change_of_ours_is_no_drift_and_hides_none_of_others(netns: Name
     outcome = netns.call(real.want, *many)
     assert outcome.transactions == 1
     assert outcome.rules_written[TABLE] > LARGE
-    assert not netns.call(real.programmer.drifted)
+    assert not netns.call(real.dataplane.drifted)
     netns.run(["nft", "-f", "-"], "flush map ip kproxy services")
-    assert netns.call(real.programmer.drifted)
+    assert netns.call(real.dataplane.drifted)
     assert netns.call(real.check).repaired
     assert netns.call(real.differs) == []
 
@@ -338,7 +338,7 @@ def test_a_refusal_that_names_nothing_is_found_by_halves(netns: Namespace, at_st
 
 def test_cleanup_leaves_no_table(netns: Namespace, real: Rig) -> None:
     netns.run(["nft", "-f", "-"], OTHERS)
-    netns.call(real.programmer.cleanup)
+    netns.call(real.dataplane.cleanup)
     assert "kproxy" not in netns.run(["nft", "list", "tables"])
     assert netns.call(clean, real.kernel) == []
     assert netns.run(["nft", "list", "tables"]).split() == ["table", "ip", "mine"]

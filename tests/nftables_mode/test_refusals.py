@@ -8,19 +8,11 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from kproxy.errors import KernelError
-from kproxy.fakes.nftables import accept
-from kproxy.kernel.nftables_operations import (
-    AddChain,
-    AddElements,
-    AddSet,
-    AddTable,
-    DeleteElements,
-    DeleteTable,
-    Operation,
-)
-from kproxy.model.nft import Element, Verdict
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.nftables.names import TABLE
+from kproxy.netfilter.objects import Element, Verdict
+from kproxy.netfilter.operations import AddChain, AddElements, AddSet, AddTable, DeleteElements, DeleteTable, Operation
+from tests.fakes.nftables import accept
 from tests.nftables.plans import build_plan, settings
 from tests.nftables_mode.rigs import Rig
 
@@ -96,7 +88,7 @@ def test_a_refusal_that_names_nothing_is_found_by_halves(
     rig.kernel.refuse_all = without_a_name(*bad)
     rig.plans |= {plan.key: plan for plan in (WEB, DNS, SHOP, STICKY)}
     if full:
-        rig.programmer.configure(settings(masquerade_all=True))
+        rig.dataplane.configure(settings(masquerade_all=True))
         rig.settings = settings(masquerade_all=True)
     outcome = rig.want(WEB, DNS, SHOP, STICKY)
     assert set(outcome.rejected) == {plan.key for plan in bad}
@@ -183,11 +175,11 @@ def test_others_edits_are_repaired_and_told() -> None:
     sets, _, _ = rig.held()
     stray = Element("services", ("10.96.7.7", "tcp", 80), Verdict())
     rig.kernel.edit(Family.IPV4, AddElements(TABLE, sets["services"], [stray]))
-    assert rig.programmer.drifted()
+    assert rig.dataplane.drifted()
     assert rig.check().repaired
     rig.kernel.edit(Family.IPV4, DeleteTable(TABLE))
     assert rig.check().repaired
-    assert not rig.programmer.drifted()
+    assert not rig.dataplane.drifted()
     assert rig.held() == rig.wanted()
 
 

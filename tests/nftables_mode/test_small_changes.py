@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.kernel.nftables_operations import AddElements, AddTable, DeleteElements, DeleteTable, Operation
-from kproxy.model.nft import Verdict
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan
+from kproxy.modes.nftables.compare import compare
 from kproxy.modes.nftables.delta import Delta, transactions
 from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.names import TABLE, Balancer, Kind
-from kproxy.modes.nftables.reading import compare
 from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.netfilter.objects import Verdict
+from kproxy.netfilter.operations import AddElements, AddTable, DeleteElements, DeleteTable, Operation
 from tests.nftables.plans import build_plan, settings
 from tests.nftables_mode.rigs import Rig
 

@@ -11,10 +11,10 @@ import pytest
 
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
-from kproxy.modes.nftables.settings import Settings
+from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.text import table_text
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import nftables_settings
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import nftables_settings
 from tests.nftables.plans import build_plan, layout_of, settings
 from tests.nftables_mode.test_real_kernel import Plans, Rig
 from tests.parity.conftest import cases

@@ -15,8 +15,6 @@ from kproxy.lab.outcomes import Nothing
 from kproxy.lab.scenarios import PODS
 from kproxy.model.plans import Family, Protocol
 
-__all__ = ["CORNERS", "HOST_PORT", "Ask", "Corner", "Service", "address"]
-
 HOST_PORT = 8090  # where node1 itself serves, as "host"
 PORT, NODE_PORT = 80, 30080
 VIP, OTHER_VIP, NOBODY, EXTERNAL, HELD = "vip", "other-vip", "nobody", "external", "held"

@@ -19,8 +19,8 @@ from kproxy.lab.outcomes import Answered, Nothing
 from kproxy.lab.scenarios import PODS, PORTS
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, Protocol
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import Host
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import Host
 from tests.nftables_packets.corners import CORNERS, HELD, HOST_PORT, NOBODY, VIP, Ask, Corner, Service, address
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]

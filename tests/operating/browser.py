@@ -27,8 +27,6 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse
 
-__all__ = ["Browser", "Sight", "program"]
-
 START = 60.0  # seconds
 HEIGHT = 900
 

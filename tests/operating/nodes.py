@@ -8,30 +8,28 @@ from http.client import HTTPConnection
 from types import TracebackType
 
 from kproxy.config.fields import ProxyMode
-from kproxy.fakes.clocks import ManualClock
-from kproxy.fakes.iptables import FakeTables
-from kproxy.health.board import Board
-from kproxy.health.event_series import Notice
-from kproxy.health.identity import Identity
-from kproxy.health.metrics import Metrics
-from kproxy.health.proxier_health import ProxierHealth
-from kproxy.health.servers import Servers, ServerSettings
-from kproxy.model.book import Book
+from kproxy.events.series import Notice
+from kproxy.healthz.proxier_health import ProxierHealth
+from kproxy.metrics.registry import Metrics
 from kproxy.model.events import Event
 from kproxy.model.objects import Kind, Object
+from kproxy.model.plan_store import PlanStore
 from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.sync.inbox import Inbox
-from kproxy.sync.loop import Loop
-from kproxy.sync.report import Reporter
+from kproxy.status.schema import Identity
+from kproxy.status.servers import Servers, ServerSettings
+from kproxy.status.store import StatusStore
+from kproxy.sync.controller import Controller
+from kproxy.sync.event_queue import EventQueue
+from kproxy.sync.proxier import Proxier, Report
+from kproxy.sync.reporter import Reporter
 from kproxy.sync.schedule import Schedule
-from kproxy.sync.workers import Report, Worker
+from tests.fakes.clocks import ManualClock
+from tests.fakes.iptables import FakeTables
 from tests.model.builders import NODE, ZONE, endpoint, listed, service, slice_
-
-__all__ = ["OperatedNode", "shop"]
 
 PERIOD = 30.0
 
@@ -46,7 +44,7 @@ class _Still:
         return False
 
 
-def _nothing(report: Report, book: Book) -> None:
+def _nothing(report: Report, book: PlanStore) -> None:
     """No work after a sync."""
 
 
@@ -57,17 +55,17 @@ class OperatedNode:
         self.clock = ManualClock()
         self.tables = {family: FakeTables(family) for family in Family}
         self.notices: list[Notice] = []
-        self.inbox = Inbox()
+        self.inbox = EventQueue()
         self.health = ProxierHealth(PERIOD, self.clock)
         metrics = Metrics(list(Family), "iptables", "1.2.3")
         identity = Identity("1.2.3", "iptables", {"mode": "iptables"}, {"v": "2"})
-        self.board = Board(identity, NODE, self.clock)
+        self.board = StatusStore(identity, NODE, self.clock)
         reporter = Reporter(metrics, self.health, self.board, notify or self.notices.append, NODE, ProxyMode.IPTABLES)
         workers = [
-            Worker(IptablesProgrammer(Settings(family), tables), Schedule(0.0, 3600.0))
+            Proxier(IptablesDataplane(Settings(family), tables), Schedule(0.0, 3600.0))
             for family, tables in self.tables.items()
         ]
-        self.loop = Loop(ClusterState(NODE), self.inbox, workers, _Still(), reporter, _nothing)
+        self.loop = Controller(ClusterState(NODE), self.inbox, workers, _Still(), reporter, _nothing)
         self.board.show(self.loop, Family)
         self.servers = Servers(
             ServerSettings("", "127.0.0.1:0"), identity, self.health, metrics, self.clock, self.board

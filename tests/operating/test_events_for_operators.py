@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from kproxy.errors import InvalidObject
-from kproxy.fakes.apiserver import ApiServer
-from kproxy.fakes.clocks import ManualClock
-from kproxy.health.event_series import BURST, WINDOW
-from kproxy.health.events import ApiSink, EventRecorder
+from kproxy.events.recorder import ApiSink, EventRecorder
+from kproxy.events.series import BURST, WINDOW
 from kproxy.lab.proxies import wait_for
 from kproxy.model.events import Invalid
 from kproxy.model.plans import Family
-from kproxy.source.client import ApiClient
-from kproxy.source.credentials import ClientSettings
-from kproxy.sync.report import MOST_TOLD
+from kproxy.sources.client import ApiClient
+from kproxy.sources.credentials import ClientSettings
+from kproxy.sync.reporter import MOST_TOLD
+from tests.fakes.apiserver import ApiServer
+from tests.fakes.clocks import ManualClock
 from tests.model.builders import changed, endpoint, service, slice_
 from tests.operating.nodes import OperatedNode, shop
 

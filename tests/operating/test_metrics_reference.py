@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from kproxy.health.metrics import Metrics
-from kproxy.health.reference import ALERTS, text
+from kproxy.metrics.reference import ALERTS, text
+from kproxy.metrics.registry import Metrics
 from kproxy.model.plans import Family
 from kproxy.modes.userspace.listeners import Statistics
 
@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == text(), "write it again: python -m kproxy.health.reference > docs/metrics.md"
+    assert PAGE.read_text() == text(), "write it again: python -m kproxy.metrics.reference > docs/metrics.md"
 
 
 def test_it_has_every_metric_that_a_scrape_shows_with_its_type() -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from kproxy.fakes.forwarder import FakeForwarder
-from kproxy.fakes.iptables import FakeTables
-from kproxy.model.nft import Verdict
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.nftables.names import NODE_PORTS, SERVICES
-from kproxy.modes.userspace.apply import UserspaceProgrammer
+from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.listeners import ListenerKey, Reach
+from kproxy.netfilter.objects import Verdict
+from tests.fakes.forwarder import FakeForwarder
+from tests.fakes.iptables import FakeTables
 from tests.ipvs_mode import rigs as ipvs
 from tests.nftables.plans import build_plan
 from tests.nftables_mode import rigs as nftables
@@ -20,10 +20,10 @@ from tests.userspace.portal_plans import build_plan as portal_plan
 
 def test_iptables_mode_names_chains() -> None:
     tables = FakeTables()
-    programmer = IptablesProgrammer(Settings(Family.IPV4), tables)
+    dataplane = IptablesDataplane(Settings(Family.IPV4), tables)
     plan = build_plan(node_port=30080)
-    programmer.apply({plan.key: plan}, None)
-    names = programmer.names(plan)
+    dataplane.apply({plan.key: plan}, None)
+    names = dataplane.names(plan)
     assert sorted(name[:9] for name in names) == ["KUBE-EXT-", "KUBE-SVC-"]
     assert all(f":{name} - " in tables.save() for name in names)
 
@@ -39,7 +39,7 @@ def test_nftables_mode_names_entries_of_maps() -> None:
         for e in held[name]
         if isinstance(e.data, Verdict)
     }
-    assert set(rig.programmer.names(plan)) == entries
+    assert set(rig.dataplane.names(plan)) == entries
     assert any(f"{plan.cluster_ip} . tcp . {plan.port} : goto " in entry for entry in entries)
 
 
@@ -47,16 +47,16 @@ def test_ipvs_mode_names_virtual_servers() -> None:
     rig = ipvs.Rig()
     plan = ipvs.plan(node_port=30080)
     rig.apply(ipvs.by_key(plan))
-    names = rig.programmer.names(plan)
+    names = rig.dataplane.names(plan)
     assert set(names) == {str(key) for key in rig.servers()} - {str(ipvs.FOREIGN.key)}
     assert f"TCP {ipvs.NODE_IP}:30080" in names
 
 
 def test_userspace_mode_names_proxy_ports() -> None:
     forwarder = FakeForwarder()
-    programmer = UserspaceProgrammer(BY_CIDR, FakeTables(), forwarder)
+    dataplane = UserspaceDataplane(BY_CIDR, FakeTables(), forwarder)
     plan = portal_plan("web", node_port=30080)
-    assert programmer.names(plan) == ()
-    programmer.apply({plan.key: plan}, None)
+    assert dataplane.names(plan) == ()
+    dataplane.apply({plan.key: plan}, None)
     port = forwarder.ports[Family.IPV4, ListenerKey(plan.key, Reach.CLUSTER)]
-    assert programmer.names(plan) == (f"proxy port {port} (cluster)",)
+    assert dataplane.names(plan) == (f"proxy port {port} (cluster)",)

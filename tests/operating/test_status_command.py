@@ -16,9 +16,9 @@ import pytest
 
 from kproxy.cli.main import main
 from kproxy.cli.status_view import show
-from kproxy.health.overview import Overview
-from kproxy.health.wording import duration, size, span, time
 from kproxy.model.plans import Family
+from kproxy.status.page import duration, size, span, time
+from kproxy.status.schema import Status
 from tests.model.builders import changed, endpoint, service, slice_
 from tests.operating.nodes import OperatedNode, shop
 
@@ -100,7 +100,7 @@ def test_colours_only_in_a_terminal(node: OperatedNode, monkeypatch: pytest.Monk
         def isatty(self) -> bool:
             return True
 
-    found = msgspec.json.decode(node.get("/status.json")[2], type=Overview)
+    found = msgspec.json.decode(node.get("/status.json")[2], type=Status)
     terminal, pipe = Terminal(), io.StringIO()
     show(found, terminal)
     show(found, pipe)

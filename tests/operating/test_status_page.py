@@ -227,7 +227,7 @@ def test_the_page_may_load_nothing_and_run_nothing(node: OperatedNode) -> None:
 def test_the_same_warning_again_is_counted_and_secrets_are_not_kept(node: OperatedNode) -> None:
     for attempt in range(3):
         logs.get("source").warning("Cannot list", token="abc", url="https://user:pass@host/", attempt=attempt)
-    logging.getLogger("kproxy.source").info("never mind")
+    logging.getLogger("kproxy.sources").info("never mind")
     (line,) = status(node)["log"]
     assert (line["times"], line["level"], line["part"]) == (3, "warning", "source")
     assert line["text"] == 'Cannot list token="(hidden)" url="https://(hidden)@host/" attempt=2'

@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from kproxy.cli.flag_layer import flag_layer
-from kproxy.cli.flags import FLAGS
+from kproxy.cli.flags import FLAGS, flag_layer
 from kproxy.cli.settings import read
-from kproxy.health.zpages import negotiate
+from kproxy.status.zpages import negotiate
 from tests.operating.nodes import OperatedNode
 
 PAGES = ["/configz", "/flagz", "/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/status.json", "/statusz"]

@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 
-__all__ = ["build", "merge"]
-
 Object = dict[str, Any]
 
 MERGE_KEYS = {

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from kproxy.config.defaults import METRICS_PORT
-from kproxy.fakes.apiserver import ApiServer
 from kproxy.lab import probes
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import LAST_SYNC, wait_for
-
-__all__ = ["NODE", "TOKEN", "Pod"]
+from tests.fakes.apiserver import ApiServer
 
 NODE, TOKEN = "node1", "the-account's-token"
 ACCOUNT = "/run/secrets/kubernetes.io/serviceaccount"

@@ -13,7 +13,7 @@ from kproxy import __version__
 from kproxy.cli.flags import FLAGS
 from kproxy.config import files
 from kproxy.config.fields import ProxyMode
-from kproxy.source.listing import resources
+from kproxy.sources.listing import resources
 
 FOLDER = Path(__file__).resolve().parents[2] / "manifests"
 PLAIN = list(yaml.safe_load_all((FOLDER / "base" / "kproxy.yaml").read_text()))

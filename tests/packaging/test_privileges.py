@@ -13,10 +13,10 @@ import yaml
 
 from kproxy.config.fields import ProxyMode
 from kproxy.errors import CommandError
-from kproxy.fakes.apiserver import ApiServer
 from kproxy.lab import links, probes
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import choose_backend, wait_for
+from tests.fakes.apiserver import ApiServer
 from tests.packaging.kustomize import build
 from tests.packaging.pods import NODE, TOKEN, Pod
 

@@ -18,7 +18,7 @@ import pytest
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
 from kproxy.model.objects import TYPES, Kind, Object
-from kproxy.sync.settings import Host
+from kproxy.modes.settings import Host
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from kproxy.model.events import Changed, Deleted, Event, Listed
 from kproxy.model.objects import Kind
 
-__all__ = ["changes", "deletions", "listed", "unruly_events"]
-
 
 def listed(case: Any, items: Sequence[dict[str, Any]]) -> list[Event]:
     """A complete list of every kind."""

@@ -14,18 +14,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kproxy.fakes.clocks import ManualClock
-from kproxy.fakes.dummies import FakeAddresses
-from kproxy.fakes.ipset import FakeIpSets, SavedTables
-from kproxy.fakes.iptables import FakeTables
-from kproxy.fakes.ipvs import FakeIpvs
-from kproxy.model.book import Book
 from kproxy.model.events import Event
+from kproxy.model.plan_store import PlanStore
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.apply import IpvsProgrammer
-from kproxy.sync.settings import ipvs_settings, place
+from kproxy.modes.ipvs.apply import IpvsDataplane
+from kproxy.modes.settings import ipvs_settings, place
+from tests.fakes.clocks import ManualClock
+from tests.fakes.dummies import FakeAddresses
+from tests.fakes.ipset import FakeIpSets, SavedTables
+from tests.fakes.iptables import FakeTables
+from tests.fakes.ipvs import FakeIpvs
 from tests.parity.events import changes, deletions, listed, unruly_events
 
 SHORT = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
@@ -47,18 +47,18 @@ class Node:
     def __init__(self, case: Any) -> None:
         self._case = case
         self.state = ClusterState(case.raw["node"])
-        self._book = Book()
+        self._book = PlanStore()
         self._clock = ManualClock()
         self.ipvs, self.sets, self.addresses = FakeIpvs(), FakeIpSets(), FakeAddresses()
         self.tables = {family: FakeTables(family) for family in Family}
-        self._programmers = {family: self._programmer(family) for family in Family}
+        self._dataplanes = {family: self._make_dataplane(family) for family in Family}
         self._started = False
 
-    def _programmer(self, family: Family) -> IpvsProgrammer:
+    def _make_dataplane(self, family: Family) -> IpvsDataplane:
         tables, clock = self.tables[family], self._clock.monotonic
         tables.refuse = lambda table, chain, rule: self.sets.unknown(rule)
         self.sets.users.append(SavedTables(tables.save))
-        return IpvsProgrammer(self._settings(family), self.ipvs, self.sets, self.addresses, tables, clock=clock)
+        return IpvsDataplane(self._settings(family), self.ipvs, self.sets, self.addresses, tables, clock=clock)
 
     def _settings(self, family: Family) -> Any:
         return ipvs_settings(self._case.config, family, self.state.node, self._case.host)
@@ -68,11 +68,11 @@ class Node:
             assert self.state.apply(event) == []
         dirty = self.state.take_dirty()
         touched = self._book.update(self.state, dirty, place(self.state.node_name, self.state.node, self._case.host))
-        for family, programmer in self._programmers.items():
-            programmer.configure(self._settings(family))
+        for family, dataplane in self._dataplanes.items():
+            dataplane.configure(self._settings(family))
             keys = touched[family].keys() if self._started else None
-            assert not programmer.apply(self._book.pages[family].plans, keys).rejected
-            programmer.tend()
+            assert not dataplane.apply(self._book.pages[family].plans, keys).rejected
+            dataplane.housekeeping()
         self._started = True
 
     def written(self) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ def test_a_node_that_another_daemon_programmed_is_adopted(number: int, all_cases
     before.see(listed(case, case.raw["final"]))
     node = Node(case)
     node.ipvs, node.sets, node.addresses, node.tables = before.ipvs, before.sets, before.addresses, before.tables
-    node._programmers = {family: node._programmer(family) for family in Family}
+    node._dataplanes = {family: node._make_dataplane(family) for family in Family}
     written = node.written()
     node.see(listed(case, case.raw["final"]))
     assert node.written() == written

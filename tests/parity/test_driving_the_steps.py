@@ -13,14 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.iptables import Backend
-from kproxy.model.book import Book
 from kproxy.model.events import Event
+from kproxy.model.plan_store import PlanStore
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
-from kproxy.modes.iptables.apply import IptablesProgrammer
-from kproxy.sync.settings import iptables_settings, place
+from kproxy.modes.iptables.apply import IptablesDataplane
+from kproxy.modes.settings import iptables_settings, place
+from tests.fakes.iptables import FakeTables
 from tests.parity.events import changes, deletions, listed, unruly_events
 
 SHORT = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
@@ -32,9 +32,9 @@ class Node:
     def __init__(self, case: Any, backend: Backend) -> None:
         self._case = case
         self.state = ClusterState(case.raw["node"])
-        self._book = Book()
+        self._book = PlanStore()
         self._tables = {family: FakeTables(family, backend) for family in Family}
-        self._programmers = {f: IptablesProgrammer(self._settings(f), t) for f, t in self._tables.items()}
+        self._dataplanes = {f: IptablesDataplane(self._settings(f), t) for f, t in self._tables.items()}
         self._started = False
 
     def _settings(self, family: Family) -> Any:
@@ -46,10 +46,10 @@ class Node:
             assert self.state.apply(event) == []
         dirty = self.state.take_dirty()
         touched = self._book.update(self.state, dirty, place(self.state.node_name, self.state.node, self._case.host))
-        for family, programmer in self._programmers.items():
-            programmer.configure(self._settings(family))
+        for family, dataplane in self._dataplanes.items():
+            dataplane.configure(self._settings(family))
             keys = touched[family].keys() if self._started else None
-            assert not programmer.apply(self._book.pages[family].plans, keys).rejected
+            assert not dataplane.apply(self._book.pages[family].plans, keys).rejected
         self._started = True
 
     def assert_equals_kube_proxy(self, compare: ModuleType) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
-from kproxy.sync.preview import Preview, load
+from kproxy.modes.preview import Preview, load
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
-from kproxy.modes.iptables.apply import IptablesProgrammer
-from kproxy.sync.preview import Preview, load
+from kproxy.modes.iptables.apply import IptablesDataplane
+from kproxy.modes.preview import Preview, load
 
 pytestmark = pytest.mark.root
 
@@ -65,11 +65,11 @@ def test_saved_rules_are_equal(
     ours.run([f"{tool}-restore"], "*nat\nCOMMIT\n*filter\nCOMMIT\n")
     tables = HostTables(Inside(ours), SHORT[family], Command(backend, f"-{backend}", (1, 8, 9)))
     settings, plans = preview.settings(SHORT[family]), preview.book.pages[SHORT[family]].plans
-    assert not IptablesProgrammer(settings, tables).apply(plans, None).rejected
+    assert not IptablesDataplane(settings, tables).apply(plans, None).rejected
     saved = tables.save()
     assert compare.differences(compare.canonical(saved), compare.canonical(expected)) == []
     # And a node that kube-proxy leaves needs nothing.
-    first = IptablesProgrammer(settings, _Unwritten(SHORT[family], backend, expected)).apply(plans, None)
+    first = IptablesDataplane(settings, _Unwritten(SHORT[family], backend, expected)).apply(plans, None)
     assert (first.transactions, first.bytes_written, first.rejected) == (0, 0, {})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kproxy.model.plans import Family
-from kproxy.sync.preview import Preview, load
+from kproxy.modes.preview import Preview, load
 
 SHORT = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 

@@ -6,12 +6,12 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
-from kproxy.model.book import Book
 from kproxy.model.events import Changed, Deleted, Event, Listed
 from kproxy.model.objects import Kind
+from kproxy.model.plan_store import PlanStore
 from kproxy.model.state import ClusterState
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import place
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import place
 
 KINDS = (Kind.NODE, Kind.SERVICE, Kind.ENDPOINT_SLICE)
 
@@ -21,7 +21,7 @@ class Incremental:
 
     def __init__(self, case: Any) -> None:
         self.case = case
-        self.state, self.book = ClusterState(case.raw["node"]), Book()
+        self.state, self.book = ClusterState(case.raw["node"]), PlanStore()
 
     def lists(self, items: Iterable[dict[str, Any]]) -> list[Event]:
         found = self.case.kinds(items)
@@ -45,7 +45,7 @@ def deletions(items: Iterable[dict[str, Any]]) -> list[Event]:
     return [Deleted(*name) for name in named]
 
 
-def final(case: Any) -> Book:
+def final(case: Any) -> PlanStore:
     """The book of the final state, planned at once."""
     state, problems = load(case.raw["node"], case.kinds(case.raw["final"]))
     assert not problems

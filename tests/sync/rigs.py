@@ -1,4 +1,4 @@
-"""A loop whose surroundings are all in sight: a programmer that keeps rules in a dict, and a diary of what happened."""
+"""A loop whose surroundings are all in sight: a dataplane that keeps rules in a dict, and a diary of what happened."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from kproxy.errors import InvalidObject
-from kproxy.model.book import Book, Page
 from kproxy.model.events import Event
-from kproxy.model.nodes import NodeView
+from kproxy.model.node_info import NodeView
 from kproxy.model.objects import Kind, Object
+from kproxy.model.plan_store import FamilyPlans, PlanStore
 from kproxy.model.planner import Place
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.model.state import ClusterState
 from kproxy.modes.base import Outcome
-from kproxy.sync.inbox import Inbox
-from kproxy.sync.loop import Loop
+from kproxy.sync.controller import Controller
+from kproxy.sync.event_queue import EventQueue
+from kproxy.sync.proxier import Proxier, Report
 from kproxy.sync.schedule import Schedule
-from kproxy.sync.workers import Report, Worker
 from tests.model.builders import NODE, ZONE, listed
 
 PERIOD = 3600.0
 HERE = Place(NODE, ZONE)
 
 
-class DictProgrammer:
+class DictDataplane:
     """A mode whose kernel is the dict `held`. A failed apply leaves it in disorder, until a full one.
 
     fail: raised by the next applies while it is set; refuse: ports that the kernel does not take; drift: what drifted
@@ -64,7 +64,7 @@ class DictProgrammer:
             raise self.drift
         return self.drift
 
-    def tend(self) -> float | None:
+    def housekeeping(self) -> float | None:
         self.tended += 1
         if isinstance(self.care, Exception):
             raise self.care
@@ -104,14 +104,14 @@ class Diary:
     def starting(self, family: Family) -> None:
         self.entries.append(f"starting {family}")
 
-    def finished(self, report: Report, book: Book) -> None:
+    def finished(self, report: Report, book: PlanStore) -> None:
         self.reports.append(report)
         self.entries.append(f"finished {report.family} {'badly' if report.error else 'well'}")
 
     def node(self, node: NodeView | None) -> None:
         self.entries.append(f"node {node.zone if node else None}")
 
-    def __call__(self, report: Report, book: Book) -> None:
+    def __call__(self, report: Report, book: PlanStore) -> None:
         self.entries.append(f"afterwork {report.family}")
 
 
@@ -136,25 +136,25 @@ class Rig:
     """A loop over both families."""
 
     def __init__(self, min_period: float = 0.0, place: Place | None = HERE) -> None:
-        self.inbox, self.diary, self.stand = Inbox(), Diary(), Stand(place)
-        self.programmers = {family: DictProgrammer(family) for family in Family}
+        self.inbox, self.diary, self.stand = EventQueue(), Diary(), Stand(place)
+        self.dataplanes = {family: DictDataplane(family) for family in Family}
         self.configured: list[tuple[Family, int]] = []
-        workers = [self._worker(programmer, min_period) for programmer in self.programmers.values()]
-        self.loop = Loop(ClusterState(NODE), self.inbox, workers, self.stand, self.diary, self.diary)
+        workers = [self._worker(dataplane, min_period) for dataplane in self.dataplanes.values()]
+        self.loop = Controller(ClusterState(NODE), self.inbox, workers, self.stand, self.diary, self.diary)
 
-    def _worker(self, programmer: DictProgrammer, min_period: float) -> Worker:
-        def configure(page: Page) -> None:
-            self.configured.append((programmer.family, len(page.plans)))
+    def _worker(self, dataplane: DictDataplane, min_period: float) -> Proxier:
+        def configure(page: FamilyPlans) -> None:
+            self.configured.append((dataplane.family, len(page.plans)))
 
-        return Worker(programmer, Schedule(min_period, PERIOD), configure)
-
-    @property
-    def v4(self) -> DictProgrammer:
-        return self.programmers[Family.IPV4]
+        return Proxier(dataplane, Schedule(min_period, PERIOD), configure)
 
     @property
-    def v6(self) -> DictProgrammer:
-        return self.programmers[Family.IPV6]
+    def v4(self) -> DictDataplane:
+        return self.dataplanes[Family.IPV4]
+
+    @property
+    def v6(self) -> DictDataplane:
+        return self.dataplanes[Family.IPV6]
 
     def step(self, *events: Event, timeout: float = 0.0) -> list[str]:
         """Put events and let the loop do one turn; what happened."""
@@ -168,7 +168,7 @@ class Rig:
         """The first lists come in and are written."""
         self.step(listed(Kind.SERVICE, *services), listed(Kind.ENDPOINT_SLICE, *slices))
         assert self.v4.applied == [None]
-        for programmer in self.programmers.values():
-            programmer.applied.clear()
+        for dataplane in self.dataplanes.values():
+            dataplane.applied.clear()
         self.diary.reports.clear()
         self.configured.clear()

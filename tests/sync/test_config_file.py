@@ -10,7 +10,7 @@ import pytest
 from kproxy.config import files
 from kproxy.config.options import Options
 from kproxy.errors import InvalidConfig
-from kproxy.sync.config_file import ConfigFile
+from kproxy.sync.reload import ConfigFile
 from tests.dropin.volumes import Volume
 
 HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"

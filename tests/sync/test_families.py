@@ -10,7 +10,7 @@ from kproxy.errors import KernelError
 from kproxy.kernel.commands import Completed
 from kproxy.kernel.iptables import Backend, Command
 from kproxy.model.plans import Family
-from kproxy.sync.hosting import families
+from kproxy.sync.host_setup import families
 
 COMMAND = Command(Backend.NFT, "-nft", (1, 8, 9))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import Host
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import Host
 from tests.model.builders import DUAL, NODE, cidr, endpoint, node, service, slice_
 
 HOST = Host(("172.18.0.2",), ("172.18.0.2",))

@@ -9,15 +9,14 @@ import pytest
 
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
-from kproxy.model.nodes import NodeView
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses, NodeView
 from kproxy.model.objects import Kind
 from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.ipvs.settings import Settings as IpvsSettings
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import (
+from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import (
     LARGE_CLUSTER_ENDPOINTS,
     Host,
     addresses_for_node_ports,

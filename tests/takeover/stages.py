@@ -23,13 +23,11 @@ from kproxy.lab.proxies import Proxy, choose_backend
 from kproxy.lab.scenarios import SCENARIOS, Scenario
 from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family
-from kproxy.source.manifests import read_manifests
-from kproxy.sync.preview import Preview
-from kproxy.sync.preview import load as loaded
-from kproxy.sync.settings import Host
+from kproxy.modes.preview import Preview
+from kproxy.modes.preview import load as loaded
+from kproxy.modes.settings import Host
+from kproxy.sources.manifests import read_manifests
 from tests.takeover import theirs
-
-__all__ = ["SERVED", "Stage", "comparable"]
 
 SERVED = tuple(s for s in SCENARIOS if s.name in ("load-balancer", "load-balancer-local"))
 """The Services that clients ask all the while."""

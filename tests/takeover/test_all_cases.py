@@ -8,27 +8,27 @@ from typing import Any
 
 import pytest
 
-from kproxy.fakes.dummies import FakeAddresses
-from kproxy.fakes.ipset import FakeIpSets, SavedTables
-from kproxy.fakes.iptables import FakeTables
-from kproxy.fakes.ipvs import FakeIpvs
-from kproxy.fakes.nftables import FakeNftables
 from kproxy.kernel.ipset import Change
 from kproxy.kernel.iptables import Backend, Command, HostTables, Tables
-from kproxy.kernel.ipvs import Operation, Verb
-from kproxy.kernel.nftables import KernelNftables
+from kproxy.kernel.ipvs_codec import Operation, Verb
+from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
-from kproxy.model.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.modes.base import Outcome
-from kproxy.modes.iptables.apply import IptablesProgrammer
-from kproxy.modes.ipvs.apply import IpvsProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
+from kproxy.modes.ipvs.apply import IpvsDataplane
+from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
 from kproxy.modes.ipvs.reading import specs
-from kproxy.modes.ipvs.settings import Settings as IpvsSettings
-from kproxy.modes.nftables.apply import NftablesProgrammer
-from kproxy.modes.nftables.settings import Settings as NftablesSettings
-from kproxy.sync.preview import Preview, load
-from kproxy.sync.settings import ipvs_settings, nftables_settings
+from kproxy.modes.nftables.apply import NftablesDataplane
+from kproxy.modes.nftables.fragments import Settings as NftablesSettings
+from kproxy.modes.preview import Preview, load
+from kproxy.modes.settings import ipvs_settings, nftables_settings
+from kproxy.netfilter.table import KernelNftables
+from tests.fakes.dummies import FakeAddresses
+from tests.fakes.ipset import FakeIpSets, SavedTables
+from tests.fakes.iptables import FakeTables
+from tests.fakes.ipvs import FakeIpvs
+from tests.fakes.nftables import FakeNftables
 from tests.parity.conftest import Case, cases
 from tests.parity.test_real_kernel import Inside, loadable
 
@@ -61,7 +61,7 @@ class Node:
     def adopt(self, family: Family, tables: Tables) -> tuple[int, int, bool]:
         """What iptables mode writes to TABLES."""
         settings = self._preview.settings(family)
-        return written(IptablesProgrammer(settings, tables).apply(self.plans(family), None))
+        return written(IptablesDataplane(settings, tables).apply(self.plans(family), None))
 
     def nftables(self, family: Family) -> NftablesSettings:
         cidrs = self._state.service_cidrs
@@ -113,10 +113,10 @@ def test_kube_proxys_rules_on_the_legacy_backend(case: Case) -> None:
 def test_the_table_of_an_earlier_start(case: Case) -> None:
     node, kernel = Node(case), FakeNftables()
     for family in Family:
-        NftablesProgrammer(node.nftables(family), kernel).apply(node.plans(family), None)
+        NftablesDataplane(node.nftables(family), kernel).apply(node.plans(family), None)
     applied = len(kernel.applied)
     for family in Family:
-        assert written(NftablesProgrammer(node.nftables(family), kernel).apply(node.plans(family), None)) == NOTHING
+        assert written(NftablesDataplane(node.nftables(family), kernel).apply(node.plans(family), None)) == NOTHING
     assert len(kernel.applied) == applied
 
 
@@ -128,10 +128,10 @@ def test_the_table_of_an_earlier_start_in_the_kernel(case: Case, netns: Namespac
         for family in Family:
             settings, plans = node.nftables(family), node.plans(family)
             with KernelNftables() as kernel:
-                NftablesProgrammer(settings, kernel).apply(plans, None)
+                NftablesDataplane(settings, kernel).apply(plans, None)
             with KernelNftables() as kernel:
                 before = kernel.generation()
-                outcome = NftablesProgrammer(settings, kernel).apply(plans, None)
+                outcome = NftablesDataplane(settings, kernel).apply(plans, None)
                 assert (outcome.transactions, outcome.repaired, outcome.rejected) == (0, False, {})
                 assert kernel.generation() == before
 
@@ -161,7 +161,7 @@ def test_what_kube_proxy_has_in_ipvs_mode(case: Case) -> None:
         tables[family].restore(loadable(expected["rules"]))
     node = Node(case)
     for family, held in tables.items():
-        made = IpvsProgrammer(node.ipvs(family), ipvs, sets, addresses, held)
+        made = IpvsDataplane(node.ipvs(family), ipvs, sets, addresses, held)
         assert written(made.apply(node.plans(family), None)) == NOTHING
     assert (ipvs.applied, sets.applied, addresses.added, addresses.removed) == ([], [], [], [])
     assert [len(held.restores) for held in tables.values()] == [1, 1]

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from kproxy.conntrack.table import KernelConntrack
 from kproxy.kernel import nfacct
-from kproxy.kernel.conntrack import KernelConntrack
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLIENT
 from kproxy.lab.namespaces import unavailable

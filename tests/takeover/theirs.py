@@ -15,8 +15,6 @@ from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Endpoint, Family, ServicePlan
 from kproxy.modes.ipvs.native import DEVICE, Outcome
 
-__all__ = ["ipvs", "nftables"]
-
 CLUSTER_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
 WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 

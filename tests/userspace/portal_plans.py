@@ -10,13 +10,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kproxy.model.hosts import DetectLocal, DetectLocalBy
+from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
-from kproxy.modes.iptables.fragments import Fragment
 from kproxy.modes.userspace.listeners import Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners
-
-__all__ = ["BY_CIDR", "BY_INTERFACE", "NODE", "Packet", "build_plan", "frontends", "plans", "portal", "walk"]
+from kproxy.modes.xtables.fragments import Fragment
 
 NODE = "172.30.0.11"
 BY_CIDR = Settings(Family.IPV4, NODE, detect_local=DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kproxy.errors import KernelError
-from kproxy.fakes.forwarder import FakeForwarder
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
 from kproxy.modes.userspace.listeners import Forwarder, Listener, ListenerKey, Reach, Statistics
+from tests.fakes.forwarder import FakeForwarder
 
 WEB = ListenerKey(PortKey("default", "web", "", Protocol.TCP), Reach.CLUSTER)
 WEB_LOCAL = WEB._replace(reach=Reach.LOCAL)

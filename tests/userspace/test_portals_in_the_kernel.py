@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from kproxy.fakes.forwarder import FakeForwarder
-from kproxy.fakes.iptables import FakeTables
 from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
-from kproxy.modes.iptables.apply import IptablesProgrammer
+from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings as IptablesSettings
-from kproxy.modes.userspace.apply import UserspaceProgrammer
+from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.render import Settings
+from tests.fakes.forwarder import FakeForwarder
+from tests.fakes.iptables import FakeTables
 from tests.userspace.portal_plans import Plans
 
 NODE = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
@@ -116,26 +116,26 @@ def plans(family: Family) -> Plans:
 def test_a_second_comparison_writes_nothing(real: HostTables, settings: str) -> None:
     wanted, forwarder = plans(real.family), FakeForwarder()
     chosen = SETTINGS[settings](real.family)
-    programmer = UserspaceProgrammer(chosen, real, forwarder)
-    outcome = programmer.apply(wanted, None)
+    dataplane = UserspaceDataplane(chosen, real, forwarder)
+    outcome = dataplane.apply(wanted, None)
     assert {key.protocol for key in outcome.rejected} == {Protocol.SCTP}
-    assert programmer.apply(wanted, None).transactions == 0, "what was written reads as what is wanted"
+    assert dataplane.apply(wanted, None).transactions == 0, "what was written reads as what is wanted"
     memory = FakeTables(real.family, real.backend)
-    UserspaceProgrammer(chosen, memory, FakeForwarder()).apply(wanted, None)
+    UserspaceDataplane(chosen, memory, FakeForwarder()).apply(wanted, None)
     assert rules(real.save()) == rules(memory.save())
-    programmer.cleanup()
+    dataplane.cleanup()
     assert rules(real.save()) == []
 
 
 def test_both_ways_between_the_modes(real: HostTables) -> None:
     wanted = plans(real.family)
     fresh = FakeTables(real.family, real.backend)
-    userspace = UserspaceProgrammer(Settings(real.family, NODE[real.family]), real, FakeForwarder())
-    iptables = IptablesProgrammer(IptablesSettings(real.family), real)
+    userspace = UserspaceDataplane(Settings(real.family, NODE[real.family]), real, FakeForwarder())
+    iptables = IptablesDataplane(IptablesSettings(real.family), real)
     userspace.apply(wanted, None)
     before = rules(real.save())
     assert iptables.apply(wanted, None).rejected == {}
-    IptablesProgrammer(IptablesSettings(real.family), fresh).apply(wanted, None)
+    IptablesDataplane(IptablesSettings(real.family), fresh).apply(wanted, None)
     assert rules(real.save()) == rules(fresh.save())
     userspace.apply(wanted, None)
     assert rules(real.save()) == before

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kproxy.model.plans import Family, Protocol, ServicePlan
-from kproxy.modes.iptables.fragments import Fragment
 from kproxy.modes.iptables.render import text
 from kproxy.modes.userspace.listeners import Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port
+from kproxy.modes.xtables.fragments import Fragment
 from tests.userspace.portal_plans import (
     BY_CIDR,
     BY_INTERFACE,

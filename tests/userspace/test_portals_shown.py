@@ -9,11 +9,11 @@ import pytest
 
 from kproxy.cli import main
 from kproxy.config.fields import KubeProxyConfiguration
-from kproxy.model.hosts import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Family, Protocol
+from kproxy.modes.settings import Host, userspace_settings
 from kproxy.modes.userspace.native import FIRST_PORT, outcome
 from kproxy.modes.userspace.render import Settings
-from kproxy.sync.settings import Host, userspace_settings
 from tests.userspace.portal_plans import BY_CIDR, build_plan
 
 V4, V6 = Family.IPV4, Family.IPV6

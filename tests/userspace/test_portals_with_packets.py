@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from kproxy.fakes.forwarder import FakeForwarder
 from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab import probes
 from kproxy.lab.clusters import Cluster, Pod, build, node_address
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.outcomes import Answered, Nothing, Outcome
-from kproxy.model.hosts import DetectLocal, DetectLocalBy
+from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
-from kproxy.modes.userspace.apply import UserspaceProgrammer
+from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.listeners import ListenerKey, Reach
 from kproxy.modes.userspace.render import Settings
+from tests.fakes.forwarder import FakeForwarder
 
 pytestmark = pytest.mark.root
 
@@ -105,9 +105,9 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         for family in Family:
             detect = DetectLocal(DetectLocalBy.CIDR, PODS[family])
             settings = Settings(family, node_address(1, family), detect_local=detect)
-            programmer = UserspaceProgrammer(settings, HostTables(InNamespace(node), family, command), forwarder)
+            dataplane = UserspaceDataplane(settings, HostTables(InNamespace(node), family, command), forwarder)
             plans = [plan_of(name, family, proto, **fields) for name, fields in PLANS.items() for proto in SERVED]
-            assert programmer.apply({plan.key: plan for plan in plans}, None).rejected == {}
+            assert dataplane.apply({plan.key: plan for plan in plans}, None).rejected == {}
         for (family, _), port in forwarder.ports.items():
             cluster.servers.add(node, "proxy", ["0.0.0.0" if family is Family.IPV4 else "::"], [port])
         yield Lab(cluster, forwarder, request.param)

@@ -1,0 +1,1 @@
+"""Connection tracking: which flows are stale, when they are deleted, and how."""

@@ -1,0 +1,1 @@
+"""Kubernetes Events: which notices become Events, and posting them."""

@@ -1,1 +1,0 @@
-"""What kproxy serves over HTTP: healthz, per-Service health checks, metrics, status."""

@@ -1,0 +1,1 @@
+"""HTTP servers: proxy health, health check node ports, metrics and status addresses."""

@@ -1,0 +1,122 @@
+"""What kproxy reads of its own Node.
+
+What the node itself contributes to the rules: which traffic counts as local, and which addresses take node ports.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kproxy.model import objects
+from kproxy.model.addresses import canonical_cidr, canonical_ip
+from kproxy.model.plans import Family
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
+AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """The node as its Node object shows it.
+
+    ips: its addresses, one a family, InternalIP before ExternalIP. pod_cidrs: canonical, as allocated to it.
+    eligible: it should take new connections of load balancers (not being deleted, not about to be scaled away).
+    """
+
+    name: str
+    zone: str = ""
+    ips: tuple[str, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+    eligible: bool = True
+
+    def ip(self, family: Family) -> str:
+        """The node's address in a family, "" when it has none."""
+        return next((ip for ip in self.ips if family_of(ip) is family), "")
+
+
+def parse(node: objects.Node) -> NodeView:
+    """The view of a Node; what is missing or unreadable in it is left out."""
+    spec = node.spec or objects.NodeSpec()
+    cidrs = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
+    tainted = any(t.key == AUTOSCALER_TAINT for t in spec.taints or ())
+    return NodeView(
+        node.metadata.name,
+        (node.metadata.labels or {}).get(ZONE_LABEL) or "",
+        _ips(node),
+        tuple(c for text in cidrs if (c := canonical_cidr(text))),
+        not tainted and node.metadata.deletion_timestamp is None,
+    )
+
+
+def _ips(node: objects.Node) -> tuple[str, ...]:
+    addresses = (node.status.addresses if node.status else None) or []
+    found: dict[Family, str] = {}
+    for kind in ("InternalIP", "ExternalIP"):
+        for address in addresses:
+            if address.type == kind and (ip := canonical_ip(address.address)):
+                found.setdefault(family_of(ip), ip)
+    return tuple(found.values())
+
+
+SERVICE_DEVICE = "kube-ipvs0"
+"""The device that holds Services' addresses in IPVS mode. What is on it is none of the node's own addresses."""
+
+
+class DetectLocalBy(StrEnum):
+    """How traffic from this node's pods is told apart."""
+
+    NOTHING = "Nothing"
+    CIDR = "CIDR"
+    INTERFACE = "Interface"
+
+
+@dataclass(frozen=True, slots=True)
+class DetectLocal:
+    """Traffic whose source lies in CIDR `value`, or that enters by interface `value` ("veth+" stands for a prefix)."""
+
+    by: DetectLocalBy = DetectLocalBy.NOTHING
+    value: str = ""
+
+    def __bool__(self) -> bool:
+        return self.by is not DetectLocalBy.NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class NodePortAddresses:
+    """Where node ports answer: on every address of the node (match_all), or only on `ips`, in numeric order.
+
+    loopback: 127.0.0.1 is among the addresses that the operator asked for.
+    """
+
+    match_all: bool = True
+    ips: tuple[str, ...] = ()
+    loopback: bool = True
+
+
+def family_of(text: str) -> Family:
+    """The family of an address or CIDR, by its text alone."""
+    return Family.IPV6 if ":" in text else Family.IPV4
+
+
+def node_port_addresses(
+    family: Family, cidrs: Iterable[str], node_ips: Iterable[str], addresses: Iterable[str]
+) -> NodePortAddresses:
+    """Which of the host's `addresses` (without a prefix length) take node ports under --nodeport-addresses `cidrs`.
+
+    No CIDR of the family means all; the single word "primary" means the node's own IPs. A zero CIDR means all as well.
+    """
+    asked = [f"{ip}/{128 if ':' in ip else 32}" for ip in node_ips] if "primary" in cidrs else list(cidrs)
+    networks = [ipaddress.ip_network(c, strict=False) for c in asked if family_of(c) is family]
+    if not networks or any(n.prefixlen == 0 for n in networks):
+        return NodePortAddresses()
+    matched = sorted(
+        {a for a in addresses if family_of(a) is family and any(ipaddress.ip_address(a) in n for n in networks)},
+        key=ipaddress.ip_address,
+    )
+    loopback = family is Family.IPV4 and any(
+        n.network_address.is_loopback or ipaddress.ip_address("127.0.0.1") in n for n in networks
+    )
+    return NodePortAddresses(False, tuple(matched), loopback)

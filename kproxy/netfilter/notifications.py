@@ -1,0 +1,220 @@
+"""Notices within moments that another program has changed our part of nf_tables (iptables-nft lives there too).
+
+The kernel tells a socket about every change, and closes each transaction with a message that names the process.
+Decides: which changes matter to us, and whose they were. Leaves out: repairing them, and the legacy tables
+(kproxy.kernel.legacy_tables).
+Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+from kproxy.errors import NetlinkError
+from kproxy.kernel import host_checks, netlink
+from kproxy.kernel.netlink_sockets import Overrun, Socket
+
+NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
+SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+NEWGEN, GETGEN = 15, 16
+NFTA_GEN_ID, NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 1, 2, 3
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+# What each message is about, and which attribute names the chain or set in it; attribute 1 names the table in all.
+KINDS = {0: ("table", 0), 3: ("chain", 3), 6: ("rule", 2), 9: ("set", 2), 12: ("element", 2), 18: ("object", 2)} | {
+    22: ("flowtable", 2)
+}
+DELETIONS = {2: 0, 5: 3, 8: 6, 11: 9, 14: 12, 20: 18, 24: 22}
+BUFFER = 8 << 20
+REPORTED = 8  # of one transaction; a flush makes thousands of events that all say the same
+DETAILED = 20_000  # of one transaction where each of them counts; beyond it is told as unknown
+ELEMENTS = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
+READ_AT_ONCE = 4096  # datagrams; then the caller gets its thread back
+
+IPTABLES_TABLES = frozenset((family, table) for family in ("ip", "ip6") for table in ("nat", "filter", "mangle"))
+BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
+KUBELETS_OWN = frozenset({"KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT"})
+
+
+class Event(NamedTuple):
+    """One table, chain, rule, set, element, object or flowtable was added (or updated) or deleted.
+
+    family: as nft writes it. name: of the chain or set, "" for a table. elements: of a set, as the kernel lists them;
+    only of a Monitor that tells details.
+    """
+
+    deleted: bool
+    kind: str
+    family: str
+    table: str
+    name: str
+    elements: bytes = b""
+
+
+class Change(NamedTuple):
+    """Another program did this. event None: something happened, but the kernel had to drop what."""
+
+    event: Event | None = None
+    pid: int = 0
+    process: str = ""
+
+    def __str__(self) -> str:
+        if self.event is None:
+            return "changes too many to follow"
+        verb = "deleted" if self.event.deleted else "changed"
+        what = " ".join(part for part in self.event[1:5] if part)
+        return f"{self.process or 'a process'} ({self.pid}) {verb} {what}"
+
+
+def touches_kube_chains(event: Event) -> bool:
+    """Whether EVENT may have harmed iptables rules of a kube-proxy: its chains, or the jumps to them."""
+    if event.kind == "table" or event.name in BUILT_IN:
+        return event.deleted
+    return event.name.startswith("KUBE-") and event.name not in KUBELETS_OWN
+
+
+class Transactions:
+    """Turns the kernel's notifications into Changes by others: bytes in, values out."""
+
+    def __init__(
+        self,
+        is_ours: Callable[[int], bool],
+        tables: Collection[tuple[str, str]],
+        relevant: Callable[[Event], bool],
+        by_portid: bool,
+        detailed: bool = False,
+    ) -> None:
+        """is_ours: told a process id (with by_portid a netlink port id), says whether that change is our own.
+        tables: the (family, table) pairs to look at; relevant: which events in those matter. detailed: every event is
+        told, with its elements, and a transaction with too many of them as unknown; else a few different ones."""
+        self._is_ours, self._relevant, self._by_portid = is_ours, relevant, by_portid
+        self._tables, self._detailed = frozenset(tables), detailed
+        self._pending: list[Event] = []
+
+    def feed(self, data: bytes) -> Iterator[Change]:
+        """The changes by others whose transactions one datagram completes. Raises ValueError for no netlink message."""
+        if self._by_portid and self._is_ours(netlink.first_header(data).portid):
+            return  # most of all is what we do ourselves; a datagram is of one transaction
+        for note in netlink.messages(data):
+            subsystem, number = note.type >> 8, note.type & 0xFF
+            if subsystem != SUBSYSTEM:
+                continue
+            if number == NEWGEN:
+                yield from self._finish(note)
+            elif len(self._pending) < (DETAILED if self._detailed else REPORTED):
+                self._collect(number, note.payload)
+
+    def reset(self) -> None:
+        """Forget a transaction that is half seen."""
+        self._pending.clear()
+
+    def _collect(self, number: int, payload: bytes) -> None:
+        kind, name_attribute = KINDS.get(DELETIONS.get(number, number), ("", 0))
+        if not kind:
+            return
+        family = FAMILIES.get(payload[0], str(payload[0]))
+        table = name = ""
+        elements = b""
+        for type_, value in netlink.each_attribute(payload, start=4):
+            if type_ == 1:
+                table = netlink.to_text(value)
+                if (family, table) not in self._tables:
+                    return
+            elif type_ == name_attribute:
+                name = netlink.to_text(value)
+            elif type_ == ELEMENTS and kind == "element" and self._detailed:
+                elements = value
+            if table and (name or not name_attribute) and not self._detailed:
+                break
+        event = Event(number in DELETIONS, kind, family, table, name, elements)
+        if table and self._relevant(event) and (self._detailed or event not in self._pending):
+            self._pending.append(event)
+
+    def _finish(self, note: netlink.Message) -> Iterator[Change]:
+        events: list[Event | None]
+        events, self._pending = [*self._pending], []
+        if not events:
+            return
+        parts = netlink.attributes(note.payload, start=4)
+        pid = netlink.to_int(parts.get(NFTA_GEN_PROC_PID, b""))
+        if not self._is_ours(note.portid if self._by_portid else pid):
+            process = netlink.to_text(parts.get(NFTA_GEN_PROC_NAME, b""))
+            if len(events) >= DETAILED:
+                events = [None]
+            yield from (Change(event, pid, process) for event in events)
+
+
+class Monitor:
+    """Follows nf_tables in the network namespace of the thread that makes it. Use it from one thread, close it."""
+
+    def __init__(
+        self,
+        is_ours: Callable[[int], bool],
+        tables: Collection[tuple[str, str]] = IPTABLES_TABLES,
+        relevant: Callable[[Event], bool] = touches_kube_chains,
+        by_portid: bool = False,
+        detailed: bool = False,
+    ) -> None:
+        """is_ours: says of a process id whether it is ours, see Commands.recent_pids; with by_portid of the port id of
+        a netlink socket. tables: (family, table) pairs as nft writes them; relevant: which events in them matter.
+        detailed: as of Transactions. Raises NetlinkError."""
+        # In a container the port id has to do: every command that we start takes its process id, as we see it, for its
+        # first netlink socket.
+        by_portid = by_portid or not host_checks.are_the_kernels()
+        self._transactions = Transactions(is_ours, tables, relevant, by_portid, detailed)
+        self._socket = Socket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,), buffer=BUFFER)
+
+    def fd(self) -> int:
+        """Readable when `poll` may have something to say; most often it will have nothing."""
+        return self._socket.fileno()
+
+    def poll(self, timeout: float = 0.0) -> list[Change]:
+        """What others changed since the last poll; without details a few of each transaction's events.
+
+        Waits at most TIMEOUT seconds for a first notification, whoever caused it, and reads on while there are more.
+        """
+        found: list[Change] = []
+        for _ in range(READ_AT_ONCE):
+            try:
+                data = self._socket.receive(timeout)
+            except Overrun:
+                self.forget()
+                return [*found, Change()]
+            if data is None:
+                break
+            timeout = 0.0
+            found.extend(self._transactions.feed(data))
+        return found
+
+    def forget(self) -> None:
+        """Drop what was not read yet: the caller is about to compare everything anyway."""
+        self._transactions.reset()
+        for _ in range(READ_AT_ONCE):
+            try:
+                if self._socket.receive() is None:
+                    return
+            except Overrun:
+                continue
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def generation() -> int:
+    """The number of the last nf_tables transaction in this network namespace, whatever it changed.
+
+    Raises NetlinkError where the kernel has no nf_tables.
+    """
+    with Socket(NETLINK_NETFILTER) as kernel:
+        answers = kernel.ask(SUBSYSTEM << 8 | GETGEN, netlink.netfilter(0), "read the nf_tables generation")
+    for answer in answers:
+        if answer.type == SUBSYSTEM << 8 | NEWGEN:
+            return netlink.to_int(netlink.attributes(answer.payload, start=4).get(NFTA_GEN_ID, b""))
+    raise NetlinkError("read the nf_tables generation", errno.ENOMSG)

@@ -1,0 +1,247 @@
+"""HTTP requests to the API server: raw bytes in and out, every failure a SourceError.
+
+Decides how a request is authenticated and repeated after a 401, how long silence may last, and what an error says. What
+is asked for and what the answer means is its caller's. `stream` hands out an answer that goes on, to be read in pieces
+and to be interrupted from another thread. An `Observer` is told of each request, for the metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import urlencode
+
+from kproxy.errors import ApiError, SourceError, one_line
+from kproxy.rate_limit import TokenBucket
+from kproxy.sources.credentials import ClientSettings, Credentials, Session
+
+if TYPE_CHECKING:
+    import urllib3
+
+
+_PIECE = 65536
+_UNAUTHORIZED = 401
+_NO_ANSWER = "<error>"  # client-go's word
+
+
+class Observer(Protocol):
+    """Is told of requests, from any thread; must neither block nor raise.
+
+    host: of the API server, with its port. method: GET, POST or PATCH.
+    """
+
+    def requested(self, host: str, method: str, code: str) -> None:
+        """An HTTP request was answered with the status CODE, or with none: "<error>"."""
+
+    def waited(self, host: str, method: str, seconds: float) -> None:
+        """A request waited SECONDS for its turn."""
+
+    def took(self, host: str, method: str, seconds: float) -> None:
+        """A request and its whole answer, or its failure, took SECONDS, the waiting included. Not told of streams."""
+
+
+class _Nobody:
+    """Listens to nothing."""
+
+    def requested(self, host: str, method: str, code: str) -> None: ...
+
+    def waited(self, host: str, method: str, seconds: float) -> None: ...
+
+    def took(self, host: str, method: str, seconds: float) -> None: ...
+
+
+class Stream:
+    """An answer that goes on. `pieces` is for one thread; `interrupt` may come from any."""
+
+    def __init__(self, request: str, response: urllib3.HTTPResponse) -> None:
+        self._request, self._response = request, response
+
+    def pieces(self) -> Iterator[bytes]:
+        """Bytes as they come, until the server ends its answer. Raises SourceError when it breaks off or is silent."""
+        with _mapped(self._request):
+            while piece := self._response.read1(_PIECE):
+                yield piece
+
+    def interrupt(self) -> None:
+        """Let the thread in `pieces` come back soon, with an error or the end."""
+        # It may end by itself, and give its connection back, at any moment.
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
+
+    def close(self) -> None:
+        """Give the connection up."""
+        with contextlib.suppress(OSError):
+            self._response.close()
+
+
+class ApiClient:
+    """Requests to one API server. Used from any thread; connects when the first request is made."""
+
+    def __init__(self, settings: ClientSettings, observer: Observer | None = None) -> None:
+        self._settings = settings
+        self._observer: Observer = observer or _Nobody()
+        self._credentials = Credentials(settings)
+        self._pace = TokenBucket(settings.qps, settings.burst)
+
+    def get(self, path: str, query: Mapping[str, str] | None = None, paced: bool = True) -> bytes:
+        """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError.
+
+        paced: whether it counts as a request of its own for qps and burst.
+        """
+        return self._whole("GET", path, query, None, {"Accept-Encoding": "gzip"}, paced)
+
+    def post(self, path: str, body: bytes) -> bytes:
+        """Create the object that BODY, JSON, describes; what the server made of it. Raises as `get`."""
+        return self._whole("POST", path, None, body, {"Content-Type": "application/json"})
+
+    def patch(self, path: str, body: bytes) -> bytes:
+        """Change the object at PATH by BODY, a JSON merge patch (RFC 7396); what became of it. Raises as `get`."""
+        return self._whole("PATCH", path, None, body, {"Content-Type": "application/merge-patch+json"})
+
+    @contextlib.contextmanager
+    def stream(self, path: str, query: Mapping[str, str], silence: float) -> Iterator[Stream]:
+        """The answer to GET PATH, which goes on; SILENCE is how many seconds may pass without a byte. Raises as `get`.
+
+        The answer itself has to begin within the usual read timeout.
+        """
+        response = self._send("GET", path, query, None, {})
+        sock = getattr(response.connection, "sock", None)
+        if sock is not None:
+            sock.settimeout(silence)
+        stream = Stream(f"GET {path}", response)
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    def close(self) -> None:
+        """Close the idle connections; the client can still be used."""
+        self._credentials.close()
+
+    def _whole(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: dict[str, str],
+        paced: bool = True,
+    ) -> bytes:
+        began = time.monotonic()
+        try:
+            response = self._send(method, path, query, body, headers, paced)
+            with _mapped(f"{method} {path}"):
+                return _drained(response)
+        finally:
+            if host := self._credentials.host:
+                self._observer.took(host, method, time.monotonic() - began)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: dict[str, str],
+        paced: bool = True,
+    ) -> urllib3.HTTPResponse:
+        """The answer, its body still to be read. A 401 leads to new credentials and one more attempt."""
+        url = f"{path}?{urlencode(query)}" if query else path
+        waited = self._pace.wait() if paced else None
+        session = self._credentials.session()
+        if waited is not None:
+            self._observer.waited(session.host, method, waited)
+        response = self._attempt(session, method, path, url, body, headers)
+        if response.status == _UNAUTHORIZED:
+            response.close()
+            self._credentials.renew(session.generation)
+            response = self._attempt(self._credentials.session(), method, path, url, body, headers)
+        if response.status >= 400:
+            raise _refusal(f"{method} {path}", response)
+        return response
+
+    def _attempt(
+        self, session: Session, method: str, path: str, url: str, body: bytes | None, headers: dict[str, str]
+    ) -> urllib3.HTTPResponse:
+        import urllib3
+
+        sent = {"Accept": "application/json", "User-Agent": self._settings.user_agent, **headers}
+        if session.authorization:
+            sent["Authorization"] = session.authorization
+        timeout = urllib3.Timeout(connect=self._settings.connect_timeout, read=self._settings.read_timeout)
+        code = _NO_ANSWER
+        try:
+            with _mapped(f"{method} {path}"):
+                answer = session.pool.request(
+                    method,
+                    session.base + url,
+                    body=body,
+                    headers=sent,
+                    timeout=timeout,
+                    preload_content=False,
+                    retries=False,
+                    redirect=False,
+                )
+                code = str(answer.status)
+        finally:
+            self._observer.requested(session.host, method, code)
+        return cast("urllib3.HTTPResponse", answer)
+
+
+def _drained(response: urllib3.HTTPResponse) -> bytes:
+    """The whole body; the connection goes back to its pool only if that worked."""
+    try:
+        body = response.read()
+    except BaseException:
+        response.close()
+        raise
+    response.release_conn()
+    return body
+
+
+def _refusal(request: str, response: urllib3.HTTPResponse) -> ApiError:
+    try:
+        with _mapped(request):
+            body = _drained(response)
+    except SourceError:
+        body = b""
+    after = response.headers.get("Retry-After", "")
+    detail = _message(body) or response.reason or "no reason given"
+    return ApiError(request, response.status, one_line(detail), float(after) if after.isdecimal() else 0.0)
+
+
+def _message(body: bytes) -> str:
+    """What the server says: the message of a Status object, else the start of its text."""
+    try:
+        status: Any = json.loads(body)
+    except ValueError:
+        return one_line(body.decode(errors="replace"), 200)
+    return str(status.get("message") or "") if isinstance(status, dict) else ""
+
+
+@contextlib.contextmanager
+def _mapped(request: str) -> Iterator[None]:
+    """Turns what urllib3 and the system raise during REQUEST into SourceError."""
+    from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
+
+    try:
+        yield
+    except ReadTimeoutError as error:
+        raise SourceError(f"{request}: the server stays silent") from error
+    except NewConnectionError as error:
+        raise SourceError(f"{request}: {str(error).split(': ', 1)[-1]}") from error
+    except (HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+        # AttributeError: http.client's, when another thread shut the socket under it.
+        raise SourceError(f"{request}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What ERROR says, for people: urllib3 puts a text and its cause into a tuple."""
+    if len(error.args) == 2 and isinstance(error.args[0], str):
+        text, cause = error.args[0].rstrip("."), str(error.args[1])
+        return text if cause in text else f"{text}: {cause}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,118 @@
+"""Which objects are asked for, and how a whole list of them is read from the API server, page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from kproxy.errors import ApiError
+from kproxy.model.objects import Kind
+from kproxy.sources.client import ApiClient
+from kproxy.sources.decode import Decoder, Page
+
+ANY_VERSION = "0"
+"""The version to list at first: whatever the server has in memory, so that a starting node costs etcd nothing."""
+PAGE_SIZE = 500
+_ABSENT = frozenset({403, 404})
+_EXPIRED = 410
+
+# What kube-proxy leaves to others: Services of another proxy, and those without a virtual IP.
+_OURS = {"labelSelector": "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind and where the server has it.
+
+    paths: of its versions, the preferred one first. optional: a server may lack it, or a role not grant it, and then
+    there is none of it.
+    """
+
+    kind: Kind
+    paths: tuple[str, ...]
+    query: Mapping[str, str] = field(default_factory=dict)
+    optional: bool = False
+
+
+def resources(node_name: str) -> tuple[Resource, ...]:
+    """All that kproxy watches on the node NODE_NAME."""
+    networking = "/apis/networking.k8s.io"
+    return (
+        Resource(Kind.SERVICE, ("/api/v1/services",), _OURS),
+        Resource(Kind.ENDPOINT_SLICE, ("/apis/discovery.k8s.io/v1/endpointslices",), _OURS),
+        Resource(Kind.NODE, ("/api/v1/nodes",), {"fieldSelector": f"metadata.name={node_name}"}),
+        Resource(
+            Kind.SERVICE_CIDR,
+            (f"{networking}/v1/servicecidrs", f"{networking}/v1beta1/servicecidrs"),
+            optional=True,
+        ),
+    )
+
+
+class Lister:
+    """Reads lists of one resource. For one thread."""
+
+    def __init__(self, client: ApiClient, resource: Resource, decoder: Decoder) -> None:
+        self._client, self._resource, self._decoder = client, resource, decoder
+        self.path = resource.paths[0]
+        """Where the last list came from; to be watched there."""
+
+    def list(self, version: str) -> Page | None:
+        """Everything, not older than VERSION ("" for the latest); None when the server has no such kind.
+
+        Raises as `pages`.
+        """
+        whole: Page | None = None
+        for page in self.pages(version):
+            if whole is None or page.anew:
+                whole = page
+            else:
+                _append(whole, page)
+        return whole
+
+    def pages(self, version: str) -> Iterator[Page]:
+        """Everything, not older than VERSION ("" for the latest), as it comes; nothing when there is no such kind.
+
+        Raises SourceError. An ApiError with the status 410 or 504 means that VERSION cannot be had.
+        """
+        for path in self._resource.paths:
+            self.path = path
+            try:
+                page = self._first(version)
+            except ApiError as error:
+                if not self._resource.optional or error.status not in _ABSENT:
+                    raise
+            else:
+                yield page
+                yield from self._following(page.more)
+                return
+
+    def _first(self, version: str) -> Page:
+        start = {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"} if version else {}
+        return self._page({**start, "limit": str(PAGE_SIZE)})
+
+    def _following(self, more: str) -> Iterator[Page]:
+        while more:
+            try:
+                page = self._page({"limit": str(PAGE_SIZE), "continue": more})
+            except ApiError as error:
+                if error.status != _EXPIRED:
+                    raise
+                # The server forgot the version that the first pages came from; only a list in one piece is sure to end.
+                page = self._page({})
+                page.anew = True
+            more = page.more
+            yield page
+
+    def _page(self, query: Mapping[str, str]) -> Page:
+        # However many pages, it is one list, as for a client-go that asks for all in one piece. Else at 5 requests a
+        # second a node would wait 6 s for 10,000 Services.
+        first = "continue" not in query
+        return self._decoder.page(self._client.get(self.path, {**self._resource.query, **query}, paced=first))
+
+
+def _append(whole: Page, page: Page) -> None:
+    whole.objects += page.objects
+    whole.problems += page.problems
+    whole.unreadable |= page.unreadable
+    whole.version, whole.more = page.version or whole.version, page.more

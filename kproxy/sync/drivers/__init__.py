@@ -1,1 +1,0 @@
-"""One driver a mode: what the mode needs of this host, and a Programmer for each family."""

@@ -1,0 +1,112 @@
+"""The host as the daemon finds and prepares it: its families, its addresses, its sysctls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kproxy import logs
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.errors import KernelError
+from kproxy.kernel import nfacct, sysctl
+from kproxy.kernel.commands import Commands, Runner
+from kproxy.kernel.interfaces import AddressMonitor, node_ip, own_addresses
+from kproxy.kernel.iptables import Command, HostTables
+from kproxy.kernel.sysctl import AS_ROOT
+from kproxy.model.plans import Family
+from kproxy.modes import settings
+from kproxy.modes.iptables.driver import serve_localhost
+from kproxy.modes.ipvs.driver import prepare_ipvs
+
+_log = logs.get("host")
+
+
+class LiveAddresses:
+    """This host's addresses, with a notification of their changes. The surroundings' HostAddresses."""
+
+    def __init__(self) -> None:
+        self._monitor = AddressMonitor()
+
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(sorted(own_addresses()))
+
+    def node_ips(self) -> tuple[str, ...]:
+        return tuple(ip for family in Family if (ip := node_ip(family)))
+
+    def changed(self) -> bool:
+        return self._monitor.changed()
+
+    def close(self) -> None:
+        self._monitor.close()
+
+
+def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
+    """The families to program: both, unless this host has no IPv6. Raises KernelError when it has no IPv4 either.
+
+    command: the iptables that has to work for them, None where none is used.
+    """
+    if command is not None:
+        HostTables(runner, Family.IPV4, command).save()
+    if not Path("/proc/net/if_inet6").exists():
+        _log.info("This host has no IPv6; programming IPv4 only")
+        return (Family.IPV4,)
+    try:
+        if command is not None:
+            HostTables(runner, Family.IPV6, command).save()
+    except KernelError as error:
+        _log.warning("IPv6 rules cannot be had; programming IPv4 only until the next start", err=str(error))
+        return (Family.IPV4,)
+    return (Family.IPV4, Family.IPV6)
+
+
+def conntrack_settings(config: KubeProxyConfiguration) -> sysctl.ConntrackSettings:
+    """The `conntrack` section as the kernel takes it."""
+    wanted = config.conntrack
+    return sysctl.ConntrackSettings(
+        max_per_core=wanted.max_per_core,
+        min=wanted.min,
+        tcp_established=int(wanted.tcp_established_timeout.seconds),
+        tcp_close_wait=int(wanted.tcp_close_wait_timeout.seconds),
+        tcp_be_liberal=wanted.tcp_be_liberal,
+        udp=int(wanted.udp_timeout.seconds),
+        udp_stream=int(wanted.udp_stream_timeout.seconds),
+    )
+
+
+def apply_sysctls(config: KubeProxyConfiguration) -> None:
+    """The `conntrack` section, where the kernel differs from it. What cannot be had is logged: rules work without."""
+    for problem in sysctl.apply_conntrack(sysctl.SystemSysctls(), conntrack_settings(config)):
+        _log.warning(f"A conntrack setting could not be applied; the host keeps its own. {AS_ROOT}", err=problem)
+
+
+def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
+    """Beside the conntrack settings, set what the mode needs and a process with CAP_NET_ADMIN alone may not set."""
+    if config.mode is ProxyMode.IPVS:
+        prepare_ipvs(Commands(), config)
+    elif config.mode in (ProxyMode.IPTABLES, ProxyMode.USERSPACE) and _loopback_takes_node_ports(config):
+        serve_localhost()
+
+
+def _loopback_takes_node_ports(config: KubeProxyConfiguration) -> bool:
+    if not config.iptables.localhost_node_ports or "primary" in config.node_port_addresses:
+        return False
+    return settings.addresses_for_node_ports(config, Family.IPV4, settings.Host()).loopback
+
+
+def count_in_nfacct() -> bool:
+    """Make kube-proxy's two counters where the kernel can have them; whether rules may count in them."""
+    try:
+        nfacct.counters()
+        for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+            nfacct.ensure(name)
+    except KernelError as error:
+        _log.v(2).info("No nfacct counters", err=str(error))
+        return False
+    return True
+
+
+def protect_from_oom(score: int) -> None:
+    """Set this process's oom_score_adj."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(score))
+    except OSError as error:
+        _log.v(2).info("oom_score_adj could not be set", value=score, err=error.strerror)

@@ -1,0 +1,371 @@
+"""From iptables-save text to typed rules, whoever wrote it: the tools, `kproxy render`, kube-proxy.
+
+A rule that is not understood is no error here: it becomes one when a packet comes by and nothing else rules it out, so
+that other programs' rules for other traffic are in nobody's way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from ipaddress import ip_network
+
+from kproxy.errors import InvalidInput
+from kproxy.model.plans import Family
+from kproxy.modes.xtables.canonical import ALIASES, tokens
+from kproxy.modes.xtables.saved import Saved
+from kproxy.trace import rules as r
+from kproxy.trace.verdicts import one_in
+
+PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "tcp": "tcp", "udp": "udp", "sctp": "sctp"}
+FULL = 0xFFFFFFFF
+WIDTH = {Family.IPV4: 32, Family.IPV6: 128}
+WHOLE_ADDRESS = {"255.255.255.255", ":".join(["ffff"] * 8)}
+PLAIN = {"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE"}
+# Options of plain targets, which say how and not whether.
+MANNERS = {"--reject-with", "--random-fully", "--random", "--to-ports", "--persistent"}
+
+_POLICY = re.compile(r":(\S+) (\S+)")
+_COUNTED = re.compile(r"^\s*(?:\[\d+:\d+\] )?")  # iptables-save -c puts counters before rules
+_OPTION = re.compile(r"--?[A-Za-z]")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """policy: what becomes of a packet at the end of a built-in chain, "-" for none."""
+
+    name: str
+    policy: str
+    rules: tuple[r.Rule, ...]
+
+    def relevant(self, destination: int, port: int) -> list[r.Rule]:
+        """The rules that a packet with this destination may meet, in their order."""
+        return [
+            rule
+            for rule in self.rules
+            if rule.destination in (None, destination) and (rule.port is None or rule.port == port)
+        ]
+
+
+class Tables:
+    """Every table of one family, as iptables-save TEXT has it. Chains are read when they are asked for."""
+
+    def __init__(self, text: str, family: Family) -> None:
+        lines = [_COUNTED.sub("", line).rstrip() for line in text.splitlines()]
+        self._family = family
+        self._saved = Saved("".join(f"{line}\n" for line in lines))
+        self._policies = _policies(lines)
+        self._names = {table: frozenset(self._saved.chains(table)) for table in self._saved.tables}
+        self._read: dict[tuple[str, str], Chain] = {}
+
+    def __iter__(self) -> Iterator[Chain]:
+        """All chains of all tables."""
+        for table, names in self._names.items():
+            yield from (self[table, name] for name in names)
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """None when the table, or the chain in it, is not there."""
+        return self[table, name] if name in self._names.get(table, ()) else None
+
+    def __getitem__(self, place: tuple[str, str]) -> Chain:
+        """The chain of a table that a rule of it jumps to: parse_rule lets no others through."""
+        table, name = place
+        found = self._read.get(place)
+        if found is None:
+            rules = (parse_rule(rule, self._family, self._names[table]) for rule in self._saved.rules(table, name))
+            found = self._read[place] = Chain(name, self._policies.get(place, "-"), tuple(rules))
+        return found
+
+
+def _policies(lines: Iterable[str]) -> dict[tuple[str, str], str]:
+    found, table = {}, ""
+    for line in lines:
+        if line.startswith("*"):
+            table = line[1:]
+        elif match := _POLICY.match(line):
+            found[table, match[1]] = match[2]
+    return found
+
+
+def parse_rule(text: str, family: Family, chains: Collection[str]) -> r.Rule:
+    """One rule, without "-A CHAIN". chains: those of its table, which it may jump to."""
+    return _Reader(text, family, chains).rule()
+
+
+Option = tuple[bool, str, str]
+"""Negated or not, name, value."""
+
+
+def _options(text: str) -> Iterator[Option]:
+    """The options of a rule. Values of several words are joined: comments may have lost their quotes."""
+    negated, name = False, ""
+    ahead = False
+    values: list[str] = []
+    for word, quoted in tokens(text):
+        if not quoted and word == "!":
+            ahead = True
+        elif not quoted and _OPTION.match(word):
+            if name:
+                yield negated, name, " ".join(values)
+            negated, ahead, name, values = ahead, False, ALIASES.get(word, word), []
+        else:
+            values.append(word)
+    if name:
+        yield negated, name, " ".join(values)
+
+
+@dataclass(slots=True)
+class _Module:
+    """A match extension (or the target) with the options that were given to it."""
+
+    name: str
+    options: dict[str, tuple[bool, str]] = field(default_factory=dict)
+
+    def take(self, option: str) -> tuple[bool, str] | None:
+        return self.options.pop(option, None)
+
+    def value(self, option: str, default: str = "") -> str:
+        """The value of an option that cannot be negated here. Raises ValueError when it is."""
+        negated, value = self.options.pop(option, (False, default))
+        if negated:
+            raise ValueError(f"! {option}")
+        return value
+
+
+class _Reader:
+    """One rule while it is read."""
+
+    def __init__(self, text: str, family: Family, chains: Collection[str]) -> None:
+        self._text, self._family, self._chains = text, family, chains
+        self._matches: list[r.Match] = []
+        self._chance = Fraction(1)
+        self._remembers = ""
+        self._target: r.Target = r.Plain("")
+        self._unknown: list[str] = []
+        self._exact: dict[str, int] = {}
+
+    def rule(self) -> r.Rule:
+        basics, modules, target = self._sorted()
+        for option in basics:
+            self._try(lambda option=option: self._basic(*option), " ".join(option[1:]))  # type: ignore[misc]
+        for module in modules:
+            self._try(lambda module=module: self._module(module), f"match {module.name}")  # type: ignore[misc]
+        if target:
+            self._try(lambda: self._aim(target), f"target {target.name}")
+        return r.Rule(
+            self._text,
+            tuple(self._matches),
+            self._target,
+            self._chance,
+            self._exact.get("-d"),
+            self._exact.get("--dport"),
+            self._remembers,
+            ", ".join(self._unknown),
+        )
+
+    def _sorted(self) -> tuple[list[Option], list[_Module], _Module | None]:
+        """Options by whom they belong to: the packet's own fields, each match, the target."""
+        basics: list[Option] = []
+        modules: list[_Module] = []
+        target: _Module | None = None
+        for negated, name, value in _options(self._text):
+            if name == "-m":
+                modules.append(_Module(value))
+            elif name in ("-j", "-g"):
+                target = _Module(value, {"-g": (False, "")} if name == "-g" else {})
+            elif name in ("-s", "-d", "-i", "-o", "-p", "-f", "-c"):
+                basics.append((negated, name, value))
+            elif target:
+                target.options[name] = (negated, value)
+            else:
+                _owner(modules, basics, name).options[name] = (negated, value)
+        return basics, modules, target
+
+    def _try(self, part: Callable[[], None], what: str) -> None:
+        try:
+            part()
+        except (ValueError, InvalidInput) as error:
+            self._unknown.append(f"{what} ({error})")
+
+    # -- the packet's own fields
+
+    def _basic(self, negated: bool, name: str, value: str) -> None:
+        match name:
+            case "-s" | "-d":
+                self._matches.append(self._address(name, value, negated))
+            case "-p" if value not in ("all", "0"):
+                self._matches.append(r.IsProtocol(PROTOCOLS.get(value.lower(), value), negated))
+            case "-i":
+                self._matches.append(r.Interface(value, negated))
+            case "-o" | "-f":
+                raise ValueError("not known here")
+            case _:
+                pass
+
+    def _address(self, name: str, value: str, negated: bool) -> r.Address:
+        network = ip_network(value, strict=False)
+        if network.max_prefixlen != WIDTH[self._family]:
+            raise ValueError(f"of another family than {self._family}")
+        if name == "-d" and network.prefixlen == network.max_prefixlen and not negated:
+            self._exact["-d"] = int(network.network_address)
+        return r.Address(name == "-s", int(network.network_address), int(network.netmask), negated)
+
+    # -- matches
+
+    def _module(self, module: _Module) -> None:
+        read = _MATCHES.get(module.name)
+        if read is None:
+            raise ValueError("not known here")
+        self._matches.extend(read(self, module))
+        if module.options:
+            raise ValueError(f"{' '.join(module.options)} not known here")
+
+    def _ports(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--dport"):
+            low, _, high = found[1].partition(":")
+            numbers = int(low or 0), int(high or 65535) if ":" in found[1] else int(low)
+            if numbers[0] == numbers[1] and not found[0]:
+                self._exact["--dport"] = numbers[0]
+            yield r.Port(*numbers, found[0])
+
+    def _addrtype(self, module: _Module) -> Iterator[r.Match]:
+        for option in ("--src-type", "--dst-type"):
+            if found := module.take(option):
+                if found[1] != "LOCAL":
+                    raise ValueError(f"{option} {found[1]} not known here")
+                yield r.AddressType(option == "--src-type", found[0])
+
+    def _conntrack(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--ctstate"):
+            yield r.States(frozenset(found[1].split(",")), found[0])
+
+    def _mark(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--mark"):
+            yield r.MarkIs(*_bits(found[1]), found[0])
+
+    def _statistic(self, module: _Module) -> Iterator[r.Match]:
+        if module.value("--mode") != "random":
+            raise ValueError("only --mode random is known here")
+        negated, text = module.take("--probability") or (False, "1")
+        self._chance = 1 - one_in(text) if negated else one_in(text)
+        return iter(())
+
+    def _recent(self, module: _Module) -> Iterator[r.Match]:
+        name, seconds = module.value("--name", "DEFAULT"), int(module.value("--seconds", "0"))
+        module.value("--reap")
+        module.value("--rsource")
+        if (mask := module.value("--mask")) and mask not in WHOLE_ADDRESS:
+            raise ValueError(f"--mask {mask} not known here")
+        if module.take("--set"):
+            self._remembers = name
+        elif found := module.take("--rcheck"):
+            yield r.Recent(name, seconds, found[0])
+        else:
+            raise ValueError("only --set and --rcheck are known here")
+
+    def _set(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--match-set"):
+            name, _, directions = found[1].partition(" ")
+            yield r.WithinSet(name, tuple(directions.split(",")), found[0])
+
+    def _physdev(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--physdev-is-in"):
+            yield r.Bridged(found[0])
+
+    def _comment(self, module: _Module) -> Iterator[r.Match]:
+        module.take("--comment")
+        return iter(())
+
+    def _nfacct(self, module: _Module) -> Iterator[r.Match]:
+        module.take("--nfacct-name")  # it counts and always holds
+        return iter(())
+
+    # -- the target
+
+    def _aim(self, target: _Module) -> None:
+        goto = target.take("-g") is not None
+        if target.name in self._chains:
+            self._target = r.Jump(target.name, goto)
+        else:
+            self._target = self._known(target)
+        if target.options:
+            raise ValueError(f"{' '.join(target.options)} not known here")
+
+    def _known(self, target: _Module) -> r.Target:
+        match target.name:
+            case "MARK":
+                return _mark_set(target)
+            case "DNAT":
+                return self._dnat(target.value("--to-destination"))
+            case "REDIRECT":
+                return r.Redirect(int(target.value("--to-ports", "0")))
+            case name if name in PLAIN:
+                for option in MANNERS & target.options.keys():
+                    target.take(option)
+                return r.Plain(name)
+        raise ValueError("neither a target that is known here nor a chain of the table")
+
+    def _dnat(self, text: str) -> r.Dnat:
+        ip, port = text, ""
+        if text.startswith("["):
+            ip, _, port = text[1:].partition("]")
+            port = port.removeprefix(":")
+        elif self._family is Family.IPV4:
+            ip, _, port = text.partition(":")
+        if ip_network(ip).max_prefixlen != WIDTH[self._family]:
+            raise ValueError(f"of another family than {self._family}")
+        return r.Dnat(ip, int(port or 0))
+
+
+_MATCHES: dict[str, Callable[[_Reader, _Module], Iterator[r.Match]]] = {
+    "tcp": _Reader._ports,
+    "udp": _Reader._ports,
+    "sctp": _Reader._ports,
+    "addrtype": _Reader._addrtype,
+    "conntrack": _Reader._conntrack,
+    "mark": _Reader._mark,
+    "statistic": _Reader._statistic,
+    "recent": _Reader._recent,
+    "set": _Reader._set,
+    "physdev": _Reader._physdev,
+    "comment": _Reader._comment,
+    "nfacct": _Reader._nfacct,
+}
+
+
+def _owner(modules: list[_Module], basics: list[Option], option: str) -> _Module:
+    """The match that was loaded last; -p loads one of its own when a port is asked for."""
+    if option in ("--dport", "--sport"):
+        protocol = next((PROTOCOLS.get(value.lower(), value) for _, name, value in basics if name == "-p"), "")
+        for module in modules:
+            if module.name in PROTOCOLS:
+                return module
+        modules.append(_Module(protocol))
+    if not modules:
+        modules.append(_Module(option))
+    return modules[-1]
+
+
+def _bits(text: str) -> tuple[int, int]:
+    value, _, mask = text.partition("/")
+    return int(value, 0), int(mask, 0) if mask else FULL
+
+
+def _mark_set(target: _Module) -> r.MarkSet:
+    """Every way to set a mark, as --set-xmark (iptables-extensions(8), MARK)."""
+    for option in ("--set-xmark", "--set-mark", "--or-mark", "--xor-mark", "--and-mark"):
+        if option in target.options:
+            value, mask = _bits(target.value(option))
+            match option:
+                case "--set-mark":
+                    mask |= value
+                case "--or-mark":
+                    mask = value
+                case "--xor-mark":
+                    mask = 0
+                case "--and-mark":
+                    value, mask = 0, ~value & FULL
+            return r.MarkSet(value, mask)
+    raise ValueError("nothing to set")

@@ -1,0 +1,98 @@
+"""IPVS mode on this host."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping
+
+from kproxy import logs
+from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.errors import KernelError
+from kproxy.kernel import sysctl
+from kproxy.kernel.commands import Runner
+from kproxy.kernel.ipset import KernelIpSets
+from kproxy.kernel.ipvs import KernelIpvs
+from kproxy.kernel.ipvs_codec import Timeouts
+from kproxy.kernel.service_device import KernelAddresses
+from kproxy.model.plan_store import FamilyPlans, PlanStore
+from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.modes import settings
+from kproxy.modes.drivers import Driven, Equipment
+from kproxy.modes.ipvs.apply import IpvsDataplane
+from kproxy.modes.ipvs.fragments import Settings
+
+_log = logs.get("daemon")
+
+
+class IpvsDriver:
+    """The IPVS mode's Driver."""
+
+    def __init__(self, equipment: Equipment) -> None:
+        """Raises KernelError when this kernel has no IPVS, or not the scheduler that is asked for."""
+        self._equipment = equipment
+        prepare_ipvs(equipment.commands, equipment.config)
+
+    def drive(self, family: Family) -> Driven:
+        """As Driver.drive."""
+        stack = self._equipment.stack
+        tables, drift = self._equipment.tables(family)
+        dataplane = IpvsDataplane(
+            self._settings(family),
+            stack.enter_context(KernelIpvs()),
+            stack.enter_context(KernelIpSets()),
+            stack.enter_context(KernelAddresses()),
+            tables,
+            drift,
+        )
+
+        def configure(page: FamilyPlans) -> None:
+            dataplane.configure(self._settings(family))
+
+        return Driven(dataplane, configure)
+
+    def answering(self, family: Family, plans: Mapping[PortKey, ServicePlan]) -> Mapping[PortKey, ServicePlan]:
+        """As Driver.answering: IPVS tells connection tracking of the endpoint that it chose."""
+        return plans
+
+    def finish(self, book: PlanStore) -> None:
+        """As Driver.finish: the kernel forwards by itself."""
+
+    def _settings(self, family: Family) -> Settings:
+        around = self._equipment.surroundings
+        return settings.ipvs_settings(self._equipment.config, family, around.node, around.host)
+
+
+def prepare_ipvs(runner: Runner, config: KubeProxyConfiguration) -> None:
+    """Load IPVS and its scheduler, set the sysctls and timeouts of IPVS mode.
+
+    Raises KernelError when the kernel has no IPVS, not this scheduler, or no connection tracking of IPVS's connections;
+    other sysctls that cannot be had are logged.
+    """
+    scheduler = config.ipvs.scheduler or settings.DEFAULT_SCHEDULER
+    _load_modules(runner, "ip_vs", f"ip_vs_{scheduler}")
+    with KernelIpvs() as ipvs:
+        if not ipvs.has_scheduler(scheduler):
+            raise KernelError(
+                f"ipvs.scheduler: this kernel has no scheduler {scheduler}, nor a module ip_vs_{scheduler}"
+            )
+        times = (config.ipvs.tcp_timeout, config.ipvs.tcp_fin_timeout, config.ipvs.udp_timeout)
+        if any(times):
+            ipvs.set_timeouts(Timeouts(*(int(time.seconds) for time in times)))
+    sysctls = sysctl.SystemSysctls()
+    sysctl.ensure(sysctls, sysctl.IPVS_CONNTRACK, 1)
+    major, minor = (int(number) for number in re.findall(r"\d+", platform.release())[:2])
+    for problem in sysctl.ensure_all(sysctls, sysctl.ipvs_sysctls(config.ipvs.strict_arp, (major, minor))):
+        _log.warning(
+            f"A setting of IPVS mode could not be applied; the host keeps its own. {sysctl.AS_ROOT}", err=problem
+        )
+
+
+def _load_modules(runner: Runner, *names: str) -> None:
+    """Best effort: what is built in needs none, and what is missing is noticed when it is used."""
+    modprobe = runner.which("modprobe")
+    if modprobe is None:
+        return
+    for name in names:
+        if not (done := runner.run([modprobe, "--quiet", name])).ok:
+            _log.v(2).info("Module not loaded", module=name, err=done.stderr.strip())

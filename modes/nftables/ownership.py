@@ -1,0 +1,185 @@
+"""Which Service ports need which frontend, shared element and shared chain, and what a change of some ports changes.
+
+Several ports may need the same: two Services may ask for one external IP and port, the ports of a Service share its
+cluster IP, all frontends with as many endpoints share a chain. A frontend is served as the first of its ports by name
+asks for, so that the outcome does not depend on the order in which they came. Pure.
+
+Fragments are not kept, only counted: they are rendered again from the plans when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from kproxy.model.plans import Frontend, PortKey
+from kproxy.modes.nftables import names
+from kproxy.modes.nftables.chains import balancer_chain
+from kproxy.modes.nftables.fragments import Claim, Fragment, Settings
+from kproxy.modes.nftables.names import Balancer
+from kproxy.netfilter.objects import Chain, Element, Key, Set
+
+Fragments = Mapping[PortKey, Fragment]
+Place = tuple[str, Key]
+"""Where an element is: the name of its set, and its key."""
+
+
+class Part(NamedTuple):
+    """Part of the table: sets and chains by name, elements by place."""
+
+    sets: dict[str, Set]
+    chains: dict[str, Chain]
+    elements: dict[Place, Element]
+
+
+class Change(NamedTuple):
+    """All that a change of some ports may concern, before and after it; the rest of the table stays as it is."""
+
+    before: Part
+    after: Part
+
+
+class Needs(NamedTuple):
+    """What some ports need that none before them needed. shared: by the set, the addresses that its elements are of."""
+
+    claims: list[Claim]
+    shared: dict[str, list[str]]
+    chains: list[Chain]
+    sets: list[Set]
+
+
+class Ownership:
+    """What some ports need, kept up to date one change at a time."""
+
+    def __init__(self, settings: Settings, fragment: Callable[[PortKey], Fragment]) -> None:
+        """fragment: of a port that is not part of a change."""
+        self._settings, self._fragment = settings, fragment
+        self._frontends: dict[Frontend, tuple[PortKey, ...]] = {}
+        # How many need an element, by its set and the address of which its key is made.
+        self._shared: dict[str, dict[str | int, int]] = {names.CLUSTER_IPS: {}, names.HAIRPINS: {}}
+        self._balancers: Counter[Balancer] = Counter()
+
+    def claimed(self, frontend: Frontend) -> bool:
+        """Whether any port needs it."""
+        return frontend in self._frontends
+
+    def balancers(self) -> Collection[Balancer]:
+        """Those whose chains are needed."""
+        return self._balancers.keys()
+
+    def first(self, frontend: Frontend) -> PortKey | None:
+        """The port that serves a frontend."""
+        return self._frontends.get(frontend, (None,))[0]
+
+    def shares(self, element: Element) -> bool:
+        """Whether any port needs a shared element."""
+        start, *others = element.key
+        return start in self._shared.get(element.set, ()) and all(other == start for other in others)
+
+    def admit(self, fragments: Fragments) -> Needs:
+        """Ports come that are behind all others by name: what that takes. Quicker than `change`."""
+        served: list[Claim] = []
+        for key, fragment in fragments.items():
+            for claim in fragment.claims:
+                claimants = self._frontends.get(claim.frontend, ())
+                self._frontends[claim.frontend] = (*claimants, key)
+                if not claimants:
+                    served.append(claim)
+        before = frozenset(self._balancers)
+        lent = {b.name: balancer_chain(b, self._settings) for b in self._count_balancers(served, 1) if b not in before}
+        lent.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
+        sets = {found.name: found for fragment in fragments.values() for found in fragment.sets}
+        cluster_ips = [fragment.cluster_ip for fragment in fragments.values() if fragment.cluster_ip]
+        hairpins = [ip for fragment in fragments.values() for ip in fragment.hairpins]
+        shared = {
+            names.CLUSTER_IPS: self._fresh(names.CLUSTER_IPS, cluster_ips),
+            names.HAIRPINS: self._fresh(names.HAIRPINS, hairpins),
+        }
+        return Needs(served, shared, list(lent.values()), list(sets.values()))
+
+    def _fresh(self, name: str, addresses: Sequence[str]) -> list[str]:
+        """Count the need of shared elements; the addresses of those that nobody needed before, each once."""
+        counts = self._shared[name]
+        fresh: dict[str, int] = dict.fromkeys(addresses, 1)
+        if len(fresh) == len(addresses) and counts.keys().isdisjoint(fresh):  # nearly always, and then quick
+            counts.update(fresh)
+            return list(fresh)
+        found = [address for address in fresh if address not in counts]
+        for address in addresses:
+            counts[address] = counts.get(address, 0) + 1
+        return found
+
+    def change(self, old: Fragments, new: Fragments) -> Change:
+        """Some ports needed what is in OLD and need what is in NEW, which has the same ports; an empty fragment stands
+        for nothing. A change is taken back by the opposite one."""
+        claims = (claim for fragments in (old, new) for fragment in fragments.values() for claim in fragment.claims)
+        frontends = dict.fromkeys(claim.frontend for claim in claims)
+        elements = dict.fromkeys(e for some in (old, new) for fragment in some.values() for e in fragment.shared)
+        before = self._served(frontends, old)
+        balancers = self._count_balancers(before, -1)
+        present = [element for element in elements if self.shares(element)]
+        self._count(old, -1)
+        self._count(new, 1)
+        after = self._served(frontends, new)
+        needed = self._count_balancers(after, 1)
+        lent_before = balancers.keys() | {b for b in needed if self._balancers[b] > needed[b]}
+        lent_after = needed.keys() | {b for b in balancers if self._balancers[b]}
+        return Change(
+            self._part(old, before, present, lent_before),
+            self._part(new, after, [element for element in elements if self.shares(element)], lent_after),
+        )
+
+    def _served(self, frontends: Iterable[Frontend], fragments: Fragments) -> list[Claim]:
+        """For each frontend the claim of the first of its ports."""
+        found: dict[PortKey, dict[Frontend, Claim]] = {}
+        served = []
+        for frontend in frontends:
+            if not (claimants := self._frontends.get(frontend)):
+                continue
+            if (key := claimants[0]) not in found:
+                fragment = fragments[key] if key in fragments else self._fragment(key)
+                found[key] = {claim.frontend: claim for claim in fragment.claims}
+            served.append(found[key][frontend])
+        return served
+
+    def _count(self, fragments: Fragments, step: int) -> None:
+        for key, fragment in fragments.items():
+            for claim in fragment.claims:
+                self._claim(claim.frontend, key, step > 0)
+            for element in fragment.shared:
+                self._count_shared(element, step)
+
+    def _count_shared(self, element: Element, step: int) -> int:
+        counts = self._shared.setdefault(element.set, {})
+        start = element.key[0]
+        if count := counts.get(start, 0) + step:
+            counts[start] = count
+        else:
+            del counts[start]
+        return count
+
+    def _claim(self, frontend: Frontend, key: PortKey, needed: bool) -> None:
+        claimants = tuple(other for other in self._frontends.pop(frontend, ()) if other != key)
+        if needed:
+            claimants = tuple(sorted((*claimants, key))) if claimants else (key,)
+        if claimants:
+            self._frontends[frontend] = claimants
+
+    def _count_balancers(self, claims: Iterable[Claim], step: int) -> Counter[Balancer]:
+        """Count those that CLAIMS need, which are returned."""
+        needed = Counter(claim.needs for claim in claims if claim.needs)
+        for balancer, number in needed.items():
+            self._balancers[balancer] += step * number
+            if not self._balancers[balancer]:
+                del self._balancers[balancer]
+        return needed
+
+    def _part(
+        self, fragments: Fragments, claims: Iterable[Claim], shared: Iterable[Element], lent: Iterable[Balancer]
+    ) -> Part:
+        elements = {(e.set, e.key): e for claim in claims for e in claim.elements}
+        elements.update(((e.set, e.key), e) for e in shared)
+        chains = {balancer.name: balancer_chain(balancer, self._settings) for balancer in lent}
+        chains.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
+        return Part({s.name: s for fragment in fragments.values() for s in fragment.sets}, chains, elements)

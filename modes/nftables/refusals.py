@@ -1,0 +1,76 @@
+"""Which Service ports need what the kernel refused. Pure."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from kproxy.errors import NetlinkError
+from kproxy.model.plans import PortKey
+from kproxy.modes.nftables.fragments import Fragment
+from kproxy.modes.nftables.ownership import Place
+from kproxy.netfilter.objects import Element
+from kproxy.netfilter.operations import AddChain, AddElements, AddRules, AddSet, ElementsRefused, Operation
+
+# Something is there that should not be, or the other way around: the table is not as it was believed to be.
+SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
+
+
+def surprising(errors: Mapping[int, NetlinkError]) -> bool:
+    """Whether the table may be other than it was believed to be."""
+    found = (e for error in errors.values() for e in (_each(error) or [error]))
+    return any(error.errno in SURPRISES for error in found)
+
+
+def guilty(
+    operations: Sequence[Operation], errors: Mapping[int, NetlinkError], fragments: Iterable[tuple[PortKey, Fragment]]
+) -> dict[PortKey, str]:
+    """Those of FRAGMENTS that need what was refused, with one line of why; none when it is nobody's in particular.
+
+    errors: by the index of the operation.
+    """
+    elements: dict[Element, str] = {}
+    names: dict[str, str] = {}
+    for index, error in errors.items():
+        match operations[index]:
+            case AddElements(elements=members) if isinstance(error, ElementsRefused):
+                elements.update((members[at], str(why)) for at, why in error.elements.items())
+            case AddChain(chain=name) | AddRules(chain=name):
+                names.setdefault(name, str(error))
+            case AddSet(set=found):
+                names.setdefault(found.name, str(error))
+    found_guilty = ((key, _why(fragment, elements, names)) for key, fragment in fragments)
+    return {key: why for key, why in found_guilty if why}
+
+
+def concerned(places: Iterable[Place | str], fragments: Iterable[tuple[PortKey, Fragment]]) -> list[PortKey]:
+    """Those of FRAGMENTS that need what is at any of PLACES: of an element, or the name of a set or chain."""
+    wanted = frozenset(places)
+    return [key for key, fragment in fragments if not wanted.isdisjoint(_places(fragment))]
+
+
+def _places(fragment: Fragment) -> Iterator[Place | str]:
+    yield from (found.name for found in fragment.sets)
+    yield from (chain.name for chain in fragment.chains)
+    yield from (claim.needs.name for claim in fragment.claims if claim.needs)
+    elements = (element for claim in fragment.claims for element in claim.elements)
+    yield from ((element.set, element.key) for element in (*fragment.shared, *elements))
+
+
+def _why(fragment: Fragment, elements: Mapping[Element, str], names: Mapping[str, str]) -> str:
+    """Why FRAGMENT cannot be had; "" when it can."""
+    if names:
+        shared = (claim.needs.name for claim in fragment.claims if claim.needs)
+        own = (*(found.name for found in fragment.sets), *(chain.name for chain in fragment.chains))
+        for name in (*own, *shared):
+            if name in names:
+                return names[name]
+    if elements:
+        for element in (*fragment.shared, *(element for claim in fragment.claims for element in claim.elements)):
+            if element in elements:
+                return elements[element]
+    return ""
+
+
+def _each(error: NetlinkError) -> list[NetlinkError]:
+    return list(error.elements.values()) if isinstance(error, ElementsRefused) else []

@@ -1,0 +1,154 @@
+"""The watches of the API stand-in: who waits for changes, what is written to them, and how their faults look."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from tests.fakes.apifaults import Cut, EndAtOnce, ErrorEvent, Fault, Garbled, Silent
+from tests.fakes.apistore import Expired, Selection, Store, Stored
+
+_LONGEST = 3600.0
+
+
+class _Watch:
+    """One client that waits."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.wake = asyncio.Event()
+        self.bookmark = False
+
+
+class Watches:
+    """All watches of a server. `wake` and `bookmark` may be called from any thread, the rest in LOOP."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bookmark_seconds: float) -> None:
+        self._loop, self._bookmark_seconds = loop, bookmark_seconds
+        self._open: set[_Watch] = set()
+        self.never = asyncio.Event()
+        """For whoever is to hang. Kept here, since a task whose event nobody else knows may be collected as garbage."""
+
+    def wake(self, kind: str) -> None:
+        """Objects of KIND changed."""
+        self._later(kind, bookmark=False)
+
+    def bookmark(self) -> None:
+        """Let every watch send a bookmark now."""
+        self._later("", bookmark=True)
+
+    def _later(self, kind: str, bookmark: bool) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake, kind, bookmark)
+
+    def _wake(self, kind: str, bookmark: bool) -> None:
+        for watch in self._open:
+            if kind in ("", watch.kind):
+                watch.bookmark |= bookmark
+                watch.wake.set()
+
+    async def begin(self, request: web.Request) -> web.StreamResponse:
+        """The head of the answer."""
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        return response
+
+    async def serve(
+        self, request: web.Request, store: Store, selection: Selection, version: int, fault: Fault | None
+    ) -> web.StreamResponse:
+        """Write what happens after VERSION (0: what there is, first) until the client's timeoutSeconds are over."""
+        response = await self.begin(request)
+        match fault:
+            case Silent():
+                await self.never.wait()
+            case EndAtOnce():
+                return response
+            case ErrorEvent(code):
+                await response.write(failure_line(code, "told to fail"))
+                return response
+        writer = _Writer(request, response, fault)
+        with self._registered(selection.kind) as watch:
+            if not version:
+                version, items = store.objects(selection)
+                await writer.events([("ADDED", item) for item in items])
+            try:
+                await self._follow(request, store, selection, version, watch, writer)
+            except Expired as error:
+                await response.write(failure_line(410, str(error)))
+        return response
+
+    async def _follow(
+        self, request: web.Request, store: Store, selection: Selection, version: int, watch: _Watch, writer: _Writer
+    ) -> None:
+        bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
+        end = self._loop.time() + min(_LONGEST, float(request.query.get("timeoutSeconds") or _LONGEST))
+        due = self._loop.time() + self._bookmark_seconds
+        while not writer.broken:
+            watch.wake.clear()
+            version, events = store.since(selection, version)
+            await writer.events(events)
+            now = self._loop.time()
+            if bookmarks and not writer.broken and (watch.bookmark or now >= due or now >= end):
+                await writer.bookmark(selection.kind, version)
+                watch.bookmark, due = False, now + self._bookmark_seconds
+            if now >= end:
+                return
+            try:
+                await asyncio.wait_for(watch.wake.wait(), max(0.0, min(end, due) - now))
+            except TimeoutError:
+                continue
+
+    @contextmanager
+    def _registered(self, kind: str) -> Iterator[_Watch]:
+        watch = _Watch(kind)
+        self._open.add(watch)
+        try:
+            yield watch
+        finally:
+            self._open.discard(watch)
+
+
+class _Writer:
+    """Writes lines, until the fault's turn comes."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, fault: Fault | None) -> None:
+        self._request, self._response = request, response
+        self._fault = fault if isinstance(fault, (Cut, Garbled)) else None
+        self._left = self._fault.after if self._fault else 0
+        self.broken = False
+
+    async def events(self, events: list[tuple[str, Stored]]) -> None:
+        if not events or self.broken:
+            return
+        lines = [b'{"type":"%s","object":%s}\n' % (sort.encode(), item.body) for sort, item in events]
+        if self._fault is None:
+            await self._response.write(b"".join(lines))
+            return
+        whole, self._left = lines[: self._left], self._left - len(lines)
+        await self._response.write(b"".join(whole)) if whole else None
+        if self._left < 0:
+            await self._break(lines[len(whole)])
+
+    async def bookmark(self, kind: str, version: int) -> None:
+        value = {"type": "BOOKMARK", "object": {"kind": kind, "metadata": {"resourceVersion": str(version)}}}
+        await self._response.write(json.dumps(value).encode() + b"\n")
+
+    async def _break(self, line: bytes) -> None:
+        self.broken = True
+        half = line[: len(line) // 2]
+        if isinstance(self._fault, Garbled):
+            await self._response.write(half + b"\n")
+        else:
+            await self._response.write(half)
+            if self._request.transport:
+                self._request.transport.close()  # what was written still gets there
+
+
+def failure_line(code: int, message: str) -> bytes:
+    """The event of type ERROR that ends a watch."""
+    status = {"kind": "Status", "status": "Failure", "message": message, "code": code}
+    return json.dumps({"type": "ERROR", "object": status}).encode() + b"\n"

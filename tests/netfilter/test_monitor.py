@@ -1,0 +1,155 @@
+"""Foreign changes are noticed on the real kernel, our own are not, and nothing blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kproxy.kernel import netlink
+from kproxy.kernel.commands import Commands
+from kproxy.kernel.netlink_sockets import Socket
+from kproxy.netfilter.notifications import Monitor, generation
+
+RULES = """*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-A - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-SVC-A
+-A KUBE-SVC-A -j RETURN
+COMMIT
+"""
+NEWCHAIN, NFTA_CHAIN_USERDATA = 10 << 8 | 3, 12
+RESTORE = ["iptables-nft-restore", "--noflush"]
+Shell = Callable[..., str]
+
+
+@pytest.fixture
+def commands(shell: Shell) -> Commands:
+    shell("iptables-nft -V")
+    shell("nft -v")
+    return Commands()
+
+
+@pytest.fixture
+def monitor(commands: Commands) -> Iterator[Monitor]:
+    """Rules of ours are in the kernel, and the monitor has nothing to say about that."""
+    with Monitor(lambda pid: pid in commands.recent_pids()) as monitor:
+        assert commands.run(RESTORE, RULES.encode()).ok
+        assert monitor.poll(timeout=30.0) == []
+        yield monitor
+
+
+def told(monitor: Monitor) -> set[str]:
+    return {" ".join(str(change).split()[2:]) for change in monitor.poll(timeout=30.0)}
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        pytest.param(
+            "iptables-nft -t nat -F KUBE-SVC-A", {"deleted rule ip nat KUBE-SVC-A"}, id="a chain of ours is flushed"
+        ),
+        pytest.param(
+            "iptables-nft -t nat -A KUBE-SVC-A -j ACCEPT", {"changed rule ip nat KUBE-SVC-A"}, id="a rule is added"
+        ),
+        pytest.param(
+            "iptables-nft -t nat -D PREROUTING -j KUBE-SERVICES",
+            {"deleted rule ip nat PREROUTING"},
+            id="a jump is lost",
+        ),
+        pytest.param("nft delete table ip nat", {"deleted table ip nat"}, id="the table is deleted"),
+        pytest.param("nft flush ruleset", {"deleted table ip nat"}, id="everything is flushed"),
+        pytest.param("iptables-nft -t nat -F", {"deleted rule ip nat KUBE-SERVICES"}, id="iptables flushes the table"),
+    ],
+)
+def test_a_foreign_change_is_told(monitor: Monitor, shell: Shell, command: str, expected: set[str]) -> None:
+    shell(command)
+    assert expected <= told(monitor)
+    assert monitor.poll() == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "iptables-nft -t nat -N DOCKER",
+        "iptables-nft -t nat -A OUTPUT -j ACCEPT",
+        "iptables-nft -t mangle -N KUBE-KUBELET-CANARY",
+        "nft add table ip mine",
+        "nft add table inet nat",
+        "iptables-nft -t raw -N KUBE-SERVICES",
+    ],
+)
+def test_a_foreign_change_that_does_not_concern_us_is_not(monitor: Monitor, shell: Shell, command: str) -> None:
+    shell(command)
+    assert monitor.poll(timeout=30.0) == []
+
+
+def test_our_own_changes_are_not_told_even_between_foreign_ones(
+    monitor: Monitor, commands: Commands, shell: Shell
+) -> None:
+    shell("iptables-nft -t nat -A KUBE-SVC-A -j ACCEPT")
+    assert commands.run(RESTORE, b"*nat\n:KUBE-SVC-B - [0:0]\n-A KUBE-SVC-B -j RETURN\nCOMMIT\n").ok
+    assert commands.run(["iptables-nft", "-t", "nat", "-F", "KUBE-SVC-A"]).ok
+    assert told(monitor) == {"changed rule ip nat KUBE-SVC-A"}
+
+
+def test_another_program_is_named(monitor: Monitor, shell: Shell) -> None:
+    shell("nft flush ruleset")
+    assert {change.process for change in monitor.poll(timeout=30.0)} == {"nft"}
+
+
+def test_both_families_are_watched(monitor: Monitor, shell: Shell) -> None:
+    shell("ip6tables-nft -t filter -N KUBE-FORWARD")
+    assert told(monitor) == {"changed chain ip6 filter KUBE-FORWARD"}
+
+
+def test_a_table_of_choice_is_watched_whole(commands: Commands, shell: Shell) -> None:
+    with Monitor(lambda _: False, tables={("inet", "kproxy")}, relevant=lambda _: True) as monitor:
+        shell("iptables-nft -t nat -N KUBE-SERVICES")
+        shell("nft add table inet kproxy")
+        shell("nft 'add set inet kproxy ips { type ipv4_addr; }'")
+        shell("nft 'add element inet kproxy ips { 10.0.0.1 }'")
+        assert told(monitor) == {
+            "changed table inet kproxy",
+            "changed set inet kproxy ips",
+            "changed element inet kproxy ips",
+        }
+
+
+def test_without_any_change_poll_returns_at_once(monitor: Monitor) -> None:
+    assert [monitor.poll() for _ in range(1000)] == [[]] * 1000
+
+
+def test_more_changes_than_can_be_queued_are_told_as_unknown(monitor: Monitor, shell: Shell) -> None:
+    table, filler = netlink.netfilter(2) + netlink.text(1, "nat"), netlink.attribute(NFTA_CHAIN_USERDATA, bytes(255))
+    chains = [table + netlink.text(3, f"KUBE-{i}-{'x' * 200}") + filler for i in range(40_000)]
+    with Socket(12) as kernel:
+        assert kernel.transact(10, [(NEWCHAIN, netlink.NLM_F_CREATE, chain) for chain in chains], "make chains") == {}
+    assert [change.event for change in monitor.poll()][-1] is None
+    assert monitor.poll() == []
+    shell("iptables-nft -t nat -F KUBE-SERVICES")
+    assert told(monitor) == {"deleted rule ip nat KUBE-SERVICES"}
+
+
+def test_what_is_forgotten_is_not_told(monitor: Monitor, shell: Shell) -> None:
+    shell("nft flush ruleset")
+    monitor.forget()
+    assert monitor.poll() == []
+
+
+def test_the_descriptor_is_readable_after_a_change(monitor: Monitor, shell: Shell) -> None:
+    assert os.get_blocking(monitor.fd()) is False
+    with pytest.raises(BlockingIOError):
+        os.read(monitor.fd(), 1)
+    shell("nft flush ruleset")
+    assert os.read(monitor.fd(), 1)
+
+
+def test_the_generation_counts_transactions(commands: Commands, shell: Shell) -> None:
+    before = generation()
+    assert generation() == before
+    shell("nft add table ip one")
+    shell("nft add table ip two")
+    assert generation() == before + 2

@@ -1,0 +1,45 @@
+"""Fixtures that give a test of the real kernel a network namespace of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+CLONE_NEWNET = 0x40000000
+LIBC = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12
+
+
+@pytest.fixture
+def netns() -> Iterator[None]:
+    """The test's thread, and the commands and threads that it starts, are in a fresh network namespace with lo up."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if LIBC.unshare(CLONE_NEWNET):
+            pytest.skip(f"no network namespace to be had: {os.strerror(ctypes.get_errno())}")
+        try:
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            yield
+        finally:
+            assert LIBC.setns(home, CLONE_NEWNET) == 0, "cannot get back into the network namespace of the tests"
+    finally:
+        os.close(home)
+
+
+@pytest.fixture
+def shell(netns: None) -> Callable[..., str]:
+    """Runs a command line with an input in the namespace and returns its output; skips the test without the command."""
+
+    def run(line: str, stdin: str = "") -> str:
+        tool = line.split()[0]
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+        done = subprocess.run(["sh", "-c", line], input=stdin, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        return done.stdout
+
+    return run

@@ -1,0 +1,272 @@
+"""userspace mode's Dataplane: listeners before rules, rules before what listens in vain, and trouble with either."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+from msgspec.structs import replace
+
+from kproxy.errors import KernelError
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.modes.userspace.apply import UserspaceDataplane, carried
+from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
+from kproxy.modes.userspace.render import Settings
+from kproxy.modes.xtables.chain_writer import NoDrift
+from tests.fakes.forwarder import FakeForwarder
+from tests.fakes.iptables import FakeTables
+from tests.userspace.portal_plans import BY_CIDR, NODE, Plans, build_plan
+
+V4, V6 = Family.IPV4, Family.IPV6
+
+
+class Node:
+    """A dataplane and what it works on. log: what happened, in order, as "listen", "close" and "rules"."""
+
+    def __init__(self) -> None:
+        self.tables, self.forwarder = FakeTables(), FakeForwarder()
+        self.dataplane = UserspaceDataplane(BY_CIDR, self.tables, self.forwarder)
+
+    def port(self, plan: ServicePlan, reach: Reach = Reach.CLUSTER) -> int | None:
+        return self.forwarder.ports.get((V4, ListenerKey(plan.key, reach)))
+
+    def leads_to(self, plan: ServicePlan) -> set[int]:
+        """The proxy ports that rules of the plan lead to, those of its chains left out."""
+        lines = [line for line in self.tables.save().splitlines() if f"{plan.key} " in line or f'{plan.key}"' in line]
+        return {int(line.rpartition(" ")[2]) for line in lines if "--to-ports" in line}
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node()
+
+
+def of(*plans: ServicePlan) -> Plans:
+    return {plan.key: plan for plan in plans}
+
+
+def asked(node: Node) -> Collection[ListenerKey]:
+    """What the last update of the forwarder was about."""
+    return node.forwarder.updates[-1][1]
+
+
+WEB = build_plan("web", node_port=30080)
+LOCAL = build_plan("web", node_port=30080, external_local=True, local=(1,))
+DNS = build_plan("dns", Protocol.UDP)
+
+
+# ---------------------------------------------------------------- as it should be
+
+
+def test_each_port_is_listened_for_and_led_to(node: Node) -> None:
+    outcome = node.dataplane.apply(of(WEB, DNS), None)
+    assert outcome.rejected == {}
+    for plan in (WEB, DNS):
+        assert node.leads_to(plan) == {node.port(plan)}
+        assert node.forwarder.listeners[V4, ListenerKey(plan.key, Reach.CLUSTER)] == Listener(V4, plan.cluster)
+    assert outcome.rules_total["nat"] > 4
+    assert node.dataplane.apply(of(WEB, DNS), None).transactions == 0
+
+
+def test_a_change_of_endpoints_alone_reaches_the_forwarder_alone(node: Node) -> None:
+    node.dataplane.apply(of(WEB, DNS), None)
+    writes, reads = len(node.tables.restores), node.tables.saves
+    more = build_plan("web", node_port=30080, cluster=(1, 2, 3))
+    outcome = node.dataplane.apply(of(more, DNS), [more.key])
+    assert (len(node.tables.restores), node.tables.saves, outcome.transactions) == (writes, reads, 0)
+    assert node.forwarder.listeners[V4, ListenerKey(WEB.key, Reach.CLUSTER)].endpoints == more.cluster
+    assert set(asked(node)) == {ListenerKey(WEB.key, Reach.CLUSTER)}, "only what changed is told"
+    updates = len(node.forwarder.updates)
+    node.dataplane.apply(of(more, DNS), [more.key])
+    assert len(node.forwarder.updates) == updates, "what did not change is not told at all"
+
+
+def test_what_nothing_leads_to_any_more_is_closed_after_the_rules(node: Node) -> None:
+    node.dataplane.apply(of(LOCAL, DNS), None)
+    node.tables.fail_at = {len(node.tables.restores) + 1}
+    with pytest.raises(KernelError):
+        node.dataplane.apply(of(WEB), [WEB.key, DNS.key])
+    assert node.port(DNS), "its rules are still there"
+    assert node.port(LOCAL, Reach.LOCAL)
+    node.dataplane.apply(of(WEB), None)
+    assert set(node.forwarder.ports) == {(V4, ListenerKey(WEB.key, Reach.CLUSTER))}
+    assert node.leads_to(DNS) == set()
+
+
+def test_the_last_endpoint_that_leaves_takes_rules_and_listener_along(node: Node) -> None:
+    node.dataplane.apply(of(WEB), None)
+    none = build_plan("web", node_port=30080, cluster=())
+    node.dataplane.apply(of(none), [none.key])
+    assert node.forwarder.ports == {}
+    assert "--to-ports" not in node.tables.save()
+    assert "has no endpoints" in node.tables.save()
+
+
+def test_other_settings_rewrite_the_rules_and_leave_the_listeners(node: Node) -> None:
+    node.dataplane.apply(of(WEB), None)
+    before, updates = node.port(WEB), len(node.forwarder.updates)
+    node.dataplane.configure(BY_CIDR)
+    assert node.dataplane.apply(of(WEB), []).transactions == 0
+    node.dataplane.configure(Settings(V4, "172.30.0.99", localhost_node_ports=False))
+    node.dataplane.apply(of(WEB), [])
+    saved = node.tables.save()
+    assert f"--to-destination 172.30.0.99:{before}" in saved
+    assert f"{NODE}:" not in saved
+    assert saved.count("-j KUBE-NODEPORT-HOST") == 1, "the jump that does not hold any more is gone"
+    assert len(node.forwarder.updates) == updates
+
+
+# ---------------------------------------------------------------- what cannot be had
+
+
+def test_a_listener_that_cannot_be_had_refuses_its_port_alone(node: Node) -> None:
+    key = ListenerKey(WEB.key, Reach.CLUSTER)
+    node.forwarder.refuse(V4, key)
+    outcome = node.dataplane.apply(of(WEB, DNS), None)
+    assert set(outcome.rejected) == {WEB.key}
+    assert outcome.rejected[WEB.key] == "default/web:http: no listener for policy cluster: no port is free"
+    assert node.leads_to(WEB) == set()
+    assert "default/web:http has no endpoints" in node.tables.save()
+    assert node.leads_to(DNS) == {node.port(DNS)}
+    assert set(node.dataplane.apply(of(WEB, DNS), [DNS.key]).rejected) == {WEB.key}, "still refused, and said so"
+    node.forwarder.permit(V4, key)
+    assert node.dataplane.apply(of(WEB, DNS), []).rejected == {}
+    assert node.leads_to(WEB) == {node.port(WEB)}
+
+
+def test_a_port_goes_on_by_the_listener_that_it_has(node: Node) -> None:
+    node.dataplane.apply(of(WEB), None)
+    before = node.port(WEB)
+    node.forwarder.refuse(V4, ListenerKey(WEB.key, Reach.LOCAL))
+    assert set(node.dataplane.apply(of(LOCAL), [LOCAL.key]).rejected) == {LOCAL.key}
+    assert node.leads_to(LOCAL) == {before} == {node.port(LOCAL)}
+
+
+def test_sctp_is_refused_in_one_line(node: Node) -> None:
+    sctp = build_plan("assoc", Protocol.SCTP, node_port=30090)
+    outcome = node.dataplane.apply(of(WEB, sctp), None)
+    assert outcome.rejected == {
+        sctp.key: "default/assoc:http: SCTP is not forwarded in userspace mode; its clients are refused"
+    }
+    assert node.leads_to(WEB) == {node.port(WEB)}
+    assert node.dataplane.apply(of(WEB, sctp), [WEB.key]).rejected.keys() == {sctp.key}
+    assert node.dataplane.apply(of(WEB), [sctp.key]).rejected == {}
+
+
+def test_rules_that_the_kernel_refuses_keep_the_listeners_of_the_old_ones(node: Node) -> None:
+    node.dataplane.apply(of(LOCAL, DNS), None)
+    before = node.leads_to(LOCAL)
+    node.tables.refuse = lambda table, chain, rule: chain == "KUBE-NODEPORT-CONTAINER" and "REDIRECT" in rule
+    outcome = node.dataplane.apply(of(WEB, DNS), [WEB.key])
+    assert set(outcome.rejected) == {WEB.key}
+    assert node.leads_to(LOCAL) == before
+    assert before <= set(node.forwarder.ports.values())
+    assert node.port(WEB, Reach.LOCAL), "rules still lead there"
+    node.tables.refuse = lambda table, chain, rule: False
+    assert node.dataplane.apply(of(WEB, DNS), None).rejected == {}
+    assert node.port(WEB, Reach.LOCAL) is None
+
+
+# ---------------------------------------------------------------- the forwarder's end
+
+
+def test_a_forwarder_that_ended_is_drift_and_is_replaced_by_the_next_apply(node: Node) -> None:
+    node.dataplane.apply(of(WEB, DNS), None)
+    before = {plan.key: node.port(plan) for plan in (WEB, DNS)}
+    assert not node.dataplane.drifted()
+    node.forwarder.die()
+    assert node.dataplane.drifted()
+    assert node.dataplane.apply(of(WEB, DNS), None).rejected == {}
+    assert not node.dataplane.drifted()
+    for plan in (WEB, DNS):
+        assert node.port(plan) not in (None, before[plan.key])
+        assert node.leads_to(plan) == {node.port(plan)}
+
+
+class Suspicion(NoDrift):
+    """Cannot tell whether others changed the tables, and so makes every full apply read them."""
+
+    def changed(self) -> bool:
+        return True
+
+
+def test_rules_that_follow_the_listeners_are_no_repair_of_what_others_did(node: Node) -> None:
+    dataplane = UserspaceDataplane(BY_CIDR, node.tables, node.forwarder, Suspicion())
+    dataplane.apply(of(WEB), None)
+    node.forwarder.die()
+    outcome = dataplane.apply(of(WEB), None)
+    assert (outcome.transactions > 0, outcome.repaired) == (True, False)
+    node.tables.flush("nat")
+    assert dataplane.apply(of(WEB), None).repaired
+
+
+def test_ports_that_moved_in_a_small_change_call_for_a_look_at_everything(node: Node) -> None:
+    node.dataplane.apply(of(WEB, DNS), None)
+    node.forwarder.die()
+    node.dataplane.apply(of(WEB, DNS), [WEB.key])
+    assert node.leads_to(DNS) == {node.port(DNS)}
+    assert node.dataplane.drifted(), "those who follow flows know only of the port that was touched"
+    node.dataplane.apply(of(WEB, DNS), [])
+    assert node.dataplane.drifted()
+    node.dataplane.apply(of(WEB, DNS), None)
+    assert not node.dataplane.drifted()
+
+
+def test_a_forwarder_that_cannot_be_had_is_an_error(node: Node) -> None:
+    node.dataplane.apply(of(WEB), None)
+    node.forwarder.close()
+    with pytest.raises(KernelError, match="closed"):
+        node.dataplane.apply(of(WEB), [])
+
+
+def test_a_forwarder_that_ends_while_nothing_changes_is_noticed_by_the_other_family_too(node: Node) -> None:
+    six = Endpoint("fd00:244::1", 8080)
+    other = ServicePlan(
+        key=PortKey("default", "six", "", Protocol.TCP), family=V6, cluster_ip="fd00:96::1", port=80,
+        cluster=(six,), reachable=(six,), has_endpoints=True,
+    )  # fmt: skip
+    second = UserspaceDataplane(Settings(V6, "fd00:30::11"), FakeTables(V6), node.forwarder)
+    node.dataplane.apply(of(WEB), None)
+    second.apply(of(other), None)
+    node.forwarder.die()
+    second.apply(of(other), [])
+    assert node.dataplane.drifted()
+    node.dataplane.apply(of(WEB), [])
+    assert set(node.forwarder.ports) == {
+        (V4, ListenerKey(WEB.key, Reach.CLUSTER)),
+        (V6, ListenerKey(other.key, Reach.CLUSTER)),
+    }
+
+
+# ---------------------------------------------------------------- the end, and flows
+
+
+def test_cleanup_leaves_nothing(node: Node) -> None:
+    empty = FakeTables()
+    node.dataplane.apply(of(LOCAL, DNS), None)
+    node.dataplane.cleanup()
+    assert node.forwarder.ports == {}
+    assert "KUBE-" not in node.tables.save()
+    assert [line for line in node.tables.save().splitlines() if line.startswith("-A")] == []
+    assert empty.save() == ""
+    node.dataplane.apply(of(LOCAL, DNS), [])
+    assert node.leads_to(DNS) == {node.port(DNS)}
+
+
+def test_flows_are_answered_by_this_host_at_the_proxy_ports(node: Node) -> None:
+    lingering = replace(DNS, lingering=(Endpoint("10.244.1.9", 53),))
+    node.dataplane.apply(of(LOCAL, lingering), None)
+    own = (NODE, "10.244.1.1")
+    seen = node.dataplane.carriers(of(LOCAL, lingering), own)
+    assert seen.keys() == {LOCAL.key, DNS.key}
+    ports = [node.port(LOCAL), node.port(LOCAL, Reach.LOCAL)]
+    answering = {(e.ip, e.port) for e in seen[LOCAL.key].reachable}
+    assert answering == {(ip, p) for ip in own for p in ports} | {(e.ip, e.port) for e in LOCAL.reachable}
+    proxied = tuple(Endpoint(ip, node.port(DNS) or 0, True) for ip in own)
+    assert seen[DNS.key] == replace(lingering, reachable=(*DNS.reachable, *proxied))
+    assert (len(seen), seen.get(WEB.key._replace(name="none"))) == (2, None)
+
+
+def test_a_plan_that_nothing_listens_for_is_answered_by_its_endpoints_alone() -> None:
+    assert carried(DNS, (), [NODE]).reachable == DNS.reachable
+    assert carried(WEB, (40000,), [NODE]).node_port == 30080, "what leads to it stays"
