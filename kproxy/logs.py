@@ -76,6 +76,11 @@ class Log:
         info = (type(error), error, error.__traceback__) if error is not None and wanted else None
         self._logger.error(message, extra={"fields": shown}, exc_info=info)
 
+    def exception(self, message: str, error: BaseException, /, **fields: object) -> None:
+        """Report an error that nobody foresaw: its traceback follows at any verbosity."""
+        info = (type(error), error, error.__traceback__)
+        self._logger.error(message, extra={"fields": {"err": error, **fields}}, exc_info=info)
+
 
 def get(name: str) -> Log:
     """The log of the part NAME ("sync", "source", ...), which stands in its lines."""

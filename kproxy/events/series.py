@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from kproxy.clocks import Clock
 from kproxy.errors import one_line
+from kproxy.rate_limit import TokenBucket
 
 WINDOW = 300.0
 """Seconds during which the same notice, told for the second time, is only counted."""
@@ -77,18 +78,12 @@ class _Seen:
 
 
 @dataclass(slots=True)
-class _Bucket:
-    tokens: float = BURST
-    filled_at: float = 0.0
-
-
-@dataclass(slots=True)
 class EventSeries:
     """Remembers what has been told. Used by one thread."""
 
     clock: Clock
     _seen: OrderedDict[Notice, _Seen] = field(default_factory=OrderedDict)
-    _buckets: dict[tuple[str, bool], _Bucket] = field(default_factory=dict)
+    _buckets: dict[tuple[str, bool], TokenBucket] = field(default_factory=dict)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def add(self, notice: Notice) -> list[Event] | None:
@@ -130,13 +125,10 @@ class EventSeries:
 
     def _allowed(self, reason: str, repeated: bool, moment: float) -> bool:
         # Apart from each other, so that what recurs never keeps something new from being told.
-        bucket = self._buckets.setdefault((reason, repeated), _Bucket(filled_at=moment))
-        bucket.tokens = min(BURST, bucket.tokens + (moment - bucket.filled_at) / REFILL)
-        bucket.filled_at = moment
-        if bucket.tokens < 1:
-            return False
-        bucket.tokens -= 1
-        return True
+        bucket = self._buckets.get((reason, repeated))
+        if bucket is None:
+            bucket = self._buckets[reason, repeated] = TokenBucket(1 / REFILL, BURST, moment)
+        return bucket.take(moment)
 
 
 def _event(notice: Notice, seen: _Seen) -> Event:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import urlencode
 
 from kproxy.errors import ApiError, SourceError, one_line
-from kproxy.rate_limit import TokenBucket
+from kproxy.rate_limit import RateLimiter
 from kproxy.sources.credentials import ClientSettings, Credentials, Session
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ApiClient:
         self._settings = settings
         self._observer: Observer = observer or _Nobody()
         self._credentials = Credentials(settings)
-        self._pace = TokenBucket(settings.qps, settings.burst)
+        self._pace = RateLimiter(settings.qps, settings.burst)
 
     def get(self, path: str, query: Mapping[str, str] | None = None, paced: bool = True) -> bytes:
         """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError.

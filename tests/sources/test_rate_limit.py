@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from kproxy.model.objects import Kind
-from kproxy.rate_limit import TokenBucket
+from kproxy.rate_limit import RateLimiter
 from kproxy.sources.client import ApiClient
 from kproxy.sources.credentials import ClientSettings
 from kproxy.sources.decode import Decoder
@@ -36,14 +36,14 @@ def time() -> Time:
 
 
 def test_a_burst_is_free_and_then_they_wait_their_turn(time: Time) -> None:
-    pace = TokenBucket(5, 3, time.clock, time.sleep)
+    pace = RateLimiter(5, 3, time.clock, time.sleep)
     for _ in range(5):
         pace.wait()
     assert time.slept == [0.2, 0.2]
 
 
 def test_what_was_not_used_is_saved_up_to_the_burst(time: Time) -> None:
-    pace = TokenBucket(5, 3, time.clock, time.sleep)
+    pace = RateLimiter(5, 3, time.clock, time.sleep)
     for _ in range(3):
         pace.wait()
     time.now += 1000
@@ -54,7 +54,7 @@ def test_what_was_not_used_is_saved_up_to_the_burst(time: Time) -> None:
 
 @pytest.mark.parametrize("qps", [0, -1])
 def test_no_limit(qps: float, time: Time) -> None:
-    pace = TokenBucket(qps, 1, time.clock, time.sleep)
+    pace = RateLimiter(qps, 1, time.clock, time.sleep)
     for _ in range(100):
         pace.wait()
     assert time.slept == []
