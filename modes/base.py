@@ -22,6 +22,7 @@ class Outcome:
     abandoned: frontends found in the kernel that lead to no Service any more (stale UDP flows to them must go).
     rules_total, rules_written: per table, for the metrics; bytes_written and transactions for benchmarks.
     repaired: a full check found differences that were not asked for (somebody else edited or flushed).
+    faults: ports that could not be rendered because of an exception that nobody foresaw; they are in `rejected` too.
     """
 
     rejected: dict[PortKey, str] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Outcome:
     bytes_written: int = 0
     transactions: int = 0
     repaired: bool = False
+    faults: dict[PortKey, Exception] = field(default_factory=dict)
 
 
 class Dataplane(Protocol):
