@@ -57,7 +57,7 @@ def measure(folder: Path) -> dict[str, int]:
     del found
     gc.collect()
     after, highest = resident("self")
-    ports = sum(len(page.plans) for page in cluster.book.pages.values())
+    ports = sum(len(plans.plans) for plans in cluster.plans.families.values())
     return {"before": before, "after": after, "highest": highest, "ports": ports}
 
 

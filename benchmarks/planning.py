@@ -19,16 +19,18 @@ from benchmarks.figures import Figure
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.kernel.iptables import Backend
 from kproxy.model.events import Changed, Listed
+from kproxy.model.node_info import NodeInfo, merged
 from kproxy.model.objects import TYPES, EndpointSlice, Kind
-from kproxy.model.plan_store import PlanStore
+from kproxy.model.plan_store import Changes
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings, render_port
-from kproxy.modes.settings import Host, iptables_settings, place
+from kproxy.modes.settings import iptables_settings
 from kproxy.sources.decode import Decoder
+from tests.fakes.plans import BothFamilies
 
-HOST = Host(node_ips=("192.0.2.10", "2001:db8::10"), addresses=("192.0.2.10", "2001:db8::10"))
+HOST = NodeInfo(ips=("192.0.2.10", "2001:db8::10"), addresses=("192.0.2.10", "2001:db8::10"))
 CHANGES = 400
 EMPTY = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n"
 EMPTY += "*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n"
@@ -57,7 +59,7 @@ class Cluster:
         self.config = msgspec.structs.replace(config, cluster_cidr="10.128.0.0/9,fd00:244::/32")
         self.decoders = {kind: Decoder(kind) for kind in Kind}
         self.state = ClusterState(NODE)
-        self.book = PlanStore()
+        self.plans = BothFamilies()
 
     def take_in(self, kind: Kind, answer: bytes) -> None:
         """Decode the server's answer to a list, and let the model know of it."""
@@ -65,11 +67,15 @@ class Cluster:
 
     def plan(self) -> None:
         """Plan what is dirty."""
-        self.book.update(self.state, self.state.take_dirty(), place(NODE, self.state.node, HOST))
+        self.update()
+
+    def update(self) -> dict[Family, Changes]:
+        """Plan what is dirty; returns what changed."""
+        return self.plans.update(self.state, merged(NODE, self.state.node, HOST))
 
     def settings(self, family: Family) -> Settings:
-        endpoints = self.book.pages[family].endpoints
-        return iptables_settings(self.config, family, self.state.node, HOST, endpoints)
+        node = merged(NODE, self.state.node, HOST)
+        return iptables_settings(self.config, family, node, self.plans.families[family].endpoints)
 
     def fill(self, shape: Shape) -> None:
         """Take in and plan a whole cluster."""
@@ -87,7 +93,7 @@ def changes(shape: Shape, count: int = CHANGES) -> Iterator[Figure]:
     # only comparable within one layout.
     settings = replace(cluster.settings(Family.IPV4), comments=False)
     dataplane = IptablesDataplane(settings, sink)
-    dataplane.apply(cluster.book.pages[Family.IPV4].plans, None)
+    dataplane.apply(cluster.plans.families[Family.IPV4].plans, None)
     seconds, sizes, plan_only = [], [], []
     random = Random(7)
     gc.collect()
@@ -98,10 +104,9 @@ def changes(shape: Shape, count: int = CHANGES) -> Iterator[Figure]:
             event = Changed(Kind.ENDPOINT_SLICE, _slice(shape, number, ready))
             start = time.perf_counter()
             cluster.state.apply(event)
-            dirty = cluster.state.take_dirty()
-            touched = cluster.book.update(cluster.state, dirty, place(NODE, cluster.state.node, HOST))[Family.IPV4]
+            touched = cluster.update()[Family.IPV4]
             middle = time.perf_counter()
-            outcome = dataplane.apply(cluster.book.pages[Family.IPV4].plans, touched.keys())
+            outcome = dataplane.apply(cluster.plans.families[Family.IPV4].plans, touched.keys())
             end = time.perf_counter()
             seconds.append(end - start)
             plan_only.append(middle - start)
@@ -128,11 +133,11 @@ def cold_start(shape: Shape, label: str, limit: float | None = None) -> Iterator
     planned = clock()
     for family in Family:
         settings = cluster.settings(family)
-        for plan in cluster.book.pages[family].plans.values():
+        for plan in cluster.plans.families[family].plans.values():
             render_port(plan, settings)
     rendered = clock()
     for family in Family:
-        IptablesDataplane(cluster.settings(family), Sink(family)).apply(cluster.book.pages[family].plans, None)
+        IptablesDataplane(cluster.settings(family), Sink(family)).apply(cluster.plans.families[family].plans, None)
     written = clock()
     steps = {
         "decoding": decoded - start,

@@ -63,6 +63,11 @@ class Stage:
         return self._clock.monotonic() >= self._retry_at
 
     @property
+    def failures(self) -> int:
+        """How often it has failed in a row."""
+        return self._backoff.failures
+
+    @property
     def retry_in(self) -> float:
         """Seconds until `ready`; 0 when it is."""
         return max(0.0, self._retry_at - self._clock.monotonic())

@@ -1,18 +1,15 @@
-"""What the daemon asks of a mode, and what it gives to one.
+"""A driver for each mode: checks that the host has what the mode needs, sets sysctls, and makes the dataplanes.
 
-A Dataplane knows its part of the kernel and nothing else; a driver knows the host. It checks that the host has what
-the mode needs, sets sysctls, hands settings to its dataplanes, and says what is left to do at the end.
-
-Which driver drives which mode.
+A dataplane knows its part of the kernel and nothing else; a driver knows the host.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import NamedTuple, Protocol
 
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import InvalidConfig, KernelError
@@ -20,46 +17,36 @@ from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, HostTables, Tables
 from kproxy.kernel.legacy_tables import LegacyDrift
 from kproxy.metrics.registry import Metrics
-from kproxy.model.node_info import NodeView
-from kproxy.model.plan_store import FamilyPlans, PlanStore
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.plan_store import FamilyPlans
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Dataplane
-from kproxy.modes.settings import Host
+from kproxy.modes.settings import Features
 from kproxy.modes.xtables.chain_writer import Drift
 from kproxy.netfilter.changes import Commits, NftDrift, WatchedTables
 
 
-class Node(Protocol):
-    """What drivers read of the node; it may change between two syncs."""
-
-    @property
-    def host(self) -> Host: ...
-
-    @property
-    def node(self) -> NodeView | None: ...
-
-    @property
-    def service_cidrs(self) -> tuple[str, ...]: ...
-
-    def node_port_ips(self, family: Family) -> tuple[str, ...]: ...
-
-
 @dataclass
 class Equipment:
-    """What every driver works with. What has to be closed is pushed on `stack`. config: the one in force; another may
-    take its place between two syncs. command: None in a mode without iptables."""
+    """What every driver works with.
+
+    config: the one in force; another may take its place between two syncs. command: None in a mode without iptables.
+    stack: takes what has to be closed. commits: of both families, which write to one nf_tables.
+    """
 
     config: KubeProxyConfiguration
     commands: Commands
     command: Command | None
-    surroundings: Node
+    features: Features
     metrics: Metrics
     stack: ExitStack
     commits: Commits = field(default_factory=Commits)
 
     def tables(self, family: Family) -> tuple[Tables, Drift]:
-        """The iptables tables of one family, and what notices others' changes to them. Raises KernelError when none are
-        used."""
+        """The iptables tables of one family, and what notices others' changes to them.
+
+        Raises KernelError when the mode uses none.
+        """
         if self.command is None:
             raise KernelError("this mode uses no iptables")
         host_tables = HostTables(self.commands, family, self.command)
@@ -70,26 +57,34 @@ class Equipment:
         return host_tables, LegacyDrift(family)
 
 
-class Driven(NamedTuple):
-    """A dataplane, and what has to be called with the family's page before each of its syncs."""
+class Driver(ABC):
+    """Puts one mode to work on this host, for both families.
 
-    dataplane: Dataplane
-    configure: Callable[[FamilyPlans], None]
+    Making one, or a dataplane, writes no rules; it raises KernelError when the host lacks what the mode needs.
+    `configure` and `answering` are called by the proxier of their family, in its thread.
+    """
 
+    @abstractmethod
+    def dataplane(self, family: Family) -> Dataplane:
+        """Make the dataplane of one family. Called once for each, before anything is programmed."""
 
-class Driver(Protocol):
-    """Puts one mode to work on this host. Made by the daemon before anything is programmed; making one, or its `drive`,
-    raises KernelError when the host lacks what the mode needs."""
+    @abstractmethod
+    def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
+        """Hand the family's dataplane its settings, before each of its syncs."""
 
-    def drive(self, family: Family) -> Driven:
-        """The dataplane of one family. Called once for each, before anything is programmed."""
+    def answering(
+        self, family: Family, plans: Mapping[PortKey, ServicePlan], node: NodeInfo
+    ) -> Mapping[PortKey, ServicePlan]:
+        """`plans` with the endpoints that, as connection tracking sees it, answer their flows: their own, in a mode
+        that translates addresses in the kernel."""
+        return plans
 
-    def answering(self, family: Family, plans: Mapping[PortKey, ServicePlan]) -> Mapping[PortKey, ServicePlan]:
-        """PLANS with those in the place of their endpoints that, as connection tracking sees it, answer their flows."""
+    def finish(self, plans: Mapping[Family, FamilyPlans], node: NodeInfo) -> None:
+        """Prepare for the end of the daemon, or of this mode, after at least one sync of each family in `plans`.
 
-    def finish(self, book: PlanStore) -> None:
-        """The daemon ends, after at least one sync of every family. What serves without it stays as it is; a mode that
-        cannot serve without it hands over to one that can. Raises KernelError."""
+        Rules serve without the daemon; a mode that cannot hands over to one that can. Raises KernelError.
+        """
+        return
 
 
 MODES = {

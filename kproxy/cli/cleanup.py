@@ -1,6 +1,4 @@
-"""`kproxy cleanup`: remove everything that any mode ever wrote, kube-proxy's own rules included.
-
-`kproxy cleanup`: takes everything out of the kernel that kube-proxy or kproxy ever put there, in any mode.
+"""`kproxy cleanup`: removes everything that kube-proxy or kproxy ever wrote to the kernel, in any mode.
 
 What belongs to others, the kubelet's chains above all, stays.
 """
@@ -13,7 +11,7 @@ from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.kernel import host_checks, nfacct
 from kproxy.kernel.commands import Commands, Runner
-from kproxy.sync.stale_rules import clean_chains, rules_of_modes
+from kproxy.sync.stale_rules import clean_chains, rules_left
 
 
 @click.command("cleanup", context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,7 +47,7 @@ def cleanup_all(runner: Runner | None = None) -> None:
 def _others(runner: Runner) -> list[str]:
     """What modes leave outside iptables; after the rules, which may still use it."""
     problems = []
-    for mode, left in rules_of_modes(runner).items():
+    for mode, left in rules_left(runner).items():
         try:
             problems += left.remove()
         except KernelError as error:

@@ -9,8 +9,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.errors import InvalidConfig
-from kproxy.model.node_info import SERVICE_DEVICE, family_of
-from kproxy.modes.settings import Host
+from kproxy.model.node_info import SERVICE_DEVICE, NodeInfo, family_of
 
 
 class _Interface(msgspec.Struct, forbid_unknown_fields=True):
@@ -23,7 +22,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     interfaces: list[_Interface] = msgspec.field(default_factory=list)
 
 
-def read(path: Path) -> Host:
+def read(path: Path) -> NodeInfo:
     """The host in the JSON file PATH: {"nodeIPs": [IP], "interfaces": [{"name", "addresses": ["IP/LENGTH"]}]}.
 
     Raises InvalidConfig, each problem with the name of the file in front.
@@ -36,7 +35,7 @@ def read(path: Path) -> Host:
         raise InvalidConfig([f"{path}: {problem}" for problem in error.problems]) from error
 
 
-def from_text(text: bytes) -> Host:
+def from_text(text: bytes) -> NodeInfo:
     """The host that the JSON in TEXT describes. Raises InvalidConfig with every problem in its values."""
     try:
         found = msgspec.json.decode(text, type=_File)
@@ -50,8 +49,8 @@ def from_text(text: bytes) -> Host:
     addresses = [
         ipaddress.ip_interface(a).ip for i in found.interfaces if i.name != SERVICE_DEVICE for a in i.addresses
     ]
-    return Host(
-        node_ips=tuple(str(ipaddress.ip_address(ip)) for ip in found.node_ips),
+    return NodeInfo(
+        ips=tuple(str(ipaddress.ip_address(ip)) for ip in found.node_ips),
         addresses=tuple(str(address) for address in addresses),
     )
 

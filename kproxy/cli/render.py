@@ -21,10 +21,11 @@ from kproxy.config import defaults, files
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import node_name
 from kproxy.errors import InvalidConfig
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host, node_ips
+from kproxy.modes.settings import node_ips
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def _configuration(path: Path | None, mode: str | None, node: str | None, kubeco
     return replace_fields(config, hostname_override=node_name(node or config.hostname_override))
 
 
-def _preview(config: KubeProxyConfiguration, host: Host | None, sources: Iterable[str]) -> Preview:
+def _preview(config: KubeProxyConfiguration, host: NodeInfo | None, sources: Iterable[str]) -> Preview:
     sources = tuple(sources)
     objects = _cluster(config, sources)
     state, problems = load(config.hostname_override, objects)
@@ -145,8 +146,8 @@ def _preview(config: KubeProxyConfiguration, host: Host | None, sources: Iterabl
             f"kproxy: there is no Node {name}: its endpoints, zone and pod CIDRs may be missing; see --node", err=True
         )
     known = host or _this_host()
-    if not known.node_ips or host is None:
-        known = replace(known, node_ips=node_ips(config, state.node, known.node_ips))
+    if not known.ips or host is None:
+        known = replace(known, ips=node_ips(config, state.node, known.ips))
     return Preview(state, config, known)
 
 
@@ -192,9 +193,9 @@ def _from_api_server(config: KubeProxyConfiguration) -> Mapping[Kind, Iterable[O
     return objects
 
 
-def _this_host() -> Host:
+def _this_host() -> NodeInfo:
     """This host, whose own IPs the Node object may still correct. Raises NetlinkError."""
     from kproxy.kernel import interfaces
 
     found = [interfaces.node_ip(family) for family in Family]
-    return Host(node_ips=tuple(ip for ip in found if ip), addresses=tuple(sorted(interfaces.own_addresses())))
+    return NodeInfo(ips=tuple(ip for ip in found if ip), addresses=tuple(sorted(interfaces.own_addresses())))

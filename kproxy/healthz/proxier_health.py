@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from kproxy.clocks import ZERO_TIME, Clock, rfc3339
-from kproxy.model.node_info import NodeView
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Family
 
 
@@ -101,7 +101,7 @@ class ProxierHealth:
             self._waiting_since.pop(family, None)
             self._last_updated[family] = self._clock.now()
 
-    def node_changed(self, node: NodeView | None) -> None:
+    def node_changed(self, node: NodeInfo | None) -> None:
         """This node's object as it is now; None when it was deleted. Until the first call the node is eligible."""
         eligible = node is not None and node.eligible
         with self._lock:

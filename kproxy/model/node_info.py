@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kproxy.model import objects
@@ -19,30 +19,45 @@ AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
 
 
 @dataclass(frozen=True, slots=True)
-class NodeView:
-    """The node as its Node object shows it.
+class NodeInfo:
+    """This node, as far as plans and rules depend on it: what its Node object and the host itself show.
 
-    ips: its addresses, one a family, InternalIP before ExternalIP. pod_cidrs: canonical, as allocated to it.
-    eligible: it should take new connections of load balancers (not being deleted, not about to be scaled away).
+    zone: "" for none. ips: the node's own addresses, at most one a family. pod_cidrs: canonical, as allocated to it.
+    eligible: it should take new connections of load balancers (it is not being deleted, nor about to be scaled away).
+    addresses: every address of the host, without prefix lengths. service_cidrs: the cluster's ranges of cluster IPs, of
+    both families, as far as they are known.
     """
 
-    name: str
+    name: str = ""
     zone: str = ""
     ips: tuple[str, ...] = ()
     pod_cidrs: tuple[str, ...] = ()
     eligible: bool = True
+    addresses: tuple[str, ...] = ()
+    service_cidrs: tuple[str, ...] = ()
 
     def ip(self, family: Family) -> str:
-        """The node's address in a family, "" when it has none."""
+        """The node's own address in a family, "" when it has none."""
         return next((ip for ip in self.ips if family_of(ip) is family), "")
 
+    @property
+    def decides_plans(self) -> tuple[str, str, tuple[str, ...]]:
+        """The part that plans depend on; the rest concerns rules alone."""
+        return self.name, self.zone, self.ips
 
-def parse(node: objects.Node) -> NodeView:
-    """The view of a Node; what is missing or unreadable in it is left out."""
+
+def merged(name: str, node: NodeInfo | None, host: NodeInfo, service_cidrs: tuple[str, ...] = ()) -> NodeInfo:
+    """One node out of its Node object, None when there is none, and of what the host shows (`ips`, `addresses`)."""
+    node = node or NodeInfo()
+    return replace(node, name=name, ips=host.ips, addresses=host.addresses, service_cidrs=service_cidrs)
+
+
+def parse(node: objects.Node) -> NodeInfo:
+    """What a Node object shows of the node; what is missing or unreadable in it is left out."""
     spec = node.spec or objects.NodeSpec()
     cidrs = spec.pod_cidrs or ([spec.pod_cidr] if spec.pod_cidr else [])
     tainted = any(t.key == AUTOSCALER_TAINT for t in spec.taints or ())
-    return NodeView(
+    return NodeInfo(
         node.metadata.name,
         (node.metadata.labels or {}).get(ZONE_LABEL) or "",
         _ips(node),

@@ -1,28 +1,36 @@
-"""All current plans, and what a change of the cluster makes of them.
+"""The plans of the whole cluster, and what a change of the cluster makes of them.
 
-Only Services that are dirty are planned again, and the sums over all plans are kept by adding and subtracting, so the
-cost of a change does not grow with the cluster.
+Only Services that are dirty are planned again, and sums over all plans are kept by adding and subtracting, so the cost
+of a change does not grow with the cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from kproxy.model.planner import Place, plan_service
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.planner import plan_service
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.model.state import ClusterState, Dirty, ServiceName
 
-Touched = dict[PortKey, tuple[ServicePlan | None, ServicePlan | None]]
-"""What changed, by port: the plan before (None: there was none) and after (None: it is gone)."""
+Changes = dict[PortKey, tuple[ServicePlan | None, ServicePlan | None]]
+"""Plans that changed, by port: the plan before (None: there was none) and after (None: it is gone)."""
+
+
+def merge(earlier: Changes, later: Changes) -> None:
+    """Add `later` changes to `earlier` ones in place; several changes of one port become one."""
+    for key, (old, new) in later.items():
+        first = earlier[key][0] if key in earlier else old
+        earlier[key] = (first, new)
 
 
 @dataclass(slots=True)
 class FamilyPlans:
-    """One family's plans with the sums over them.
+    """One family's plans with sums over them.
 
-    endpoints: of all ports together. checks: per Service with a health check node port, its plans' keys.
-    no_internal, no_external: ports with policy Local that have endpoints, but none on this node.
+    endpoints: of all ports together. no_internal, no_external: ports with policy Local that have endpoints, but none on
+    this node. checks: the plans of ports whose Service has a health check node port.
     """
 
     plans: dict[PortKey, ServicePlan] = field(default_factory=dict)
@@ -31,8 +39,12 @@ class FamilyPlans:
     no_external: int = 0
     checks: dict[PortKey, ServicePlan] = field(default_factory=dict)
 
-    def replace(self, key: PortKey, old: ServicePlan | None, new: ServicePlan | None) -> None:
-        """Put `new` where `old` was."""
+    def update(self, changes: Changes) -> None:
+        """Put each new plan in the place of the old one."""
+        for key, (_, new) in changes.items():
+            self._replace(key, self.plans.get(key), new)
+
+    def _replace(self, key: PortKey, old: ServicePlan | None, new: ServicePlan | None) -> None:
         if old is not None:
             self._count(old, -1)
             del self.plans[key]
@@ -51,48 +63,86 @@ class FamilyPlans:
 
 
 class PlanStore:
-    """The plans of all Services, a page a family."""
+    """The newest plans of all Services, in both families."""
 
     def __init__(self) -> None:
-        self.pages: Mapping[Family, FamilyPlans] = {family: FamilyPlans() for family in Family}
-        self._keys: dict[ServiceName, tuple[tuple[Family, PortKey], ...]] = {}
+        self._plans: dict[ServiceName, tuple[ServicePlan, ...]] = {}
 
-    def update(self, state: ClusterState, dirty: Dirty, place: Place) -> dict[Family, Touched]:
-        """Plan what is dirty again; returns only plans that really differ."""
-        touched: dict[Family, Touched] = {family: {} for family in Family}
-        names: Iterable[ServiceName] = dirty.names
-        if dirty.all:
-            names = {*state.names(), *self._keys}
-        for name in names:
-            self._update(state, name, place, touched)
-        return touched
+    def plans(self) -> Iterator[ServicePlan]:
+        """All plans."""
+        for plans in self._plans.values():
+            yield from plans
 
-    def _update(self, state: ClusterState, name: ServiceName, place: Place, touched: dict[Family, Touched]) -> None:
-        plans = {(plan.family, plan.key): plan for plan in plan_service(state, name, place)}
-        for at in {*self._keys.get(name, ()), *plans}:
-            family, key = at
-            page, new = self.pages[family], plans.get(at)
-            old = page.plans.get(key)
-            if old != new:
-                page.replace(key, old, new)
-                touched[family][key] = (old, new)
-        if plans:
-            self._keys[name] = tuple(plans)
-        else:
-            self._keys.pop(name, None)
+    def update(
+        self,
+        state: ClusterState,
+        dirty: Dirty,
+        node: NodeInfo,
+        external_ips: bool = True,
+        failed: Callable[[ServiceName, Exception], None] | None = None,
+    ) -> dict[Family, Changes]:
+        """Plan dirty Services for `node` again; returns, by family, only plans that really differ.
 
-    def health_checks(self) -> dict[int, tuple[ServiceName, int]]:
-        """By health check node port: the Service, and how many ready endpoints of it this node has.
-
-        An endpoint has an address in each family; the family that has more tells how many endpoints there are.
+        failed: called with a Service whose planning raised an exception; its plans stay as they were. Without it the
+        exception passes through.
         """
-        found: dict[int, tuple[ServiceName, int]] = {}
-        for page in self.pages.values():
-            ips: dict[tuple[int, ServiceName], set[str]] = {}
-            for key, plan in page.checks.items():
-                service = ServiceName(key.namespace, key.name)
-                ips.setdefault((plan.health_check_node_port, service), set()).update(plan.ready_here)
-            for (port, service), here in ips.items():
-                other = found.get(port, (service, 0))[1]
-                found[port] = (service, max(other, len(here)))
-        return found
+        changes: dict[Family, Changes] = {family: {} for family in Family}
+        names: Iterable[ServiceName] = {*state.names(), *self._plans} if dirty.all else dirty.names
+        for name in names:
+            try:
+                plans = tuple(plan_service(state, name, node, external_ips))
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+            else:
+                self._replace(name, plans, changes)
+        return changes
+
+    def _replace(self, name: ServiceName, plans: tuple[ServicePlan, ...], changes: dict[Family, Changes]) -> None:
+        before = self._plans.get(name, ())
+        if before == plans:
+            return
+        if not before:
+            for plan in plans:
+                changes[plan.family][plan.key] = (None, plan)
+            self._plans[name] = plans
+            return
+        old = {(plan.family, plan.key): plan for plan in before}
+        new = {(plan.family, plan.key): plan for plan in plans}
+        # An unchanged plan stays the same object, so that proxiers share it with this store.
+        kept = tuple(old[at] if old.get(at) == plan else plan for at, plan in new.items())
+        for at in {*old, *new}:
+            was, now = old.get(at), new.get(at)
+            if was != now:
+                changes[at[0]][at[1]] = (was, now)
+        if kept:
+            self._plans[name] = kept
+        else:
+            self._plans.pop(name, None)
+
+
+HealthChecks = dict[tuple[int, ServiceName], frozenset[str]]
+"""By health check node port and Service: the IPs of its ready endpoints on this node."""
+
+
+def health_checks(plans: FamilyPlans) -> HealthChecks:
+    """The health check node ports of one family's Services."""
+    found: dict[tuple[int, ServiceName], set[str]] = {}
+    for key, plan in plans.checks.items():
+        at = plan.health_check_node_port, ServiceName(key.namespace, key.name)
+        found.setdefault(at, set()).update(plan.ready_here)
+    return {at: frozenset(ips) for at, ips in found.items()}
+
+
+def endpoint_counts(of_families: Iterable[HealthChecks]) -> dict[int, tuple[ServiceName, int]]:
+    """By health check node port: the Service, and how many ready endpoints of it this node has.
+
+    An endpoint has an address in each family; the family that has more tells how many endpoints there are.
+    """
+    counts: dict[int, tuple[ServiceName, int]] = {}
+    for checks in of_families:
+        for (port, service), ips in checks.items():
+            other = counts.get(port, (service, 0))[1]
+            counts[port] = (service, max(other, len(ips)))
+    return counts

@@ -2,61 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
 from kproxy.model.addresses import contains
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan
 from kproxy.model.slices import Slice
 from kproxy.model.state import ClusterState, ServiceName
 from kproxy.model.topology import Candidate, choose
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the plans are for: the node's name, its zone ("" for none), its own address in each family, and whether
-    Services' external IPs are served."""
+def plan_service(
+    state: ClusterState, name: ServiceName, node: NodeInfo, external_ips: bool = True
+) -> list[ServicePlan]:
+    """The plans of one Service for `node`, in the order of its ports; empty when it is gone or not for this proxy.
 
-    node: str
-    zone: str = ""
-    ipv4: str = ""
-    ipv6: str = ""
-    external_ips: bool = True
-
-    def ip(self, family: Family) -> str:
-        return self.ipv4 if family is Family.IPV4 else self.ipv6
-
-
-def plan_all(state: ClusterState, place: Place) -> Iterator[ServicePlan]:
-    """The plans of every Service."""
-    for name in state.names():
-        yield from plan_service(state, name, place)
-
-
-def plan_service(state: ClusterState, name: ServiceName, place: Place) -> list[ServicePlan]:
-    """The plans of one Service, in the order of its ports; empty when it is gone or not for this proxy."""
+    external_ips: whether external IPs are served.
+    """
     templates = state.service(name)
     if not templates:
         return []
-    if not place.external_ips:
+    if not external_ips:
         templates = tuple(replace(template, external_ips=()) for template in templates)
     slices = tuple(state.slices(name))
-    return [_plan(template, slices, place) for template in templates]
+    return [_plan(template, slices, node) for template in templates]
 
 
-def _plan(template: ServicePlan, slices: tuple[Slice, ...], place: Place) -> ServicePlan:
+def _plan(template: ServicePlan, slices: tuple[Slice, ...], node: NodeInfo) -> ServicePlan:
     accessible = template.externally_accessible
-    found = candidates(slices, template.key.port, template.protocol, template.family, place.node)
+    found = candidates(slices, template.key.port, template.protocol, template.family, node.name)
     choice = choose(
         found,
         uses_cluster=not template.internal_local or accessible,
         uses_local=template.internal_local or (template.external_local and accessible),
-        node_name=place.node,
-        zone=place.zone,
+        node_name=node.name,
+        zone=node.zone,
     )
-    own = place.ip(template.family)
+    own = node.ip(template.family)
     return replace(
         template,
         node_in_source_ranges=_is_in(own, template.source_ranges),

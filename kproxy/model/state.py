@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kproxy.errors import InvalidObject
 from kproxy.model import node_info, objects, services, slices
 from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
-from kproxy.model.node_info import NodeView
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind
 from kproxy.model.plans import ServicePlan
 from kproxy.model.slices import Slice
@@ -46,7 +46,7 @@ class ClusterState:
 
     def __init__(self, node_name: str) -> None:
         self.node_name = node_name
-        self.node: NodeView | None = None
+        self.node: NodeInfo | None = None
         self.service_cidrs: tuple[str, ...] = ()
         self._services: dict[ServiceName, tuple[ServicePlan, ...]] = {}
         self._slices: dict[ServiceName, dict[str, Slice]] = {}
@@ -229,7 +229,7 @@ class ClusterState:
         name = ServiceName(item.metadata.namespace or "default", found.service)
         self._triggers.setdefault(name, []).append(when)
 
-    def _set_node(self, node: NodeView | None) -> None:
+    def _set_node(self, node: NodeInfo | None) -> None:
         if node != self.node:
             self.node = node
             self._all_dirty = True

@@ -1,30 +1,35 @@
-"""One mode at work: from the moment its driver is made until another mode takes its place, or the daemon ends.
+"""The mode that works now, from the moment its driver is made until another mode takes its place or the daemon ends.
 
-What a change of mode must not touch (the cluster's state, metrics, servers, the API server's watches) is not in here.
+What a change of mode does not touch (the cluster's state, metrics, servers, the API server's watches) is not in here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from kproxy import logs
+from kproxy.clocks import Clock
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.conntrack.reconciler import Reconciler
+from kproxy.conntrack.table import KernelConntrack
+from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig, KernelError
 from kproxy.kernel import host_checks
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, available, detect
 from kproxy.metrics.registry import Metrics
-from kproxy.model.plan_store import PlanStore
 from kproxy.model.plans import Family
 from kproxy.modes.drivers import Driver, Equipment, driver_of
-from kproxy.modes.settings import excluded_networks
+from kproxy.modes.settings import Features, excluded_networks
 from kproxy.sync import host_setup
-from kproxy.sync.node_info import NodeSurroundings
-from kproxy.sync.proxier import Proxier
+from kproxy.sync.plan_queue import PlanQueue
+from kproxy.sync.post_sync import FamilyPostSync, HealthCheckPorts
+from kproxy.sync.proxier import Observer, Proxier
 from kproxy.sync.schedule import Schedule
-from kproxy.sync.stale_rules import StaleRules, rules_of_modes
+from kproxy.sync.stale_rules import StaleRules, rules_left
 
 _log = logs.get("daemon")
 
@@ -49,6 +54,19 @@ class Tools:
         return self.command.backend.value if self.command else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a mode works with that a change of mode does not touch."""
+
+    commands: Commands
+    metrics: Metrics
+    plans: PlanQueue
+    health_check_ports: HealthCheckPorts
+    observer: Observer
+    clock: Clock
+    containment: Containment
+
+
 def find_tools(commands: Commands, mode: ProxyMode, backend: str) -> Tools:
     """BACKEND: auto, nft or legacy. Raises InvalidConfig, KernelError when the host lacks what MODE needs, and
     when this process may not have it work, in the same words for all modes."""
@@ -59,55 +77,109 @@ def find_tools(commands: Commands, mode: ProxyMode, backend: str) -> Tools:
 
 
 class ActiveMode:
-    """Workers for every family, by one driver.
+    """The mode that works now: its driver, and a proxier for each family.
 
     Making one writes no rules; it raises KernelError when the host lacks what the mode needs, and then leaves nothing.
     """
 
-    def __init__(
-        self,
-        config: KubeProxyConfiguration,
-        tools: Tools,
-        commands: Commands,
-        surroundings: NodeSurroundings,
-        metrics: Metrics,
-    ) -> None:
-        self.tools = tools
+    def __init__(self, config: KubeProxyConfiguration, tools: Tools, shared: Shared) -> None:
+        self.tools, self._shared = tools, shared
+        features = Features(nfacct=tools.has_nfacct, random_fully=tools.random_fully)
         with ExitStack() as stack:
-            self._equipment = Equipment(config, commands, tools.command, surroundings, metrics, stack)
+            self._equipment = Equipment(config, shared.commands, tools.command, features, shared.metrics, stack)
             self.driver: Driver = driver_of(config.mode)(self._equipment)
-            left = rules_of_modes(commands, excluded_networks(config), config.mode)
-            self.leftovers = StaleRules(config.mode, left, tools.families)
-            stack.callback(self.leftovers.stop)
-            self.workers: Collection[Proxier] = [self._worker(family) for family in tools.families]
+            left = rules_left(shared.commands, excluded_networks(config), config.mode)
+            self.stale_rules = StaleRules(config.mode, left, tools.families, shared.containment)
+            self.proxiers = {family: self._proxier(family) for family in tools.families}
             self._stack = stack.pop_all()
 
-    def reconfigure(self, config: KubeProxyConfiguration) -> None:
-        """Go on by a configuration that needs no other driver; everything is checked at once."""
-        self._equipment.config = config
-        for worker in self.workers:
-            worker.schedule.change_periods(config.min_sync_period.seconds, config.sync_period.seconds)
+    def start(self) -> None:
+        """Let the proxiers take all plans and work."""
+        self._shared.plans.start_anew(self.tools.families)
+        for proxier in self.proxiers.values():
+            proxier.start()
 
-    def finish(self, book: PlanStore) -> None:
-        """What the mode leaves to do when it ends. A failure is logged: there is no later try."""
-        if not self.leftovers.established:
-            return  # nothing of ours stands yet
+    def wake(self) -> None:
+        """Plans or the node changed."""
+        for proxier in self.proxiers.values():
+            proxier.changed()
+
+    def reconfigure(self, config: KubeProxyConfiguration) -> None:
+        """Go on with a configuration that needs no other driver; everything is checked at once."""
+        self._equipment.config = config
+        for proxier in self.proxiers.values():
+            proxier.change_periods(config.min_sync_period.seconds, config.sync_period.seconds)
+
+    def pause(self, seconds: float) -> list[str]:
+        """Do nothing more; returns what did not stop within `seconds`. Then `resume` or `close` has to follow."""
+        until = time.monotonic() + seconds
+        busy = [
+            f"{family} rules are still being written"
+            for family, proxier in self.proxiers.items()
+            if not proxier.pause(max(0.0, until - time.monotonic()))
+        ]
+        if not self.stale_rules.stop(max(0.0, until - time.monotonic())):
+            busy.append("what an earlier mode left is still being removed")
+        return busy
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self.stale_rules.resume()
+        for proxier in self.proxiers.values():
+            proxier.resume()
+
+    def finish(self, seconds: float) -> None:
+        """Stop, and do what the mode leaves to do when it ends; a family that does not stop within `seconds` is left
+        as it is. A failure is logged: there is no later try."""
+        self.stale_rules.stop(0.0)
+        until = time.monotonic() + seconds
+        for proxier in self.proxiers.values():
+            proxier.stop(0.0)
+        stopped = {}
+        for family, proxier in self.proxiers.items():
+            if proxier.stop(max(0.0, until - time.monotonic())):
+                stopped[family] = proxier
+            else:
+                _log.error("Rules are still being written after a long wait; ending without it", family=family)
+        if not self.stale_rules.established or not stopped:
+            return  # nothing of ours is in place yet
+        node = next(iter(stopped.values())).node
+        stage = self._shared.containment.stage("finish", "Services may be down until the next start")
         try:
-            self.driver.finish(book)
+            stage.attempt(lambda: self.driver.finish({f: p.programmed for f, p in stopped.items()}, node), None)
         except KernelError as error:
             _log.error(
                 "Could not hand the Services over to rules that serve on; they are down until the next start", error
             )
 
     def close(self) -> None:
-        """Let go of the kernel and of processes; the rules stay."""
+        """Release the kernel's sockets and the mode's processes; the rules stay."""
+        self.stale_rules.stop(0.0)
         self._stack.close()
 
-    def _worker(self, family: Family) -> Proxier:
-        config = self._equipment.config
-        dataplane, configure = self.driver.drive(family)
-        schedule = Schedule(config.min_sync_period.seconds, config.sync_period.seconds)
-        return Proxier(dataplane, schedule, configure)
+    def _proxier(self, family: Family) -> Proxier:
+        config, shared = self._equipment.config, self._shared
+        post_sync = FamilyPostSync(
+            family,
+            Reconciler(family, KernelConntrack()),
+            self.driver.answering,
+            lambda: self._equipment.config,
+            shared.health_check_ports,
+            self.stale_rules,
+            shared.metrics,
+            shared.clock,
+            shared.containment,
+        )
+        return Proxier(
+            self.driver.dataplane(family),
+            partial(self.driver.configure, family),
+            Schedule(config.min_sync_period.seconds, config.sync_period.seconds),
+            shared.plans,
+            post_sync,
+            shared.observer,
+            shared.clock,
+            shared.containment,
+        )
 
 
 def _backend(commands: Commands, mode: ProxyMode, wanted: str) -> Command | None:

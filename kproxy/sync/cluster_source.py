@@ -1,4 +1,4 @@
-"""Where the daemon hears of the cluster: a folder of manifests, or an API server, which is told of troubles as well."""
+"""Where the daemon learns of the cluster: a folder of manifests, or an API server, which gets Events as well."""
 
 from __future__ import annotations
 
@@ -6,75 +6,128 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from kproxy import logs
 from kproxy.clocks import Clock
 from kproxy.config.options import Options
+from kproxy.containment import Containment
+from kproxy.errors import KproxyError
 from kproxy.events.series import Notice
 from kproxy.metrics.registry import Metrics
+from kproxy.rate_limit import Backoff
 from kproxy.sync.event_queue import EventQueue
 
 if TYPE_CHECKING:
     from kproxy.sources.credentials import ClientSettings
 
+_log = logs.get("source")
 
-class Source:
-    """Follows what OPTIONS name and tells INBOX, from `start` to `close`."""
 
-    def __init__(self, options: Options, inbox: EventQueue, clock: Clock, metrics: Metrics) -> None:
-        self._options, self._inbox, self._clock, self._metrics = options, inbox, clock, metrics
+class ClusterSource:
+    """Follows what the options name and fills the queue, from `start` to `close`. For one thread, `notify` for any."""
+
+    def __init__(
+        self, options: Options, queue: EventQueue, clock: Clock, metrics: Metrics, containment: Containment
+    ) -> None:
+        self._options, self._queue, self._clock, self._metrics = options, queue, clock, metrics
+        self._containment = containment
+        self._stage = containment.stage("source", "the cluster is known as it was, and following it is tried again")
         self._stack = ExitStack()
         self._record: Callable[[Notice], None] | None = None
+        self._backoff = Backoff()
+        self._retry_at: float | None = None
 
     def start(self) -> None:
         """Begin; returns at once. Raises InvalidConfig when the credentials cannot be read."""
-        if self._options.manifests:
-            self._follow_manifests()
-        else:
-            self._follow_server()
+        with ExitStack() as stack:
+            record: Callable[[Notice], None] | None = None
+            if self._options.manifests:
+                self._follow_manifests(stack)
+            else:
+                record = self._follow_server(stack)
+            self._stack, self._record = stack.pop_all(), record
 
-    def check(self) -> None:
-        """Raises InvalidConfig with all that is wrong with the credentials; nothing is asked of the server."""
-        if not self._options.manifests:
-            from kproxy.sources.credentials import check
+    def replace(self, options: Options) -> None:
+        """Follow what other options name from now on.
 
-            check(client_settings(self._options))
+        Where that cannot begin (credentials that were there a moment ago are gone), `retry` tries again; the cluster
+        stays as it is known meanwhile.
+        """
+        self._options = options
+        self.close()
+        self._begin()
+
+    @property
+    def retry_due(self) -> bool:
+        """Whether `replace` could not begin and its wait is over."""
+        return self._retry_at is not None and self._clock.monotonic() >= self._retry_at
+
+    def retry(self) -> None:
+        """Try again what `replace` could not begin, if that is due."""
+        if self.retry_due:
+            self._begin()
 
     def close(self) -> None:
-        """End it; nothing is put into the inbox from now on."""
-        self._stack.close()
+        """End; nothing is put into the queue after that."""
+        self._record, stack = None, self._stack
+        self._stack = ExitStack()
+        self._stage.attempt(stack.close, None)
 
     def notify(self, notice: Notice) -> None:
-        """Tell operators. Without an API server there is nobody to tell; the log has it all."""
-        if self._record is not None:
-            self._record(notice)
+        """Post an Event. Without an API server there is nowhere to post it; the log has it all."""
+        if (record := self._record) is not None:
+            record(notice)
 
-    def _follow_manifests(self) -> None:
+    def _begin(self) -> None:
+        self._retry_at = None
+        failures = self._stage.failures
+        try:
+            self._stage.attempt(self.start, None)
+            failed = self._stage.failures > failures
+        except KproxyError as error:
+            failed = True
+            if not self._backoff.failures:
+                _log.error("The cluster cannot be followed with the new configuration; tried again", error)
+        if failed:
+            self._retry_at = self._clock.monotonic() + self._backoff.next()
+        else:
+            self._backoff.reset()
+
+    def _follow_manifests(self, stack: ExitStack) -> None:
         from kproxy.sources.manifests import ManifestSource
 
         manifests = ManifestSource(self._options.manifests)
-        manifests.start(self._inbox)
-        self._stack.callback(manifests.stop)
+        manifests.start(self._queue)
+        stack.callback(manifests.stop)
 
-    def _follow_server(self) -> None:
+    def _follow_server(self, stack: ExitStack) -> Callable[[Notice], None]:
         # Only here: the kubernetes package is large, and not needed with manifests.
         from kproxy.events.recorder import ApiSink, EventRecorder
         from kproxy.sources.api import ApiSource
         from kproxy.sources.client import ApiClient
 
-        self.check()
+        check_credentials(self._options)
         node = self._options.node_name
         client = ApiClient(client_settings(self._options), self._metrics.client)
-        self._stack.callback(client.close)
+        stack.callback(client.close)
         source = ApiSource(client, node)
-        source.start(self._inbox)
-        self._stack.callback(source.stop)
+        source.start(self._queue)
+        stack.callback(source.stop)
         recorder = EventRecorder(ApiSink(client), node, self._clock, self._metrics.kubernetes_event)
         recorder.start()
-        self._stack.callback(recorder.stop)
-        self._record = recorder.record
+        stack.callback(recorder.stop)
+        return recorder.record
+
+
+def check_credentials(options: Options) -> None:
+    """Raises InvalidConfig with all that is wrong with the credentials; the server is not asked."""
+    if not options.manifests:
+        from kproxy.sources.credentials import check
+
+        check(client_settings(options))
 
 
 def client_settings(options: Options) -> ClientSettings:
-    """How OPTIONS have the API server reached."""
+    """How to reach the API server."""
     from kproxy.sources.credentials import ClientSettings
 
     connection = options.config.client_connection

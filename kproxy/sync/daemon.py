@@ -20,8 +20,7 @@ from kproxy.config import options as log_settings
 from kproxy.config.encode import to_values
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options
-from kproxy.conntrack.reconciler import Reconciler
-from kproxy.conntrack.table import KernelConntrack
+from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig, KproxyError
 from kproxy.events.series import Notice
 from kproxy.healthz.proxier_health import ProxierHealth
@@ -29,24 +28,31 @@ from kproxy.healthz.service_checks import check_failed
 from kproxy.kernel import nfacct
 from kproxy.kernel.commands import Commands
 from kproxy.metrics.registry import Metrics
+from kproxy.model.plans import ServicePlan
 from kproxy.model.state import ClusterState
 from kproxy.modes.drivers import driver_of
+from kproxy.rate_limit import Backoff
 from kproxy.status.schema import Identity
 from kproxy.status.servers import Servers, ServerSettings
 from kproxy.status.store import StatusStore
-from kproxy.sync import host_setup, reload
-from kproxy.sync.active_mode import ActiveMode, find_tools
-from kproxy.sync.cluster_source import Source
+from kproxy.sync import host_setup
+from kproxy.sync.active_mode import ActiveMode, Shared, find_tools
+from kproxy.sync.cluster_source import ClusterSource, check_credentials
 from kproxy.sync.controller import Controller
 from kproxy.sync.event_queue import EventQueue
-from kproxy.sync.node_info import NodeSurroundings
-from kproxy.sync.post_sync import PostSync
-from kproxy.sync.reload import ConfigFile
+from kproxy.sync.node_info import LiveAddresses, NodeWatcher
+from kproxy.sync.plan_queue import PlanQueue
+from kproxy.sync.post_sync import HealthCheckPorts
+from kproxy.sync.reload import ConfigFile, changed_fields, needs_new_client, needs_new_driver, unchangeable
 from kproxy.sync.reporter import Reporter
 
 _log = logs.get("daemon")
 
-TURN = 0.0005
+STOP_SECONDS = 20.0
+"""Seconds that a sync under way may take when the daemon ends; a pod is killed 30 s after it was asked to end."""
+PAUSE_SECONDS = 5.0
+"""Seconds that a sync under way may take when the mode changes; if it takes longer, the change is put off."""
+SWITCH_INTERVAL = 0.0005
 """Seconds that a busy thread keeps the interpreter while others wait for it. With Python's own 0.005 the thread that
 talks to the kernel waits that long after each system call while the next portion is made: a fifth of the time in which
 a large table is written (nftables mode)."""
@@ -65,18 +71,18 @@ def run(options: Options) -> int:
         host_setup.prepare_for_unprivileged(options.config)
         _log.info("Initialised; ending, as --init-only asks")
         return 0
-    inbox = EventQueue()
-    _stop_on_signals(inbox)
+    queue = EventQueue()
+    _stop_on_signals(queue)
     _keep_collector_at_bay()
-    sys.setswitchinterval(TURN)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     with ExitStack() as stack:
-        _Daemon(options, inbox, stack).run()
+        _Daemon(options, queue, stack).run()
     return 0
 
 
-def _stop_on_signals(inbox: EventQueue) -> None:
+def _stop_on_signals(queue: EventQueue) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
-        inbox.stop()
+        queue.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
@@ -94,77 +100,80 @@ def _keep_collector_at_bay() -> None:
 class _Daemon:
     """The parts of one run. What has to be closed at the end is pushed on `stack`."""
 
-    def __init__(self, options: Options, inbox: EventQueue, stack: ExitStack) -> None:
+    def __init__(self, options: Options, queue: EventQueue, stack: ExitStack) -> None:
         self._options, self._config = options, options.config
-        self._inbox, self._stack = inbox, stack
+        self._queue, self._stack = queue, stack
         self._clock = SystemClock()
-        self._commands = Commands()
-        tools = find_tools(self._commands, self._config.mode, options.iptables_backend)
-        addresses = host_setup.LiveAddresses()
+        self._containment = Containment(self._clock)
+        commands = Commands()
+        tools = find_tools(commands, self._config.mode, options.iptables_backend)
+        addresses = LiveAddresses()
         stack.callback(addresses.close)
-        self._surroundings = NodeSurroundings(
-            self._config, addresses, self._clock, tools.has_nfacct, tools.random_fully
-        )
+        self._node_watcher = NodeWatcher(self._config, addresses, self._clock)
         self._metrics = Metrics(tools.families, self._config.mode, __version__)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
         self._identity = Identity(__version__, self._config.mode.value, to_values(self._config), options.flags)
-        self._board = StatusStore(self._identity, options.node_name, self._clock)
-        stack.enter_context(self._board.listening())
+        self._status = StatusStore(self._identity, options.node_name, self._clock)
+        stack.enter_context(self._status.listening())
+        self._source = ClusterSource(options, queue, self._clock, self._metrics, self._containment)
+        self._reporter = Reporter(
+            self._metrics, self._health, self._status, self._source.notify, options.node_name, self._config.mode
+        )
         self._state = ClusterState(options.node_name)
-        self._shift = ActiveMode(self._config, tools, self._commands, self._surroundings, self._metrics)
-        stack.callback(lambda: self._shift.close())
-        self._source = Source(options, inbox, self._clock, self._metrics)
-        stack.callback(lambda: self._source.close())
+        self._plans = PlanQueue(self._state, tools.families, self._reporter, self._containment)
         self._servers = self._make_servers()
+        self._shared = Shared(
+            commands,
+            self._metrics,
+            self._plans,
+            HealthCheckPorts(self._servers),
+            self._reporter,
+            self._clock,
+            self._containment,
+        )
+        self._mode = ActiveMode(self._config, tools, self._shared)
+        stack.callback(lambda: self._mode.close())
+        stack.callback(lambda: self._source.close())
+        self._file = self._config_file()
+        self._reload_stage = self._containment.stage("reload", "the configuration in force stays in force")
+        self._reload_backoff = Backoff()
+        self._pending: Options | InvalidConfig | None = None
+        self._pending_at = 0.0
 
     def run(self) -> None:
-        """Until the inbox is stopped."""
+        """Work until the queue is stopped."""
         self._source.start()
         self._servers.start()
         self._stack.callback(self._servers.stop)
-        file = self._follow_file()
-        self._on_duty()
-        _log.info("Started", version=__version__, **self._shown())
-        loop = self._loop()
-        while not self._inbox.stopped:
-            loop.run(until=lambda: file is not None and file.pending)
-            if file is not None and (news := file.take()):
-                loop = self._reload(news, loop)
+        if self._file is not None:
+            self._file.start()
+            self._stack.callback(self._file.stop)
+        self._announce_mode()
+        _log.info("Started", version=__version__, **self._described())
+        self._mode.start()
+        controller = Controller(
+            self._state,
+            self._queue,
+            self._plans,
+            self._node_watcher,
+            self._reporter,
+            lambda: self._mode.wake(),
+            self._containment,
+        )
+        while not self._queue.stopped:
+            controller.run(until=self._something_else_is_due)
+            self._source.retry()
+            if not self._queue.stopped:
+                self._look_for_new_configuration()
         _log.info("Ending; the rules stay in place")
-        self._shift.finish(loop.book)
+        self._mode.finish(STOP_SECONDS)
 
     # ---- parts
 
-    def _loop(self) -> Controller:
-        """A loop that knows the cluster, and nothing yet of what the kernel holds."""
-        reconcilers = {family: Reconciler(family, KernelConntrack()) for family in self._shift.tools.families}
-        loop = Controller(
-            self._state,
-            self._inbox,
-            self._shift.workers,
-            self._surroundings,
-            Reporter(
-                self._metrics, self._health, self._board, self._notify, self._options.node_name, self._config.mode
-            ),
-            PostSync(
-                reconcilers,
-                self._servers,
-                self._surroundings,
-                self._metrics,
-                self._shift.driver,
-                self._shift.leftovers,
-            ),
-        )
-        self._board.show(loop, self._shift.tools.families)
-        return loop
-
-    def _follow_file(self) -> ConfigFile | None:
+    def _config_file(self) -> ConfigFile | None:
         if self._options.config_file is None or self._options.reread is None:
             return None
-        file = ConfigFile(self._options, self._inbox.wake)
-        file.start()
-        self._stack.callback(file.stop)
-        return file
+        return ConfigFile(self._options, self._queue.wake, self._containment)
 
     def _make_servers(self) -> Servers:
         node = self._options.node_name
@@ -174,25 +183,24 @@ class _Daemon:
             self._health,
             self._metrics,
             self._clock,
-            self._board,
-            lambda port, check, error: self._notify(check_failed(node, port, check, error)),
+            self._status,
+            lambda port, check, error: self._source.notify(check_failed(node, port, check, error)),
         )
 
-    def _notify(self, notice: Notice) -> None:
-        self._source.notify(notice)
-
-    def _on_duty(self) -> None:
-        """Tell the other parts of the mode that works now."""
-        self._metrics.serves(self._shift.tools.families, self._config.mode)
-        counters = self._shift.tools.has_nfacct
+    def _announce_mode(self) -> None:
+        """Tell the other parts which mode works now."""
+        tools = self._mode.tools
+        self._reporter.serves(self._config.mode, tools.families)
+        self._status.show(Programmed(self._plans, self._mode), tools.families)
+        self._metrics.serves(tools.families, self._config.mode)
         if self._config.mode is not ProxyMode.USERSPACE:
             self._metrics.read_forwarder_with(None)
         self._metrics.read_nfacct_with(
-            (lambda: {name: c.packets for name, c in nfacct.counters().items()}) if counters else dict
+            (lambda: {name: c.packets for name, c in nfacct.counters().items()}) if tools.has_nfacct else dict
         )
 
-    def _shown(self) -> dict[str, str]:
-        tools = self._shift.tools
+    def _described(self) -> dict[str, str]:
+        tools = self._mode.tools
         return {
             "node": self._options.node_name,
             "mode": self._config.mode.value,
@@ -202,53 +210,86 @@ class _Daemon:
 
     # ---- another configuration
 
-    def _reload(self, news: Options | InvalidConfig, loop: Controller) -> Controller:
-        """Put what the file says now in place, or refuse it; the loop to go on with."""
+    def _something_else_is_due(self) -> bool:
+        """Whether the main thread has something to do that the controller does not."""
+        changed = self._file is not None and self._file.pending
+        return changed or self._reload_due() or self._source.retry_due
+
+    def _reload_due(self) -> bool:
+        due = self._pending is not None and self._clock.monotonic() >= self._pending_at
+        return due and self._reload_stage.ready
+
+    def _look_for_new_configuration(self) -> None:
+        if self._file is not None and (news := self._file.take()):
+            self._pending, self._pending_at = news, 0.0
+            self._reload_backoff.reset()
+        if self._reload_due():
+            self._reload_stage.attempt(self._reload, None)
+
+    def _reload(self) -> None:
+        """Put what the file says now in force, refuse it, or put it off."""
+        news = self._pending
         if isinstance(news, InvalidConfig):
             self._refuse(news.problems)
-            return loop
+        elif news is not None and (busy := self._apply(news)):
+            wait = self._reload_backoff.next()
+            if self._reload_backoff.failures == 1:
+                _log.warning("The change of mode has to wait; tried again", err="; ".join(busy), retry_in=wait)
+            self._pending_at = self._clock.monotonic() + wait
+            return
+        self._pending = None
+
+    def _apply(self, news: Options) -> list[str]:
+        """Put `news` in force or refuse it; returns what it has to wait for, a line each."""
         old = self._config
-        client = Source(news, self._inbox, self._clock, self._metrics)
-        new_client = reload.needs_new_client(old, news.config)
+        new_client = needs_new_client(old, news.config)
         try:
             if new_client:
-                client.check()
-            loop = self._replace_shift(news.config, loop)
+                check_credentials(news)
+            busy = self._replace_mode(news.config)
         except KproxyError as error:
             self._refuse(error.problems if isinstance(error, InvalidConfig) else (str(error),))
-            return loop
+            return []
+        if busy:
+            return busy
         self._config = news.config
         log_settings.set_up(news.config.logging)
-        for line in (*news.warnings, *reload.unchangeable(self._options, news)):
+        for line in (*news.warnings, *unchangeable(self._options, news)):
             _log.warning(line)
         self._adopt(old)
         if new_client:
-            self._source.close()
-            self._source = client
-            client.start()
+            self._source.replace(news)
         self._metrics.config_reloaded("applied")
-        fields = reload.changed_fields(to_values(old), to_values(news.config))
-        _log.info("The configuration file changed and is in force", fields=",".join(fields), **self._shown())
-        return loop
+        fields = changed_fields(to_values(old), to_values(news.config))
+        _log.info("The configuration file changed and is in force", fields=",".join(fields), **self._described())
+        return []
 
-    def _replace_shift(self, config: KubeProxyConfiguration, loop: Controller) -> Controller:
-        """Have CONFIG's mode work by CONFIG. What it needs is made before the old mode ends: a failure is no harm."""
-        if not reload.needs_new_driver(self._config, config):
-            self._shift.reconfigure(config)
-            tools = self._shift.tools
-            self._surroundings.adapt(config, tools.has_nfacct, tools.random_fully)
-            return loop
-        tools = find_tools(self._commands, config.mode, self._options.iptables_backend)
-        shift = ActiveMode(config, tools, self._commands, self._surroundings, self._metrics)
-        self._shift.finish(loop.book)
-        self._shift.close()
-        self._shift, self._config = shift, config
-        self._surroundings.adapt(config, tools.has_nfacct, tools.random_fully)
-        self._on_duty()
-        return self._loop()
+    def _replace_mode(self, config: KubeProxyConfiguration) -> list[str]:
+        """Have the mode of `config` work with it.
+
+        Returns what keeps the present mode from ending, a line each; then nothing changed. What the new mode needs is
+        made before the old one ends, so a failure does no harm.
+        """
+        if not needs_new_driver(self._config, config):
+            self._node_watcher.reconfigure(config)
+            self._mode.reconfigure(config)
+            return []
+        tools = find_tools(self._shared.commands, config.mode, self._options.iptables_backend)
+        mode = ActiveMode(config, tools, self._shared)
+        if busy := self._mode.pause(PAUSE_SECONDS):
+            self._mode.resume()
+            mode.close()
+            return busy
+        self._mode.finish(STOP_SECONDS)
+        self._mode.close()
+        self._mode, self._config = mode, config
+        self._node_watcher.reconfigure(config)
+        self._announce_mode()
+        mode.start()
+        return []
 
     def _adopt(self, old: KubeProxyConfiguration) -> None:
-        """Put the fields in place that have nothing to do with the mode."""
+        """Put the fields in force that have nothing to do with the mode."""
         new = self._config
         if new.oom_score_adj != old.oom_score_adj:
             host_setup.protect_from_oom(new.oom_score_adj)
@@ -263,7 +304,22 @@ class _Daemon:
         for problem in problems:
             _log.error("The configuration file changed and is refused; what it held before stays in force", err=problem)
         note = f"the changed configuration is refused: {'; '.join(problems)}"
-        self._notify(Notice("Node", "", self._options.node_name, "InvalidConfiguration", "Reload", note))
+        self._source.notify(Notice("Node", "", self._options.node_name, "InvalidConfiguration", "Reload", note))
+
+
+class Programmed:
+    """What is programmed, for the status page. From any thread."""
+
+    def __init__(self, plans: PlanQueue, mode: ActiveMode) -> None:
+        self._plans, self._mode = plans, mode
+
+    def plans(self) -> list[ServicePlan]:
+        """A copy of the plans of all families."""
+        return self._plans.plans()
+
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """See Dataplane.names."""
+        return self._mode.proxiers[plan.family].names(plan)
 
 
 def server_settings(config: KubeProxyConfiguration) -> ServerSettings:

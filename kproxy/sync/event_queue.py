@@ -1,40 +1,68 @@
-"""Where other threads leave what the sync thread should know: events of the cluster, and that it should look up."""
+"""Passes what sources learn of the cluster to the thread that follows it.
+
+The queue keeps the newest state of each object, as client-go's DeltaFIFO does: an event takes the place of an earlier
+one about the same object. So however long nobody takes events, the queue holds no more than the cluster has objects.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable, Iterable
 
-from kproxy.model.events import Event, Found
+from kproxy.errors import InvalidObject
+from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
+from kproxy.model.objects import Kind, Object
 
 PAGES = 4
-"""So many pages of lists may wait to be taken in. More would take memory and gain no time."""
+"""Pages of lists that may wait. More would take memory and gain no time."""
 PATIENCE = 1.0
-"""Seconds that a source waits for room; then its page is kept all the same, as the sync thread may be long at work."""
+"""Seconds that a source waits for room; then its page is kept all the same, as planning may take long."""
 
 
 class EventQueue:
-    """A Sink for sources. `take` waits, and so does `put` where pages come faster than they are taken in; everything
-    else returns at once."""
+    """A Sink for sources, and the place where the daemon learns that it should end.
+
+    `take` waits, and so does `put` where pages come faster than they are taken; everything else returns at once.
+    """
 
     def __init__(self) -> None:
-        lock = threading.RLock()
+        lock = threading.RLock()  # reentrant: a signal handler may run while its own thread holds it
         self._condition = threading.Condition(lock)
         self._room = threading.Condition(lock)
-        self._events: list[Event] = []
+        self._events: dict[Hashable, Event] = {}
         self._pages = 0
         self._woken = False
         self._stopped = False
 
     @property
     def stopped(self) -> bool:
+        """Whether `stop` was called."""
         return self._stopped
 
+    def __len__(self) -> int:
+        return len(self._events)
+
     def put(self, event: Event) -> None:
+        """Add an event. Events that are taken are in the order in which each object's newest one came."""
         with self._condition:
-            if isinstance(event, Found):
-                self._room.wait_for(lambda: self._pages < PAGES or self._stopped, PATIENCE)
-                self._pages += 1
-            self._events.append(event)
+            match event:
+                case Found(kind, objects):
+                    self._room.wait_for(lambda: self._pages < PAGES or self._stopped, PATIENCE)
+                    self._pages += 1
+                    self._put_objects(kind, objects)
+                case Listed(kind, objects, unreadable, found):
+                    # Each object by itself, so that one that cannot be used harms no other.
+                    self._put_objects(kind, objects)
+                    names = found.union(_name(item.metadata.namespace, item.metadata.name) for item in objects)
+                    self._put(kind, Listed(kind, (), unreadable, names))
+                case Changed(kind, item):
+                    self._put_objects(kind, (item,))
+                case Deleted(kind, namespace, name):
+                    at = _name(namespace, name)
+                    self._events.pop((kind.value, at, Invalid), None)
+                    self._put((kind.value, at), event)
+                case Invalid(error):
+                    self._put(_key_of_invalid(error), event)
             self._condition.notify()
 
     def wake(self) -> None:
@@ -44,15 +72,35 @@ class EventQueue:
             self._condition.notify()
 
     def stop(self) -> None:
-        """Ask the sync thread to end. Safe in a signal handler's thread of control: it only sets a flag there."""
+        """Ask the daemon to end. Safe in a signal handler: it only sets a flag."""
         self._stopped = True
 
     def take(self, timeout: float) -> list[Event]:
-        """The events since the last call, in order; waits at most `timeout` seconds for the first."""
+        """Remove and return all events; waits at most `timeout` seconds for the first."""
         with self._condition:
             if not self._events and not self._woken and timeout > 0:
                 self._condition.wait(timeout)
-            events, self._events, self._woken = self._events, [], False
+            events, self._events, self._woken = self._events, {}, False
             self._pages = 0
             self._room.notify_all()
-            return events
+            return list(events.values())
+
+    def _put_objects(self, kind: Kind, objects: Iterable[Object]) -> None:
+        for item in objects:
+            at = _name(item.metadata.namespace, item.metadata.name)
+            self._events.pop((kind.value, at, Invalid), None)
+            self._put((kind.value, at), Changed(kind, item))
+
+    def _put(self, key: Hashable, event: Event) -> None:
+        # At the end, not in the place of the earlier one: a Listed between the two must not undo the newer state.
+        self._events.pop(key, None)
+        self._events[key] = event
+
+
+def _name(namespace: str | None, name: str) -> str:
+    return f"{namespace or 'default'}/{name}"
+
+
+def _key_of_invalid(error: InvalidObject) -> Hashable:
+    namespace, _, name = error.name.rpartition("/")
+    return error.kind, _name(namespace, name), Invalid

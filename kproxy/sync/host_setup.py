@@ -9,34 +9,15 @@ from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import KernelError
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.commands import Commands, Runner
-from kproxy.kernel.interfaces import AddressMonitor, node_ip, own_addresses
 from kproxy.kernel.iptables import Command, HostTables
 from kproxy.kernel.sysctl import AS_ROOT
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Family
 from kproxy.modes import settings
 from kproxy.modes.iptables.driver import serve_localhost
 from kproxy.modes.ipvs.driver import prepare_ipvs
 
 _log = logs.get("host")
-
-
-class LiveAddresses:
-    """This host's addresses, with a notification of their changes. The surroundings' HostAddresses."""
-
-    def __init__(self) -> None:
-        self._monitor = AddressMonitor()
-
-    def addresses(self) -> tuple[str, ...]:
-        return tuple(sorted(own_addresses()))
-
-    def node_ips(self) -> tuple[str, ...]:
-        return tuple(ip for family in Family if (ip := node_ip(family)))
-
-    def changed(self) -> bool:
-        return self._monitor.changed()
-
-    def close(self) -> None:
-        self._monitor.close()
 
 
 def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
@@ -53,7 +34,7 @@ def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
         if command is not None:
             HostTables(runner, Family.IPV6, command).save()
     except KernelError as error:
-        _log.warning("IPv6 rules cannot be had; programming IPv4 only until the next start", err=str(error))
+        _log.warning("ip6tables does not work here; programming IPv4 only until the next start", err=str(error))
         return (Family.IPV4,)
     return (Family.IPV4, Family.IPV6)
 
@@ -89,7 +70,7 @@ def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
 def _loopback_takes_node_ports(config: KubeProxyConfiguration) -> bool:
     if not config.iptables.localhost_node_ports or "primary" in config.node_port_addresses:
         return False
-    return settings.addresses_for_node_ports(config, Family.IPV4, settings.Host()).loopback
+    return settings.addresses_for_node_ports(config, Family.IPV4, NodeInfo()).loopback
 
 
 def count_in_nfacct() -> bool:

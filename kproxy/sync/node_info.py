@@ -1,4 +1,4 @@
-"""The node and host that rules are for: their addresses, zone and pod CIDRs, as they are now."""
+"""Follows what this node is: its Node object, the host's own addresses, the pod CIDRs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from kproxy import logs
 from kproxy.clocks import Clock
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.errors import KernelError
-from kproxy.model.node_info import NodeView, family_of
+from kproxy.kernel.interfaces import AddressMonitor, node_ip, own_addresses
+from kproxy.model.node_info import NodeInfo, merged
 from kproxy.model.objects import Kind
-from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes import settings
@@ -21,7 +21,7 @@ _log = logs.get("node")
 NODE_PATIENCE = 30.0
 """Seconds to wait for the Node's list: without it kproxy works, but knows no zone and may not know the node's IP.
 
-After as many a wait for the Node's pod CIDR, which does not end by itself, is warned of.
+After as long a wait for the Node's pod CIDR, which does not end by itself, there is a warning.
 """
 
 
@@ -35,104 +35,77 @@ class HostAddresses(Protocol):
         """Those that other nodes reach it by, at most one a family. Raises KernelError."""
 
     def changed(self) -> bool:
-        """Whether an address came or went since the last call."""
+        """Whether an address came or went since the last call. Raises KernelError."""
 
 
-class NodeSurroundings:
-    """Keeps a Host up to date, from which settings are made. The loop's Surroundings.
+class LiveAddresses:
+    """The addresses of the host that this process runs on, with a notification of their changes."""
 
-    nfacct, random_fully: what the kernel and its tools can do.
-    """
+    def __init__(self) -> None:
+        self._monitor = AddressMonitor()
 
-    def __init__(
-        self,
-        config: KubeProxyConfiguration,
-        addresses: HostAddresses,
-        clock: Clock,
-        nfacct: bool = False,
-        random_fully: bool = True,
-    ) -> None:
-        self._config = config
-        self._addresses = addresses
-        self._clock = clock
-        self._host = settings.Host(nfacct=nfacct, random_fully=random_fully)
-        self._node: NodeView | None = None
-        self._service_cidrs: tuple[str, ...] = ()
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(sorted(own_addresses()))
+
+    def node_ips(self) -> tuple[str, ...]:
+        return tuple(ip for family in Family if (ip := node_ip(family)))
+
+    def changed(self) -> bool:
+        return self._monitor.changed()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._monitor.close()
+
+
+class NodeWatcher:
+    """Keeps a NodeInfo up to date. For one thread."""
+
+    def __init__(self, config: KubeProxyConfiguration, host: HostAddresses, clock: Clock) -> None:
+        self._config, self._host, self._clock = config, host, clock
+        self._node: NodeInfo | None = None  # as its object shows it
+        self._shown: NodeInfo | None = None  # as the host shows it: ips, addresses
         self._stale = True
-        self._news = True
         self._asked_at: float | None = None
         self._cidr_since: float | None = None
         self._warned = self._failing = False
-        self._told: tuple[str, ...] | None = None
+        self._reported_ips: tuple[str, ...] | None = None
 
-    def adapt(self, config: KubeProxyConfiguration, nfacct: bool, random_fully: bool) -> None:
-        """Go by another configuration, or by what other tools can do, from now on."""
-        self._config = config
-        self._host = replace(self._host, nfacct=nfacct, random_fully=random_fully)
-        self._stale = self._news = True
+    def reconfigure(self, config: KubeProxyConfiguration) -> None:
+        """Use another configuration from now on."""
+        self._config, self._stale = config, True
 
-    @property
-    def host(self) -> settings.Host:
-        return self._host
+    def external_ips(self) -> bool:
+        """Whether external IPs of Services are served."""
+        return self._config.external_ips
 
-    @property
-    def node(self) -> NodeView | None:
-        """The Node object that the host was last seen with."""
-        return self._node
+    def current(self, state: ClusterState) -> NodeInfo | None:
+        """The node as it is now; None while too little is known of it to program anything.
 
-    @property
-    def service_cidrs(self) -> tuple[str, ...]:
-        """The cluster's ranges of cluster IPs, of both families, as far as it says them."""
-        return self._service_cidrs
-
-    def place(self, state: ClusterState) -> Place | None:
-        """As Surroundings.place. Waits for the Node's first list, and in mode NodeCIDR for its pod CIDR."""
-        if not self._complete(state):
+        Waits for the Node's first list, and in detectLocalMode NodeCIDR for its pod CIDR.
+        """
+        node = self._remembering(state.node)
+        if not self._complete(state, node):
             return None
-        if state.service_cidrs != self._service_cidrs:
-            self._service_cidrs, self._news = state.service_cidrs, True
         try:
-            node = self._remembering(state.node)
-            self._stale |= self._addresses.changed() or node != self._node
+            self._stale |= self._host.changed() or node != self._node
             if self._stale:
                 self._follow(node)
                 self._refresh()
-        except KernelError as error:  # what was known holds until it can be asked again
+        except KernelError as error:  # what was known holds until it can be read again
             if not self._failing:
                 _log.error("This host's addresses cannot be read; those known before hold until they can", error)
             self._failing = True
-            if not self._host.addresses:
-                return None
-        return settings.place(state.node_name, state.node, self._host, self._config.external_ips)
+        if self._shown is None:
+            return None
+        return merged(state.node_name, self._node, self._shown, state.service_cidrs)
 
-    def changed(self) -> bool:
-        """As Surroundings.changed."""
-        news, self._news = self._news, False
-        return news
-
-    def node_port_ips(self, family: Family) -> tuple[str, ...]:
-        """The host's addresses in one family that take node ports."""
-        found = settings.addresses_for_node_ports(self._config, family, self._host)
-        if found.match_all:
-            return tuple(ip for ip in self._host.addresses if family_of(ip) is family)
-        return found.ips
-
-    def health_check_ips(self) -> tuple[str, ...] | None:
-        """Where health check node ports listen; None for everywhere."""
-        ips: list[str] = []
-        for family in Family:
-            found = settings.addresses_for_node_ports(self._config, family, self._host)
-            if found.match_all:
-                return None
-            ips += found.ips
-        return tuple(ips)
-
-    def _complete(self, state: ClusterState) -> bool:
+    def _complete(self, state: ClusterState, node: NodeInfo | None) -> bool:
         now = self._clock.monotonic()
         if self._asked_at is None:
             self._asked_at = now
-        if settings.waits_for_pod_cidr(self._config, self._remembering(state.node)):
-            self._tell_of_waiting(state, now)
+        if settings.waits_for_pod_cidr(self._config, node):
+            self._report_waiting(state, now)
             return False
         self._cidr_since = None
         if state.listed(Kind.NODE):
@@ -141,63 +114,62 @@ class NodeSurroundings:
             return False
         if not self._warned:
             _log.warning(
-                f"The Node cannot be had; going on without its zone and IPs until it comes. {_look(state)}",
+                f"The Node object is not available; going on without its zone and IPs until it is. {_advice(state)}",
                 node=state.node_name,
             )
             self._warned = True
         return True
 
-    def _tell_of_waiting(self, state: ClusterState, now: float) -> None:
-        """Of the wait for the pod CIDR, when it begins and once when it takes long."""
+    def _report_waiting(self, state: ClusterState, now: float) -> None:
+        """Log the wait for the pod CIDR when it begins, and once more when it takes long."""
         if self._cidr_since is None:
             _log.info("Waiting for the Node's pod CIDR, which detectLocalMode NodeCIDR needs", node=state.node_name)
             self._cidr_since, self._warned = now, False
         elif now - self._cidr_since > NODE_PATIENCE and not self._warned:
             _log.warning(
                 "Still waiting for the Node's pod CIDR, which detectLocalMode NodeCIDR needs; nothing is written "
-                f"before it comes. {_look(state)}",
+                f"before it is known. {_advice(state)}",
                 node=state.node_name,
             )
             self._warned = True
 
-    def _remembering(self, node: NodeView | None) -> NodeView | None:
-        """NODE with the pod CIDRs that it had before, should it have none: one that is deleted and made anew keeps its
-        pods meanwhile."""
+    def _remembering(self, node: NodeInfo | None) -> NodeInfo | None:
+        """`node`, or where it is gone or lost its pod CIDRs, with what was known before: a Node that is deleted and
+        made anew keeps its pods and its zone meanwhile."""
         before = self._node
-        if before is None or not before.pod_cidrs or (node is not None and node.pod_cidrs):
-            return node
-        return replace(node or before, pod_cidrs=before.pod_cidrs)
+        if before is None or node is None:
+            return node or before
+        return node if node.pod_cidrs else replace(node, pod_cidrs=before.pod_cidrs)
 
-    def _follow(self, node: NodeView | None) -> None:
+    def _follow(self, node: NodeInfo | None) -> None:
         before, self._node = self._node, node
         if before is not None and node is not None and before.pod_cidrs != node.pod_cidrs:
-            self._news = True
             _log.info("The Node's pod CIDRs changed", before=before.pod_cidrs, now=node.pod_cidrs)
 
     def _refresh(self) -> None:
-        node_ips = settings.node_ips(self._config, self._node, self._addresses.node_ips())
-        host = replace(self._host, node_ips=node_ips, addresses=self._addresses.addresses())
+        ips = settings.node_ips(self._config, self._node, self._host.node_ips())
+        shown = NodeInfo(ips=ips, addresses=self._host.addresses())
         self._stale = self._failing = False
-        if host != self._host:
-            self._host, self._news = host, True
-            _log.v(2).info("Node addresses", node_ips=node_ips, addresses=len(host.addresses))
-        if node_ips != self._told:
-            self._tell_node_ips(self._told, node_ips)
-            self._told = node_ips
+        if shown != self._shown:
+            self._shown = shown
+            _log.v(2).info("Node addresses", node_ips=ips, addresses=len(shown.addresses))
+        if ips != self._reported_ips:
+            self._report_ips(self._reported_ips, ips)
+            self._reported_ips = ips
 
-    def _tell_node_ips(self, before: tuple[str, ...] | None, now: tuple[str, ...]) -> None:
+    def _report_ips(self, before: tuple[str, ...] | None, now: tuple[str, ...]) -> None:
         if not now:
             _log.warning("Can't determine this node's IP; if that matters, set --bind-address or the Node's addresses")
         elif before:
             _log.info("This node's IPs changed", before=before, now=now)
         elif self._node is None or not self._node.ips:
-            _log.info("The Node object tells no IP; going by this host's own", node_ips=now)
+            _log.info("The Node object has no IP; using this host's own", node_ips=now)
 
 
-def _look(state: ClusterState) -> str:
-    """Where the operator finds out why the Node does not say what it should."""
+def _advice(state: ClusterState) -> str:
+    """Where the operator finds out why the Node object lacks what is needed."""
     if not state.listed(Kind.NODE):
-        return "No list of Nodes came: is there a line that they cannot be followed, and may this account list them?"
+        return "The Nodes were not listed: look for a line that they cannot be followed; may this account list them?"
     if state.node is None:
         return 'There is no Node of this name: compare "kubectl get nodes" with --hostname-override'
     return (

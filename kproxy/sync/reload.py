@@ -1,13 +1,11 @@
-"""Notices that the configuration changed: looks at the file again and again, and reads it when it is another one.
+"""Notices that the configuration file changed, and says what a new configuration asks of a running daemon.
 
-A look is one stat(2), so no inotify is needed, of which a node may run out; and it sees a ConfigMap's volume, where the
-file stays a link to `..data/NAME` and only that link is exchanged. A file that is being written is left alone until two
-looks in a row find it the same.
+A look at the file is one stat(2), so no inotify is needed, of which a node may run out; and it sees a ConfigMap's
+volume, where the file stays a link to `..data/NAME` and only that link is exchanged. A file that is being written is
+left alone until two looks in a row find it the same.
 
-What a new configuration asks of a daemon that runs. Pure.
-
-Most fields are looked at whenever they are needed, so the new values only have to be put in the place of the old ones.
-Here are the fields for which that is not enough.
+Most fields are read whenever they are needed, so new values only have to replace the old ones; `MADE_WITH` has those
+for which that is not enough.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options
+from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig
 
 POLL_SECONDS = 0.5
@@ -28,13 +27,13 @@ Signature = tuple[int, int, int, int] | None
 
 
 class ConfigFile:
-    """Follows the file that OPTIONS came from, in a thread of its own.
+    """Follows the file that the options came from, in a thread of its own.
 
     wake: called, in that thread, when there is news; it must return at once.
     """
 
-    def __init__(self, options: Options, wake: Callable[[], None]) -> None:
-        """Raises ValueError when the options came from no file, or nobody said how to read it again."""
+    def __init__(self, options: Options, wake: Callable[[], None], containment: Containment) -> None:
+        """Raises ValueError when the options came from no file, or have no way to read it again."""
         if options.config_file is None or options.reread is None:
             raise ValueError("these options came from no file")
         self._path, self._reread, self._wake = options.config_file, options.reread, wake
@@ -46,6 +45,7 @@ class ConfigFile:
         self._news: Options | InvalidConfig | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._stage = containment.stage("config-file", "the configuration in force stays; the file is looked at again")
         self._thread = threading.Thread(target=self._run, name="config", daemon=True)
 
     def start(self) -> None:
@@ -68,16 +68,20 @@ class ConfigFile:
             return news
 
     def _run(self) -> None:
+        self._stage.supervise(self._follow, self._stopping)
+
+    def _follow(self) -> None:
         while not self._stopping.wait(POLL_SECONDS):
             self.look()
+            self._stage.succeeded()
 
     def look(self) -> None:
         """One look; reads the file when it is another one than was read, and the same as at the look before."""
         found = _signature(self._path)
         settled, self._seen = found == self._seen, found
         if settled and found != self._read:
-            self._read = found
             self._consider()
+            self._read = found
 
     def _consider(self) -> None:
         try:

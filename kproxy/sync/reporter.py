@@ -1,7 +1,8 @@
-"""Tells operators what the loop does: metrics, health, log lines, Kubernetes Events, the status page."""
+"""Tells operators what the loop does: metrics, health, log lines, Kubernetes Events, the status plans."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -15,8 +16,8 @@ from kproxy.events.series import Notice
 from kproxy.healthz.proxier_health import ProxierHealth
 from kproxy.metrics.registry import Metrics
 from kproxy.model.conflicts import Conflict, Conflicts
-from kproxy.model.node_info import NodeView
-from kproxy.model.plan_store import PlanStore
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.plan_store import FamilyPlans
 from kproxy.model.plans import Family, PortKey
 from kproxy.modes.base import Outcome
 from kproxy.status.schema import Sync
@@ -33,21 +34,25 @@ MOST_NAMED = 5
 
 
 class Reporter:
-    """The loop's Observer in production."""
+    """The Observer of the plan queue, the controller and the proxiers. Every method may be called from any thread.
+
+    mode: the mode that works at first, for no family until `serves` is called.
+    """
 
     def __init__(
         self,
         metrics: Metrics,
         health: ProxierHealth,
-        board: StatusStore,
+        status: StatusStore,
         notify: Callable[[Notice], None],
         node_name: str,
         mode: ProxyMode = ProxyMode.IPTABLES,
     ) -> None:
         self._metrics = metrics
         self._mode = mode
+        self._lock = threading.RLock()
         self._health = health
-        self._board = board
+        self._status = status
         self._notify = notify
         self._node_name = node_name
         self._problems: OrderedDict[str, None] = OrderedDict()
@@ -55,59 +60,71 @@ class Reporter:
         self._conflicts: dict[Family, Conflicts] = {family: Conflicts() for family in Family}
         self._pending = (0, 0)
         self._synced: set[Family] = set()
+        self._families: tuple[Family, ...] = ()
+
+    def serves(self, mode: ProxyMode, families: Collection[Family]) -> None:
+        """Another mode works from now on, for these families."""
+        with self._lock:
+            self._mode, self._families = mode, tuple(families)
+            self._synced.clear()
 
     def problems(self, found: Collection[InvalidObject]) -> None:
         """Count each; log and post each text once, since a relist brings the same objects again."""
-        for problem in found:
-            self._metrics.invalid_object(problem.kind)
-            self._board.unusable(problem)
-            text = str(problem)
-            if text in self._problems:
-                continue
-            self._problems[text] = None
-            if len(self._problems) > REMEMBERED_PROBLEMS:
-                self._problems.popitem(last=False)
-            _log.warning("Object cannot be used", kind=problem.kind, object=problem.name, err=text)
-            namespace, _, name = problem.name.rpartition("/")
-            if problem.kind in ("Service", "EndpointSlice"):
-                api = "v1" if problem.kind == "Service" else "discovery.k8s.io/v1"
-                notice = Notice(problem.kind, namespace, name, "Unusable", "Sync", text, api_version=api)
-                self._notify(notice)
+        with self._lock:
+            for problem in found:
+                self._metrics.invalid_object(problem.kind)
+                self._status.unusable(problem)
+                text = str(problem)
+                if text not in self._problems:
+                    self._problems[text] = None
+                    if len(self._problems) > REMEMBERED_PROBLEMS:
+                        self._problems.popitem(last=False)
+                    self._report_problem(problem, text)
 
-    def queued(self, families: Collection[Family], service_changes: int, endpoint_changes: int) -> None:
-        services, endpoints = self._pending
-        self._pending = (service_changes, endpoint_changes)
-        new = max(0, service_changes - services) + max(0, endpoint_changes - endpoints)
-        if services or endpoints:
-            self._metrics.coalesced(new)
-        self._metrics.service_changes(max(0, service_changes - services), service_changes)
-        self._metrics.endpoint_changes(max(0, endpoint_changes - endpoints), endpoint_changes)
-        now = time.time()
-        for family in families:
-            self._metrics.queued(family, now)
-            self._health.queued_update(family)
+    def _report_problem(self, problem: InvalidObject, text: str) -> None:
+        _log.warning("Object cannot be used", kind=problem.kind, object=problem.name, err=text)
+        namespace, _, name = problem.name.rpartition("/")
+        if problem.kind in ("Service", "EndpointSlice"):
+            api = "v1" if problem.kind == "Service" else "discovery.k8s.io/v1"
+            self._notify(Notice(problem.kind, namespace, name, "Unusable", "Sync", text, api_version=api))
 
-    def planned(self, service_changes: int, endpoint_changes: int) -> None:
-        self._pending = (0, 0)
-        self._metrics.service_changes(0, 0)
-        self._metrics.endpoint_changes(0, 0)
+    def queued(self, service_changes: int, endpoint_changes: int) -> None:
+        with self._lock:
+            services, endpoints = self._pending
+            self._pending = (service_changes, endpoint_changes)
+            new_services, new_endpoints = max(0, service_changes - services), max(0, endpoint_changes - endpoints)
+            if services or endpoints:
+                self._metrics.coalesced(new_services + new_endpoints)
+            self._metrics.service_changes(new_services, service_changes)
+            self._metrics.endpoint_changes(new_endpoints, endpoint_changes)
+            now = time.time()
+            for family in self._families:
+                self._metrics.queued(family, now)
+                self._health.queued_update(family)
+
+    def planned(self) -> None:
+        with self._lock:
+            self._pending = (0, 0)
+            self._metrics.service_changes(0, 0)
+            self._metrics.endpoint_changes(0, 0)
 
     def drifted(self, family: Family) -> None:
-        _log.v(2).info("Rules were touched by another program; checking all", family=family)
+        _log.v(2).info("Rules were changed by another program; checking all", family=family)
 
     def starting(self, family: Family) -> None:
         self._metrics.sync_started(family)
 
-    def node(self, node: NodeView | None) -> None:
+    def node(self, node: NodeInfo | None) -> None:
         self._health.node_changed(node)
 
-    def finished(self, report: Report, book: PlanStore) -> None:
+    def finished(self, report: Report, plans: FamilyPlans) -> None:
         full = report.work is Work.EVERYTHING
-        if report.error is not None:
-            self._failed(report, report.error, full)
-        elif report.outcome is not None:
-            self._succeeded(report, report.outcome, book, full)
-        self._board.synced(report.family, _record(report, full))
+        with self._lock:
+            if report.error is not None:
+                self._failed(report, report.error, full)
+            elif report.outcome is not None:
+                self._succeeded(report, report.outcome, plans, full)
+        self._status.synced(report.family, _record(report, full))
 
     def _failed(self, report: Report, error: KernelError, full: bool) -> None:
         family = report.family
@@ -127,18 +144,18 @@ class Reporter:
         note = f"{family} rules could not be programmed: {error}"
         self._notify(Notice("Node", "", self._node_name, "SyncFailed", "Sync", note))
 
-    def _succeeded(self, report: Report, outcome: Outcome, book: PlanStore, full: bool) -> None:
-        family, page, now = report.family, book.pages[report.family], time.time()
+    def _succeeded(self, report: Report, outcome: Outcome, plans: FamilyPlans, full: bool) -> None:
+        family, now = report.family, time.time()
         self._metrics.sync_finished(family, report.seconds, full=full, at=now)
         self._health.updated(family)
         for table, total in outcome.rules_total.items():
             self._metrics.rules(family, table, total, outcome.rules_written.get(table, 0))
-        self._metrics.no_local_endpoints("internal", family, page.no_internal)
-        self._metrics.no_local_endpoints("external", family, page.no_external)
+        self._metrics.no_local_endpoints("internal", family, plans.no_internal)
+        self._metrics.no_local_endpoints("external", family, plans.no_external)
         for when in report.triggers:
             self._metrics.network_programming(family, max(0.0, now - when))
         self._report_refused(family, outcome.rejected)
-        self._report_conflicts(family, self._conflicts[family].update(report.touched))
+        self._report_conflicts(family, self._conflicts[family].update(report.changes))
         if outcome.repaired and family in self._synced:
             self._metrics.repaired(family)
             _log.warning(
@@ -155,9 +172,9 @@ class Reporter:
             "Synced",
             family=family,
             full=full,
-            services=len(page.plans),
-            endpoints=page.endpoints,
-            changed=len(report.touched),
+            services=len(plans.plans),
+            endpoints=plans.endpoints,
+            changed=len(report.changes),
             bytes=outcome.bytes_written,
             transactions=outcome.transactions,
             seconds=round(report.seconds, 4),
@@ -181,14 +198,14 @@ class Reporter:
         for key in before.keys() - refused.keys():
             _log.info("A Service port that had been refused is programmed or gone", family=family, service=str(key))
         if before or refused:
-            self._board.refused(family, refused)
+            self._status.refused(family, refused)
         self._refused[family] = dict(refused)
         self._metrics.rejected(family, len(refused))
 
     def _report_conflicts(self, family: Family, news: Collection[Conflict]) -> None:
         found = self._conflicts[family].found
         self._metrics.conflicts(family, len(found))
-        self._board.conflicts(family, found)
+        self._status.conflicts(family, found)
         for conflict in list(news)[:MOST_TOLD]:
             services = _few(conflict.claimants)
             _log.warning(
@@ -225,7 +242,7 @@ def _record(report: Report, full: bool) -> Sync:
         ended=rfc3339(datetime.now(UTC).replace(microsecond=0)),
         seconds=round(report.seconds, 4),
         full=full,
-        changed=len(report.touched),
+        changed=len(report.changes),
         bytes=outcome.bytes_written,
         transactions=outcome.transactions,
         refused=len(outcome.rejected),

@@ -1,17 +1,17 @@
-"""When to sync. Pure: told what happened and the time, says what is due.
+"""Decides when a family is synced. Pure: it gets events and the time, and answers what is due.
 
-Rules: the first change is written at once, later ones share a sync at least `min_period` after the last; everything is
-checked every `period`; after a failure the next try waits, twice as long each time, and is a check of everything. What
-somebody else broke is mended within a second however long `min_period` is, and still not at every word of it.
+The first change is written at once, later ones share a sync at least `min_period` after the last; everything is checked
+every `period`; after a failure the next try waits, twice as long each time, and is a check of everything. What somebody
+else broke is repaired within a second however long `min_period` is.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-FIRST_RETRY = 0.2
-LAST_RETRY = 30.0
-MEND_AFTER = 0.5
+from kproxy.rate_limit import Backoff
+
+REPAIR_AFTER = 0.5
 """Seconds after the last sync, at most; noticing what somebody else did takes some tenths more."""
 
 
@@ -33,8 +33,8 @@ class Schedule:
         self._check_at: float | None = None
         self._changed = False
         self._suspicious = True
-        self._failures = 0
-        self._refusals = 0
+        self._backoff, self._refusal_backoff = Backoff(), Backoff()
+        self._retry_after = 0.0
 
     def change_periods(self, min_period: float, period: float) -> None:
         """Go by other periods from now on; everything is checked soon."""
@@ -44,7 +44,7 @@ class Schedule:
     @property
     def failures(self) -> int:
         """Tries in a row that failed."""
-        return self._failures
+        return self._backoff.failures
 
     @property
     def suspected(self) -> bool:
@@ -63,11 +63,12 @@ class Schedule:
         """A sync ended well. left: the kernel refused parts of it; they are tried again, and others need not wait."""
         self._last = now
         self._changed = self._suspicious = False
-        self._failures = 0
+        self._backoff.reset()
         if work is not Work.EVERYTHING and not left:
             return
-        self._refusals = self._refusals + 1 if left else 0
-        check_at = now + (min(self._period, _backoff(self._refusals)) if left else self._period)
+        if not left:
+            self._refusal_backoff.reset()
+        check_at = now + (min(self._period, self._refusal_backoff.next()) if left else self._period)
         if work is not Work.EVERYTHING and self._check_at is not None:
             check_at = min(check_at, self._check_at)  # a stream of changes must not put the check off for ever
         self._check_at = check_at
@@ -75,7 +76,7 @@ class Schedule:
     def failed(self, now: float) -> None:
         """A sync ended badly; what the kernel holds is unknown, so the next one is a check of everything."""
         self._last = now
-        self._failures += 1
+        self._retry_after = self._backoff.next()
         self._suspicious = True
 
     def due(self, now: float) -> Work:
@@ -89,16 +90,11 @@ class Schedule:
         """When something will be due, if nothing happens until then."""
         if self._last is None:
             return now
-        if self._failures:
+        if self._backoff.failures:
             # A change does not shorten the wait: it would meet the same failure.
-            return self._last + _backoff(self._failures)
+            return self._last + self._retry_after
         if self._suspicious:
-            return self._last + min(self._min_period, MEND_AFTER)
+            return self._last + min(self._min_period, REPAIR_AFTER)
         if self._changed:
             return self._last + self._min_period
         return now if self._check_at is None else self._check_at
-
-
-def _backoff(tries: int) -> float:
-    """Seconds to wait after so many failures."""
-    return min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(tries - 1, 30))

@@ -1,9 +1,7 @@
-"""A node that changes its mode: what the old mode left outside iptables goes once the new mode stands.
+"""Removes the rules that another mode left on the node, once this mode's rules are in place.
 
-Chains of another mode in the same tables are the dataplanes' own matter; here is what they do not see. It happens in a
-thread of its own, as connections that IPVS still carries are given time to end.
-
-What each mode leaves when another takes its place that does not see it, and how it is taken away.
+Chains of another mode in the tables that a dataplane writes are that dataplane's own matter; here is what it does not
+see. The removal has a thread of its own, as connections that IPVS still carries are given time to end.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from typing import NamedTuple
 
 from kproxy import logs
 from kproxy.config.fields import ProxyMode
+from kproxy.containment import Containment
 from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel import host_checks
 from kproxy.kernel.commands import Runner
@@ -31,23 +30,21 @@ from kproxy.modes.ipvs import cleanup
 from kproxy.modes.nftables import cleanup as nftables
 from kproxy.modes.xtables.cleanup import clean
 from kproxy.netfilter.table import KernelNftables
-from kproxy.sync.proxier import Report
-from kproxy.sync.schedule import Work
 
 _log = logs.get("cleanup")
 
 LINGER = 60.0
-"""Seconds at most that connections through the old mode are waited for."""
+"""Seconds to wait, at most, for connections through the old mode to end."""
 POLL = 1.0
 SHARE = 0.1
-"""The share of the time that looking for them may take."""
+"""The share of the time that may be spent looking for them."""
 
 
 class ModeRules:
     """What one mode may have left.
 
-    busy: whether connections still go through it. remove: takes it away, and returns one line for each thing that would
-    not go. Both may raise KernelError.
+    busy: whether connections still use it. remove: deletes it, and returns one line for each thing that could not be
+    deleted. Both may raise KernelError.
     """
 
     def __init__(self, remove: Callable[[], list[str]], busy: Callable[[], bool] = lambda: False) -> None:
@@ -55,92 +52,109 @@ class ModeRules:
 
 
 class StaleRules:
-    """Waits for a full sync of every family, then removes what modes other than `mode` left. What cannot be removed is
-    tried again after the next full sync."""
+    """Waits for a full sync of every family, then removes what modes other than `mode` left.
+
+    What cannot be removed is tried again after the next full sync. `synced` may be called from any thread.
+    """
 
     def __init__(
         self,
         mode: ProxyMode,
-        rules_of_modes: Mapping[ProxyMode, ModeRules],
+        left_by: Mapping[ProxyMode, ModeRules],
         families: Collection[Family],
+        containment: Containment,
         linger: float = LINGER,
     ) -> None:
-        """rules_of_modes: by the mode that left them. linger: seconds."""
-        self._remains = {left_by: rules_of_modes[left_by] for left_by in rules_of_modes if left_by is not mode}
+        """left_by: by the mode that left them. linger: seconds."""
+        self._left_by = {other: rules for other, rules in left_by.items() if other is not mode}
         self._waiting = set(families)
         self._linger = linger
-        self._stopped = threading.Event()
+        self._stage = containment.stage("stale-rules", "what another mode left stays until the next full sync")
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._done = False
 
     @property
     def established(self) -> bool:
-        """Every family has been written once: Services are served by this process's mode."""
+        """Whether every family has been written once, so that Services are served by this process's mode."""
         return not self._waiting
 
-    def synced(self, report: Report) -> None:
-        """A sync of one family ended well."""
-        if self._done or report.work is not Work.EVERYTHING:
-            return
-        self._waiting.discard(report.family)
-        if self._waiting or (self._thread and self._thread.is_alive()):
-            return
-        self._thread = threading.Thread(target=self._remove, name="leftovers", daemon=True)
-        self._thread.start()
+    def synced(self, family: Family) -> None:
+        """A full sync of one family ended well."""
+        with self._lock:
+            self._waiting.discard(family)
+            running = self._thread is not None and self._thread.is_alive()
+            if self._waiting or running or not self._left_by or self._stopping.is_set():
+                return
+            self._thread = threading.Thread(target=self._remove, name="stale-rules", daemon=True)
+            self._thread.start()
 
-    def stop(self) -> None:
-        """Stop waiting for connections to end; what is left then stays for the next start."""
-        self._stopped.set()
-        if self._thread:
-            self._thread.join()
+    def stop(self, seconds: float) -> bool:
+        """Remove nothing more; what is left stays for the next start. Returns whether the removal under way ended
+        within `seconds`."""
+        self._stopping.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+        return thread is None or not thread.is_alive()
+
+    def resume(self) -> None:
+        """Go on after `stop`, with the next full sync."""
+        self._stopping.clear()
 
     def _remove(self) -> None:
-        left = [mode for mode, rules_of_modes in self._remains.items() if not self._remove_one(mode, rules_of_modes)]
-        self._done = not left
+        for mode, rules in list(self._left_by.items()):
+            if not self._stopping.is_set() and self._stage.attempt(partial(self._remove_one, mode, rules), False):
+                del self._left_by[mode]
 
-    def _wait_for_the_last_connection(self, rules_of_modes: ModeRules) -> bool:
-        """Whether what rules_of_modes may go now; false when the daemon ends."""
-        until = time.monotonic() + self._linger
-        while (began := time.monotonic()) < until and rules_of_modes.busy():
-            # In a large cluster a look takes long: looking must not keep a processor busy.
-            if self._stopped.wait(max(POLL, (time.monotonic() - began) / SHARE)):
-                return False
-        return True
-
-    def _remove_one(self, mode: ProxyMode, rules_of_modes: ModeRules) -> bool:
+    def _remove_one(self, mode: ProxyMode, rules: ModeRules) -> bool:
+        """Returns whether nothing is left."""
         try:
-            if not self._wait_for_the_last_connection(rules_of_modes):
+            if not self._wait_for_last_connection(rules):
                 return False
-            problems = rules_of_modes.remove()
+            problems = rules.remove()
         except KernelError as error:
             problems = [str(error)]
         for problem in problems:
             _log.warning(
-                "What another mode left stays for now; tried again after the next full sync",
+                "What another mode left stays for now; removing it is tried again after the next full sync",
                 mode=mode.value,
                 err=problem,
             )
         return not problems
 
+    def _wait_for_last_connection(self, rules: ModeRules) -> bool:
+        """Returns whether the rules may be removed now; false when the daemon ends."""
+        until = time.monotonic() + self._linger
+        while (began := time.monotonic()) < until and rules.busy():
+            # In a large cluster a look takes long: looking must not keep a processor busy.
+            if self._stopping.wait(max(POLL, (time.monotonic() - began) / SHARE)):
+                return False
+        return True
+
 
 ABSENT = frozenset({errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
-"""What a kernel answers that has no nf_tables."""
+"""The errors of a kernel without nf_tables."""
 
 
 class Cleaned(NamedTuple):
-    """problems: what would not go; unseen: the tables that this process may not read. A line each."""
+    """The outcome of a cleanup, a line each.
+
+    problems: what could not be deleted. unseen: the tables that this process may not read.
+    """
 
     problems: list[str]
     unseen: list[str]
 
 
-def rules_of_modes(
+def rules_left(
     runner: Runner, spared: Collection[str] = (), new: ProxyMode | None = None
 ) -> Mapping[ProxyMode, ModeRules]:
-    """By the mode that leaves it. iptables and userspace mode leave nothing but chains.
+    """What modes may have left, by mode. iptables and userspace mode leave nothing but chains.
 
-    spared: CIDRs whose virtual servers are somebody else's (ipvs.excludeCIDRs). new: the mode that comes instead; all
-    but nftables mode see to chains by themselves. Chains go first, as they use sets of IPVS mode.
+    spared: CIDRs whose virtual servers are somebody else's (ipvs.excludeCIDRs). new: the mode that takes over; all but
+    nftables mode remove chains by themselves. Chains come first, as they use sets of IPVS mode.
     """
     found = {
         ProxyMode.IPVS: ModeRules(partial(_remove_ipvs, spared), partial(_ipvs_is_busy, spared)),
@@ -163,7 +177,7 @@ def _ipvs_is_busy(spared: Collection[str]) -> bool:
 
 @contextmanager
 def _ipvs_state() -> Iterator[tuple[KernelIpvs | None, KernelIpSets | None, KernelAddresses]]:
-    """What the kernel has loaded; asking for the rest would load it."""
+    """The parts of IPVS that the kernel has loaded; asking for others would load them."""
     with ExitStack() as stack:
         ipvs = stack.enter_context(KernelIpvs()) if host_checks.has_ipvs() else None
         sets = stack.enter_context(KernelIpSets()) if host_checks.has_ipset() else None
@@ -181,16 +195,18 @@ def _remove_nft_tables() -> list[str]:
 
 
 def _clean_chains_with_what_there_is(runner: Runner) -> list[str]:
-    """For a mode that needs no iptables: said once where there is none, as trying again would not help."""
+    """For a mode that needs no iptables: where there is none, one warning is enough, as trying again would not help."""
     try:
         available(runner)
     except KernelError:
-        _log.warning("No iptables here: rules that an earlier proxy may have left in it stay, and come before ours")
+        _log.warning(
+            "No iptables on this host: rules that an earlier proxy may have written with it stay, and act before ours"
+        )
         return []
     problems, unseen = clean_chains(runner)
     for line in unseen:
         _log.warning(
-            "Rules that an earlier proxy may have left in iptables cannot be seen, and would go first", err=line
+            "Rules that an earlier proxy may have left in iptables cannot be read; they would act before ours", err=line
         )
     return problems
 

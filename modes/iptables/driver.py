@@ -2,50 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.kernel import sysctl
-from kproxy.model.plan_store import FamilyPlans, PlanStore
-from kproxy.model.plans import Family, PortKey, ServicePlan
-from kproxy.modes import settings
-from kproxy.modes.drivers import Driven, Equipment
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.plan_store import FamilyPlans
+from kproxy.model.plans import Family
+from kproxy.modes.base import Dataplane
+from kproxy.modes.drivers import Driver, Equipment
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.settings import iptables_settings
 
 _log = logs.get("daemon")
 
 
-class IptablesDriver:
+class IptablesDriver(Driver):
     """The iptables mode's Driver."""
 
     def __init__(self, equipment: Equipment) -> None:
         self._equipment = equipment
+        self._dataplanes: dict[Family, IptablesDataplane] = {}
 
-    def drive(self, family: Family) -> Driven:
-        """As Driver.drive."""
+    def dataplane(self, family: Family) -> Dataplane:
         tables, drift = self._equipment.tables(family)
-        dataplane = IptablesDataplane(self._settings(family, FamilyPlans()), tables, drift)
+        dataplane = IptablesDataplane(self._settings(family, NodeInfo(), FamilyPlans()), tables, drift)
 
-        def configure(page: FamilyPlans) -> None:
-            wanted = self._settings(family, page)
-            if wanted.serves_localhost:
-                serve_localhost()
-            dataplane.configure(wanted)
+        self._dataplanes[family] = dataplane
+        return dataplane
 
-        return Driven(dataplane, configure)
+    def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
+        settings = self._settings(family, node, plans)
+        if settings.serves_localhost:
+            serve_localhost()
+        self._dataplanes[family].configure(settings)
 
-    def answering(self, family: Family, plans: Mapping[PortKey, ServicePlan]) -> Mapping[PortKey, ServicePlan]:
-        """As Driver.answering: the endpoints themselves."""
-        return plans
-
-    def finish(self, book: PlanStore) -> None:
-        """As Driver.finish: rules need no process."""
-
-    def _settings(self, family: Family, page: FamilyPlans) -> Settings:
-        around = self._equipment.surroundings
-        return settings.iptables_settings(self._equipment.config, family, around.node, around.host, page.endpoints)
+    def _settings(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> Settings:
+        config, features = self._equipment.config, self._equipment.features
+        return iptables_settings(config, family, node, plans.endpoints, features)
 
 
 def serve_localhost() -> None:

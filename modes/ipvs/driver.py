@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
 
 from kproxy import logs
 from kproxy.config.fields import KubeProxyConfiguration
@@ -15,30 +14,32 @@ from kproxy.kernel.ipset import KernelIpSets
 from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.kernel.ipvs_codec import Timeouts
 from kproxy.kernel.service_device import KernelAddresses
-from kproxy.model.plan_store import FamilyPlans, PlanStore
-from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.plan_store import FamilyPlans
+from kproxy.model.plans import Family
 from kproxy.modes import settings
-from kproxy.modes.drivers import Driven, Equipment
+from kproxy.modes.base import Dataplane
+from kproxy.modes.drivers import Driver, Equipment
 from kproxy.modes.ipvs.apply import IpvsDataplane
 from kproxy.modes.ipvs.fragments import Settings
 
 _log = logs.get("daemon")
 
 
-class IpvsDriver:
+class IpvsDriver(Driver):
     """The IPVS mode's Driver."""
 
     def __init__(self, equipment: Equipment) -> None:
         """Raises KernelError when this kernel has no IPVS, or not the scheduler that is asked for."""
         self._equipment = equipment
+        self._dataplanes: dict[Family, IpvsDataplane] = {}
         prepare_ipvs(equipment.commands, equipment.config)
 
-    def drive(self, family: Family) -> Driven:
-        """As Driver.drive."""
+    def dataplane(self, family: Family) -> Dataplane:
         stack = self._equipment.stack
         tables, drift = self._equipment.tables(family)
         dataplane = IpvsDataplane(
-            self._settings(family),
+            self._settings(family, NodeInfo()),
             stack.enter_context(KernelIpvs()),
             stack.enter_context(KernelIpSets()),
             stack.enter_context(KernelAddresses()),
@@ -46,21 +47,14 @@ class IpvsDriver:
             drift,
         )
 
-        def configure(page: FamilyPlans) -> None:
-            dataplane.configure(self._settings(family))
+        self._dataplanes[family] = dataplane
+        return dataplane
 
-        return Driven(dataplane, configure)
+    def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
+        self._dataplanes[family].configure(self._settings(family, node))
 
-    def answering(self, family: Family, plans: Mapping[PortKey, ServicePlan]) -> Mapping[PortKey, ServicePlan]:
-        """As Driver.answering: IPVS tells connection tracking of the endpoint that it chose."""
-        return plans
-
-    def finish(self, book: PlanStore) -> None:
-        """As Driver.finish: the kernel forwards by itself."""
-
-    def _settings(self, family: Family) -> Settings:
-        around = self._equipment.surroundings
-        return settings.ipvs_settings(self._equipment.config, family, around.node, around.host)
+    def _settings(self, family: Family, node: NodeInfo) -> Settings:
+        return settings.ipvs_settings(self._equipment.config, family, node, self._equipment.features)
 
 
 def prepare_ipvs(runner: Runner, config: KubeProxyConfiguration) -> None:

@@ -13,11 +13,12 @@ from kproxy import logs
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.conntrack.table import KernelConntrack
 from kproxy.errors import KernelError
-from kproxy.model.node_info import family_of
-from kproxy.model.plan_store import FamilyPlans, PlanStore
+from kproxy.model.node_info import NodeInfo, family_of
+from kproxy.model.plan_store import FamilyPlans
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes import settings
-from kproxy.modes.drivers import Driven, Equipment
+from kproxy.modes.base import Dataplane
+from kproxy.modes.drivers import Driver, Equipment
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.driver import serve_localhost
 from kproxy.modes.userspace.apply import UserspaceDataplane
@@ -34,7 +35,7 @@ LAST_ANSWERS = 0.5
 POLL = 0.05
 
 
-class UserspaceDriver:
+class UserspaceDriver(Driver):
     """The userspace mode's Driver."""
 
     def __init__(self, equipment: Equipment) -> None:
@@ -54,45 +55,46 @@ class UserspaceDriver:
         equipment.metrics.read_forwarder_with(self._forwarder.statistics)
         self._dataplanes: dict[Family, UserspaceDataplane] = {}
 
-    def drive(self, family: Family) -> Driven:
-        """As Driver.drive."""
+    def dataplane(self, family: Family) -> Dataplane:
         tables, drift = self._equipment.tables(family)
-        dataplane = UserspaceDataplane(self._settings(family), tables, self._forwarder, drift)
+        dataplane = UserspaceDataplane(self._settings(family, NodeInfo()), tables, self._forwarder, drift)
         self._dataplanes[family] = dataplane
 
-        def configure(page: FamilyPlans) -> None:
-            dataplane.configure(self._settings(family))
+        self._dataplanes[family] = dataplane
+        return dataplane
 
-        return Driven(dataplane, configure)
+    def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
+        self._dataplanes[family].configure(self._settings(family, node))
 
-    def answering(self, family: Family, plans: Mapping[PortKey, ServicePlan]) -> Mapping[PortKey, ServicePlan]:
-        """As Driver.answering: this node, at the port's proxy ports."""
-        # Any of its addresses, also those that take no node ports: traffic is redirected to where it came in.
-        own_ips = [ip for ip in self._equipment.surroundings.host.addresses if family_of(ip) is family]
+    def answering(
+        self, family: Family, plans: Mapping[PortKey, ServicePlan], node: NodeInfo
+    ) -> Mapping[PortKey, ServicePlan]:
+        # This node answers, at the port's proxy ports, by any of its addresses, also by those that take no node ports:
+        # traffic is redirected to where it came in.
+        own_ips = [ip for ip in node.addresses if family_of(ip) is family]
         return self._dataplanes[family].carriers(plans, own_ips)
 
-    def finish(self, book: PlanStore) -> None:
-        """As Driver.finish."""
-        for family in self._dataplanes:
-            self._hand_over(family, book.pages[family])
+    def finish(self, plans: Mapping[Family, FamilyPlans], node: NodeInfo) -> None:
+        for family in plans:
+            self._hand_over(family, plans[family], node)
         _log.info("Handed over to rules of iptables mode, which serve until the next start")
         time.sleep(LAST_ANSWERS)
-        for family in self._dataplanes:
-            self._redirect_flows(family, book.pages[family])
+        for family in plans:
+            self._redirect_flows(family, plans[family], node)
         self._await_last_connections()
 
-    def _hand_over(self, family: Family, page: FamilyPlans) -> None:
-        around, config = self._equipment.surroundings, self._equipment.config
-        wanted = settings.iptables_settings(config, family, around.node, around.host, page.endpoints)
+    def _hand_over(self, family: Family, plans: FamilyPlans, node: NodeInfo) -> None:
+        config, features = self._equipment.config, self._equipment.features
+        wanted = settings.iptables_settings(config, family, node, plans.endpoints, features)
         if wanted.serves_localhost:
             serve_localhost()
         tables, _ = self._equipment.tables(family)
-        IptablesDataplane(wanted, tables).apply(page.plans, None)
+        IptablesDataplane(wanted, tables).apply(plans.plans, None)
 
-    def _redirect_flows(self, family: Family, page: FamilyPlans) -> None:
-        """UDP flows that connection tracking leads to a proxy port would meet a closed one soon."""
-        own_ips = self._equipment.surroundings.node_port_ips(family)
-        Reconciler(family, KernelConntrack()).reconcile(page.plans, None, own_ips)
+    def _redirect_flows(self, family: Family, plans: FamilyPlans, node: NodeInfo) -> None:
+        """Delete UDP flows that connection tracking sends to a proxy port, which is closed soon."""
+        own_ips = settings.node_port_ips(self._equipment.config, family, node)
+        Reconciler(family, KernelConntrack()).reconcile(plans.plans, None, own_ips)
 
     def _await_last_connections(self) -> None:
         until = time.monotonic() + min(LAST_CONNECTIONS, self._equipment.config.userspace.drain_timeout.seconds)
@@ -102,6 +104,5 @@ class UserspaceDriver:
         except KernelError as error:
             _log.v(2).info("The forwarder has ended already", err=str(error))
 
-    def _settings(self, family: Family) -> Settings:
-        around = self._equipment.surroundings
-        return settings.userspace_settings(self._equipment.config, family, around.node, around.host)
+    def _settings(self, family: Family, node: NodeInfo) -> Settings:
+        return settings.userspace_settings(self._equipment.config, family, node)

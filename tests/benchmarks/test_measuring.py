@@ -26,7 +26,7 @@ def test_a_cluster_is_planned_with_every_endpoint_of_every_family(families: tupl
     cluster = planning.Cluster()
     cluster.fill(Shape(7, 3, families))
     for family in Family:
-        page = cluster.book.pages[family]
+        page = cluster.plans.families[family]
         expected = 7 if family in families else 0
         assert len(page.plans) == expected
         assert page.endpoints == 3 * expected

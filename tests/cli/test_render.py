@@ -344,7 +344,7 @@ def test_a_host_is_read_in_canonical_form() -> None:
     host = host_file.from_text(
         b'{"nodeIPs": ["10.0.0.1", "FD00:0::1"], "interfaces": [{"name": "a", "addresses": ["FD00::0:1/64"]}]}'
     )
-    assert (host.node_ips, host.addresses) == (("10.0.0.1", "fd00::1"), ("fd00::1",))
+    assert (host.ips, host.addresses) == (("10.0.0.1", "fd00::1"), ("fd00::1",))
 
 
 @pytest.mark.root

@@ -16,7 +16,7 @@ from kproxy.config import files, validate
 from kproxy.config.field_docs import FIELD_DOCS, leaves
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.options import Options, node_name
-from kproxy.model.node_info import NodeView
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Family
 from kproxy.modes import settings as rules
 from kproxy.modes.drivers import driver_of
@@ -26,23 +26,28 @@ from kproxy.sync.daemon import server_settings
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
 KUBE_PROXYS = [line.split("\t")[0] for line in (ROOT / "tests/config/kube-proxy-flags.tsv").read_text().splitlines()]
-NODE = NodeView("node1", "zone-a", ("172.30.0.1",), ("10.244.1.0/24",))
-HOST = rules.Host(("172.30.0.1",), ("127.0.0.1", "172.30.0.1", "172.31.0.1"))
+NODE = NodeInfo(
+    "node1",
+    "zone-a",
+    ("172.30.0.1",),
+    ("10.244.1.0/24",),
+    addresses=("127.0.0.1", "172.30.0.1", "172.31.0.1"),
+)
 V4 = Family.IPV4
 
 Observer = Callable[[KubeProxyConfiguration], object]
 
 
 def iptables(config: KubeProxyConfiguration) -> object:
-    return rules.iptables_settings(config, V4, NODE, HOST, 1)
+    return rules.iptables_settings(config, V4, NODE, 1)
 
 
 def ipvs(config: KubeProxyConfiguration) -> object:
-    return rules.ipvs_settings(config, V4, NODE, HOST)
+    return rules.ipvs_settings(config, V4, NODE)
 
 
 def nftables(config: KubeProxyConfiguration) -> object:
-    return rules.nftables_settings(config, V4, NODE, HOST)
+    return rules.nftables_settings(config, V4, NODE)
 
 
 def periods(config: KubeProxyConfiguration) -> object:

@@ -24,10 +24,11 @@ from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.outcomes import Answered
 from kproxy.lab.proxies import Proxy, choose_backend, wait_for
 from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, End, Scenario, Via, node_objects
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host
+from kproxy.modes.settings import Features
 from tests.fakes.apiserver import ApiServer
 from tests.fakes.apistore import Selection
 
@@ -128,8 +129,9 @@ class Site:
         state, problems = load("node1", kinds)
         assert not problems
         ips = tuple(node_address(1, family) for family in Family)
-        host = Host(ips, ips, nfacct=self.node.call(nfacct.available))
-        preview = Preview(state, from_text(json.dumps(CONFIGURATION)), host)
+        host = NodeInfo(ips=ips, addresses=ips)
+        features = Features(nfacct=self.node.call(nfacct.available))
+        preview = Preview(state, from_text(json.dumps(CONFIGURATION)), host, features)
         found = self.saved()
         return [
             f"{family}: {difference}"

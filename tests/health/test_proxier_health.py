@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kproxy.clocks import rfc3339
 from kproxy.healthz.proxier_health import ProxierHealth
-from kproxy.model.node_info import AUTOSCALER_TAINT, NodeView, parse
+from kproxy.model.node_info import AUTOSCALER_TAINT, NodeInfo, parse
 from kproxy.model.objects import Metadata, Node, NodeSpec, Taint
 from kproxy.model.plans import Family
 from tests.fakes.clocks import ManualClock
@@ -81,7 +81,7 @@ def test_healthy_means_that_no_family_has_waited_for_two_periods(steps: list[tup
     assert after(*steps).healthy() is all(now - since < 2 * PERIOD for since in oldest.values())
 
 
-def node(*taints: str, deleted: str | None = None) -> NodeView:
+def node(*taints: str, deleted: str | None = None) -> NodeInfo:
     spec = NodeSpec(taints=[Taint(key) for key in taints] or None)
     return parse(Node(Metadata("node1", deletion_timestamp=deleted), spec))
 
@@ -99,7 +99,7 @@ def node(*taints: str, deleted: str | None = None) -> NodeView:
         ([node(AUTOSCALER_TAINT), node()], True),
     ],
 )
-def test_a_node_that_goes_away_fails_healthz_but_not_livez(seen: list[NodeView | None], eligible: bool) -> None:
+def test_a_node_that_goes_away_fails_healthz_but_not_livez(seen: list[NodeInfo | None], eligible: bool) -> None:
     health = after(("updated", V4), *(("node", n) for n in seen)).health()
     status, body = health.healthz()
     assert status == (200 if eligible else 503)

@@ -15,11 +15,12 @@ from kproxy.config.files import from_text
 from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host, iptables_settings
+from kproxy.modes.settings import Features, iptables_settings
 from kproxy.modes.xtables.saved import Saved
 
 DATA = Path(__file__).parent / "data"
@@ -122,11 +123,11 @@ def taken_over() -> Callable[[Family], tuple[str, Settings, Plans]]:
         state, problems = load("node1", kinds)
         assert not problems
         config = from_text(json.dumps(CONFIGURATION))
-        host = Host(("172.30.0.11",), ("172.30.0.11", "127.0.0.1"), nfacct=True)
-        page = Preview(state, config, host).book.pages[family]
+        preview = Preview(state, config, NodeInfo(ips=("172.30.0.11",), addresses=("172.30.0.11", "127.0.0.1")))
+        plans, features = preview.families[family], Features(nfacct=True)
         stem = "iptables" if family is Family.IPV4 else "ip6tables"
         text = (DATA / f"{stem}-nft-save.txt").read_text()
-        return text, iptables_settings(config, family, state.node, host, page.endpoints), dict(page.plans)
+        return text, iptables_settings(config, family, preview.node, plans.endpoints, features), dict(plans.plans)
 
     return read
 

@@ -77,7 +77,7 @@ def test_the_first_apply_writes_nothing(
     with ExitStack() as stack:
         for family in Family:
             made = dataplane(space, settings[family], stack)
-            outcome = space.call(made.apply, preview.book.pages[family].plans, None)
+            outcome = space.call(made.apply, preview.families[family].plans, None)
             assert (outcome.transactions, outcome.bytes_written, outcome.rejected) == (0, 0, {})
             assert not outcome.repaired
     assert everything(space) == before

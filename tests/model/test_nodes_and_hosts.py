@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.node_info import NodePortAddresses, NodeView, node_port_addresses, parse
+from kproxy.model.node_info import NodeInfo, NodePortAddresses, node_port_addresses, parse
 from kproxy.model.plans import Family
 from tests.model.builders import node
 
@@ -68,7 +68,7 @@ def test_zone() -> None:
 
 
 def test_a_nodes_address_in_a_family() -> None:
-    view = NodeView("node1", ips=("172.18.0.2",))
+    view = NodeInfo("node1", ips=("172.18.0.2",))
     assert (view.ip(V4), view.ip(V6)) == ("172.18.0.2", "")
 
 

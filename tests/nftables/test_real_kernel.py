@@ -19,6 +19,7 @@ from kproxy.lab.outcomes import Nothing
 from kproxy.lab.proxies import Manifests, Proxy
 from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Scenario, Via, node_objects
 from kproxy.lab.trials import Trial
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.nftables.fragments import Settings
@@ -26,7 +27,6 @@ from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.render import render_base, render_port
 from kproxy.modes.nftables.text import table_text
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host
 from tests.nftables.plans import any_plans, any_settings
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
@@ -78,7 +78,7 @@ def cluster_state() -> Preview:
     header = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
     config = from_text(json.dumps({**header, "mode": "nftables", "clusterCIDR": CLUSTER_CIDRS}))
     node = ("172.30.0.11", "fd00:30::11")
-    return Preview(state, config, Host(node, node))
+    return Preview(state, config, NodeInfo(ips=node, addresses=node))
 
 
 @pytest.fixture(scope="module")

@@ -66,8 +66,8 @@ def test_every_sampled_case_of_kube_proxy_s(netns: Namespace) -> None:
         by_text = ruleset(netns)
         netns.run(["nft", "flush", "ruleset"])
         for family in Family:
-            chosen = nftables_settings(case.config, family, state.node, case.host, state.service_cidrs)
-            programmed(netns, chosen, dict(preview.book.pages[family].plans))
+            chosen = nftables_settings(case.config, family, preview.node)
+            programmed(netns, chosen, dict(preview.families[family].plans))
         assert ruleset(netns) == by_text, case.raw["id"]
         sizes.append(len(by_text))
     assert max(sizes) > 100

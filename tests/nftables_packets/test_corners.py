@@ -17,10 +17,10 @@ from kproxy.lab.clusters import CLUSTER_CIDRS, Cluster, build, gateway_of, node_
 from kproxy.lab.namespaces import unavailable
 from kproxy.lab.outcomes import Answered, Nothing
 from kproxy.lab.scenarios import PODS, PORTS
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host
 from tests.nftables_packets.corners import CORNERS, HELD, HOST_PORT, NOBODY, VIP, Ask, Corner, Service, address
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
@@ -102,7 +102,7 @@ def program(cluster: Cluster, corner: Corner, family: Family) -> None:
     config = from_text(json.dumps({**header, "clusterCIDR": CLUSTER_CIDRS, **corner.config}))
     ips = tuple(node_address(1, f) for f in Family)
     own = (*ips, *(gateway_of(1, f) for f in Family), *(address(HELD, f) for f in Family))
-    text = Preview(state, config, Host(ips, own)).nftables(family)
+    text = Preview(state, config, NodeInfo(ips=ips, addresses=own)).nftables(family)
     cluster.spaces["node1"].run(["nft", "-f", "-"], text)
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
-from kproxy.modes.settings import Host
 
 HERE = Path(__file__).parent
 
@@ -42,10 +42,10 @@ class Case:
         return from_text(json.dumps(self.raw["config"]))
 
     @property
-    def host(self) -> Host:
+    def host(self) -> NodeInfo:
         interfaces = self.raw["host"]["interfaces"]
         addresses = tuple(a.partition("/")[0] for i in interfaces for a in i["addresses"])
-        return Host(tuple(self.raw["host"]["nodeIPs"]), addresses)
+        return NodeInfo(ips=tuple(self.raw["host"]["nodeIPs"]), addresses=addresses)
 
 
 @cache

@@ -15,17 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kproxy.model.events import Event
-from kproxy.model.plan_store import PlanStore
+from kproxy.model.node_info import NodeInfo, merged
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.apply import IpvsDataplane
-from kproxy.modes.settings import ipvs_settings, place
+from kproxy.modes.settings import ipvs_settings
 from tests.fakes.clocks import ManualClock
 from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.iptables import FakeTables
 from tests.fakes.ipvs import FakeIpvs
+from tests.fakes.plans import BothFamilies
 from tests.parity.events import changes, deletions, listed, unruly_events
 
 SHORT = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
@@ -47,7 +48,7 @@ class Node:
     def __init__(self, case: Any) -> None:
         self._case = case
         self.state = ClusterState(case.raw["node"])
-        self._book = PlanStore()
+        self._plans = BothFamilies()
         self._clock = ManualClock()
         self.ipvs, self.sets, self.addresses = FakeIpvs(), FakeIpSets(), FakeAddresses()
         self.tables = {family: FakeTables(family) for family in Family}
@@ -60,18 +61,20 @@ class Node:
         self.sets.users.append(SavedTables(tables.save))
         return IpvsDataplane(self._settings(family), self.ipvs, self.sets, self.addresses, tables, clock=clock)
 
+    def _node(self) -> NodeInfo:
+        return merged(self.state.node_name, self.state.node, self._case.host)
+
     def _settings(self, family: Family) -> Any:
-        return ipvs_settings(self._case.config, family, self.state.node, self._case.host)
+        return ipvs_settings(self._case.config, family, self._node())
 
     def see(self, events: Sequence[Event]) -> None:
         for event in events:
             assert self.state.apply(event) == []
-        dirty = self.state.take_dirty()
-        touched = self._book.update(self.state, dirty, place(self.state.node_name, self.state.node, self._case.host))
+        touched = self._plans.update(self.state, self._node())
         for family, dataplane in self._dataplanes.items():
             dataplane.configure(self._settings(family))
             keys = touched[family].keys() if self._started else None
-            assert not dataplane.apply(self._book.pages[family].plans, keys).rejected
+            assert not dataplane.apply(self._plans.families[family].plans, keys).rejected
             dataplane.housekeeping()
         self._started = True
 

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from kproxy.kernel.iptables import Backend
 from kproxy.model.events import Event
-from kproxy.model.plan_store import PlanStore
+from kproxy.model.node_info import NodeInfo, merged
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.apply import IptablesDataplane
-from kproxy.modes.settings import iptables_settings, place
+from kproxy.modes.settings import iptables_settings
 from tests.fakes.iptables import FakeTables
+from tests.fakes.plans import BothFamilies
 from tests.parity.events import changes, deletions, listed, unruly_events
 
 SHORT = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}
@@ -32,24 +33,26 @@ class Node:
     def __init__(self, case: Any, backend: Backend) -> None:
         self._case = case
         self.state = ClusterState(case.raw["node"])
-        self._book = PlanStore()
+        self._plans = BothFamilies()
         self._tables = {family: FakeTables(family, backend) for family in Family}
         self._dataplanes = {f: IptablesDataplane(self._settings(f), t) for f, t in self._tables.items()}
         self._started = False
 
+    def _node(self) -> NodeInfo:
+        return merged(self.state.node_name, self.state.node, self._case.host)
+
     def _settings(self, family: Family) -> Any:
-        case, endpoints = self._case, self._book.pages[family].endpoints
-        return iptables_settings(case.config, family, self.state.node, case.host, endpoints)
+        case, endpoints = self._case, self._plans.families[family].endpoints
+        return iptables_settings(case.config, family, self._node(), endpoints)
 
     def see(self, events: Sequence[Event]) -> None:
         for event in events:
             assert self.state.apply(event) == []
-        dirty = self.state.take_dirty()
-        touched = self._book.update(self.state, dirty, place(self.state.node_name, self.state.node, self._case.host))
+        touched = self._plans.update(self.state, self._node())
         for family, dataplane in self._dataplanes.items():
             dataplane.configure(self._settings(family))
             keys = touched[family].keys() if self._started else None
-            assert not dataplane.apply(self._book.pages[family].plans, keys).rejected
+            assert not dataplane.apply(self._plans.families[family].plans, keys).rejected
         self._started = True
 
     def assert_equals_kube_proxy(self, compare: ModuleType) -> None:

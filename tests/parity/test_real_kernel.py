@@ -64,7 +64,7 @@ def test_saved_rules_are_equal(
     preview = Preview(state, case.config, case.host)
     ours.run([f"{tool}-restore"], "*nat\nCOMMIT\n*filter\nCOMMIT\n")
     tables = HostTables(Inside(ours), SHORT[family], Command(backend, f"-{backend}", (1, 8, 9)))
-    settings, plans = preview.settings(SHORT[family]), preview.book.pages[SHORT[family]].plans
+    settings, plans = preview.settings(SHORT[family]), preview.families[SHORT[family]].plans
     assert not IptablesDataplane(settings, tables).apply(plans, None).rejected
     saved = tables.save()
     assert compare.differences(compare.canonical(saved), compare.canonical(expected)) == []

@@ -34,8 +34,8 @@ def test_ipvs_equals_kube_proxys(case: Any, family: str, compare: ModuleType) ->
 
 def test_health_check_node_ports_equal_kube_proxys(case: Any) -> None:
     """kube-proxy counts ready local endpoints family by family."""
-    book = preview(case).book
-    for family, page in ((name, book.pages[f]) for name, f in SHORT.items()):
+    families = preview(case).families
+    for family, page in ((name, families[f]) for name, f in SHORT.items()):
         counted: dict[str, tuple[int, set[str]]] = {}
         for key, plan in page.checks.items():
             service = f"{key.namespace}/{key.name}"

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from kproxy.model.events import Changed, Deleted, Event, Listed
+from kproxy.model.node_info import merged
 from kproxy.model.objects import Kind
-from kproxy.model.plan_store import PlanStore
+from kproxy.model.plan_store import FamilyPlans
+from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import place
+from tests.fakes.plans import BothFamilies
 
 KINDS = (Kind.NODE, Kind.SERVICE, Kind.ENDPOINT_SLICE)
 
@@ -21,7 +23,7 @@ class Incremental:
 
     def __init__(self, case: Any) -> None:
         self.case = case
-        self.state, self.book = ClusterState(case.raw["node"]), PlanStore()
+        self.state, self.plans = ClusterState(case.raw["node"]), BothFamilies()
 
     def lists(self, items: Iterable[dict[str, Any]]) -> list[Event]:
         found = self.case.kinds(items)
@@ -35,9 +37,7 @@ class Incremental:
             assert self.state.apply(event) == []
 
     def plan(self) -> None:
-        self.book.update(
-            self.state, self.state.take_dirty(), place(self.state.node_name, self.state.node, self.case.host)
-        )
+        self.plans.update(self.state, merged(self.state.node_name, self.state.node, self.case.host))
 
 
 def deletions(items: Iterable[dict[str, Any]]) -> list[Event]:
@@ -45,11 +45,11 @@ def deletions(items: Iterable[dict[str, Any]]) -> list[Event]:
     return [Deleted(*name) for name in named]
 
 
-def final(case: Any) -> PlanStore:
-    """The book of the final state, planned at once."""
+def final(case: Any) -> dict[Family, FamilyPlans]:
+    """The plans of the final state, made at once."""
     state, problems = load(case.raw["node"], case.kinds(case.raw["final"]))
     assert not problems
-    return Preview(state, case.config, case.host).book
+    return Preview(state, case.config, case.host).families
 
 
 def test_one_step_after_the_other(case: Any) -> None:
@@ -59,7 +59,7 @@ def test_one_step_after_the_other(case: Any) -> None:
     for step in case.raw["steps"]:
         node.take(*node.changes(step["apply"]), *deletions(step["delete"]))
         node.plan()
-    assert node.book.pages == final(case).pages
+    assert node.plans.families == final(case)
 
 
 def test_events_in_any_order_with_repeats_and_a_relist(case: Any) -> None:
@@ -79,7 +79,7 @@ def test_events_in_any_order_with_repeats_and_a_relist(case: Any) -> None:
             if rng.random() < 0.3:
                 node.plan()
     node.plan()
-    assert node.book.pages == final(case).pages
+    assert node.plans.families == final(case)
     node.take(*node.lists(case.raw["final"]))
     dirty = node.state.take_dirty()
     assert (dirty.names, dirty.all) == (frozenset(), False)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kproxy.errors import InvalidObject
 from kproxy.model.events import Event
-from kproxy.model.node_info import NodeView
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plan_store import FamilyPlans, PlanStore
 from kproxy.model.planner import Place
@@ -108,7 +108,7 @@ class Diary:
         self.reports.append(report)
         self.entries.append(f"finished {report.family} {'badly' if report.error else 'well'}")
 
-    def node(self, node: NodeView | None) -> None:
+    def node(self, node: NodeInfo | None) -> None:
         self.entries.append(f"node {node.zone if node else None}")
 
     def __call__(self, report: Report, book: PlanStore) -> None:

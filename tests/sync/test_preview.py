@@ -22,7 +22,7 @@ def test_an_empty_cluster_has_the_nodes_own_rules() -> None:
     shown = preview({})
     for family in Family:
         assert "-A KUBE-POSTROUTING " in shown.iptables(family)
-        assert shown.book.pages[family].plans == {}
+        assert shown.families[family].plans == {}
 
 
 def test_a_state_is_complete_whatever_kinds_were_given() -> None:

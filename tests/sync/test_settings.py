@@ -9,7 +9,7 @@ import pytest
 
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
-from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses, NodeView
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodeInfo, NodePortAddresses
 from kproxy.model.objects import Kind
 from kproxy.model.planner import Place
 from kproxy.model.plans import Family
@@ -49,7 +49,7 @@ def by_interface(text: str) -> DetectLocal:
 
 # ---------------------------------------------------------------- what counts as local
 
-PODS = NodeView(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
+PODS = NodeInfo(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ PODS = NodeView(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
         pytest.param({"detectLocalMode": "NodeCIDR"}, None, NOTHING, NOTHING, id="node CIDR, no Node"),
         pytest.param(
             {"detectLocalMode": "NodeCIDR"},
-            NodeView(NODE, pod_cidrs=("fd00:244:1::/64",)),
+            NodeInfo(NODE, pod_cidrs=("fd00:244:1::/64",)),
             NOTHING,
             by_cidr("fd00:244:1::/64"),
             id="node CIDR of one family",
@@ -97,7 +97,7 @@ PODS = NodeView(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
         ),
     ],
 )
-def test_detect_local(fields: dict[str, Any], node: NodeView | None, v4: DetectLocal, v6: DetectLocal) -> None:
+def test_detect_local(fields: dict[str, Any], node: NodeInfo | None, v4: DetectLocal, v6: DetectLocal) -> None:
     found = config(**fields)
     assert [detect_local(found, family, node) for family in (V4, V6)] == [v4, v6]
 
@@ -106,12 +106,12 @@ def test_detect_local(fields: dict[str, Any], node: NodeView | None, v4: DetectL
     ("mode", "node", "waits"),
     [
         ("NodeCIDR", None, True),
-        ("NodeCIDR", NodeView(NODE), True),
+        ("NodeCIDR", NodeInfo(NODE), True),
         ("NodeCIDR", PODS, False),
         ("ClusterCIDR", None, False),
     ],
 )
-def test_only_mode_node_cidr_waits_for_the_pod_cidr(mode: str, node: NodeView | None, waits: bool) -> None:
+def test_only_mode_node_cidr_waits_for_the_pod_cidr(mode: str, node: NodeInfo | None, waits: bool) -> None:
     assert waits_for_pod_cidr(config(detectLocalMode=mode), node) is waits
 
 
@@ -132,7 +132,7 @@ def test_only_mode_node_cidr_waits_for_the_pod_cidr(mode: str, node: NodeView | 
     ],
 )
 def test_node_ips(bind: str, node: tuple[str, ...], found: list[str], expected: set[str]) -> None:
-    ips = node_ips(config(bindAddress=bind), NodeView(NODE, ips=node), found)
+    ips = node_ips(config(bindAddress=bind), NodeInfo(NODE, ips=node), found)
     assert set(ips) == expected
     assert len(ips) == len(expected)
 
@@ -145,11 +145,11 @@ def test_node_ips_without_a_node() -> None:
     ("node", "ips", "expected"),
     [
         (None, (), Place(NODE)),
-        (NodeView(NODE, "zone-a"), ("fd00::2", "172.18.0.2"), Place(NODE, "zone-a", "172.18.0.2", "fd00::2")),
-        (NodeView(NODE), ("172.18.0.2", "172.18.0.3"), Place(NODE, "", "172.18.0.2", "")),
+        (NodeInfo(NODE, "zone-a"), ("fd00::2", "172.18.0.2"), Place(NODE, "zone-a", "172.18.0.2", "fd00::2")),
+        (NodeInfo(NODE), ("172.18.0.2", "172.18.0.3"), Place(NODE, "", "172.18.0.2", "")),
     ],
 )
-def test_place(node: NodeView | None, ips: tuple[str, ...], expected: Place) -> None:
+def test_place(node: NodeInfo | None, ips: tuple[str, ...], expected: Place) -> None:
     assert place(NODE, node, Host(ips)) == expected
 
 

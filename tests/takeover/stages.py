@@ -22,10 +22,11 @@ from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import Proxy, choose_backend
 from kproxy.lab.scenarios import SCENARIOS, Scenario
 from kproxy.lab.trials import Trial
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview
 from kproxy.modes.preview import load as loaded
-from kproxy.modes.settings import Host
+from kproxy.modes.settings import Features
 from kproxy.sources.manifests import read_manifests
 from tests.takeover import theirs
 
@@ -68,7 +69,7 @@ class Stage:
             if mode == "iptables":
                 self.restore(family, preview.iptables(family))
             else:
-                plans = preview.book.pages[family].plans.values()
+                plans = preview.families[family].plans.values()
                 self.space.run(["nft", "-f", "-"], theirs.nftables(family, plans, node_address(1, family)))
 
     def plugin(self) -> None:
@@ -101,8 +102,8 @@ class Stage:
         assert [*problems, *more] == []
         config = replace(defaults.default(mode), hostname_override="node1", cluster_cidr=CLUSTER_CIDRS)
         own = tuple(f(1, family) for family in Family for f in (node_address, gateway_of))
-        host = Host(tuple(node_address(1, f) for f in Family), own, nfacct=self.space.call(_counts))
-        return Preview(state, config, host)
+        host = NodeInfo(ips=tuple(node_address(1, f) for f in Family), addresses=own)
+        return Preview(state, config, host, Features(nfacct=self.space.call(_counts)))
 
     def crowd(self, turn: int, services: int = 150) -> None:
         """Many more Services, so that a sync takes its time; from one TURN to the next a tenth of them change."""

@@ -56,7 +56,7 @@ class Node:
         self._preview = Preview(self._state, case.config, case.host)
 
     def plans(self, family: Family) -> Mapping[PortKey, ServicePlan]:
-        return self._preview.book.pages[family].plans
+        return self._preview.families[family].plans
 
     def adopt(self, family: Family, tables: Tables) -> tuple[int, int, bool]:
         """What iptables mode writes to TABLES."""
@@ -64,11 +64,10 @@ class Node:
         return written(IptablesDataplane(settings, tables).apply(self.plans(family), None))
 
     def nftables(self, family: Family) -> NftablesSettings:
-        cidrs = self._state.service_cidrs
-        return nftables_settings(self._case.config, family, self._state.node, self._case.host, cidrs)
+        return nftables_settings(self._case.config, family, self._preview.node)
 
     def ipvs(self, family: Family) -> IpvsSettings:
-        return ipvs_settings(self._case.config, family, self._state.node, self._case.host)
+        return ipvs_settings(self._case.config, family, self._preview.node)
 
 
 def written(outcome: Outcome) -> tuple[int, int, bool]:

@@ -52,7 +52,7 @@ def test_packets_meet_what_the_plans_say(all_cases: tuple[Case, ...], family: Fa
     faults, asked = [], 0
     for case in all_cases[share::SHARES]:
         preview, node = world(case, family)
-        plans = list(preview.book.pages[family].plans.values())
+        plans = list(preview.families[family].plans.values())
         ways = list(walks(case, family, preview, node))
         for probe in probes(plans, node, family):
             asked += 1
@@ -73,7 +73,7 @@ def test_every_listed_difference_is_met(all_cases: tuple[Case, ...]) -> None:
         for family in Family:
             preview, node = world(case, family)
             node = replace(node, service_cidrs=("10.96.0.0/16", "fd00:96::/64"))
-            plans = tuple(preview.book.pages[family].plans.values())
+            plans = tuple(preview.families[family].plans.values())
             for probe in probes(plans, node, family):
                 must = expected(plans, node, probe)
                 found = difference("nftables", Packet(plans, node, probe, must))

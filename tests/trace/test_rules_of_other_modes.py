@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from kproxy.errors import InvalidInput
+from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host as NodeHost
 from kproxy.trace.iptables import IptablesWalker
 from kproxy.trace.parsing import Tables
 from kproxy.trace.verdicts import Fate, Host, Probe, Verdict
@@ -51,7 +51,9 @@ def test_userspace_mode_leads_to_a_port_of_the_node() -> None:
         Kind.ENDPOINT_SLICE: [slice_("web-1", [endpoint("10.244.1.7")])],
     }
     state, _ = load("node1", kinds)
-    shown = Preview(state, configuration(), NodeHost(("172.18.0.2",), tuple(HOST.addresses))).userspace(Family.IPV4)
+    shown = Preview(state, configuration(), NodeHost(ips=("172.18.0.2",), addresses=tuple(HOST.addresses))).userspace(
+        Family.IPV4
+    )
     walker = IptablesWalker(shown.rules, Family.IPV4, HOST)
     (listener,) = shown.listeners
     arrived = {Verdict(Fate.DELIVERED, f"172.18.0.2:{listener.port}"): 1}

@@ -12,10 +12,10 @@ from kproxy.lab import clusters
 from kproxy.lab.differences import expected
 from kproxy.lab.outcomes import Nothing
 from kproxy.lab.scenarios import PODS, SCENARIOS, Port, Probe, Scenario, Seen, Via, node_objects
+from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, address_port
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host as NodeHost
 from kproxy.trace import verdicts
 from kproxy.trace.verdicts import Fate, Host, Outcome, Verdict
 from tests.trace.worlds import WALKERS, Walk, configuration
@@ -33,7 +33,9 @@ def walk(mode: str, family: Family) -> Walk:
         kinds.setdefault(kind, []).append(msgspec.convert(item, TYPES[kind]))
     state, problems = load("node1", kinds)
     assert not problems
-    preview = Preview(state, configuration(clusterCIDR=clusters.CLUSTER_CIDRS), NodeHost(NODE_IPS, ADDRESSES))
+    preview = Preview(
+        state, configuration(clusterCIDR=clusters.CLUSTER_CIDRS), NodeHost(ips=NODE_IPS, addresses=ADDRESSES)
+    )
     return WALKERS[mode](preview, family, Host(frozenset(ADDRESSES)))
 
 

@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from kproxy.config.files import from_text
+from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host as NodeHost
 from kproxy.trace.iptables import IptablesWalker
 from kproxy.trace.nftables import NftablesWalker
 from kproxy.trace.verdicts import Affinity, Fate, Host, Outcome, Probe, Verdict
@@ -63,10 +63,10 @@ class World:
         state, problems = load("node1", kinds)
         assert not problems
         own = (*ADDRESSES, *more)
-        preview = Preview(state, configuration(**config), NodeHost(NODE_IPS, own))
+        preview = Preview(state, configuration(**config), NodeHost(ips=NODE_IPS, addresses=own))
         self.mode = mode
         self.node = Node.of(preview.settings(family), own, state.service_cidrs)
-        self.plans = list(preview.book.pages[family].plans.values())
+        self.plans = list(preview.families[family].plans.values())
         self.walk = WALKERS[mode](preview, family, self.node.host)
 
     def ask(

@@ -9,9 +9,9 @@ import pytest
 
 from kproxy.cli import main
 from kproxy.config.fields import KubeProxyConfiguration
-from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodeInfo, NodePortAddresses
 from kproxy.model.plans import Family, Protocol
-from kproxy.modes.settings import Host, userspace_settings
+from kproxy.modes.settings import userspace_settings
 from kproxy.modes.userspace.native import FIRST_PORT, outcome
 from kproxy.modes.userspace.render import Settings
 from tests.userspace.portal_plans import BY_CIDR, build_plan
@@ -121,20 +121,28 @@ def test_the_command_counts_from_the_configured_port(
 @pytest.mark.parametrize(
     ("family", "host", "ip"),
     [
-        (V4, Host(("172.18.0.2", "fd00:18::2"), ("127.0.0.1", "172.18.0.2", "fd00:18::2")), "172.18.0.2"),
-        (V6, Host(("172.18.0.2", "fd00:18::2"), ("127.0.0.1", "172.18.0.2", "fd00:18::2")), "fd00:18::2"),
-        (V4, Host(("203.0.113.9",), ("127.0.0.1", "172.18.0.2")), "127.0.0.1"),
-        (V6, Host(("172.18.0.2",), ("127.0.0.1", "172.18.0.2")), "::1"),
+        (
+            V4,
+            NodeInfo(ips=("172.18.0.2", "fd00:18::2"), addresses=("127.0.0.1", "172.18.0.2", "fd00:18::2")),
+            "172.18.0.2",
+        ),
+        (
+            V6,
+            NodeInfo(ips=("172.18.0.2", "fd00:18::2"), addresses=("127.0.0.1", "172.18.0.2", "fd00:18::2")),
+            "fd00:18::2",
+        ),
+        (V4, NodeInfo(ips=("203.0.113.9",), addresses=("127.0.0.1", "172.18.0.2")), "127.0.0.1"),
+        (V6, NodeInfo(ips=("172.18.0.2",), addresses=("127.0.0.1", "172.18.0.2")), "::1"),
     ],
 )
-def test_the_nodes_own_traffic_is_led_to_an_address_that_it_has(family: Family, host: Host, ip: str) -> None:
-    assert userspace_settings(KubeProxyConfiguration(), family, None, host).node_ip == ip
+def test_the_nodes_own_traffic_is_led_to_an_address_that_it_has(family: Family, host: NodeInfo, ip: str) -> None:
+    assert userspace_settings(KubeProxyConfiguration(), family, host).node_ip == ip
 
 
 def test_settings_come_from_the_configuration() -> None:
     config = KubeProxyConfiguration(cluster_cidr="10.244.0.0/16", node_port_addresses=("172.18.0.0/16",))
-    host = Host(("172.18.0.2",), ("127.0.0.1", "172.18.0.2"))
-    assert userspace_settings(config, V4, None, host) == Settings(
+    host = NodeInfo(ips=("172.18.0.2",), addresses=("127.0.0.1", "172.18.0.2"))
+    assert userspace_settings(config, V4, host) == Settings(
         V4,
         "172.18.0.2",
         detect_local=DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16"),
