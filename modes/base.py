@@ -1,8 +1,8 @@
-"""The seam between the sync loop and a mode: one Dataplane per mode and IP family.
+"""The interface between a proxier and a mode: one Dataplane per mode and IP family.
 
-The loop says which plans the kernel should hold and which of them changed; the mode writes the difference. A mode keeps
-what it has written to itself and replaces it only after the kernel took the whole transaction, so the loop needs no
-knowledge of chains, sets or virtual servers.
+The proxier says which plans the kernel should hold and which of them changed; the mode writes the difference. A mode
+remembers what it has written, and replaces that only after the kernel took the whole transaction, so the proxier needs
+no knowledge of chains, sets or virtual servers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Outcome:
     """What one apply did.
 
     rejected: the ports that the kernel refused, with one line of why; everything else is programmed.
-    abandoned: frontends found in the kernel that lead to no Service any more (stale UDP flows to them must go).
+    abandoned: frontends found in the kernel that belong to no Service any more (stale UDP flows to them are deleted).
     rules_total, rules_written: per table, for the metrics; bytes_written and transactions for benchmarks.
     repaired: a full check found differences that were not asked for (somebody else edited or flushed).
     faults: ports that could not be rendered because of an exception that nobody foresaw; they are in `rejected` too.
@@ -36,7 +36,7 @@ class Outcome:
 
 
 class Dataplane(Protocol):
-    """Writes one IP family's plans to the kernel."""
+    """Writes one IP family's plans to the kernel. Used by one thread, but for `names`."""
 
     @property
     def family(self) -> Family: ...
@@ -46,24 +46,21 @@ class Dataplane(Protocol):
 
         touched: the ports that may differ from the last successful apply, missing from `wanted` when they are gone.
         None: nothing is known, compare everything with what the kernel really holds and write what differs.
-        Raises KernelError when nothing could be had; then the next call must be a full one.
+        Raises KernelError when nothing could be written; then the next call must be a full one.
         """
 
     def drifted(self) -> bool:
-        """Cheap: has somebody else changed what this dataplane wrote since its last apply?"""
+        """Whether somebody else changed what this dataplane wrote since its last apply. Cheap. Raises KernelError."""
 
     def housekeeping(self) -> float | None:
-        """Do what is due without any change (endpoints that left are let go once their connections have ended).
+        """Do what is due without any change (delete endpoints that are gone once their connections have ended).
 
         Returns the seconds until it wants to be called again, None when there is nothing to wait for; an apply may
         change that. Raises KernelError when it could not; then it is called again soon.
         """
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
-        """By which names PLAN is found in the kernel (chains, map entries, virtual servers, proxy ports), for people.
+        """The names that a plan has in the kernel (chains, map entries, virtual servers, proxy ports), for people.
 
-        Cheap; called from any thread, whatever else is going on.
+        Cheap; called from any thread, whatever else is under way.
         """
-
-    def cleanup(self) -> None:
-        """Remove everything that this mode ever writes."""

@@ -9,8 +9,9 @@ import msgspec
 
 from kproxy.model import objects
 from kproxy.model.events import Changed, Deleted, Found, Listed
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind
-from kproxy.model.planner import Place, plan_service
+from kproxy.model.planner import plan_service
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.model.slices import SERVICE_LABEL
 from kproxy.model.state import ClusterState, ServiceName
@@ -127,8 +128,8 @@ def cluster(*items: objects.Object, node_name: str = NODE) -> ClusterState:
 
 def plans(*items: objects.Object, name: str = "web", zone: str = ZONE, ip: str = "172.18.0.2") -> list[ServicePlan]:
     """The plans of one Service of namespace default in a cluster of these objects."""
-    place = Place(NODE, zone, ip, "fd00:18::2")
-    return plan_service(cluster(*items), ServiceName("default", name), place)
+    node = NodeInfo(NODE, zone, tuple(filter(None, (ip, "fd00:18::2"))))
+    return plan_service(cluster(*items), ServiceName("default", name), node)
 
 
 def plan(*items: objects.Object, family: Family = Family.IPV4, zone: str = ZONE) -> ServicePlan:

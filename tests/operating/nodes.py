@@ -1,21 +1,21 @@
-"""A node whose tables are in memory and whose loop, reporter, board and servers are the real ones."""
+"""A node whose tables are in memory and whose controller, proxiers, reporter, status and servers are the real ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from types import TracebackType
 
 from kproxy.config.fields import ProxyMode
+from kproxy.containment import Containment
 from kproxy.events.series import Notice
 from kproxy.healthz.proxier_health import ProxierHealth
 from kproxy.metrics.registry import Metrics
 from kproxy.model.events import Event
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
-from kproxy.model.plan_store import PlanStore
-from kproxy.model.planner import Place
-from kproxy.model.plans import Family
+from kproxy.model.plan_store import FamilyPlans
+from kproxy.model.plans import Family, ServicePlan
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
@@ -24,6 +24,7 @@ from kproxy.status.servers import Servers, ServerSettings
 from kproxy.status.store import StatusStore
 from kproxy.sync.controller import Controller
 from kproxy.sync.event_queue import EventQueue
+from kproxy.sync.plan_queue import PlanQueue
 from kproxy.sync.proxier import Proxier, Report
 from kproxy.sync.reporter import Reporter
 from kproxy.sync.schedule import Schedule
@@ -34,18 +35,22 @@ from tests.model.builders import NODE, ZONE, endpoint, listed, service, slice_
 PERIOD = 30.0
 
 
-class _Still:
-    """Surroundings that never change."""
+class _NodeSource:
+    """A node that never changes."""
 
-    def place(self, state: ClusterState) -> Place:
-        return Place(NODE, ZONE, "172.18.0.2", "fd00:18::2")
+    def current(self, state: ClusterState) -> NodeInfo:
+        return NodeInfo(NODE, ZONE, ("172.18.0.2", "fd00:18::2"))
 
-    def changed(self) -> bool:
-        return False
+    def external_ips(self) -> bool:
+        return True
 
 
-def _nothing(report: Report, book: PlanStore) -> None:
+class _NoPostSync:
     """No work after a sync."""
+
+    def synced(self, report: Report, plans: FamilyPlans, node: NodeInfo) -> None: ...
+
+    def retry(self, plans: FamilyPlans, node: NodeInfo) -> None: ...
 
 
 class OperatedNode:
@@ -55,22 +60,39 @@ class OperatedNode:
         self.clock = ManualClock()
         self.tables = {family: FakeTables(family) for family in Family}
         self.notices: list[Notice] = []
-        self.inbox = EventQueue()
+        self.queue = EventQueue()
         self.health = ProxierHealth(PERIOD, self.clock)
+        containment = Containment(self.clock)
         metrics = Metrics(list(Family), "iptables", "1.2.3")
         identity = Identity("1.2.3", "iptables", {"mode": "iptables"}, {"v": "2"})
-        self.board = StatusStore(identity, NODE, self.clock)
-        reporter = Reporter(metrics, self.health, self.board, notify or self.notices.append, NODE, ProxyMode.IPTABLES)
-        workers = [
-            Proxier(IptablesDataplane(Settings(family), tables), Schedule(0.0, 3600.0))
-            for family, tables in self.tables.items()
-        ]
-        self.loop = Controller(ClusterState(NODE), self.inbox, workers, _Still(), reporter, _nothing)
-        self.board.show(self.loop, Family)
-        self.servers = Servers(
-            ServerSettings("", "127.0.0.1:0"), identity, self.health, metrics, self.clock, self.board
+        self.status = StatusStore(identity, NODE, self.clock)
+        self.reporter = Reporter(
+            metrics, self.health, self.status, notify or self.notices.append, NODE, ProxyMode.IPTABLES
         )
-        self._listening = self.board.listening()
+        self.reporter.serves(ProxyMode.IPTABLES, tuple(Family))
+        state = ClusterState(NODE)
+        self._plans = PlanQueue(state, tuple(Family), self.reporter, containment)
+        self.proxiers = {
+            family: Proxier(
+                IptablesDataplane(Settings(family), tables),
+                lambda node, plans: None,
+                Schedule(0.0, 3600.0),
+                self._plans,
+                _NoPostSync(),
+                self.reporter,
+                self.clock,
+                containment,
+            )
+            for family, tables in self.tables.items()
+        }
+        self._controller = Controller(
+            state, self.queue, self._plans, _NodeSource(), self.reporter, self._wake, containment
+        )
+        self.status.show(self, Family)
+        self.servers = Servers(
+            ServerSettings("", "127.0.0.1:0"), identity, self.health, metrics, self.clock, self.status
+        )
+        self._listening = self.status.listening()
 
     def __enter__(self) -> OperatedNode:
         self._listening.__enter__()
@@ -92,17 +114,30 @@ class OperatedNode:
         return f"http://127.0.0.1:{self.port}"
 
     def step(self, *events: Event) -> None:
-        """Let EVENTS happen, and one turn of the loop."""
+        """Let events happen, and one turn of the controller and of each proxier."""
         for event in events:
-            self.inbox.put(event)
-        with ThreadPoolExecutor(2) as pool:
-            self.loop.step(pool, 0.0)
+            self.queue.put(event)
+        self._controller.turn(0.0)
+        for proxier in self.proxiers.values():
+            proxier.turn()
+
+    def plans(self) -> list[ServicePlan]:
+        """For the status page."""
+        return self._plans.plans()
+
+    def names(self, plan: ServicePlan) -> tuple[str, ...]:
+        """For the status page."""
+        return self.proxiers[plan.family].names(plan)
+
+    def _wake(self) -> None:
+        for proxier in self.proxiers.values():
+            proxier.changed()
 
     def start(self, *objects: Object) -> None:
         """The first lists: OBJECTS and nothing else."""
         for kind in Kind:
             items = [item for item in objects if type(item).__name__ == kind.value]
-            self.inbox.put(listed(kind, *items))
+            self.queue.put(listed(kind, *items))
         self.step()
 
     def get(self, path: str, accept: str = "") -> tuple[int, str, str]:

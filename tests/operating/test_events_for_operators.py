@@ -42,7 +42,7 @@ class Told:
     def failures(self) -> int:
         """How many of the last syncs failed, after another turn of the loop."""
         self.node.step()
-        return sum(bool(sync.error) for sync in self.node.board.overview(self.node.health).families[0].syncs)
+        return sum(bool(sync.error) for sync in self.node.status.overview(self.node.health).families[0].syncs)
 
     def settled(self, number: int) -> None:
         """Wait until so many notices were posted, dropped or given up."""

@@ -1,35 +1,36 @@
-"""A loop whose surroundings are all in sight: a dataplane that keeps rules in a dict, and a diary of what happened."""
+"""The daemon without threads or a kernel: a dataplane that keeps rules in a dict, and a diary of what happened."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
+from kproxy.containment import Containment
 from kproxy.errors import InvalidObject
 from kproxy.model.events import Event
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
-from kproxy.model.plan_store import FamilyPlans, PlanStore
-from kproxy.model.planner import Place
+from kproxy.model.plan_store import FamilyPlans
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.model.state import ClusterState
 from kproxy.modes.base import Outcome
 from kproxy.sync.controller import Controller
 from kproxy.sync.event_queue import EventQueue
+from kproxy.sync.plan_queue import PlanQueue
 from kproxy.sync.proxier import Proxier, Report
 from kproxy.sync.schedule import Schedule
+from tests.fakes.clocks import ManualClock
 from tests.model.builders import NODE, ZONE, listed
 
 PERIOD = 3600.0
-HERE = Place(NODE, ZONE)
+HERE = NodeInfo(NODE, ZONE)
 
 
 class DictDataplane:
     """A mode whose kernel is the dict `held`. A failed apply leaves it in disorder, until a full one.
 
-    fail: raised by the next applies while it is set; refuse: ports that the kernel does not take; drift: what drifted
-    answers; care: what tend answers or raises. applied: for each apply the ports that it was asked to look at, None for
-    all.
+    fail: raised by the next applies while it is set. refuse: ports that the kernel does not take. faulty: ports that
+    cannot be rendered. drift, answer_drift: what `drifted` answers or raises. care: what `housekeeping` answers or
+    raises. applied: for each apply the ports that it was asked to look at, None for all.
     """
 
     def __init__(self, family: Family = Family.IPV4) -> None:
@@ -37,10 +38,12 @@ class DictDataplane:
         self.held: dict[PortKey, ServicePlan] = {}
         self.fail: Exception | None = None
         self.refuse: frozenset[PortKey] = frozenset()
-        self.drift: bool | Exception = False
+        self.faulty: frozenset[PortKey] = frozenset()
+        self.drift = False
+        self.answer_drift: Exception | None = None
         self.asked_for_drift = 0
         self.care: float | Exception | None = None
-        self.tended = 0
+        self.housekept = 0
         self.applied: list[set[PortKey] | None] = []
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
@@ -49,23 +52,26 @@ class DictDataplane:
             self.held = {}
             raise self.fail
         self.drift = False
-        rejected = {}
+        rejected: dict[PortKey, str] = {}
+        faults: dict[PortKey, Exception] = {}
         for key in {*wanted, *self.held} if touched is None else touched:
             self.held.pop(key, None)
             if key in self.refuse and key in wanted:
                 rejected[key] = "no such thing"
+            elif key in self.faulty and key in wanted:
+                rejected[key], faults[key] = "unexpected ValueError", ValueError("bug")
             elif key in wanted:
                 self.held[key] = wanted[key]
-        return Outcome(rejected=rejected)
+        return Outcome(rejected=rejected, faults=faults)
 
     def drifted(self) -> bool:
         self.asked_for_drift += 1
-        if isinstance(self.drift, Exception):
-            raise self.drift
+        if self.answer_drift is not None:
+            raise self.answer_drift
         return self.drift
 
     def housekeeping(self) -> float | None:
-        self.tended += 1
+        self.housekept += 1
         if isinstance(self.care, Exception):
             raise self.care
         return self.care
@@ -73,12 +79,9 @@ class DictDataplane:
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
         return (f"entry {plan.key}",)
 
-    def cleanup(self) -> None:
-        raise AssertionError("rules must stay in place")
-
 
 class Diary:
-    """Observer and Afterwork: writes down what it is told, in order. reports: all that finished."""
+    """Every Observer and PostSync: writes down what it learns, in order. reports: of all syncs that ended."""
 
     def __init__(self) -> None:
         self.entries: list[str] = []
@@ -92,11 +95,14 @@ class Diary:
     def problems(self, found: Collection[InvalidObject]) -> None:
         self.entries.append(f"problems {len(found)}")
 
-    def queued(self, families: Collection[Family], service_changes: int, endpoint_changes: int) -> None:
-        self.entries.append(f"queued {'+'.join(families)} {service_changes} {endpoint_changes}")
+    def node(self, node: NodeInfo | None) -> None:
+        self.entries.append(f"node {node.zone if node else None}")
 
-    def planned(self, service_changes: int, endpoint_changes: int) -> None:
-        self.entries.append(f"planned {service_changes} {endpoint_changes}")
+    def queued(self, service_changes: int, endpoint_changes: int) -> None:
+        self.entries.append(f"queued {service_changes} {endpoint_changes}")
+
+    def planned(self) -> None:
+        """Said with each sync; not worth an entry."""
 
     def drifted(self, family: Family) -> None:
         self.entries.append(f"drifted {family}")
@@ -104,49 +110,56 @@ class Diary:
     def starting(self, family: Family) -> None:
         self.entries.append(f"starting {family}")
 
-    def finished(self, report: Report, book: PlanStore) -> None:
+    def finished(self, report: Report, plans: FamilyPlans) -> None:
         self.reports.append(report)
         self.entries.append(f"finished {report.family} {'badly' if report.error else 'well'}")
 
-    def node(self, node: NodeInfo | None) -> None:
-        self.entries.append(f"node {node.zone if node else None}")
+    def synced(self, report: Report, plans: FamilyPlans, node: NodeInfo) -> None:
+        self.entries.append(f"post-sync {report.family}")
 
-    def __call__(self, report: Report, book: PlanStore) -> None:
-        self.entries.append(f"afterwork {report.family}")
+    def retry(self, plans: FamilyPlans, node: NodeInfo) -> None:
+        """Asked in each turn; not worth an entry."""
 
 
-class Stand:
-    """Surroundings that are what the test says. asked: how often the place was asked for."""
+class FixedNode:
+    """A NodeSource that says what the test says. asked: how often."""
 
-    def __init__(self, place: Place | None) -> None:
-        self.where = place
-        self.news = False
+    def __init__(self, node: NodeInfo | None) -> None:
+        self.node = node
         self.asked = 0
 
-    def place(self, state: ClusterState) -> Place | None:
+    def current(self, state: ClusterState) -> NodeInfo | None:
         self.asked += 1
-        return self.where
+        return self.node
 
-    def changed(self) -> bool:
-        news, self.news = self.news, False
-        return news
+    def external_ips(self) -> bool:
+        return True
 
 
 class Rig:
-    """A loop over both families."""
+    """A controller and the proxiers of both families, whose turns the test makes."""
 
-    def __init__(self, min_period: float = 0.0, place: Place | None = HERE) -> None:
-        self.inbox, self.diary, self.stand = EventQueue(), Diary(), Stand(place)
+    def __init__(self, min_period: float = 0.0, node: NodeInfo | None = HERE) -> None:
+        self.queue, self.diary, self.node, self.clock = EventQueue(), Diary(), FixedNode(node), ManualClock()
+        self.containment = Containment(self.clock)
         self.dataplanes = {family: DictDataplane(family) for family in Family}
         self.configured: list[tuple[Family, int]] = []
-        workers = [self._worker(dataplane, min_period) for dataplane in self.dataplanes.values()]
-        self.loop = Controller(ClusterState(NODE), self.inbox, workers, self.stand, self.diary, self.diary)
+        state = ClusterState(NODE)
+        self.plans = PlanQueue(state, tuple(Family), self.diary, self.containment)
+        self.proxiers = {family: self._proxier(family, min_period) for family in Family}
+        self.controller = Controller(state, self.queue, self.plans, self.node, self.diary, self._wake, self.containment)
 
-    def _worker(self, dataplane: DictDataplane, min_period: float) -> Proxier:
-        def configure(page: FamilyPlans) -> None:
-            self.configured.append((dataplane.family, len(page.plans)))
+    def _proxier(self, family: Family, min_period: float) -> Proxier:
+        def configure(node: NodeInfo, plans: FamilyPlans) -> None:
+            self.configured.append((family, len(plans.plans)))
 
-        return Proxier(dataplane, Schedule(min_period, PERIOD), configure)
+        schedule, dataplane = Schedule(min_period, PERIOD), self.dataplanes[family]
+        diary = self.diary
+        return Proxier(dataplane, configure, schedule, self.plans, diary, diary, self.clock, self.containment)
+
+    def _wake(self) -> None:
+        for proxier in self.proxiers.values():
+            proxier.changed()
 
     @property
     def v4(self) -> DictDataplane:
@@ -156,12 +169,17 @@ class Rig:
     def v6(self) -> DictDataplane:
         return self.dataplanes[Family.IPV6]
 
-    def step(self, *events: Event, timeout: float = 0.0) -> list[str]:
-        """Put events and let the loop do one turn; what happened."""
+    def step(self, *events: Event, families: Iterable[Family] = tuple(Family), wait: float = 0.0) -> list[str]:
+        """Put events; one turn of the controller and of the proxiers of `families`. Returns what happened.
+
+        wait: seconds that pass before.
+        """
+        self.clock.advance(wait)
         for event in events:
-            self.inbox.put(event)
-        with ThreadPoolExecutor(2) as pool:
-            self.loop.step(pool, timeout)
+            self.queue.put(event)
+        self.controller.turn(0.0)
+        for family in families:
+            self.proxiers[family].turn()
         return self.diary.take()
 
     def start(self, *services: Object, slices: Iterable[Object] = ()) -> None:
