@@ -40,7 +40,8 @@ class Told:
         return sorted((reason, of["kind"], of.get("namespace", ""), of["name"]) for reason, of in found)
 
     def failures(self) -> int:
-        """How many of the last syncs failed, after another turn of the loop."""
+        """How many of the last syncs failed, after another turn once the wait for it is over."""
+        self.node.clock.advance(1)
         self.node.step()
         return sum(bool(sync.error) for sync in self.node.status.overview(self.node.health).families[0].syncs)
 
