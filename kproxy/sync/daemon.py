@@ -76,7 +76,7 @@ def run(options: Options) -> int:
     _keep_collector_at_bay()
     sys.setswitchinterval(SWITCH_INTERVAL)
     with ExitStack() as stack:
-        _Daemon(options, queue, stack).run()
+        Daemon(options, queue, stack).run()
     return 0
 
 
@@ -97,7 +97,7 @@ def _keep_collector_at_bay() -> None:
     gc.set_threshold(50_000, 200, 100)
 
 
-class _Daemon:
+class Daemon:
     """The parts of one run. What has to be closed at the end is pushed on `stack`."""
 
     def __init__(self, options: Options, queue: EventQueue, stack: ExitStack) -> None:
