@@ -6,11 +6,12 @@ the modes', and when a family is written is its proxier's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from typing import Protocol
 
 from kproxy.containment import Containment
-from kproxy.errors import InvalidObject
+from kproxy.errors import InvalidObject, KproxyError
 from kproxy.model.events import Event
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.state import ClusterState
@@ -58,6 +59,7 @@ class Controller:
         self._observer, self._wake_proxiers = observer, wake_proxiers
         self._node: NodeInfo | None = None
         self._node_stage = containment.stage("node", "the rules stay made for the node as it was last known")
+        self._turn_stage = containment.stage("controller", "it goes on with the next events")
         self._report_stage = containment.stage("report", "a change is missing in metrics, status or Events")
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -66,7 +68,12 @@ class Controller:
         until: asked between turns; `EventQueue.wake` lets it be asked soon.
         """
         while not self._queue.stopped and not until():
-            self.turn(POLL_SECONDS)
+            try:
+                self._turn_stage.attempt(lambda: self.turn(POLL_SECONDS), None)
+            except KproxyError as error:  # each is handled where it means something; this one was not
+                self._turn_stage.failed(error)
+            if self._turn_stage.failures:
+                time.sleep(POLL_SECONDS)
 
     def turn(self, timeout: float) -> None:
         """Wait at most `timeout` seconds for events, then do what follows from them."""

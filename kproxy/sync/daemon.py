@@ -1,8 +1,8 @@
-"""`kproxy run`: puts the parts together, runs the loop until a signal, takes the parts down again. Rules stay.
+"""`kproxy run`: puts the parts together, runs them until a signal, and takes them down again. The rules stay.
 
-When the configuration file changes, what differs is put in place between two syncs: most fields by their value alone, a
-mode by closing the old one's driver and letting the new one's take over, as it would after a restart. What goes on
-meanwhile (the watches, what is known of the cluster, metrics, open addresses) is not touched.
+When the configuration file changes, what differs is put in force: most fields by their value alone, a mode by closing
+the old one's driver and letting the new one take over, as it would after a restart. The watches, what is known of the
+cluster, metrics and open addresses are not touched.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def run(options: Options) -> int:
     lacks what the mode needs.
     """
     driver_of(options.config.mode)
-    host_setup.protect_from_oom(options.config.oom_score_adj)
-    host_setup.apply_sysctls(options.config)
+    containment = Containment(SystemClock())
+    setup = containment.stage("host-setup", "the host keeps its own settings")
+    setup.attempt(lambda: host_setup.protect_from_oom(options.config.oom_score_adj), None)
+    setup.attempt(lambda: host_setup.apply_sysctls(options.config), None)
     if options.init_only:
         host_setup.prepare_for_unprivileged(options.config)
         _log.info("Initialised; ending, as --init-only asks")
@@ -76,7 +78,7 @@ def run(options: Options) -> int:
     _keep_collector_at_bay()
     sys.setswitchinterval(SWITCH_INTERVAL)
     with ExitStack() as stack:
-        Daemon(options, queue, stack).run()
+        Daemon(options, queue, stack, containment).run()
     return 0
 
 
@@ -100,11 +102,11 @@ def _keep_collector_at_bay() -> None:
 class Daemon:
     """The parts of one run. What has to be closed at the end is pushed on `stack`."""
 
-    def __init__(self, options: Options, queue: EventQueue, stack: ExitStack) -> None:
+    def __init__(self, options: Options, queue: EventQueue, stack: ExitStack, containment: Containment) -> None:
         self._options, self._config = options, options.config
         self._queue, self._stack = queue, stack
         self._clock = SystemClock()
-        self._containment = Containment(self._clock)
+        self._containment = containment
         commands = Commands()
         tools = find_tools(commands, self._config.mode, options.iptables_backend)
         addresses = LiveAddresses()
@@ -224,7 +226,11 @@ class Daemon:
             self._pending, self._pending_at = news, 0.0
             self._reload_backoff.reset()
         if self._reload_due():
-            self._reload_stage.attempt(self._reload, None)
+            try:
+                self._reload_stage.attempt(self._reload, None)
+            except KproxyError as error:
+                self._pending = None
+                self._refuse((str(error),))
 
     def _reload(self) -> None:
         """Put what the file says now in force, refuse it, or put it off."""

@@ -64,6 +64,7 @@ class PlanQueue:
             "cluster-state", "the object stays as it was last known, and is read again after a while"
         )
         self._plan_stage = containment.stage("plan", "the Service's rules stay as they are until it can be planned")
+        self._report_stage = containment.stage("report", "a change is missing in metrics, status or Events")
         self._unapplied: dict[tuple[Kind, str, str], Event] = {}
         self._unplanned: set[ServiceName] = set()
 
@@ -83,7 +84,7 @@ class PlanQueue:
             pending = self._state.pending
             changed = (pending, self._state.all_dirty) != before
             if changed and self._state.ready:
-                self._observer.queued(*pending)
+                self._report_stage.attempt(lambda: self._observer.queued(*pending), None)
         return problems, changed
 
     def retry(self) -> tuple[list[InvalidObject], bool]:
@@ -162,7 +163,7 @@ class PlanQueue:
             retried, self._unplanned = self._unplanned, set()
         replan_all, self._replan_all = self._replan_all or dirty.all, False
         if not (dirty.names or retried or replan_all):
-            self._observer.planned()
+            self._report_stage.attempt(self._observer.planned, None)
             return
         dirty = dirty._replace(all=replan_all, names=dirty.names | retried)
         changes = self._store.update(self._state, dirty, node, self._external_ips, self._planning_failed)
@@ -173,7 +174,7 @@ class PlanQueue:
             if waiting is not None and changes[family]:
                 merge(waiting.plans, changes[family])
                 waiting.triggers += triggers
-        self._observer.planned()
+        self._report_stage.attempt(self._observer.planned, None)
 
     def _planning_failed(self, name: ServiceName, error: Exception) -> None:
         self._plan_stage.failed(error)

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from kproxy.clocks import SystemClock
 from kproxy.config.fields import ProxyMode
 from kproxy.config.files import from_text
 from kproxy.config.options import Options
+from kproxy.containment import Containment
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import Manifests, wait_for
 from kproxy.model.plans import Family
@@ -77,7 +79,7 @@ class RunningDaemon:
         options = Options(from_text(json.dumps(self._fields)), NODE, manifests=(self.manifests.folder,))
         try:
             with ExitStack() as stack:
-                self.daemon = Daemon(options, self.queue, stack)
+                self.daemon = Daemon(options, self.queue, stack, Containment(SystemClock()))
                 self.daemon.run()
         except BaseException as error:
             self.failure = error
