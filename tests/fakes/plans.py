@@ -1,11 +1,16 @@
-"""The plans of a cluster in both families, as two proxiers hold them."""
+"""The plans of a cluster in both families, as two proxiers hold them; and a state in which planning goes wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from kproxy.errors import InvalidObject
+from kproxy.model.events import Changed, Deleted, Event
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.plan_store import Changes, FamilyPlans, PlanStore
 from kproxy.model.plans import Family
-from kproxy.model.state import ClusterState
+from kproxy.model.slices import Slice
+from kproxy.model.state import ClusterState, ServiceName
 
 
 class BothFamilies:
@@ -22,3 +27,30 @@ class BothFamilies:
         for family, plans in self.families.items():
             plans.update(changes[family])
         return changes
+
+
+class FaultyState(ClusterState):
+    """A ClusterState with a bug: an event about an object called one of `unusable` raises ZeroDivisionError, and so
+    does planning a Service that is one of `unplannable`."""
+
+    def __init__(self, node_name: str) -> None:
+        super().__init__(node_name)
+        self.unusable: set[str] = set()
+        self.unplannable: set[ServiceName] = set()
+
+    def apply(self, event: Event) -> list[InvalidObject]:
+        match event:
+            case Changed(_, item):
+                name = item.metadata.name
+            case Deleted(_, _, name):
+                pass
+            case _:
+                name = ""
+        if name in self.unusable:
+            raise ZeroDivisionError("division by zero")
+        return super().apply(event)
+
+    def slices(self, name: ServiceName) -> Iterable[Slice]:
+        if name in self.unplannable:
+            raise ZeroDivisionError("division by zero")
+        return super().slices(name)

@@ -108,7 +108,7 @@ def listed(kind: Kind, *items: objects.Object, unreadable: Iterable[str] = ()) -
 
 
 def in_pages(kind: Kind, items: Sequence[objects.Object], size: int) -> Iterator[Found | Listed]:
-    """The same list, SIZE objects a page."""
+    """The same list in pages of `size` objects."""
     names: set[str] = set()
     while len(items) > size:
         page, items = tuple(items[:size]), items[size:]
@@ -118,7 +118,7 @@ def in_pages(kind: Kind, items: Sequence[objects.Object], size: int) -> Iterator
 
 
 def cluster(*items: objects.Object, node_name: str = NODE) -> ClusterState:
-    """A state that knows all these objects, listed; nothing is dirty in it."""
+    """A state in which all kinds are listed, with just these objects and nothing dirty."""
     state = ClusterState(node_name)
     for kind in Kind:
         state.apply(listed(kind, *(i for i in items if KINDS[type(i)] is kind)))
@@ -126,10 +126,10 @@ def cluster(*items: objects.Object, node_name: str = NODE) -> ClusterState:
     return state
 
 
-def plans(*items: objects.Object, name: str = "web", zone: str = ZONE, ip: str = "172.18.0.2") -> list[ServicePlan]:
+def plans(*items: objects.Object, name: str = "web", zone: str = ZONE) -> list[ServicePlan]:
     """The plans of one Service of namespace default in a cluster of these objects."""
-    node = NodeInfo(NODE, zone, tuple(filter(None, (ip, "fd00:18::2"))))
-    return plan_service(cluster(*items), ServiceName("default", name), node)
+    here = NodeInfo(NODE, zone, ("172.18.0.2", "fd00:18::2"))
+    return plan_service(cluster(*items), ServiceName("default", name), here)
 
 
 def plan(*items: objects.Object, family: Family = Family.IPV4, zone: str = ZONE) -> ServicePlan:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.node_info import NodeInfo, NodePortAddresses, node_port_addresses, parse
+from kproxy.model.node_info import NodeInfo, NodePortAddresses, merged, node_port_addresses, parse
 from kproxy.model.plans import Family
 from tests.model.builders import node
 
@@ -68,8 +68,35 @@ def test_zone() -> None:
 
 
 def test_a_nodes_address_in_a_family() -> None:
-    view = NodeInfo("node1", ips=("172.18.0.2",))
-    assert (view.ip(V4), view.ip(V6)) == ("172.18.0.2", "")
+    found = NodeInfo("node1", ips=("172.18.0.2",))
+    assert (found.ip(V4), found.ip(V6)) == ("172.18.0.2", "")
+
+
+HOST_SHOWS = NodeInfo(ips=("172.18.0.2",), addresses=("127.0.0.1", "172.18.0.2"))
+
+
+@pytest.mark.parametrize(
+    ("of_object", "expected"),
+    [
+        (None, NodeInfo("node1", "", HOST_SHOWS.ips, addresses=HOST_SHOWS.addresses, service_cidrs=("10.96.0.0/16",))),
+        (
+            NodeInfo("node1", "zone-a", ("203.0.113.1",), ("10.244.1.0/24",), False),
+            NodeInfo(
+                "node1",
+                "zone-a",
+                HOST_SHOWS.ips,
+                ("10.244.1.0/24",),
+                False,
+                HOST_SHOWS.addresses,
+                ("10.96.0.0/16",),
+            ),
+        ),
+    ],
+)
+def test_the_node_object_gives_zone_and_pods_and_the_host_its_addresses(
+    of_object: NodeInfo | None, expected: NodeInfo
+) -> None:
+    assert merged("node1", of_object, HOST_SHOWS, ("10.96.0.0/16",)) == expected
 
 
 # ---------------------------------------------------------------- where node ports answer

@@ -1,4 +1,4 @@
-"""The plans of a cluster, kept by difference: what a change touches, and the sums over all plans."""
+"""The plans of a cluster, kept by difference: which plans an event changes, and the sums over all plans."""
 
 from __future__ import annotations
 
@@ -7,37 +7,39 @@ from typing import Any
 import pytest
 
 from kproxy.model.events import Event
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Object
-from kproxy.model.plan_store import FamilyPlans, PlanStore, Touched
-from kproxy.model.planner import Place
+from kproxy.model.plan_store import Changes, FamilyPlans, endpoint_counts, health_checks, merge
 from kproxy.model.plans import Endpoint, Family
 from kproxy.model.state import ClusterState, ServiceName
+from tests.fakes.plans import BothFamilies, FaultyState
 from tests.model.builders import DUAL, NODE, ZONE, changed, cluster, deleted, endpoint, node, service, slice_
 
 V4, V6 = Family.IPV4, Family.IPV6
-PLACE = Place(NODE, ZONE)
+HERE = NodeInfo(NODE, ZONE)
+WEB = ServiceName("default", "web")
 ONE = slice_("web-1", [endpoint("10.244.0.1")])
 TWO = slice_("web-1", [endpoint("10.244.0.1"), endpoint("10.244.0.2", "node2")])
 
 
-def opened(*items: Object) -> tuple[ClusterState, PlanStore]:
-    """A cluster and the book of all its plans."""
-    state, book = cluster(*items), PlanStore()
-    book.update(state, state.take_dirty()._replace(all=True), PLACE)
-    return state, book
+def planned(*items: Object) -> tuple[ClusterState, BothFamilies]:
+    """A cluster and all its plans."""
+    state, both = cluster(*items), BothFamilies()
+    both.update(state, HERE, everything=True)
+    return state, both
 
 
-def update(state: ClusterState, book: PlanStore, *events: Event) -> dict[Family, Touched]:
+def update(state: ClusterState, both: BothFamilies, *events: Event) -> dict[Family, Changes]:
     for event in events:
         state.apply(event)
-    return book.update(state, state.take_dirty(), PLACE)
+    return both.update(state, HERE)
 
 
-def shown(touched: Touched) -> dict[str, tuple[int | None, int | None]]:
+def shown(changes: Changes) -> dict[str, tuple[int | None, int | None]]:
     """By port, the number of endpoints before and after; None for no plan."""
     return {
         str(key): (len(old.cluster) if old else None, len(new.cluster) if new else None)
-        for key, (old, new) in touched.items()
+        for key, (old, new) in changes.items()
     }
 
 
@@ -63,43 +65,72 @@ def shown(touched: Touched) -> dict[str, tuple[int | None, int | None]]:
         pytest.param(changed(node(zone="zone-b")), {}, id="another zone, and no hints"),
     ],
 )
-def test_touched_is_what_really_differs(event: Event, expected: dict[str, Any]) -> None:
-    touched = update(*opened(service(), ONE), event)
-    assert (shown(touched[V4]), shown(touched[V6])) == (expected, {})
+def test_changes_are_the_plans_that_really_differ(event: Event, expected: dict[str, Any]) -> None:
+    changes = update(*planned(service(), ONE), event)
+    assert (shown(changes[V4]), shown(changes[V6])) == (expected, {})
 
 
-def test_touched_holds_the_plans_before_and_after() -> None:
-    state, book = opened(service(), ONE)
-    before = dict(book.pages[V4].plans)
-    ((key, (old, new)),) = update(state, book, changed(TWO))[V4].items()
+def test_changes_hold_the_plans_before_and_after() -> None:
+    state, both = planned(service(), ONE)
+    before = dict(both.families[V4].plans)
+    ((key, (old, new)),) = update(state, both, changed(TWO))[V4].items()
     assert old == before[key]
-    assert new == book.pages[V4].plans[key]
+    assert new is not None
     assert new.cluster == (Endpoint("10.244.0.1", 8080, True), Endpoint("10.244.0.2", 8080))
 
 
-def test_a_dual_stack_service_is_on_both_pages() -> None:
-    state, book = opened(service(clusterIPs=DUAL), ONE)
-    assert [len(page.plans) for page in book.pages.values()] == [1, 1]
-    touched = update(state, book, changed(service()))
-    assert (shown(touched[V4]), shown(touched[V6])) == ({}, {"default/web:http": (0, None)})
+def test_a_dual_stack_service_has_plans_in_both_families() -> None:
+    state, both = planned(service(clusterIPs=DUAL), ONE)
+    assert [len(plans.plans) for plans in both.families.values()] == [1, 1]
+    changes = update(state, both, changed(service()))
+    assert (shown(changes[V4]), shown(changes[V6])) == ({}, {"default/web:http": (0, None)})
+
+
+def test_an_unchanged_plan_of_a_changed_service_stays_the_same_object() -> None:
+    """The proxiers share it with the store."""
+    state, both = planned(service(clusterIPs=DUAL), ONE)
+    update(state, both, changed(TWO))
+    (kept,) = (plan for plan in both.store.plans() if plan.family is V6)
+    assert kept is both.families[V6].plans[kept.key]
 
 
 def test_everything_dirty_also_finds_what_is_gone() -> None:
-    state, book = opened(service(), service("api"))
+    state, both = planned(service(), service("api"))
     state.apply(deleted(service("api")))
     state.take_dirty()  # lost on the way
-    touched = book.update(state, state.take_dirty()._replace(all=True), PLACE)
-    assert shown(touched[V4]) == {"default/api:http": (0, None)}
+    assert shown(both.update(state, HERE, everything=True)[V4]) == {"default/api:http": (0, None)}
 
 
-def test_a_new_place_counts_when_everything_is_dirty() -> None:
-    state, book = opened(service(internalTrafficPolicy="Local"), ONE)
-    elsewhere = Place("node2", ZONE)
-    assert book.update(state, state.take_dirty(), elsewhere)[V4] == {}
-    ((old, new),) = book.update(state, state.take_dirty()._replace(all=True), elsewhere)[V4].values()
+def test_another_node_counts_when_everything_is_dirty() -> None:
+    state, both = planned(service(internalTrafficPolicy="Local"), ONE)
+    elsewhere = NodeInfo("node2", ZONE)
+    assert both.update(state, elsewhere)[V4] == {}
+    ((old, new),) = both.update(state, elsewhere, everything=True)[V4].values()
     assert old is not None
     assert new is not None
     assert (len(old.local), len(new.local)) == (1, 0)
+
+
+def test_several_changes_of_one_port_become_one() -> None:
+    state, both = planned(service(), ONE)
+    merged = update(state, both, changed(TWO))[V4]
+    merge(merged, update(state, both, deleted(service()), changed(service("api")))[V4])
+    assert shown(merged) == {"default/web:http": (1, None), "default/api:http": (None, 0)}
+
+
+def test_a_service_that_cannot_be_planned_keeps_its_plans_and_harms_no_other() -> None:
+    state, both = FaultyState(NODE), BothFamilies()
+    update(state, both, changed(service()), changed(service("api")), changed(ONE))
+    state.unplannable.add(WEB)
+    for event in (changed(TWO), changed(slice_("api-1", [endpoint("10.244.0.3")], "api"))):
+        state.apply(event)
+    dirty, failed = state.take_dirty(), []
+    changes = both.store.update(state, dirty, HERE, failed=lambda name, error: failed.append((name, type(error))))
+    assert failed == [(WEB, ZeroDivisionError)]
+    assert shown(changes[V4]) == {"default/api:http": (0, 1)}
+    assert {plan.key.name: len(plan.cluster) for plan in both.store.plans()} == {"web": 1, "api": 1}
+    with pytest.raises(ZeroDivisionError):
+        both.store.update(state, dirty, HERE)
 
 
 # ---------------------------------------------------------------- sums
@@ -107,15 +138,15 @@ def test_a_new_place_counts_when_everything_is_dirty() -> None:
 
 def test_endpoints_are_summed_over_all_ports() -> None:
     ports = [{"name": "http", "port": 80}, {"name": "alt", "port": 81}]
-    both = [{"name": "http", "port": 8080}, {"name": "alt", "port": 8081}]
-    state, book = opened(
-        service(ports=ports), slice_("web-1", [endpoint("10.244.0.1"), endpoint("10.244.0.2")], ports=both)
+    targets = [{"name": "http", "port": 8080}, {"name": "alt", "port": 8081}]
+    state, both = planned(
+        service(ports=ports), slice_("web-1", [endpoint("10.244.0.1"), endpoint("10.244.0.2")], ports=targets)
     )
-    assert (book.pages[V4].endpoints, book.pages[V6].endpoints) == (4, 0)
-    update(state, book, changed(service()))
-    assert book.pages[V4].endpoints == 2
-    update(state, book, deleted(service()))
-    assert book.pages[V4] == FamilyPlans()
+    assert (both.families[V4].endpoints, both.families[V6].endpoints) == (4, 0)
+    update(state, both, changed(service()))
+    assert both.families[V4].endpoints == 2
+    update(state, both, deleted(service()))
+    assert both.families[V4] == FamilyPlans()
 
 
 AWAY = slice_("web-1", [endpoint("10.244.0.1", "node2")])
@@ -141,10 +172,10 @@ NODE_PORT = {"type": "NodePort", "ports": [{"name": "http", "port": 80, "nodePor
 )
 def test_ports_without_local_endpoints(spec: dict[str, Any], endpoints: Any, internal: int, external: int) -> None:
     items = [service(**spec), *([endpoints] if endpoints else [])]
-    state, book = opened(*items)
-    assert (book.pages[V4].no_internal, book.pages[V4].no_external) == (internal, external)
-    update(state, book, deleted(service()))
-    assert (book.pages[V4].no_internal, book.pages[V4].no_external) == (0, 0)
+    state, both = planned(*items)
+    assert (both.families[V4].no_internal, both.families[V4].no_external) == (internal, external)
+    update(state, both, deleted(service()))
+    assert (both.families[V4].no_internal, both.families[V4].no_external) == (0, 0)
 
 
 # ---------------------------------------------------------------- health checks
@@ -155,20 +186,23 @@ def balanced(name: str = "web", port: int = 32000, **spec: Any) -> Any:
     return service(name, healthCheckNodePort=port, **fields)
 
 
+def checks(both: BothFamilies) -> dict[int, tuple[ServiceName, int]]:
+    return endpoint_counts(health_checks(plans) for plans in both.families.values())
+
+
 def test_health_checks_count_ready_endpoints_here_once_over_ports_and_families() -> None:
     ports = [{"name": "http", "port": 80}, {"name": "alt", "port": 81}]
-    both = [{"name": "http", "port": 8080}, {"name": "alt", "port": 8081}]
-    v4 = slice_("web-4", [endpoint("10.244.0.1"), endpoint("10.244.0.2", "node2")], ports=both)
-    v6 = slice_("web-6", [endpoint("fd00::1"), endpoint("fd00::2")], ports=both, addressType="IPv6")
-    _, book = opened(balanced(clusterIPs=DUAL, ports=ports), v4, v6)
-    assert book.health_checks() == {32000: (ServiceName("default", "web"), 2)}
+    targets = [{"name": "http", "port": 8080}, {"name": "alt", "port": 8081}]
+    v4 = slice_("web-4", [endpoint("10.244.0.1"), endpoint("10.244.0.2", "node2")], ports=targets)
+    v6 = slice_("web-6", [endpoint("fd00::1"), endpoint("fd00::2")], ports=targets, addressType="IPv6")
+    _, both = planned(balanced(clusterIPs=DUAL, ports=ports), v4, v6)
+    assert checks(both) == {32000: (WEB, 2)}
 
 
 def test_health_checks_follow_the_services() -> None:
-    state, book = opened(balanced(), balanced("api", 32001), ONE)
-    web, api = ServiceName("default", "web"), ServiceName("default", "api")
-    assert book.health_checks() == {32000: (web, 1), 32001: (api, 0)}
-    update(state, book, changed(balanced("web", 32002)), deleted(service("api")))
-    assert book.health_checks() == {32002: (web, 1)}
-    update(state, book, changed(balanced(externalTrafficPolicy="Cluster")))
-    assert book.health_checks() == {}
+    state, both = planned(balanced(), balanced("api", 32001), ONE)
+    assert checks(both) == {32000: (WEB, 1), 32001: (ServiceName("default", "api"), 0)}
+    update(state, both, changed(balanced("web", 32002)), deleted(service("api")))
+    assert checks(both) == {32002: (WEB, 1)}
+    update(state, both, changed(balanced(externalTrafficPolicy="Cluster")))
+    assert checks(both) == {}

@@ -1,4 +1,4 @@
-"""Whatever the order of events, repeats and relists: the book ends as if the final cluster had been planned at once."""
+"""Whatever the order of events, repeats and relists: the plans end as if the final cluster had been planned at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
-from kproxy.model.plan_store import PlanStore
-from kproxy.model.planner import Place, plan_all
+from kproxy.model.plan_store import endpoint_counts, health_checks
+from kproxy.model.planner import plan_service
 from kproxy.model.plans import PortKey, ServicePlan
-from kproxy.model.state import ClusterState
+from kproxy.model.state import ClusterState, ServiceName
+from tests.fakes.plans import BothFamilies
 from tests.model.builders import (
     DUAL,
     KINDS,
@@ -96,21 +98,25 @@ def key_of(item: Object) -> Key:
     return KINDS[type(item)], item.metadata.namespace or "default", item.metadata.name
 
 
-def place(state: ClusterState) -> Place:
-    return Place(NODE, state.node.zone if state.node else "", "172.18.0.2")
+def here(state: ClusterState) -> NodeInfo:
+    return NodeInfo(NODE, state.node.zone if state.node else "", ("172.18.0.2",))
+
+
+def checks(both: BothFamilies) -> dict[int, tuple[ServiceName, int]]:
+    return endpoint_counts(health_checks(plans) for plans in both.families.values())
 
 
 class Following(RuleBasedStateMachine):
-    """`world` is what exists; the state hears of it, and the book is updated now and then."""
+    """`world` is what exists; the state gets events of it, and is planned now and then."""
 
     def __init__(self) -> None:
         super().__init__()
         self.world: dict[Key, Object] = {}
         self.state = ClusterState(NODE)
-        self.book = PlanStore()
+        self.both = BothFamilies()
         self.planned = True
 
-    def hear(self, event: Any) -> None:
+    def apply(self, event: Any) -> None:
         self.state.apply(event)
         self.planned = False
 
@@ -123,23 +129,23 @@ class Following(RuleBasedStateMachine):
     @rule(item=anything)
     def change(self, item: Object) -> None:
         self.world[key_of(item)] = item
-        self.hear(changed(item))
+        self.apply(changed(item))
 
     @precondition(lambda self: self.world)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         item = self.world.pop(data.draw(st.sampled_from(sorted(self.world))))
-        self.hear(deleted(item))
+        self.apply(deleted(item))
 
     @precondition(lambda self: self.world)
     @rule(data=st.data())
-    def hear_again(self, data: st.DataObject) -> None:
-        self.hear(changed(self.world[data.draw(st.sampled_from(sorted(self.world)))]))
+    def repeat_a_change(self, data: st.DataObject) -> None:
+        self.apply(changed(self.world[data.draw(st.sampled_from(sorted(self.world)))]))
 
     @rule(item=anything)
-    def hear_of_a_deletion_again(self, item: Object) -> None:
+    def repeat_a_deletion(self, item: Object) -> None:
         if key_of(item) not in self.world:
-            self.hear(deleted(item))
+            self.apply(deleted(item))
 
     @rule(
         kind=st.sampled_from(Kind),
@@ -148,7 +154,7 @@ class Following(RuleBasedStateMachine):
         size=st.integers(1, 4),
     )
     def relist(self, kind: Kind, missed: Any, gone: Any, size: int = 100) -> None:
-        """A list after a gap, in which objects of its kind changed and went without a word."""
+        """A list after a gap, in which objects of its kind changed and went without an event."""
         for item in missed:
             if key_of(item)[0] is kind:
                 self.world[key_of(item)] = item
@@ -157,32 +163,33 @@ class Following(RuleBasedStateMachine):
                 self.world.pop(key_of(item), None)
         # Newest first, so that the order differs from that of the changes.
         for event in in_pages(kind, [item for key, item in reversed(self.world.items()) if key[0] is kind], size):
-            self.hear(event)
+            self.apply(event)
 
     @rule()
     def plan(self) -> None:
-        before = {family: dict(page.plans) for family, page in self.book.pages.items()}
-        touched = self.book.update(self.state, self.state.take_dirty(), place(self.state))
+        before = {family: dict(plans.plans) for family, plans in self.both.families.items()}
+        changes = self.both.update(self.state, here(self.state))
         self.planned = True
-        for family, page in self.book.pages.items():
-            assert touched[family] == differences(before[family], page.plans)
+        for family, plans in self.both.families.items():
+            assert changes[family] == differences(before[family], plans.plans)
 
     @invariant()
-    def the_book_is_that_of_the_world(self) -> None:
+    def plans_are_those_of_the_world(self) -> None:
         if not self.planned:
             return
         fresh = ClusterState(NODE)
         for kind in Kind:
             fresh.apply(listed(kind, *(item for key, item in self.world.items() if key[0] is kind)))
         assert fresh.node == self.state.node
-        book = PlanStore()
-        book.update(fresh, fresh.take_dirty()._replace(all=True), place(fresh))
-        assert self.book.pages == book.pages
-        assert self.book.health_checks() == book.health_checks()
-        everything = list(plan_all(self.state, place(self.state)))
+        at_once = BothFamilies()
+        at_once.update(fresh, here(fresh), everything=True)
+        assert self.both.families == at_once.families
+        assert checks(self.both) == checks(at_once)
+        everything = [p for name in self.state.names() for p in plan_service(self.state, name, here(self.state))]
         assert {(p.family, p.key): p for p in everything} == {
-            (family, key): plan for family, page in self.book.pages.items() for key, plan in page.plans.items()
+            (family, key): plan for family, plans in self.both.families.items() for key, plan in plans.plans.items()
         }
+        assert {(p.family, p.key): p for p in self.both.store.plans()} == {(p.family, p.key): p for p in everything}
 
     @invariant()
     def pending_counts_are_zero_when_nothing_is_dirty(self) -> None:
@@ -190,7 +197,7 @@ class Following(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.plan()
-        self.the_book_is_that_of_the_world()
+        self.plans_are_those_of_the_world()
 
 
 def differences(

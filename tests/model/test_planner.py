@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.planner import Place, candidates, plan_all, plan_service
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.planner import candidates, plan_service
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan
 from kproxy.model.slices import Slice, SliceAddress
 from kproxy.model.state import ServiceName
 from tests.model.builders import DUAL, NODE, cluster, endpoint, plan, plans, service, slice_
 
 V4 = Family.IPV4
+WEB = ServiceName("default", "web")
 READY, DRAINING = SliceAddress("10.244.0.1", NODE), SliceAddress("10.244.0.1", NODE, False, True, True)
 DEAD = SliceAddress("10.244.0.1", NODE, False, False, False)
 ELSEWHERE = SliceAddress("10.244.0.1", "node2")
@@ -276,19 +278,11 @@ def test_whether_the_node_lies_in_the_source_ranges(ranges: list[str], v4: bool,
 
 def test_a_node_without_an_address_of_the_family_lies_in_no_range() -> None:
     spec = {"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/8"]}
-    (made,) = plan_service(cluster(service(**spec)), ServiceName("default", "web"), Place(NODE))
+    (made,) = plan_service(cluster(service(**spec)), WEB, NodeInfo(NODE))
     assert made.node_in_source_ranges is False
 
 
 def test_external_ips_are_left_out_where_they_are_not_served() -> None:
     state = cluster(service(externalIPs=["198.51.100.1"]))
-    name = ServiceName("default", "web")
-    served, left_out = (
-        [p.external_ips for p in plan_service(state, name, Place(NODE, external_ips=s))] for s in (True, False)
-    )
+    served, left_out = ([p.external_ips for p in plan_service(state, WEB, NodeInfo(NODE), s)] for s in (True, False))
     assert (served, left_out) == ([("198.51.100.1",)], [()])
-
-
-def test_plan_all_plans_every_service() -> None:
-    state = cluster(service("a"), service("b", "other"), service("c", clusterIP="None"))
-    assert {str(p.key) for p in plan_all(state, Place(NODE))} == {"default/a:http", "other/b:http"}
