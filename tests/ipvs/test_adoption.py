@@ -44,8 +44,8 @@ def cluster(host: Path) -> tuple[Preview, dict[Family, Settings]]:
     state, more = load("node1", objects)
     assert [*problems, *more] == []
     known = host_file.read(host)
-    settings = {family: ipvs_settings(config, family, state.node, known) for family in Family}
-    return Preview(state, config, known), settings
+    preview = Preview(state, config, known)
+    return preview, {family: ipvs_settings(config, family, preview.node) for family in Family}
 
 
 def rules(space: Namespace) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from kproxy.config.fields import KubeProxyConfiguration
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview, load
-from kproxy.modes.settings import Host
 from tests.model.builders import DUAL, NODE, cidr, endpoint, node, service, slice_
 
-HOST = Host(("172.18.0.2",), ("172.18.0.2",))
+HOST = NodeInfo(ips=("172.18.0.2",), addresses=("172.18.0.2",))
 
 
 def preview(objects: dict[Kind, list[Object]]) -> Preview:
@@ -31,7 +31,7 @@ def test_a_state_is_complete_whatever_kinds_were_given() -> None:
     assert all(state.listed(kind) for kind in Kind)
 
 
-def test_problems_of_all_kinds_are_told_and_the_rest_is_shown() -> None:
+def test_problems_of_all_kinds_are_reported_and_the_rest_is_shown() -> None:
     objects: dict[Kind, list[Object]] = {
         Kind.SERVICE: [service('a"'), service(clusterIPs=DUAL)],
         Kind.ENDPOINT_SLICE: [slice_("web-1", [endpoint("10.244.0.1")]), slice_("x", [], None)],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from kproxy.sync.schedule import FIRST_RETRY, LAST_RETRY, Schedule, Work
+from kproxy.sync.schedule import Schedule, Work
 
 MIN, PERIOD = 1.0, 30.0
 NOTHING, CHANGES, EVERYTHING = Work
@@ -32,6 +31,10 @@ def succeeded(now: float, work: Work = EVERYTHING, left: bool = False) -> Do:
 
 def failed(now: float) -> Do:
     return lambda schedule: schedule.failed(now)
+
+
+def other_periods(min_period: float, period: float) -> Do:
+    return lambda schedule: schedule.change_periods(min_period, period)
 
 
 def after(*events: Do) -> Schedule:
@@ -90,6 +93,14 @@ def after(*events: Do) -> Schedule:
             [*[succeeded(70, left=True)] * 50, *(succeeded(70.0 + i, CHANGES, left=True) for i in range(1, 30))],
             [(99.5, NOTHING), (100, EVERYTHING)],
             id="syncs of changes do not put the check off while parts are refused",
+        ),
+        pytest.param(
+            [succeeded(100), other_periods(0.1, 5), succeeded(101), changed()],
+            [(101.05, NOTHING), (101.1, CHANGES), (106, EVERYTHING)],
+            id="other periods",
+        ),
+        pytest.param(
+            [succeeded(100), other_periods(10, 60)], [(100.4, NOTHING), (100.5, EVERYTHING)], id="and a check of all"
         ),
     ],
 )
@@ -188,14 +199,3 @@ def test_what_others_broke_does_not_wait_for_a_long_minimum(minimum: float, wait
     schedule.succeeded(100, EVERYTHING)
     schedule.suspicious()
     assert schedule.next(100) == 100 + wait
-
-
-def test_retries_begin_quickly_and_slow_down_to_the_longest_wait() -> None:
-    schedule = Schedule(MIN, PERIOD)
-    waits = []
-    for _ in range(12):
-        schedule.failed(0.0)
-        waits.append(schedule.next(0.0))
-    assert waits[0] == FIRST_RETRY
-    assert waits[-1] == LAST_RETRY
-    assert all(later == min(2 * sooner, LAST_RETRY) for sooner, later in pairwise(waits))

@@ -11,21 +11,23 @@ from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodeInfo, NodePortAddresses
 from kproxy.model.objects import Kind
-from kproxy.model.planner import Place
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
 from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import (
     LARGE_CLUSTER_ENDPOINTS,
-    Host,
+    Features,
     addresses_for_node_ports,
     detect_local,
     excluded_networks,
+    health_check_ips,
     iptables_settings,
     ipvs_settings,
+    nftables_settings,
     node_ips,
-    place,
+    node_port_ips,
+    userspace_settings,
     waits_for_pod_cidr,
 )
 from tests.model.builders import NODE, endpoint, service, slice_
@@ -57,11 +59,11 @@ PODS = NodeInfo(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
     [
         pytest.param({}, PODS, NOTHING, NOTHING, id="cluster CIDR not given"),
         pytest.param(
-            {"clusterCIDR": "10.244.0.0/16"}, None, by_cidr("10.244.0.0/16"), NOTHING, id="cluster CIDR, IPv4"
+            {"clusterCIDR": "10.244.0.0/16"}, NodeInfo(), by_cidr("10.244.0.0/16"), NOTHING, id="cluster CIDR, IPv4"
         ),
         pytest.param(
             {"clusterCIDR": "fd00:244::/32,10.244.0.0/16"},
-            None,
+            NodeInfo(),
             by_cidr("10.244.0.0/16"),
             by_cidr("fd00:244::/32"),
             id="cluster CIDR, both",
@@ -73,7 +75,7 @@ PODS = NodeInfo(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
             by_cidr("fd00:244:1::/64"),
             id="node CIDR",
         ),
-        pytest.param({"detectLocalMode": "NodeCIDR"}, None, NOTHING, NOTHING, id="node CIDR, no Node"),
+        pytest.param({"detectLocalMode": "NodeCIDR"}, NodeInfo(), NOTHING, NOTHING, id="node CIDR, no Node"),
         pytest.param(
             {"detectLocalMode": "NodeCIDR"},
             NodeInfo(NODE, pod_cidrs=("fd00:244:1::/64",)),
@@ -97,7 +99,7 @@ PODS = NodeInfo(NODE, pod_cidrs=("10.244.1.0/24", "fd00:244:1::/64"))
         ),
     ],
 )
-def test_detect_local(fields: dict[str, Any], node: NodeInfo | None, v4: DetectLocal, v6: DetectLocal) -> None:
+def test_detect_local(fields: dict[str, Any], node: NodeInfo, v4: DetectLocal, v6: DetectLocal) -> None:
     found = config(**fields)
     assert [detect_local(found, family, node) for family in (V4, V6)] == [v4, v6]
 
@@ -141,21 +143,11 @@ def test_node_ips_without_a_node() -> None:
     assert node_ips(config(), None, ["172.18.0.2"]) == ("172.18.0.2",)
 
 
-@pytest.mark.parametrize(
-    ("node", "ips", "expected"),
-    [
-        (None, (), Place(NODE)),
-        (NodeInfo(NODE, "zone-a"), ("fd00::2", "172.18.0.2"), Place(NODE, "zone-a", "172.18.0.2", "fd00::2")),
-        (NodeInfo(NODE), ("172.18.0.2", "172.18.0.3"), Place(NODE, "", "172.18.0.2", "")),
-    ],
-)
-def test_place(node: NodeInfo | None, ips: tuple[str, ...], expected: Place) -> None:
-    assert place(NODE, node, Host(ips)) == expected
-
-
 # ---------------------------------------------------------------- node ports
 
-HOST = Host(("172.18.0.2", "fd00:18::2"), ("127.0.0.1", "172.18.0.2", "192.168.9.7", "fd00:18::2", "::1"))
+HOST = NodeInfo(
+    ips=("172.18.0.2", "fd00:18::2"), addresses=("127.0.0.1", "172.18.0.2", "192.168.9.7", "fd00:18::2", "::1")
+)
 
 
 @pytest.mark.parametrize(
@@ -180,11 +172,28 @@ def test_addresses_for_node_ports(cidrs: list[str], v4: NodePortAddresses, v6: N
     assert [addresses_for_node_ports(found, family, HOST) for family in (V4, V6)] == [v4, v6]
 
 
+@pytest.mark.parametrize(
+    ("cidrs", "node_ports", "checks"),
+    [
+        pytest.param([], ("127.0.0.1", "172.18.0.2", "192.168.9.7", "fd00:18::2", "::1"), None, id="everywhere"),
+        pytest.param(["primary"], HOST.ips, HOST.ips, id="the node's own addresses"),
+        pytest.param(["192.168.0.0/16"], ("192.168.9.7", "fd00:18::2", "::1"), None, id="one family restricted"),
+        pytest.param(["192.168.0.0/16", "fd01::/16"], ("192.168.9.7",), ("192.168.9.7",), id="nothing in a family"),
+    ],
+)
+def test_addresses_of_node_ports_and_of_health_check_node_ports(
+    cidrs: list[str], node_ports: tuple[str, ...], checks: tuple[str, ...] | None
+) -> None:
+    found = config(nodePortAddresses=cidrs)
+    assert tuple(ip for family in (V4, V6) for ip in node_port_ips(found, family, HOST)) == node_ports
+    assert health_check_ips(found, HOST) == checks
+
+
 # ---------------------------------------------------------------- iptables
 
 
-def settings(endpoints: int = 0, host: Host = HOST, family: Family = V4, **fields: Any) -> Settings:
-    return iptables_settings(config(**fields), family, None, host, endpoints)
+def settings(endpoints: int = 0, **fields: Any) -> Settings:
+    return iptables_settings(config(**fields), V4, HOST, endpoints)
 
 
 def test_settings_of_a_plain_configuration() -> None:
@@ -208,17 +217,17 @@ def test_settings_follow_the_configuration(fields: dict[str, Any], field: str, e
 
 
 def test_settings_follow_the_host() -> None:
-    able = settings(host=Host(nfacct=True, random_fully=False))
+    able = iptables_settings(config(), V4, HOST, 0, Features(nfacct=True, random_fully=False))
     assert (able.nfacct, able.random_fully) == (True, False)
 
 
 # ---------------------------------------------------------------- ipvs
 
-MANY = Host(HOST.node_ips, (*HOST.addresses, "127.0.0.53", "fe80::1", "fd00:19::7"))
+MANY = NodeInfo(ips=HOST.ips, addresses=(*HOST.addresses, "127.0.0.53", "fe80::1", "fd00:19::7"))
 
 
-def ipvs(family: Family = V4, host: Host = MANY, **fields: Any) -> IpvsSettings:
-    return ipvs_settings(config(mode="ipvs", **fields), family, None, host)
+def ipvs(family: Family = V4, **fields: Any) -> IpvsSettings:
+    return ipvs_settings(config(mode="ipvs", **fields), family, MANY)
 
 
 def test_ipvs_settings_of_a_plain_configuration() -> None:
@@ -251,7 +260,28 @@ def test_excluded_networks_lose_their_host_bits_as_everything_is_looked_up_in_th
 
 
 def test_ipvs_settings_follow_the_host() -> None:
-    assert ipvs(host=Host(random_fully=False)).random_fully is False
+    assert ipvs_settings(config(mode="ipvs"), V4, MANY, Features(random_fully=False)).random_fully is False
+
+
+# ---------------------------------------------------------------- nftables and userspace
+
+
+def test_nftables_settings_take_the_service_cidrs_of_their_family() -> None:
+    node = NodeInfo(service_cidrs=("10.96.0.5/16", "fd00:96::/112", "nonsense"))
+    found = [nftables_settings(config(mode="nftables"), family, node).service_cidrs for family in (V4, V6)]
+    assert found == [("10.96.0.0/16",), ("fd00:96::/112",)]
+
+
+@pytest.mark.parametrize(
+    ("ips", "expected"),
+    [
+        (("172.18.0.2", "fd00:18::2"), ["172.18.0.2", "fd00:18::2"]),
+        (("203.0.113.1",), ["127.0.0.1", "::1"]),  # one-to-one NAT: not an address of this host
+    ],
+)
+def test_userspace_mode_redirects_to_an_address_that_is_on_the_node(ips: tuple[str, ...], expected: list[str]) -> None:
+    node = NodeInfo(ips=ips, addresses=HOST.addresses)
+    assert [userspace_settings(config(), family, node).node_ip for family in (V4, V6)] == expected
 
 
 # ---------------------------------------------------------------- large clusters
