@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.clocks import SystemClock
 from kproxy.config import files
 from kproxy.config.options import Options
+from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig
+from kproxy.lab.proxies import wait_for
 from kproxy.sync.reload import ConfigFile
 from tests.dropin.volumes import Volume
 
@@ -17,14 +20,16 @@ HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigura
 
 
 class Followed:
-    """A file in a ConfigMap's volume, followed by hand."""
+    """A file in a ConfigMap's volume, followed by hand or by its own thread."""
 
     def __init__(self, folder: Path) -> None:
         self.volume = Volume(folder / "volume")
         self.path = self.volume.folder / "config.conf"
         self.reads = self.wakes = 0
+        self.bugs: list[Exception] = []  # what the next reads raise
         self.put("")
-        self.file = ConfigFile(self.options(), self.wake)
+        self.containment = Containment(SystemClock())
+        self.file = ConfigFile(self.options(), self.wake, self.containment)
 
     def put(self, text: str) -> None:
         self.volume.put({"config.conf": HEADER + text})
@@ -34,6 +39,8 @@ class Followed:
 
     def reread(self) -> Options:
         self.reads += 1
+        if self.bugs:
+            raise self.bugs.pop()
         return self.options()
 
     def wake(self) -> None:
@@ -77,7 +84,7 @@ def test_a_file_that_is_still_written_is_left_alone(followed: Followed) -> None:
     assert mode(followed.look(1)) == "nftables"
 
 
-def test_a_wrong_file_is_told_once_and_the_old_one_again_is_no_news(followed: Followed) -> None:
+def test_a_wrong_file_is_reported_once_and_the_old_one_again_is_no_news(followed: Followed) -> None:
     followed.look()
     followed.put("mode: ebpf\n")
     news = followed.look()
@@ -91,7 +98,7 @@ def test_a_wrong_file_is_told_once_and_the_old_one_again_is_no_news(followed: Fo
     assert isinstance(followed.look(), InvalidConfig), "it went wrong once more"
 
 
-def test_a_file_that_goes_is_told_and_that_it_comes_back_as_it_was_is_not(followed: Followed) -> None:
+def test_a_file_that_vanishes_is_reported_and_that_it_comes_back_as_it_was_is_not(followed: Followed) -> None:
     followed.look()
     os.rename(followed.path, followed.path.with_name("aside"))
     news = followed.look()
@@ -118,4 +125,27 @@ def test_only_the_latest_news_counts(followed: Followed) -> None:
 
 def test_options_without_a_file_cannot_be_followed() -> None:
     with pytest.raises(ValueError, match="no file"):
-        ConfigFile(Options(files.from_text(HEADER), "node1"), lambda: None)
+        ConfigFile(Options(files.from_text(HEADER), "node1"), lambda: None, Containment(SystemClock()))
+
+
+def test_a_read_that_fails_unexpectedly_is_tried_again(followed: Followed) -> None:
+    followed.look()
+    followed.put("mode: nftables\n")
+    followed.bugs = [ZeroDivisionError()]
+    with pytest.raises(ZeroDivisionError):
+        followed.look()
+    assert mode(followed.look(1)) == "nftables"
+
+
+def test_the_file_is_still_followed_after_unexpected_errors(followed: Followed) -> None:
+    followed.bugs = [ZeroDivisionError(), ZeroDivisionError()]
+    followed.file.start()
+    try:
+        assert wait_for(lambda: not followed.bugs, 60)
+        followed.put("mode: nftables\n")
+        assert wait_for(lambda: followed.file.pending, 60)
+        assert mode(followed.file.take()) == "nftables"
+        assert wait_for(lambda: not followed.containment.failing(), 60)
+        assert followed.containment.counts() == {"config-file": 2}
+    finally:
+        followed.file.stop()

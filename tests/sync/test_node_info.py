@@ -1,23 +1,26 @@
-"""The node's addresses come and go, cannot be read for a while, or are not known yet."""
+"""What is known of the node while its object and the host's addresses change, are missing or cannot be read."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
 from kproxy.errors import KernelError
 from kproxy.model import objects
 from kproxy.model.events import Changed, Deleted, Listed
+from kproxy.model.node_info import ZONE_LABEL, NodeInfo
 from kproxy.model.objects import Kind
-from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.status.store import RecentLines
-from kproxy.sync.node_info import NODE_PATIENCE, NodeSurroundings
+from kproxy.sync.node_info import NODE_PATIENCE, NodeWatcher
 from tests.fakes.clocks import ManualClock
+from tests.model.builders import cidr
 
 HEADER = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
 
@@ -51,8 +54,12 @@ def host() -> Host:
     return Host()
 
 
-def surroundings(host: Host, clock: ManualClock, **config: object) -> NodeSurroundings:
-    return NodeSurroundings(from_text(json.dumps(HEADER | config)), host, clock)
+def config(**fields: object) -> KubeProxyConfiguration:
+    return from_text(json.dumps(HEADER | fields))
+
+
+def watcher(host: Host, clock: ManualClock | None = None, **fields: object) -> NodeWatcher:
+    return NodeWatcher(config(**fields), host, clock or ManualClock())
 
 
 def state(*nodes: objects.Node) -> ClusterState:
@@ -61,68 +68,71 @@ def state(*nodes: objects.Node) -> ClusterState:
     return found
 
 
-def node(ip: str = "", pod_cidr: str | None = None) -> objects.Node:
+def node(ip: str = "", pod_cidr: str | None = None, zone: str = "") -> objects.Node:
     addresses = [objects.NodeAddress("InternalIP", ip)] if ip else []
     return objects.Node(
-        objects.Metadata("node1"), objects.NodeSpec(pod_cidr=pod_cidr), objects.NodeStatus(addresses=addresses)
+        objects.Metadata("node1", labels={ZONE_LABEL: zone} if zone else None),
+        objects.NodeSpec(pod_cidr=pod_cidr),
+        objects.NodeStatus(addresses=addresses),
     )
 
 
-def test_the_node_object_says_more_than_the_host(host: Host) -> None:
-    around = surroundings(host, ManualClock())
-    place = around.place(state(node("172.30.0.9")))
-    assert place is not None
-    assert place.ipv4 == "172.30.0.9"
-    assert around.changed()
-    assert not around.changed()
+def ips(found: NodeInfo | None) -> tuple[str, ...]:
+    assert found is not None
+    return found.ips
 
 
-def test_a_new_address_takes_node_ports(host: Host) -> None:
-    around, known = surroundings(host, ManualClock(), nodePortAddresses=["192.168.0.0/16"]), state()
-    around.place(known)
-    assert around.node_port_ips(Family.IPV4) == ()
-    around.changed()
-    host.move("127.0.0.1", "192.168.9.7", "172.30.0.1")
-    around.place(known)
-    assert around.changed()
-    assert around.node_port_ips(Family.IPV4) == ("192.168.9.7",)
+def test_the_node_objects_address_comes_before_the_hosts(host: Host) -> None:
+    assert watcher(host).current(state(node("172.30.0.9", zone="zone-a"))) == NodeInfo(
+        "node1", "zone-a", ("172.30.0.9",), addresses=host.held
+    )
 
 
-def test_addresses_that_cannot_be_read_stay_as_they_were(host: Host) -> None:
-    around, known = surroundings(host, ManualClock()), state()
-    before = around.place(known)
+def test_new_addresses_of_the_host_are_read_when_it_reports_a_change(host: Host) -> None:
+    watched, known = watcher(host), state()
+    before = watched.current(known)
+    host.held = ("127.0.0.1", "192.168.9.7", "172.30.0.1")
+    assert watched.current(known) == before
+    host.move(*host.held)
+    after = watched.current(known)
+    assert after is not None
+    assert after.addresses == host.held
+
+
+def test_service_cidrs_are_taken_from_the_state(host: Host) -> None:
+    watched, known = watcher(host), state()
+    known.apply(Changed(Kind.SERVICE_CIDR, cidr("all", "10.96.0.0/16")))
+    found = watched.current(known)
+    assert found is not None
+    assert found.service_cidrs == ("10.96.0.0/16",)
+
+
+def test_addresses_that_cannot_be_read_stay_as_they_were(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    watched, known = watcher(host), state()
+    before = watched.current(known)
     host.move("127.0.0.1", "172.30.0.2")
     host.broken = True
-    assert around.place(known) == before
+    assert [watched.current(known) for _ in range(3)] == [before] * 3
+    assert [record.levelname for record in caplog.records if "cannot be read" in record.message] == ["ERROR"]
     host.broken = False
-    after = around.place(known)
-    assert after is not None
-    assert after.ipv4 == "172.30.0.2"
+    assert ips(watched.current(known)) == ("172.30.0.2",)
 
 
 def test_nothing_is_planned_while_no_address_was_ever_read(host: Host) -> None:
     host.broken = True
-    around, known = surroundings(host, ManualClock()), state()
-    assert around.place(known) is None
+    watched, known = watcher(host), state()
+    assert watched.current(known) is None
     host.broken = False
-    assert around.place(known) is not None
-
-
-def test_a_node_list_that_does_not_come_is_not_waited_for_for_ever(host: Host) -> None:
-    clock = ManualClock()
-    around, known = surroundings(host, clock), ClusterState("node1")
-    assert around.place(known) is None
-    clock.advance(NODE_PATIENCE + 1)
-    assert around.place(known) is not None
+    assert watched.current(known) is not None
 
 
 def test_mode_node_cidr_waits_for_the_pod_cidr(host: Host) -> None:
     clock = ManualClock()
-    around, known = surroundings(host, clock, detectLocalMode="NodeCIDR"), state(node("172.30.0.9"))
+    watched, known = watcher(host, clock, detectLocalMode="NodeCIDR"), state(node("172.30.0.9"))
     clock.advance(10 * NODE_PATIENCE)
-    assert around.place(known) is None
+    assert watched.current(known) is None
     known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.1.0/24")))
-    assert around.place(known) is not None
+    assert watched.current(known) is not None
 
 
 @pytest.fixture
@@ -134,112 +144,108 @@ def shown() -> Iterator[RecentLines]:
     log.removeHandler(lines)
 
 
-SILENT = [
-    (ClusterState("node1"), "No list of Nodes came"),
+WITHOUT_POD_CIDR = [
+    (ClusterState("node1"), "The Nodes were not listed"),
     (state(), "There is no Node of this name"),
     (state(node("172.30.0.9")), '"kubectl get node node1 -o yaml" shows no spec.podCIDRs'),
 ]
 
 
-@pytest.mark.parametrize(("known", "look"), SILENT, ids=["no list", "no Node", "no pod CIDR"])
-def test_a_long_wait_for_the_pod_cidr_is_warned_of_once_with_where_to_look(
-    host: Host, shown: RecentLines, known: ClusterState, look: str
+@pytest.mark.parametrize(("known", "advice"), WITHOUT_POD_CIDR, ids=["no list", "no Node", "no pod CIDR"])
+def test_a_long_wait_for_the_pod_cidr_is_warned_of_once_with_advice(
+    host: Host, shown: RecentLines, known: ClusterState, advice: str
 ) -> None:
     clock = ManualClock()
-    around = surroundings(host, clock, detectLocalMode="NodeCIDR")
+    watched = watcher(host, clock, detectLocalMode="NodeCIDR")
     for _ in range(2):
-        assert around.place(known) is None
+        assert watched.current(known) is None
         clock.advance(NODE_PATIENCE)
     assert shown.lines() == ()
     for _ in range(3):
-        assert around.place(known) is None
+        assert watched.current(known) is None
         clock.advance(NODE_PATIENCE)
     (line,) = shown.lines()
     assert (line.level, line.times) == ("warning", 1)
     assert line.text.startswith("Still waiting for the Node's pod CIDR")
-    assert look in line.text
+    assert advice in line.text
 
 
 def test_another_wait_is_warned_of_again(host: Host, shown: RecentLines) -> None:
     clock = ManualClock()
-    around, known = surroundings(host, clock), state(node("172.30.0.9"))
+    watched, known = watcher(host, clock), state(node("172.30.0.9"))
     for _ in range(2):
-        around.adapt(from_text(json.dumps(HEADER | {"detectLocalMode": "NodeCIDR"})), nfacct=False, random_fully=True)
-        assert around.place(known) is None
+        watched.reconfigure(config(detectLocalMode="NodeCIDR"))
+        assert watched.current(known) is None
         clock.advance(NODE_PATIENCE + 1)
-        assert around.place(known) is None
-        around.adapt(from_text(json.dumps(HEADER)), nfacct=False, random_fully=True)
-        assert around.place(known) is not None
+        assert watched.current(known) is None
+        watched.reconfigure(config())
+        assert watched.current(known) is not None
     assert sum(line.times for line in shown.lines()) == 2
 
 
-def test_a_node_list_that_does_not_come_is_warned_of_once(host: Host, shown: RecentLines) -> None:
+def test_a_node_list_that_does_not_come_is_waited_for_for_a_while_and_warned_of_once(
+    host: Host, shown: RecentLines
+) -> None:
     clock = ManualClock()
-    around, known = surroundings(host, clock), ClusterState("node1")
-    around.place(known)
+    watched, known = watcher(host, clock), ClusterState("node1")
+    assert watched.current(known) is None
+    clock.advance(NODE_PATIENCE)
+    assert watched.current(known) is None
     assert shown.lines() == ()
     for _ in range(2):
-        clock.advance(NODE_PATIENCE + 1)
-        around.place(known)
-    (line,) = [line for line in shown.lines() if "Node cannot be had" in line.text]
+        clock.advance(1)
+        assert ips(watched.current(known)) == ("172.30.0.1",)
+    (line,) = [line for line in shown.lines() if "The Node object is not available" in line.text]
     assert line.times == 1
-    assert "No list of Nodes came" in line.text
+    assert "The Nodes were not listed" in line.text
 
 
-def test_pod_cidrs_that_were_known_hold_while_the_node_is_made_anew(host: Host) -> None:
-    """kube-proxy ends and waits; here what is programmed goes on being right."""
-    around, known = surroundings(host, ManualClock(), detectLocalMode="NodeCIDR"), state()
-    known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.1.0/24")))
-    assert around.place(known) is not None
-    around.changed()
+def test_what_was_known_of_the_node_holds_while_it_is_made_anew(host: Host) -> None:
+    """kube-proxy ends and waits; here what is programmed stays right."""
+    watched, known = watcher(host, detectLocalMode="NodeCIDR"), state()
+    known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.1.0/24", "zone-a")))
+    before = watched.current(known)
+    assert before is not None
+    assert (before.zone, before.pod_cidrs) == ("zone-a", ("10.244.1.0/24",))
     known.apply(Deleted(Kind.NODE, "", "node1"))
-    assert around.place(known) is not None
-    known.apply(Changed(Kind.NODE, node("172.30.0.9")))
-    assert around.place(known) is not None
-    assert around.node is not None
-    assert around.node.pod_cidrs == ("10.244.1.0/24",)
-    assert not around.changed()
-    known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.2.0/24")))
-    around.place(known)
-    assert around.changed()
-    assert around.node.pod_cidrs == ("10.244.2.0/24",)
+    assert watched.current(known) == before
+    known.apply(Changed(Kind.NODE, node("172.30.0.9", zone="zone-a")))
+    assert watched.current(known) == before, "made anew, and not given its pod CIDR yet"
+    known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.2.0/24", "zone-b")))
+    assert watched.current(known) == replace(before, zone="zone-b", pod_cidrs=("10.244.2.0/24",))
 
 
 IPS = [
     (["172.30.0.9", "172.30.0.8"], ["This node's IPs changed"]),
-    (["", "172.30.0.8"], ["The Node object tells no IP; going by this host's own", "This node's IPs changed"]),
+    (["", "172.30.0.8"], ["The Node object has no IP; using this host's own", "This node's IPs changed"]),
     (["172.30.0.9", "172.30.0.9"], []),
 ]
 
 
-@pytest.mark.parametrize(("told", "expected"), IPS)
+@pytest.mark.parametrize(("of_object", "expected"), IPS)
 def test_the_log_says_where_the_nodes_ip_comes_from(
-    host: Host, caplog: pytest.LogCaptureFixture, told: list[str], expected: list[str]
+    host: Host, caplog: pytest.LogCaptureFixture, of_object: list[str], expected: list[str]
 ) -> None:
     caplog.set_level("INFO", "kproxy.node")
-    around, known = surroundings(host, ManualClock()), state()
-    for ip in told:
+    watched, known = watcher(host), state()
+    for ip in of_object:
         known.apply(Changed(Kind.NODE, node(ip)))
-        around.place(known)
+        watched.current(known)
     assert [record.message for record in caplog.records] == expected
 
 
 def test_a_node_without_any_ip_is_warned_of(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     host.held = ()
-    around = surroundings(host, ManualClock())
-    around.place(state())
-    around.place(state())
+    watched = watcher(host)
+    watched.current(state())
+    watched.current(state())
     assert len([record for record in caplog.records if "Can't determine this node's IP" in record.message]) == 1
 
 
-def test_another_configuration_is_gone_by_from_the_next_look_on(host: Host) -> None:
-    around, known = surroundings(host, ManualClock()), state(node("172.30.0.9"))
-    around.place(known)
-    around.changed()
-    raw = HEADER | {"bindAddress": "172.30.0.7", "featureGates": {"AllowServiceExternalIPs": False}}
-    around.adapt(from_text(json.dumps(raw)), nfacct=True, random_fully=False)
-    place = around.place(known)
-    assert place is not None
-    assert (place.ipv4, place.external_ips) == ("172.30.0.7", False)
-    assert around.changed()
-    assert (around.host.nfacct, around.host.random_fully) == (True, False)
+def test_another_configuration_counts_from_the_next_look_on(host: Host) -> None:
+    watched, known = watcher(host), state(node("172.30.0.9"))
+    assert ips(watched.current(known)) == ("172.30.0.9",)
+    assert watched.external_ips()
+    watched.reconfigure(config(bindAddress="172.30.0.7", featureGates={"AllowServiceExternalIPs": False}))
+    assert ips(watched.current(known)) == ("172.30.0.7",)
+    assert not watched.external_ips()
