@@ -17,7 +17,7 @@ from typing import Protocol
 
 from kproxy.containment import Containment
 from kproxy.errors import InvalidObject
-from kproxy.model.events import Changed, Deleted, Event
+from kproxy.model.events import Changed, Deleted, Event, Listed
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind
 from kproxy.model.plan_store import Changes, PlanStore, merge
@@ -141,8 +141,8 @@ class PlanQueue:
 
     def _apply(self, event: Event) -> list[InvalidObject]:
         key = _key(event)
-        if key is not None:
-            self._unapplied.pop(key, None)
+        for older in [at for at in self._unapplied if _replaces(event, at)]:
+            del self._unapplied[older]
         try:
             problems = self._state.apply(event)
         except Exception as error:
@@ -179,6 +179,14 @@ class PlanQueue:
     def _planning_failed(self, name: ServiceName, error: Exception) -> None:
         self._plan_stage.failed(error)
         self._unplanned.add(name)
+
+
+def _replaces(event: Event, at: tuple[Kind, str, str]) -> bool:
+    """Whether `event` makes an older one about object `at` obsolete."""
+    kind, namespace, name = at
+    if isinstance(event, Listed):  # an object that it does not name is gone, and those in it are newer
+        return event.kind is kind and f"{namespace}/{name}" not in event.found | event.unreadable
+    return _key(event) == at
 
 
 def _key(event: Event) -> tuple[Kind, str, str] | None:
