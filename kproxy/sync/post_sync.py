@@ -126,7 +126,7 @@ class FamilyPostSync:
                     error,
                     family=self._family,
                 )
-            self._touched, done = set() if self._touched is not None else None, None
+            done = None
         else:
             if done is None:  # how far it came is unknown
                 self._touched = None

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable
 from msgspec.structs import replace
 
 from kproxy.conntrack.stale_flows import TRACKED, Flow
-from kproxy.errors import KernelError
 from kproxy.model.plans import Family, Protocol
 
 Key = tuple[Protocol, str, int, str, int, int]
@@ -17,7 +16,7 @@ class FakeConntrack:
     """Holds what is added to it. While `failure` is set, every call raises it and changes nothing."""
 
     def __init__(self, flows: Iterable[Flow] = ()) -> None:
-        self.failure: KernelError | None = None
+        self.failure: Exception | None = None
         self.dumps = 0
         self._entries: dict[Key, Flow] = {}
         self._next_id = 1
