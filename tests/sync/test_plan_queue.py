@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -396,6 +397,16 @@ TestTwoProxiers = TwoProxiers.TestCase
 TestTwoProxiers.settings = settings(max_examples=60, stateful_step_count=20)
 
 
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Threads take turns as often as they can, so that a missing lock shows."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_switching")
 def test_two_threads_may_take_while_a_third_adds() -> None:
     rig = ready(*(service(f"s{n}", clusterIPs=DUAL) for n in range(20)))
     done, errors = threading.Event(), []
