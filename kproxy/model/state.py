@@ -127,11 +127,14 @@ class ClusterState:
     def _list(self, event: Listed) -> list[InvalidObject]:
         problems = self._take(event.objects)
         keep = {f"{o.metadata.namespace or 'default'}/{o.metadata.name}" for o in event.objects}
+        gone: list[tuple[str, str]] = []
         for namespace, name in self._known(event.kind):
             key = f"{namespace}/{name}"
             if not (key in keep or key in event.found or key in event.unreadable):
-                self._delete(event.kind, namespace, name)
+                gone.append((namespace, name))
         self._listed.add(event.kind)
+        for namespace, name in gone:
+            self._delete(event.kind, namespace, name)
         return problems
 
     def _known(self, kind: Kind) -> list[tuple[str, str]]:

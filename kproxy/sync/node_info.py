@@ -87,15 +87,17 @@ class NodeWatcher:
         node = self._remembering(state.node)
         if not self._complete(state, node):
             return None
+        if node != self._node:
+            self._follow(node)
+            self._stale = True
         try:
-            self._stale |= self._host.changed() or node != self._node
+            self._stale |= self._host.changed()
             if self._stale:
-                self._follow(node)
                 self._refresh()
-        except KernelError as error:  # what was known holds until it can be read again
+        except KernelError as error:  # what was known of the host holds until it can be read again
             if not self._failing:
                 _log.error("This host's addresses cannot be read; those known before hold until they can", error)
-            self._failing = True
+            self._failing = self._stale = True
         if self._shown is None:
             return None
         return merged(state.node_name, self._node, self._shown, state.service_cidrs)

@@ -80,7 +80,12 @@ class PlanQueue:
         """
         with self._lock:
             before = self._state.pending, self._state.all_dirty
-            problems = [problem for event in events for problem in self._apply(event)]
+            failures: list[Exception] = []
+            problems = [problem for event in events for problem in self._apply(event, failures)]
+            if failures:  # one wait, however many objects it is
+                self._apply_stage.failed(failures[0])
+            elif not self._unapplied:
+                self._apply_stage.succeeded()
             pending = self._state.pending
             changed = (pending, self._state.all_dirty) != before
             if changed and self._state.ready:
@@ -139,22 +144,19 @@ class PlanQueue:
         with self._lock:
             return [plan for plan in self._store.plans() if plan.family in self._waiting]
 
-    def _apply(self, event: Event) -> list[InvalidObject]:
+    def _apply(self, event: Event, failures: list[Exception]) -> list[InvalidObject]:
         key = _key(event)
         for older in [at for at in self._unapplied if _replaces(event, at)]:
             del self._unapplied[older]
         try:
-            problems = self._state.apply(event)
+            return self._state.apply(event)
         except Exception as error:
-            self._apply_stage.failed(error)
+            failures.append(error)
             if key is None:
                 return []
             self._unapplied[key] = event
             kind, namespace, name = key
             return [InvalidObject(kind.value, f"{namespace}/{name}", "", f"unexpected {type(error).__name__}")]
-        if not self._unapplied:
-            self._apply_stage.succeeded()
-        return problems
 
     def _plan(self, node: NodeInfo) -> None:
         dirty = self._state.take_dirty()
@@ -166,8 +168,12 @@ class PlanQueue:
             self._report_stage.attempt(self._observer.planned, None)
             return
         dirty = dirty._replace(all=replan_all, names=dirty.names | retried)
-        changes = self._store.update(self._state, dirty, node, self._external_ips, self._planning_failed)
-        if not self._unplanned:
+        failures: dict[ServiceName, Exception] = {}
+        changes = self._store.update(self._state, dirty, node, self._external_ips, failures.__setitem__)
+        self._unplanned |= failures.keys()
+        if failures:  # one wait, however many Services it is
+            self._plan_stage.failed(next(iter(failures.values())))
+        elif not self._unplanned:
             self._plan_stage.succeeded()
         triggers = [when for times in dirty.triggers.values() for when in times]
         for family, waiting in self._waiting.items():
@@ -175,10 +181,6 @@ class PlanQueue:
                 merge(waiting.plans, changes[family])
                 waiting.triggers += triggers
         self._report_stage.attempt(self._observer.planned, None)
-
-    def _planning_failed(self, name: ServiceName, error: Exception) -> None:
-        self._plan_stage.failed(error)
-        self._unplanned.add(name)
 
 
 def _replaces(event: Event, at: tuple[Kind, str, str]) -> bool:
