@@ -23,7 +23,7 @@ from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Dataplane
 from kproxy.modes.settings import Features
 from kproxy.modes.xtables.chain_writer import Drift
-from kproxy.netfilter.changes import Commits, NftDrift, WatchedTables
+from kproxy.netfilter.changes import NftDrift, OwnTransactions, WatchedTables
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Equipment:
     features: Features
     metrics: Metrics
     stack: ExitStack
-    commits: Commits = field(default_factory=Commits)
+    commits: OwnTransactions = field(default_factory=OwnTransactions)
 
     def tables(self, family: Family) -> tuple[Tables, Drift]:
         """The iptables tables of one family, and what notices others' changes to them.

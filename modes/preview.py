@@ -15,7 +15,7 @@ from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.render import Settings, render_base, render_port, text
 from kproxy.modes.ipvs import native
 from kproxy.modes.nftables import render as nftables
-from kproxy.modes.nftables.layout import Layout, lay_out
+from kproxy.modes.nftables.render import Layout, lay_out
 from kproxy.modes.nftables.text import table_text
 from kproxy.modes.settings import (
     USUAL,

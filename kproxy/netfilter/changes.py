@@ -1,105 +1,205 @@
-"""Has anyone else changed this family's tables, of xtables or our own of nf_tables? Cheap answers, one for each.
+"""Detects whether another program has written to nf_tables: by counting transactions, and by notifications.
 
-On nf_tables the kernel says who changed what, so silence is proof. On legacy xtables only a table's size and layout can
-be asked for; equal sizes make it likely that nothing changed.
+Decides: which transactions in this network namespace were this program's own, and when it pays to listen. Leaves out:
+what others changed in nftables mode's own table (kproxy.netfilter.table), and the legacy tables
+(kproxy.kernel.legacy_tables).
+
+The kernel numbers the transactions of everybody on all tables in one sequence, and iptables-restore makes one of each
+table (iptables 1.8.9). As long as the number grows by our own transactions only, nobody else wrote. That costs nothing,
+so it serves until the first sync is done; a listener costs the kernel a message for each rule, a quarter of the time of
+a cold start.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
+from typing import NamedTuple
 
-from kproxy.errors import NetlinkError
 from kproxy.kernel.iptables import Backend, Tables
 from kproxy.model.plans import Family
-from kproxy.netfilter.notifications import DETAILED, Event, Monitor, generation
-from kproxy.netfilter.operations import AddElements, DeleteElements, FillSet, Operation
-from kproxy.netfilter.table import OUTDATED, Expected, KernelNftables, Listing
+from kproxy.netfilter.kernel import NFT_FAMILY, generation
+from kproxy.netfilter.notifications import Monitor
 
 TABLES = ("nat", "filter")
-LARGE = 5_000
-"""Elements of a transaction of ours. The kernel spends more on a message for each of them than on the transaction, and
-more messages than the buffer holds would look like others' changes that were lost. So nobody listens meanwhile; nothing
-escapes, as the kernel takes the transaction at one number only and another number afterwards is noticed."""
-NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+WAIT = 0.5
+"""Seconds for which one family's transaction lets the other's go first. Then it is made regardless: the expected
+generation protects it too, at the price of a repetition."""
+STUCK = 10.0
+"""Seconds after which a transaction or restore is no longer waited for before the question of who wrote is answered."""
+PATIENCE = 0.2  # seconds; a transaction that the kernel has numbered is answered within moments
+GENERATIONS = (1 << 32) - 1  # the kernel counts in 32 bits and leaves out 0
 
 
-class Commits:
-    """Counts this program's own nf_tables transactions, over both families, against the kernel's number of all.
+def following(number: int, count: int) -> int:
+    """The generation that is COUNT transactions after NUMBER."""
+    return (number + count - 1) % GENERATIONS + 1
 
-    The kernel numbers transactions one by one, and iptables-restore makes one of each table (iptables 1.8.9).
+
+class Mark(NamedTuple):
+    """A moment to count from: the kernel's generation, this program's transactions, and how many are uncertain."""
+
+    generation: int
+    own: int
+    uncertain: int
+
+
+class Transaction:
+    """One or several transactions of ours under way. tables: how many the kernel took. certain: that is the number."""
+
+    def __init__(self, began: float) -> None:
+        self.began, self.tables, self.certain = began, 0, False
+
+    def ended(self, tables: int, certain: bool = True) -> None:
+        self.tables, self.certain = tables, certain
+
+
+class OwnTransactions:
+    """This program's nf_tables transactions in one network namespace, of both families.
+
+    Each family has a thread of its own, and a transaction of one may hang in the kernel. So no lock is held across a
+    call of the kernel; only a *turn* is, which the other family waits for no longer than WAIT.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._start: int | None = None
-        self._own = 0
-        self._certain = True
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        """clock: seconds, monotonic. pause: waits so many seconds."""
+        self._clock, self._pause = clock, pause
+        self._changed = threading.Condition()
+        self._under_way: set[Transaction] = set()
+        self._own = self._uncertain = self._started = 0
+        self._start: Mark | None = None
+        self._turns: deque[object] = deque()  # the first one writes, the others wait in order
+        self._turn_began = 0.0
 
-    def begin(self) -> None:
-        """Count from here on; later calls change nothing."""
-        with self._lock:
-            if self._start is None:
-                self._start = generation()
-
-    def add(self, tables: int, certain: bool) -> None:
-        """A restore of so many tables ended; certain: and all of them were taken."""
-        with self._lock:
-            self._own += tables
-            self._certain &= certain
+    # ---- one after the other
 
     @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """While a transaction of ours is made, and added, nobody counts."""
-        with self._lock:
+    def turn(self) -> Iterator[None]:
+        """Waits until no other family's turn is going on, at most until that has lasted WAIT seconds."""
+        ticket = object()
+        with self._changed:
+            self._turns.append(ticket)
+            if self._turns[0] is ticket:
+                self._turn_began = self._clock()
+            self._changed.wait_for(lambda: self._turns[0] is ticket, self._turn_began + WAIT - self._clock())
+            has_turn = self._turns[0] is ticket
+            if not has_turn:
+                self._turns.remove(ticket)
+        try:
             yield
+        finally:
+            if has_turn:
+                with self._changed:
+                    self._turns.popleft()
+                    self._turn_began = self._clock()
+                    self._changed.notify_all()
 
-    def alone(self) -> bool:
-        """Whether all transactions since `begin` were our own. Ask only while none of ours is under way."""
-        with self._lock:
-            return self._certain and self._start is not None and generation() == self._start + self._own
+    # ---- counting
+
+    @contextmanager
+    def under_way(self) -> Iterator[Transaction]:
+        """Covers transactions of ours from before they are made until their outcome, which `ended` records, is known.
+
+        Without a call of `ended` it is uncertain how many there were.
+        """
+        transaction = Transaction(self._clock())
+        with self._changed:
+            self._started += 1
+            self._under_way.add(transaction)
+        try:
+            yield transaction
+        finally:
+            with self._changed:
+                self._under_way.remove(transaction)
+                self._own += transaction.tables
+                self._uncertain += not transaction.certain
+
+    def begin(self, number: Callable[[], int]) -> None:
+        """Count from here on, before the first transaction; later calls change nothing.
+
+        number: reads the kernel's generation. Raises NetlinkError.
+        """
+        if self._start is None:
+            mark = Mark(number(), self._own, self._uncertain)
+            with self._changed:
+                self._start = self._start or mark
+
+    def others_wrote(self, number: Callable[[], int], since: Mark | None = None) -> bool | None:
+        """Whether anyone else made a transaction since `begin` (or SINCE); also true when that can never be told.
+
+        None when it is not known yet, as one of ours is under way: ask again. Raises NetlinkError.
+        """
+        since = since or self._start
+        if since is None:
+            return True
+        mark = self._mark(number)
+        if mark is None:
+            with self._changed:
+                return True if any(self._clock() - one.began > STUCK for one in self._under_way) else None
+        if mark.uncertain != since.uncertain:
+            return True
+        return mark.generation != following(since.generation, mark.own - since.own)
+
+    def others_wrote_after_all(self, number: Callable[[], int], since: Mark | None = None) -> bool:
+        """As `others_wrote`, which it asks again for PATIENCE seconds at most; then it is true."""
+        until = self._clock() + PATIENCE
+        while (answer := self.others_wrote(number, since)) is None and self._clock() < until:
+            self._pause(PATIENCE / 100)
+        return answer is not False
+
+    def _mark(self, number: Callable[[], int]) -> Mark | None:
+        """This moment; None while a transaction of ours is under way, or when one began meanwhile."""
+        with self._changed:
+            if self._under_way:
+                return None
+            started = self._started
+        found = number()
+        with self._changed:
+            return Mark(found, self._own, self._uncertain) if self._started == started else None
+
+    def mark(self, number: int) -> Mark | None:
+        """The present, at generation NUMBER that was just read during a `turn`; None as `_mark`."""
+        return self._mark(lambda: number)
 
 
 class NftDrift:
-    """Listens to the kernel's notifications. Use it where its dataplane is used; close it at the end.
+    """Detects changes that others make to one family's iptables tables on nf_tables. Close it after use.
 
-    A listener costs the kernel a message for each rule, a quarter of the time of a cold start. So it begins to listen
-    only when first asked, and the transactions up to then are only counted.
+    It starts to listen when first asked after the cold start. Used by one thread, that of the family.
     """
 
     proves = True
 
-    def __init__(self, family: Family, is_ours: Callable[[int], bool], commits: Commits) -> None:
-        """is_ours: says of a process id whether its changes are this program's. commits: shared by both families."""
-        self._family, self._is_ours = family, is_ours
-        self._commits = commits
+    def __init__(self, family: Family, is_ours: Callable[[int], bool], own: OwnTransactions) -> None:
+        """is_ours: says of a process id whether its changes are this program's. own: shared by both families."""
+        self._family, self._is_ours, self._own = family, is_ours, own
         self._monitor: Monitor | None = None
         self._changed = False
 
     def reading(self) -> None:
-        """What others changed before this moment will be seen by who reads the tables now. Raises NetlinkError."""
+        """The tables are about to be read, with all that others did up to now. Raises NetlinkError."""
         self._changed = False
         if self._monitor is not None:
             self._monitor.forget()
         else:
-            self._commits.begin()
-
-    def restored(self, tables: int, certain: bool) -> None:
-        """A restore of ours ended. Read what the kernel said of it now: it waits in a bounded buffer."""
-        self._commits.add(tables, certain)  # the other family may not listen yet
-        if self._monitor is not None:
-            self.changed()
+            self._own.begin(generation)
 
     def wrote(self) -> None:
         """Nothing to note: the notifications name their author."""
 
     def changed(self) -> bool:
-        """Whether anyone else changed the tables since `reading`; true when that is unknown. Raises NetlinkError."""
-        if self._monitor is None:
-            self._monitor = self._listen()
-            self._changed = not self._commits.alone()
+        """Whether anyone else changed the tables since `reading`; true when that is unknown. Raises NetlinkError.
+
+        False, too, before it listens and while the other family is writing: the next call answers for all the time.
+        """
+        if self._monitor is None and not self._listen():
+            return False
+        assert self._monitor is not None
         if self._monitor.poll():
             self._changed = True
         return self._changed
@@ -108,12 +208,29 @@ class NftDrift:
         if self._monitor is not None:
             self._monitor.close()
 
-    def _listen(self) -> Monitor:
-        return Monitor(self._is_ours, [(NFT_FAMILY[self._family], table) for table in TABLES])
+    @contextmanager
+    def restoring(self) -> Iterator[Transaction]:
+        """Covers a restore of ours; `ended` takes how many tables it had. Raises NetlinkError."""
+        with self._own.under_way() as transaction:
+            yield transaction
+        if self._monitor is not None:
+            self.changed()  # the notifications of the restore wait in a bounded buffer
+
+    def _listen(self) -> bool:
+        """Starts to listen, unless it cannot be told yet whether others wrote before."""
+        if self._own.others_wrote(generation) is None:
+            return False
+        monitor = Monitor(self._is_ours, [(NFT_FAMILY[self._family], table) for table in TABLES])
+        others_wrote = self._own.others_wrote(generation)
+        if others_wrote is None:
+            monitor.close()
+            return False
+        self._monitor, self._changed = monitor, others_wrote
+        return True
 
 
 class WatchedTables:
-    """Tables that tell a NftDrift of every restore."""
+    """iptables tables whose restores are recorded in an NftDrift."""
 
     def __init__(self, tables: Tables, drift: NftDrift) -> None:
         self._tables, self._drift = tables, drift
@@ -127,138 +244,10 @@ class WatchedTables:
         return self._tables.backend
 
     def save(self) -> str:
-        """As Tables.save."""
         return self._tables.save()
 
     def restore(self, text: bytes | str) -> None:
-        """As Tables.restore."""
-        done = False
-        try:
+        tables = text.count(b"\nCOMMIT\n") if isinstance(text, bytes) else text.count("\nCOMMIT\n")
+        with self._drift.restoring() as transaction:
             self._tables.restore(text)
-            done = True
-        finally:
-            tables = text.count(b"\nCOMMIT\n") if isinstance(text, bytes) else text.count("\nCOMMIT\n")
-            self._drift.restored(tables, done)
-
-
-class TableDrift(NftDrift):
-    """The same for a table of our own, which is written by netlink. Begins to listen late, for the same reason: when
-    told to, or when somebody else's transaction has to be looked at.
-
-    It knows what others did, event by event, so that only this has to be mended.
-    """
-
-    def __init__(self, family: Family, table: str, portid: int, commits: Commits) -> None:
-        """portid: of the netlink socket with which this program writes the table."""
-        super().__init__(family, lambda writer: writer == portid, commits)
-        self._table, self._paused = table, False
-        self._events: list[Event] = []
-
-    def reading(self) -> None:
-        """As NftDrift.reading."""
-        super().reading()
-        self._events = []
-
-    def listen(self) -> None:
-        """Begin to listen; until then transactions are only counted. Raises NetlinkError."""
-        if self._monitor is None:
-            self._monitor = self._listen()
-            self._changed = not self._commits.alone()
-
-    def changed(self) -> bool:
-        """As NftDrift.changed."""
-        if self._monitor is None and self._commits.alone():
-            return False
-        self.listen()
-        assert self._monitor is not None
-        events = [change.event for change in self._monitor.poll()]
-        self._events += [event for event in events if event is not None]
-        if None in events or len(self._events) > DETAILED:
-            self._changed, self._events = True, []
-        return self._changed or bool(self._events)
-
-    def pause(self) -> None:
-        """Stop listening until `resume`, which has to follow soon. Raises NetlinkError."""
-        if self._monitor is not None:
-            self.changed()
-            self._monitor.close()
-            self._monitor, self._paused = None, True
-
-    def resume(self, number: int | None) -> None:
-        """Listen again, if `pause` stopped it. number: that of the last transaction, if nobody else made one meanwhile;
-        None when that cannot be told. Raises NetlinkError."""
-        if self._paused:
-            self._monitor, self._paused = self._listen(), False
-            self._changed |= number is None or generation() != number
-
-    def take(self) -> list[Event] | None:
-        """What others did since `reading` or the last call, in order; None when that is not known, and the table has to
-        be read. Raises NetlinkError."""
-        self.changed()
-        events, self._events = self._events, []
-        return None if self._changed else events
-
-    def _listen(self) -> Monitor:
-        place = NFT_FAMILY[self._family], self._table
-        return Monitor(self._is_ours, [place], lambda event: True, by_portid=True, detailed=True)
-
-
-class WatchedNftables:
-    """nf_tables that tell a TableDrift of every transaction. As kproxy.netfilter.table.Nftables.
-
-    Those that share their Commits exclude each other: the kernel numbers the transactions of all tables in one row, so
-    one family's would come between the other's look at the number and its transaction.
-    """
-
-    def __init__(self, kernel: KernelNftables, drift: TableDrift, commits: Commits) -> None:
-        """commits: those of DRIFT."""
-        self._kernel, self._drift, self._commits = kernel, drift, commits
-
-    @property
-    def bytes_written(self) -> int:
-        return self._kernel.bytes_written
-
-    def generation(self) -> int:
-        """As Nftables.generation."""
-        return self._kernel.generation()
-
-    def apply(
-        self, family: Family, operations: Sequence[Operation], expected: Expected = None
-    ) -> dict[int, NetlinkError]:
-        """As Nftables.apply."""
-        number: int | None = None
-
-        def begin() -> int | None:
-            nonlocal number
-            number = expected() if callable(expected) else expected
-            if _size(operations) > LARGE:
-                self._drift.pause()
-            return number
-
-        with self._commits.under_way():
-            done, certain = False, True
-            try:
-                errors = self._kernel.apply(family, operations, begin)
-                done = bool(operations) and not errors
-                return errors
-            except NetlinkError as error:
-                certain = error.errno == OUTDATED
-                raise
-            finally:
-                self._drift.resume(number if number is None else number + done)
-                self._drift.restored(int(done), certain)
-
-    def check(
-        self, family: Family, operations: Sequence[Operation], expected: Expected = None
-    ) -> dict[int, NetlinkError]:
-        """As Nftables.check."""
-        return self._kernel.check(family, operations, expected)
-
-    def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
-        """As Nftables.listing."""
-        return self._kernel.listing(family, table, sizes)
-
-
-def _size(operations: Sequence[Operation]) -> int:
-    filled = sum(op.number for op in operations if isinstance(op, FillSet))
-    return filled + sum(len(op.elements) for op in operations if isinstance(op, AddElements | DeleteElements))
+            transaction.ended(tables)

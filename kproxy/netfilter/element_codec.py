@@ -172,7 +172,13 @@ class Coder:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
 
     def decode(self, data: bytes) -> Element:
-        """The element that DATA, as `encode` writes it, holds. Raises ValueError."""
+        """The element that DATA holds, which is as `encode` writes it. Raises ValueError."""
+        try:
+            return self._decode(data)
+        except (LookupError, OverflowError, StopIteration, struct.error) as error:
+            raise ValueError(f"no element of {self.spec.name}: {error!r}") from None
+
+    def _decode(self, data: bytes) -> Element:
         _, first = next(netlink.each_attribute(data))
         parts = netlink.attributes(first)
         key = _value(parts[KEY])

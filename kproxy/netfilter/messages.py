@@ -29,7 +29,6 @@ from kproxy.netfilter.operations import (
     DeleteTable,
     FillSet,
     FlushChain,
-    FlushSet,
     Operation,
 )
 from kproxy.netfilter.rule_codec import NFPROTO
@@ -101,16 +100,13 @@ def messages(family: Family, operation: Operation, single: bool = False) -> Iter
             yield _message(family, NEWSET, netlink.text(TABLE, table) + set_codec.described(family, spec), CREATE)
         case DeleteSet(table, name):
             yield _message(family, DELSET, _named(table, name))
-        case FlushSet(table, name):
-            yield _message(family, DELSETELEM, _named(table, name))
         case FillSet(table, spec, encoded):
             yield _message(family, DELSETELEM, _named(table, spec.name))
             for part in encoded:
                 listed = netlink.attribute(ELEMENTS, part)
                 yield _message(family, NEWSETELEM, _named(table, spec.name) + listed, CREATE)
-        case AddElements(table, spec, members, exclusive):
-            flags = CREATE | netlink.NLM_F_EXCL if exclusive else CREATE
-            yield from _filled(family, (NEWSETELEM, flags), _named(table, spec.name), spec, members, single)
+        case AddElements(table, spec, members):
+            yield from _filled(family, (NEWSETELEM, CREATE), _named(table, spec.name), spec, members, single)
         case DeleteElements(table, spec, members):
             yield from _filled(family, (DELSETELEM, 0), _named(table, spec.name), spec, members, single)
 

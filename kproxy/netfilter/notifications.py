@@ -8,18 +8,17 @@ Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c
 
 from __future__ import annotations
 
-import errno
+import struct
 from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
-from kproxy.errors import NetlinkError
 from kproxy.kernel import host_checks, netlink
 from kproxy.kernel.netlink_sockets import Overrun, Socket
 
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
 SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-NEWGEN, GETGEN = 15, 16
-NFTA_GEN_ID, NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 1, 2, 3
+NEWGEN = 15
+NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 # What each message is about, and which attribute names the chain or set in it; attribute 1 names the table in all.
 KINDS = {0: ("table", 0), 3: ("chain", 3), 6: ("rule", 2), 9: ("set", 2), 12: ("element", 2), 18: ("object", 2)} | {
@@ -184,7 +183,11 @@ class Monitor:
             if data is None:
                 break
             timeout = 0.0
-            found.extend(self._transactions.feed(data))
+            try:
+                found.extend(self._transactions.feed(data))
+            except (ValueError, IndexError, struct.error):
+                self._transactions.reset()
+                found.append(Change())
         return found
 
     def forget(self) -> None:
@@ -205,16 +208,3 @@ class Monitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def generation() -> int:
-    """The number of the last nf_tables transaction in this network namespace, whatever it changed.
-
-    Raises NetlinkError where the kernel has no nf_tables.
-    """
-    with Socket(NETLINK_NETFILTER) as kernel:
-        answers = kernel.ask(SUBSYSTEM << 8 | GETGEN, netlink.netfilter(0), "read the nf_tables generation")
-    for answer in answers:
-        if answer.type == SUBSYSTEM << 8 | NEWGEN:
-            return netlink.to_int(netlink.attributes(answer.payload, start=4).get(NFTA_GEN_ID, b""))
-    raise NetlinkError("read the nf_tables generation", errno.ENOMSG)

@@ -107,16 +107,6 @@ class DeleteSet(NamedTuple):
         return f"delete set {self.table} {self.set}"
 
 
-class FlushSet(NamedTuple):
-    """Delete all elements of a set or map."""
-
-    table: str
-    set: str
-
-    def __str__(self) -> str:
-        return f"flush set {self.table} {self.set}"
-
-
 class FillSet(NamedTuple):
     """Make these the elements of a set, in place of all that it has. For sets too large to be handled as values.
 
@@ -133,16 +123,15 @@ class FillSet(NamedTuple):
 
 
 class AddElements(NamedTuple):
-    """Put elements, as many as you like, into a set.
+    """Puts elements, as many as you like, into a set.
 
-    exclusive: one that is there already is EEXIST. Without it one that is there with the same data stays as it is, its
-    comment too, and only one with other data is an error (EEXIST, of older kernels EBUSY).
+    One that is there with the same data stays as it is, its comment too; one with other data is an error (EEXIST, of
+    older kernels EBUSY).
     """
 
     table: str
     set: Set
     elements: Sequence[Element]
-    exclusive: bool = False
 
     def __str__(self) -> str:
         return f"add elements to {self.table} {self.set.name}"
@@ -168,7 +157,6 @@ Operation = (
     | AddRules
     | AddSet
     | DeleteSet
-    | FlushSet
     | FillSet
     | AddElements
     | DeleteElements

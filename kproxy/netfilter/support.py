@@ -15,6 +15,7 @@ from typing import NamedTuple
 from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel.host_checks import NEEDED
 from kproxy.model.plans import Family
+from kproxy.netfilter.kernel import OUTDATED, Nftables
 from kproxy.netfilter.objects import (
     BaseChain,
     CtInvalid,
@@ -38,7 +39,6 @@ from kproxy.netfilter.objects import (
     Verdict,
 )
 from kproxy.netfilter.operations import AddChain, AddElements, AddRules, AddSet, AddTable, Operation
-from kproxy.netfilter.table import OUTDATED, Nftables
 
 TABLE, CHAIN = "kproxy-check", "check"
 ADDRESS = {Family.IPV4: Type.IPV4, Family.IPV6: Type.IPV6}

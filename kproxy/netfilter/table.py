@@ -1,293 +1,247 @@
-"""The kernel's nf_tables, by netlink: transactions on a table of ours, and what it holds.
+"""One table of nf_tables that only this program writes: reading it, committing to it, and what others did to it.
 
-Decides: what an error says of an operation and of an element, and when a listing is whole. Leaves out: the bytes
-(kproxy.netfilter.messages) and what to write (kproxy.modes.nftables).
-Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nfnetlink.c, net/netfilter/nf_tables_api.c.
+Decides: which generation of nf_tables a transaction expects, how often others' transactions on other tables are retried
+past, when to listen to notifications, and which errors are a refusal. Leaves out: what to write, and which Service port
+a refusal is about (both in kproxy.modes.nftables).
+
+This is one optimistic lock. The kernel numbers the transactions of everybody on all tables in one sequence, and takes
+ours only at the number at which the table was last known. When others came in between, the notifications tell whether
+they touched this table. So nothing is overwritten unseen.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple, Protocol
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import product
 
-from kproxy.errors import NetlinkError
-from kproxy.kernel import netlink
-from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Socket
+from kproxy import logs
+from kproxy.errors import KernelError, NetlinkError
 from kproxy.model.plans import Family
-from kproxy.netfilter import messages
-from kproxy.netfilter.element_codec import Difference, coder
-from kproxy.netfilter.expressions import Expressions
-from kproxy.netfilter.messages import ListedChain, Message
-from kproxy.netfilter.objects import Element, Set
-from kproxy.netfilter.operations import AddElements, DeleteElements, ElementsRefused, Operation
-from kproxy.netfilter.rule_codec import NFPROTO
-from kproxy.netfilter.set_codec import count_of, is_anonymous, set_of
+from kproxy.netfilter.changes import OwnTransactions, Transaction, following
+from kproxy.netfilter.kernel import OUTDATED, Listener, Listing, Nftables
+from kproxy.netfilter.notifications import DETAILED, Event
+from kproxy.netfilter.operations import AddElements, DeleteElements, DeleteTable, FillSet, Operation
 
-NETLINK_NETFILTER = 12
-DUMPS = 20  # of a set that the kernel is rearranging
-LISTINGS = 3  # a listing that a transaction interrupts is repeated this often
+_log = logs.get("nftables")
 
-OUTDATED = 85
-"""ERESTART: the kernel is not at the expected generation. Nothing was looked at, let alone done."""
+TRIES = 8
+"""How often in a row others may write to other tables between our look at the generation and our transaction, which are
+microseconds apart. The families of this program take turns."""
+PAUSE = 0.001  # seconds after the first try, twice as long after each
+LARGE = 5_000
+"""Elements of a transaction of ours. The kernel spends more on a notification for each of them than on the transaction,
+and more notifications than the buffer holds would look like changes of others that were lost. So it does not listen
+meanwhile. Nothing escapes: the kernel takes the transaction at one generation only, and a later one is noticed."""
+# What the kernel may find wrong with a transaction as a whole, or too much of it.
+REFUSALS = frozenset(
+    {
+        errno.E2BIG,
+        errno.EINVAL,
+        errno.ELOOP,
+        errno.EMLINK,
+        errno.EMSGSIZE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EOPNOTSUPP,
+        errno.ERANGE,
+    }
+)
 
-LISTED_AT_MOST = 200_000
-"""Elements of a set. The time that listing takes grows with the square of their number, as the kernel goes through the
-hash table from its start for every 32 KiB that it tells: 0.1 s for 50,000, 1.8 s for 200,000, 43 s for 1,000,000
-(Linux 6.18)."""
 
-Expected = int | Callable[[], int | None] | None
-"""The generation that the kernel must be at, None for any. A callable is asked when all else is ready; what it raises
-is passed on."""
+class Outdated(Exception):
+    """Somebody else changed the table, or may have; nothing was written."""
 
 
-class ListedSet(NamedTuple):
-    """A set as the kernel has it.
+class Unattributed(Exception):
+    """The kernel refused a transaction and did not say because of what. Nothing was written."""
 
-    spec: None when it is of another form than any of ours. elements: their bytes; none of a set with a timeout, to
-    which packets add elements; None when they are too many to list.
+    def __init__(self, error: NetlinkError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Table:
+    """The table of one family. Used by one thread at a time; close it after use.
+
+    transactions: how many were committed.
     """
 
-    spec: Set | None
-    elements: Sequence[bytes] | None = ()
-
-    def read(self) -> list[Element]:
-        """The elements as values. Raises ValueError."""
-        return [coder(self.spec).decode(data) for data in self.elements or ()] if self.spec else []
-
-    def difference(self, wanted: Sequence[Element]) -> Difference:
-        """What leads from its elements to WANTED ones; only those that differ are read. Raises ValueError."""
-        if self.spec is None or self.elements is None:
-            raise ValueError("a set of another form, or too large")
-        return coder(self.spec).difference(wanted, self.elements)
-
-
-class Listing(NamedTuple):
-    """A table as the kernel has it. generation: the one that this is of; None when transactions, on this table or on
-    others, went on while it was read."""
-
-    generation: int | None
-    chains: Mapping[str, ListedChain]
-    sets: Mapping[str, ListedSet]
-
-
-class Nftables(Protocol):
-    """nf_tables of one network namespace. Not for two threads at a time: make one for each."""
+    def __init__(
+        self,
+        family: Family,
+        name: str,
+        kernel: Nftables,
+        own: OwnTransactions,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """own: shared by all tables of this program in this network namespace. pause: waits so many seconds."""
+        self.family, self.name, self._kernel, self._own, self._pause = family, name, kernel, own, pause
+        self.transactions = 0
+        self._generation: int | None = None  # at which the table was last known
+        self._listener: Listener | None = None
+        self._events: list[Event] = []
+        self._unknown = False  # something was changed, and not all of that is in _events
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of all transactions so far."""
-
-    def generation(self) -> int:
-        """The number of the last transaction of anyone in this network namespace. Raises NetlinkError."""
-
-    def apply(
-        self, family: Family, operations: Sequence[Operation], expected: Expected = None
-    ) -> dict[int, NetlinkError]:
-        """Do OPERATIONS in one transaction: all of them, or none.
-
-        Returns what the kernel refused, by index of the operation, for elements as ElementsRefused; nothing when all is
-        done. An operation may be refused because of an earlier one. Raises NetlinkError when the kernel did not look at
-        them (errno OUTDATED: it is at another generation), or refused them without saying which.
-        """
-
-    def check(
-        self, family: Family, operations: Sequence[Operation], expected: Expected = None
-    ) -> dict[int, NetlinkError]:
-        """What `apply` would return, without doing it. Raises NetlinkError."""
-
-    def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
-        """What TABLE holds, None when there is no such table. Raises NetlinkError.
-
-        sizes: of sets with plain keys that are expected to hold so many elements: beyond LISTED_AT_MOST they are not
-        listed.
-        """
-
-
-class KernelNftables:
-    """The real one, of the network namespace of the thread that makes it. Close it after use."""
-
-    def __init__(self) -> None:
-        """Raises NetlinkError where the kernel has no netfilter by netlink."""
-        self._socket = Socket(NETLINK_NETFILTER, buffer=REFUSALS_BUFFER, brief=True)
+        return self._kernel.bytes_written
 
     def close(self) -> None:
-        self._socket.close()
-
-    def __enter__(self) -> KernelNftables:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def portid(self) -> int:
-        """By which the kernel's notifications name the transactions made here."""
-        return self._socket.portid
-
-    @property
-    def bytes_written(self) -> int:
-        return self._socket.sent
-
-    def generation(self) -> int:
-        """As Nftables.generation."""
-        request = "read the nf_tables generation"
-        answers = self._socket.ask(messages.SUBSYSTEM << 8 | messages.GETGEN, netlink.netfilter(0), request)
-        for answer in answers:
-            if answer.type == messages.SUBSYSTEM << 8 | messages.NEWGEN:
-                return netlink.to_int(netlink.attributes(answer.payload, start=4).get(messages.GENERATION_ID, b""))
-        raise NetlinkError(request, errno.ENOMSG)
-
-    def apply(
-        self, family: Family, operations: Sequence[Operation], expected: Expected = None
-    ) -> dict[int, NetlinkError]:
-        """As Nftables.apply."""
-        return self._transact(family, operations, expected, commit=True)
-
-    def check(
-        self, family: Family, operations: Sequence[Operation], expected: Expected = None
-    ) -> dict[int, NetlinkError]:
-        """As Nftables.check."""
-        return self._transact(family, operations, expected, commit=False)
-
-    def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
-        """As Nftables.listing."""
-        for _ in range(LISTINGS):
-            before = self.generation()
-            if (found := self._listed(family, table, sizes)) is None:
-                return None
-            if self.generation() == before:
-                return found._replace(generation=before)
-        return found
-
-    # ---- writing
-
-    def _transact(
-        self, family: Family, operations: Sequence[Operation], expected: Expected, commit: bool
-    ) -> dict[int, NetlinkError]:
-        encoded, errors = _encode(family, operations, range(len(operations)), single=False)
-        if errors or not encoded:
-            return errors
-        generation = expected() if callable(expected) else expected
-        refused = self._send(encoded, generation, commit)
-        vague = [i for i, found in refused.items() if any(len(m.elements) > 1 for m, _ in found)]
-        if vague:  # the kernel stops at the first wrong element of a message
-            alone, _ = _encode(family, operations, vague, single=True)
-            refused |= {i: found for i, found in self._send(alone, generation, commit=False).items() if i in vague}
-        return {i: _error(operations[i], found) for i, found in refused.items()}
-
-    def _send(
-        self, encoded: Sequence[tuple[int, Message]], generation: int | None, commit: bool
-    ) -> dict[int, list[tuple[Message, NetlinkError]]]:
-        parts = [message[:3] for _, message in encoded]
-        errors = self._socket.transact(messages.SUBSYSTEM, parts, "change nf_tables", generation, commit)
-        refused: dict[int, list[tuple[Message, NetlinkError]]] = {}
-        for at, error in sorted(errors.items()):
-            index, message = encoded[at]
-            refused.setdefault(index, []).append((message, error))
-        return refused
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     # ---- reading
 
-    def _listed(self, family: Family, table: str, sizes: Mapping[str, int]) -> Listing | None:
-        named = netlink.text(messages.TABLE, table)
+    def read(self, sizes: Mapping[str, int]) -> Listing | None:
+        """What the table holds, see Nftables.listing. Raises NetlinkError."""
+        self._events, self._unknown = [], False
+        if self._listener is not None:
+            self._listener.forget()
+        else:
+            self._own.begin(self._kernel.generation)
+        before = self._kernel.generation()
+        listing = self._kernel.listing(self.family, self.name, sizes)
+        self._generation = before if listing is None else listing.generation
+        return listing
+
+    def can_delete(self, table: str) -> bool:
+        """Whether there is another table of this family with that name, which could be deleted. Raises NetlinkError."""
+        return not self._kernel.check(self.family, [DeleteTable(table)])
+
+    # ---- changes
+
+    def listen(self) -> None:
+        """Starts to listen to notifications; until then transactions are only counted. Raises NetlinkError.
+
+        Does nothing while the other family is writing and it cannot be told yet whether others wrote before.
+        """
+        if self._listener is None and self._others_wrote() is not None:
+            self._listener = self._kernel.listen(self.family, self.name)
+            self._unknown |= self._own.others_wrote_after_all(self._kernel.generation)
+
+    def changed(self) -> bool:
+        """Whether anyone else changed the table since `read` or `changes`; true when that is unknown. Raises
+        NetlinkError.
+
+        False, too, before it listens and while the other family is writing: the next call answers for all the time.
+        """
+        if self._listener is None:
+            if not self._others_wrote():
+                return False
+            self._listener, self._unknown = self._kernel.listen(self.family, self.name), True
+        events = [change.event for change in self._listener.poll()]
+        self._events += [event for event in events if event is not None]
+        if None in events or len(self._events) > DETAILED:
+            self._unknown, self._events = True, []
+        return self._unknown or bool(self._events)
+
+    def changes(self) -> list[Event] | None:
+        """What others did since `read` or the last call, in order; None when that is not known, and the table has to be
+        read. Raises NetlinkError."""
+        self.changed()
+        events, self._events = self._events, []
+        return None if self._unknown else events
+
+    def _others_wrote(self) -> bool | None:
+        return self._own.others_wrote(self._kernel.generation)
+
+    # ---- writing
+
+    def commit(self, operations: Sequence[Operation]) -> Mapping[int, NetlinkError]:
+        """Makes one transaction. Returns what was refused, by index of the operation; then nothing is done.
+
+        Raises Outdated, Unattributed, KernelError.
+        """
+        if not operations:
+            return {}
+        for turn in range(TRIES):
+            try:
+                errors = self._try(operations)
+            except NetlinkError as error:
+                if error.errno in REFUSALS:
+                    raise Unattributed(error) from None
+                if error.errno != OUTDATED:
+                    raise
+                self._pause(PAUSE * 2**turn)
+                continue
+            self.transactions += not errors
+            return errors
+        raise KernelError("others keep changing nf_tables")
+
+    def _try(self, operations: Sequence[Operation]) -> dict[int, NetlinkError]:
+        with ExitStack() as stack:
+            transaction: list[Transaction] = []
+
+            def expected() -> int | None:
+                """Is called when the kernel could be told at once."""
+                stack.enter_context(self._own.turn())
+                number = self._expected()
+                if _size(operations) > LARGE:
+                    stack.enter_context(self._deaf(number))
+                transaction.append(stack.enter_context(self._own.under_way()))
+                return number
+
+            try:
+                errors = self._kernel.apply(self.family, operations, expected)
+            except NetlinkError as error:
+                if transaction and error.errno == OUTDATED:
+                    transaction[0].ended(0)
+                raise
+            if transaction:
+                transaction[0].ended(int(not errors))
+            if not errors and self._generation is not None:
+                self._generation = following(self._generation, 1)
+        if self._listener is not None:
+            self.changed()  # the notifications of the transaction wait in a bounded buffer
+        return errors
+
+    def _expected(self) -> int | None:
+        """The present generation, if the table is still the one that was read. Raises Outdated."""
+        now = self._kernel.generation()
+        if now != self._generation:
+            if self._listener is None and self._own.others_wrote_after_all(self._kernel.generation):
+                self._listener, self._unknown = self._kernel.listen(self.family, self.name), True
+            if self._listener is not None and self.changed():
+                raise Outdated
+            self._generation = now
+        return now
+
+    @contextmanager
+    def _deaf(self, number: int | None) -> Iterator[None]:
+        """Does not listen while our transaction is made, which is expected at generation NUMBER."""
+        if self._listener is None:
+            yield
+            return
+        mark = None if number is None else self._own.mark(number)
+        self.changed()
+        self.close()
         try:
-            self._socket.ask(
-                messages.SUBSYSTEM << 8 | messages.GETTABLE,
-                netlink.netfilter(NFPROTO[family]) + named,
-                f"look for table {table}",
-            )
-        except NetlinkError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            raise
-        sets = {}
-        for attributes in self._dump(family, messages.GETSET, table):
-            if not is_anonymous(attributes):
-                name = netlink.to_text(attributes[messages.OBJECT_NAME])
-                size = max(sizes[name], count_of(attributes)) if name in sizes else 0
-                sets[name] = self._listed_set(family, table, set_of(attributes), size)
-        return Listing(None, self._listed_chains(family, table), sets)
-
-    def _listed_set(self, family: Family, table: str, spec: Set | None, size: int) -> ListedSet:
-        if spec is None or spec.timeout:
-            return ListedSet(spec)
-        if size > LISTED_AT_MOST:
-            return ListedSet(spec, None)
-        code = coder(spec)
-        for _ in range(DUMPS):
-            found: list[bytes] = []
-            for attributes in self._dump(family, messages.GETSETELEM, table, spec.name):
-                found += code.listed(attributes.get(messages.ELEMENTS, b""))
-            # The kernel tells by their places in a hash table, which it rearranges some time after it grew: then it
-            # tells of some twice, and not at all of others.
-            if len(set(found)) == len(found):
-                return ListedSet(spec, code.join(found))
-        raise NetlinkError(f"list set {table} {spec.name}", errno.EAGAIN)
-
-    def _listed_chains(self, family: Family, table: str) -> dict[str, ListedChain]:
-        chains = dict(messages.chain_of(attributes) for attributes in self._dump(family, messages.GETCHAIN, table))
-        rules: dict[str, list[Expressions]] = {name: [] for name in chains}
-        for attributes in self._dump(family, messages.GETRULE, table):
-            name, rule = messages.rule_of(attributes)
-            rules.setdefault(name, []).append(rule)
-        return {name: chain._replace(rules=tuple(rules[name])) for name, chain in chains.items()}
-
-    def _dump(self, family: Family, number: int, table: str, name: str = "") -> Iterator[dict[int, bytes]]:
-        """The attributes of each thing in TABLE that message NUMBER asks for; of elements, those of set NAME."""
-        payload = netlink.netfilter(NFPROTO[family]) + netlink.text(messages.TABLE, table)
-        if name:
-            payload += netlink.text(messages.OBJECT_NAME, name)
-        kind = messages.SUBSYSTEM << 8 | number
-        for data in self._socket.dump(kind, payload, f"list table {table}"):
-            for answer in netlink.messages(data):
-                if answer.type == kind - 1:  # the answer to a request to get is a new one
-                    attributes = netlink.attributes(answer.payload, start=4)
-                    if netlink.to_text(attributes.get(messages.TABLE, b"")) == table:  # not every kernel looks at it
-                        yield attributes
+            yield
+        finally:
+            self._listener = self._kernel.listen(self.family, self.name)
+            self._unknown |= mark is None or self._own.others_wrote_after_all(self._kernel.generation, mark)
 
 
-def _encode(
-    family: Family, operations: Sequence[Operation], indices: Collection[int], single: bool
-) -> tuple[list[tuple[int, Message]], dict[int, NetlinkError]]:
-    """The messages of all operations with their indices; those at INDICES, if `single`, with one element each."""
-    encoded: list[tuple[int, Message]] = []
-    errors: dict[int, NetlinkError] = {}
-    for index, operation in enumerate(operations):
-        try:
-            encoded += [(index, m) for m in messages.messages(family, operation, single and index in indices)]
-        except (ValueError, KeyError, OverflowError, AttributeError) as error:
-            errors[index] = _meaningless(operation, error)
-    return encoded, errors
+def _size(operations: Sequence[Operation]) -> int:
+    filled = sum(op.number for op in operations if isinstance(op, FillSet))
+    return filled + sum(len(op.elements) for op in operations if isinstance(op, AddElements | DeleteElements))
 
 
-def _meaningless(operation: Operation, error: Exception) -> NetlinkError:
-    """Why OPERATION cannot even be said."""
-    if not isinstance(operation, AddElements | DeleteElements):
-        return NetlinkError(str(operation), errno.EINVAL, str(error))
-    wrong: dict[int, NetlinkError] = {}
-    for index, element in enumerate(operation.elements):
-        try:
-            coder(operation.set).encode([element], isinstance(operation, DeleteElements))
-        except ValueError as reason:
-            wrong[index] = NetlinkError(_element_request(operation, element), errno.EINVAL, str(reason))
-    return ElementsRefused(str(operation), wrong) if wrong else NetlinkError(str(operation), errno.EINVAL, str(error))
+def delete_tables(kernel: Nftables, tables: Iterable[str], families: Iterable[Family] = tuple(Family)) -> list[str]:
+    """Deletes whole tables, whoever wrote them. Returns one line for each that is there and could not be deleted.
 
-
-def _error(operation: Operation, found: Sequence[tuple[Message, NetlinkError]]) -> NetlinkError:
-    """One error of OPERATION from those of its messages."""
-    request, (message, first) = str(operation), found[0]
-    if not isinstance(operation, AddElements | DeleteElements) or not message.elements:
-        return NetlinkError(request, first.errno, first.detail, first.offset)
-    wrong: dict[int, NetlinkError] = {}
-    for message, error in found:
-        if (index := message.element_at(error.offset)) is not None:
-            request = _element_request(operation, operation.elements[index])
-            wrong[index] = NetlinkError(request, error.errno, error.detail, error.offset)
-    return ElementsRefused(str(operation), wrong) if wrong else NetlinkError(request, first.errno, first.detail)
-
-
-def _element_request(operation: AddElements | DeleteElements, element: Element) -> str:
-    verb = "add" if isinstance(operation, AddElements) else "delete"
-    return f"{verb} element {operation.set.name} {' . '.join(map(str, element.key))}"
+    Raises NetlinkError.
+    """
+    problems: list[str] = []
+    for family, table in product(families, tables):
+        errors = kernel.apply(family, [DeleteTable(table)])
+        if not errors:
+            _log.info("Deleted an nf_tables table with everything in it", family=family.value, table=table)
+        elif errors[0].errno != errno.ENOENT:
+            problems.append(f"{family.value} {errors[0]}")
+    return problems

@@ -27,9 +27,10 @@ from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.kernel.service_device import KernelAddresses
 from kproxy.model.plans import Family
 from kproxy.modes.ipvs import cleanup
-from kproxy.modes.nftables import cleanup as nftables
+from kproxy.modes.nftables.names import KUBE_PROXY_TABLE, TABLE
 from kproxy.modes.xtables.cleanup import clean
-from kproxy.netfilter.table import KernelNftables
+from kproxy.netfilter.kernel import KernelNftables
+from kproxy.netfilter.table import delete_tables
 
 _log = logs.get("cleanup")
 
@@ -187,7 +188,7 @@ def _ipvs_state() -> Iterator[tuple[KernelIpvs | None, KernelIpSets | None, Kern
 def _remove_nft_tables() -> list[str]:
     try:
         with KernelNftables() as kernel:
-            return nftables.clean(kernel)
+            return delete_tables(kernel, (TABLE, KUBE_PROXY_TABLE))
     except NetlinkError as error:
         if error.errno in ABSENT:
             return []

@@ -11,8 +11,8 @@ from itertools import product
 
 from kproxy.errors import InvalidInput
 from kproxy.model.addresses import contains
-from kproxy.modes.nftables.layout import Layout
 from kproxy.modes.nftables.names import TABLE
+from kproxy.modes.nftables.render import Layout
 from kproxy.modes.nftables.text import Writer
 from kproxy.netfilter import objects
 from kproxy.netfilter.objects import Chain, Element, Field, Load, Random, Rule, Statement

@@ -1,7 +1,7 @@
-"""What a table as the kernel lists it lacks, has otherwise or has for nothing. Pure.
+"""Compares the table as the kernel lists it with what it should hold. Pure.
 
-What cannot be mended piece by piece is replaced as a whole, in one transaction: a set or base chain of another form,
-or elements that mean nothing. A set with more elements than can be listed in reasonable time is emptied and filled
+What cannot be repaired piece by piece is replaced as a whole, in one transaction: a set or base chain of another form,
+or elements that cannot be decoded. A set with more elements than can be listed in reasonable time is emptied and filled
 again, in one transaction too.
 """
 
@@ -11,54 +11,42 @@ from collections.abc import Mapping, Sequence
 
 from kproxy.model.plans import Family
 from kproxy.modes.nftables.delta import Delta, Filling
-from kproxy.modes.nftables.layout import Layout
+from kproxy.modes.nftables.render import Layout
 from kproxy.netfilter.element_codec import Coder, coder, packed
+from kproxy.netfilter.kernel import ListedSet, Listing
 from kproxy.netfilter.messages import ListedChain
 from kproxy.netfilter.objects import Chain, Element, Set
-from kproxy.netfilter.table import ListedSet, Listing
 
 
 class OtherForm(Exception):
-    """The table cannot be mended, only be replaced."""
+    """The table cannot be repaired, only be replaced."""
 
 
-def compare(listing: Listing | None, layout: Layout) -> Delta:
-    """What leads from LISTING, None for no table, to LAYOUT."""
-    if listing is None:
-        return whole(layout, replace=False)
-    comparison = Comparison(listing, layout.family)
-    try:
-        comparison.want(layout.elements, layout.sets)
-        return comparison.delta(layout.sets, layout.chains)
-    except OtherForm:
-        return whole(layout, replace=True)
-
-
-def whole(layout: Layout, replace: bool) -> Delta:
-    """All of LAYOUT. replace: whatever table is there has to go in the same transaction."""
+def replacement(layout: Layout) -> Delta:
+    """All of LAYOUT, in place of whatever table exists."""
     missing = {name: list(elements) for name, elements in layout.elements.items() if elements}
     sets, chains = list(layout.sets.values()), list(layout.chains.values())
-    return Delta(sets=sets, chains=chains, missing=missing, new=not replace, replace=replace)
+    return Delta(sets=sets, chains=chains, missing=missing, replace=True)
 
 
 class Comparison:
-    """Told piece by piece what the table should hold, says what it takes."""
+    """Takes piece by piece what the table should hold; returns what differs in the end."""
 
     def __init__(self, listing: Listing, family: Family, sure: bool = False) -> None:
-        """sure: sets that were not listed are known to be as they should be."""
+        """sure: sets too large to be listed are known to be as they should be."""
         self._listing, self._family, self._sure = listing, family, sure
         self._there: dict[str, set[bytes]] = {}
         self._missing: dict[str, list[Element]] = {}
         self._filled: dict[str, Filling] = {}
 
     def want(self, elements: Mapping[str, Sequence[Element]], sets: Mapping[str, Set]) -> None:
-        """More elements, each given once, by the names of SETS. Raises OtherForm."""
+        """Adds wanted elements, by the names of SETS; each is given once. Raises OtherForm."""
         for name, some in elements.items():
             if missing := self._lacking(name, some, sets[name]):
                 self._missing.setdefault(name, []).extend(missing)
 
     def delta(self, sets: Mapping[str, Set], chains: Mapping[str, Chain]) -> Delta:
-        """What the table lacks of all elements so far, of SETS and CHAINS, and what else it has. Raises OtherForm."""
+        """The difference to all elements so far, to SETS and to CHAINS. Raises OtherForm."""
         listing = self._listing
         if any(_is_other_chain(listing.chains.get(name), chain) for name, chain in chains.items()):
             raise OtherForm
@@ -86,7 +74,7 @@ class Comparison:
         return delta
 
     def _is_unlisted(self, name: str, spec: Set) -> bool:
-        """Whether it is there in the right form, with more elements than could be listed."""
+        """Whether the set has the right form and more elements than could be listed."""
         listed = self._listing.sets[name]
         return listed.elements is None and listed.spec == spec
 
@@ -116,7 +104,7 @@ class Comparison:
         return missing
 
     def _of(self, name: str, listed: ListedSet, spec: Set) -> set[bytes]:
-        """Those listed elements that nobody wanted yet."""
+        """The listed elements that were not wanted so far."""
         if name not in self._there:
             if listed.spec != spec or listed.elements is None:
                 raise OtherForm
@@ -125,25 +113,24 @@ class Comparison:
 
 
 def _encoded(code: Coder, elements: Sequence[Element]) -> list[bytes]:
-    """One that means nothing is never there; the kernel says then what is wrong with it."""
+    """Their bytes; b"" for an invalid one, so that it is missing, written and refused by its port."""
     try:
         return code.encode(elements)
     except ValueError:
-        return [b"" if _is_wrong(code, element) else code.encode([element])[0] for element in elements]
+        return [_encoded_or_empty(code, element) for element in elements]
 
 
-def _is_wrong(code: Coder, element: Element) -> bool:
+def _encoded_or_empty(code: Coder, element: Element) -> bytes:
     try:
-        code.encode([element])
+        return code.encode([element])[0]
     except ValueError:
-        return True
-    return False
+        return b""
 
 
 def _same(listed: ListedChain, family: Family, chain: Chain) -> bool:
     try:
         return listed.same_as(family, chain)
-    except ValueError:  # a rule that means nothing: then the kernel says so
+    except ValueError:  # an invalid rule, which is refused when it is written
         return False
 
 

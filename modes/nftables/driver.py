@@ -14,9 +14,9 @@ from kproxy.modes.drivers import Driver, Equipment
 from kproxy.modes.nftables.apply import NftablesDataplane
 from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.names import TABLE
-from kproxy.netfilter.changes import TableDrift, WatchedNftables
+from kproxy.netfilter.kernel import KernelNftables
 from kproxy.netfilter.support import missing
-from kproxy.netfilter.table import KernelNftables
+from kproxy.netfilter.table import Table
 
 
 class NftablesDriver(Driver):
@@ -31,11 +31,9 @@ class NftablesDriver(Driver):
         kernel = stack.enter_context(KernelNftables())
         if lacking := missing(kernel, family, platform.release()):
             raise KernelError(f"nftables mode does not work here: {'; '.join(lacking)}")
-        drift = TableDrift(family, TABLE, kernel.portid, commits)
-        stack.callback(drift.close)
-        dataplane = NftablesDataplane(
-            self._settings(family, NodeInfo()), WatchedNftables(kernel, drift, commits), drift
-        )
+        table = Table(family, TABLE, kernel, commits)
+        stack.callback(table.close)
+        dataplane = NftablesDataplane(self._settings(family, NodeInfo()), table)
 
         self._dataplanes[family] = dataplane
         return dataplane

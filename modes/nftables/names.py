@@ -10,6 +10,7 @@ from typing import NamedTuple
 from kproxy.model.plans import Endpoint, PortKey
 
 TABLE = "kproxy"
+KUBE_PROXY_TABLE = "kube-proxy"  # of its nftables mode
 
 SERVICES = "services"  # the map, and the chain that looks into it
 NODE_PORTS = "node-ports"

@@ -2,9 +2,9 @@
 
 Several ports may need the same: two Services may ask for one external IP and port, the ports of a Service share its
 cluster IP, all frontends with as many endpoints share a chain. A frontend is served as the first of its ports by name
-asks for, so that the outcome does not depend on the order in which they came. Pure.
+asks for, so that the result does not depend on the order in which they came. Pure.
 
-Fragments are not kept, only counted: they are rendered again from the plans when they are needed.
+Fragments are only counted, not kept: they are rendered again from the plans when they are needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from kproxy.model.plans import Frontend, PortKey
+from kproxy.model.plans import Protocol as Transport
 from kproxy.modes.nftables import names
 from kproxy.modes.nftables.chains import balancer_chain
 from kproxy.modes.nftables.fragments import Claim, Fragment, Settings
@@ -25,6 +26,24 @@ Place = tuple[str, Key]
 """Where an element is: the name of its set, and its key."""
 
 
+TRANSPORTS = {protocol.lower(): protocol for protocol in Transport}
+BY_ADDRESS = frozenset({names.SERVICES, names.ENDPOINTS, names.SOURCES})
+BY_NODE_PORT = frozenset({names.NODE_PORTS, names.NODE_PORT_ENDPOINTS})
+
+
+def frontend_of(place: Place) -> Frontend | None:
+    """The frontend that the element at PLACE belongs to; None for other sets, and for protocols that no Service has."""
+    name, key = place
+    if name in BY_ADDRESS:
+        ip, protocol, port, *_ = key
+    elif name in BY_NODE_PORT:
+        ip, (protocol, port, *_) = "", key
+    else:
+        return None
+    transport = TRANSPORTS.get(str(protocol))
+    return None if transport is None else Frontend(str(ip), int(port), transport)
+
+
 class Part(NamedTuple):
     """Part of the table: sets and chains by name, elements by place."""
 
@@ -34,14 +53,14 @@ class Part(NamedTuple):
 
 
 class Change(NamedTuple):
-    """All that a change of some ports may concern, before and after it; the rest of the table stays as it is."""
+    """Everything that a change of some ports may affect, before and after it; the rest of the table stays as it is."""
 
     before: Part
     after: Part
 
 
 class Needs(NamedTuple):
-    """What some ports need that none before them needed. shared: by the set, the addresses that its elements are of."""
+    """What some ports need that none before them needed. shared: addresses, by the set that needs elements for them."""
 
     claims: list[Claim]
     shared: dict[str, list[str]]
@@ -53,23 +72,19 @@ class Ownership:
     """What some ports need, kept up to date one change at a time."""
 
     def __init__(self, settings: Settings, fragment: Callable[[PortKey], Fragment]) -> None:
-        """fragment: of a port that is not part of a change."""
+        """fragment: renders a port that is not part of a change."""
         self._settings, self._fragment = settings, fragment
         self._frontends: dict[Frontend, tuple[PortKey, ...]] = {}
         # How many need an element, by its set and the address of which its key is made.
         self._shared: dict[str, dict[str | int, int]] = {names.CLUSTER_IPS: {}, names.HAIRPINS: {}}
         self._balancers: Counter[Balancer] = Counter()
 
-    def claimed(self, frontend: Frontend) -> bool:
-        """Whether any port needs it."""
-        return frontend in self._frontends
-
     def balancers(self) -> Collection[Balancer]:
-        """Those whose chains are needed."""
+        """The shared chains that any port needs."""
         return self._balancers.keys()
 
     def first(self, frontend: Frontend) -> PortKey | None:
-        """The port that serves a frontend."""
+        """The port that serves a frontend, None for none."""
         return self._frontends.get(frontend, (None,))[0]
 
     def shares(self, element: Element) -> bool:
@@ -78,7 +93,7 @@ class Ownership:
         return start in self._shared.get(element.set, ()) and all(other == start for other in others)
 
     def admit(self, fragments: Fragments) -> Needs:
-        """Ports come that are behind all others by name: what that takes. Quicker than `change`."""
+        """Adds ports whose names sort after all others; returns what they need. Quicker than `change`."""
         served: list[Claim] = []
         for key, fragment in fragments.items():
             for claim in fragment.claims:
@@ -87,8 +102,9 @@ class Ownership:
                 if not claimants:
                     served.append(claim)
         before = frozenset(self._balancers)
-        lent = {b.name: balancer_chain(b, self._settings) for b in self._count_balancers(served, 1) if b not in before}
-        lent.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
+        added = [b for b in self._count_balancers(served, 1) if b not in before]
+        chains = {balancer.name: balancer_chain(balancer, self._settings) for balancer in added}
+        chains.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
         sets = {found.name: found for fragment in fragments.values() for found in fragment.sets}
         cluster_ips = [fragment.cluster_ip for fragment in fragments.values() if fragment.cluster_ip]
         hairpins = [ip for fragment in fragments.values() for ip in fragment.hairpins]
@@ -96,10 +112,10 @@ class Ownership:
             names.CLUSTER_IPS: self._fresh(names.CLUSTER_IPS, cluster_ips),
             names.HAIRPINS: self._fresh(names.HAIRPINS, hairpins),
         }
-        return Needs(served, shared, list(lent.values()), list(sets.values()))
+        return Needs(served, shared, list(chains.values()), list(sets.values()))
 
     def _fresh(self, name: str, addresses: Sequence[str]) -> list[str]:
-        """Count the need of shared elements; the addresses of those that nobody needed before, each once."""
+        """Counts the users of shared elements; returns the addresses that nobody needed before, each once."""
         counts = self._shared[name]
         fresh: dict[str, int] = dict.fromkeys(addresses, 1)
         if len(fresh) == len(addresses) and counts.keys().isdisjoint(fresh):  # nearly always, and then quick
@@ -111,8 +127,8 @@ class Ownership:
         return found
 
     def change(self, old: Fragments, new: Fragments) -> Change:
-        """Some ports needed what is in OLD and need what is in NEW, which has the same ports; an empty fragment stands
-        for nothing. A change is taken back by the opposite one."""
+        """Replaces what some ports needed, OLD, by what they need, NEW, which has the same ports; an empty fragment
+        stands for nothing. A change is undone by the opposite one."""
         claims = (claim for fragments in (old, new) for fragment in fragments.values() for claim in fragment.claims)
         frontends = dict.fromkeys(claim.frontend for claim in claims)
         elements = dict.fromkeys(e for some in (old, new) for fragment in some.values() for e in fragment.shared)
@@ -123,11 +139,11 @@ class Ownership:
         self._count(new, 1)
         after = self._served(frontends, new)
         needed = self._count_balancers(after, 1)
-        lent_before = balancers.keys() | {b for b in needed if self._balancers[b] > needed[b]}
-        lent_after = needed.keys() | {b for b in balancers if self._balancers[b]}
+        shared_before = balancers.keys() | {b for b in needed if self._balancers[b] > needed[b]}
+        shared_after = needed.keys() | {b for b in balancers if self._balancers[b]}
         return Change(
-            self._part(old, before, present, lent_before),
-            self._part(new, after, [element for element in elements if self.shares(element)], lent_after),
+            self._part(old, before, present, shared_before),
+            self._part(new, after, [element for element in elements if self.shares(element)], shared_after),
         )
 
     def _served(self, frontends: Iterable[Frontend], fragments: Fragments) -> list[Claim]:
@@ -150,14 +166,13 @@ class Ownership:
             for element in fragment.shared:
                 self._count_shared(element, step)
 
-    def _count_shared(self, element: Element, step: int) -> int:
-        counts = self._shared.setdefault(element.set, {})
+    def _count_shared(self, element: Element, step: int) -> None:
+        counts = self._shared[element.set]
         start = element.key[0]
         if count := counts.get(start, 0) + step:
             counts[start] = count
         else:
             del counts[start]
-        return count
 
     def _claim(self, frontend: Frontend, key: PortKey, needed: bool) -> None:
         claimants = tuple(other for other in self._frontends.pop(frontend, ()) if other != key)
@@ -167,7 +182,7 @@ class Ownership:
             self._frontends[frontend] = claimants
 
     def _count_balancers(self, claims: Iterable[Claim], step: int) -> Counter[Balancer]:
-        """Count those that CLAIMS need, which are returned."""
+        """Counts the users of the shared chains that CLAIMS need, which are returned."""
         needed = Counter(claim.needs for claim in claims if claim.needs)
         for balancer, number in needed.items():
             self._balancers[balancer] += step * number
@@ -176,10 +191,10 @@ class Ownership:
         return needed
 
     def _part(
-        self, fragments: Fragments, claims: Iterable[Claim], shared: Iterable[Element], lent: Iterable[Balancer]
+        self, fragments: Fragments, claims: Iterable[Claim], shared: Iterable[Element], balancers: Iterable[Balancer]
     ) -> Part:
         elements = {(e.set, e.key): e for claim in claims for e in claim.elements}
         elements.update(((e.set, e.key), e) for e in shared)
-        chains = {balancer.name: balancer_chain(balancer, self._settings) for balancer in lent}
+        chains = {balancer.name: balancer_chain(balancer, self._settings) for balancer in balancers}
         chains.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
         return Part({s.name: s for fragment in fragments.values() for s in fragment.sets}, chains, elements)

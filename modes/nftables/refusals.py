@@ -1,4 +1,4 @@
-"""Which Service ports need what the kernel refused. Pure."""
+"""Attributes what the kernel refused to the Service ports that need it. Pure."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kproxy.modes.nftables.ownership import Place
 from kproxy.netfilter.objects import Element
 from kproxy.netfilter.operations import AddChain, AddElements, AddRules, AddSet, ElementsRefused, Operation
 
-# Something is there that should not be, or the other way around: the table is not as it was believed to be.
+# Something exists that should not, or the other way around: the table is not as it was believed to be.
 SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
 
 
-def surprising(errors: Mapping[int, NetlinkError]) -> bool:
-    """Whether the table may be other than it was believed to be."""
+def contradicts(errors: Mapping[int, NetlinkError]) -> bool:
+    """Whether ERRORS say that the table is not as it was believed to be."""
     found = (e for error in errors.values() for e in (_each(error) or [error]))
     return any(error.errno in SURPRISES for error in found)
 
 
-def guilty(
+def refused_ports(
     operations: Sequence[Operation], errors: Mapping[int, NetlinkError], fragments: Iterable[tuple[PortKey, Fragment]]
 ) -> dict[PortKey, str]:
-    """Those of FRAGMENTS that need what was refused, with one line of why; none when it is nobody's in particular.
+    """Those of FRAGMENTS that need what was refused, with one line of why; none when it belongs to no port.
 
     errors: by the index of the operation.
     """
@@ -37,14 +37,14 @@ def guilty(
                 elements.update((members[at], str(why)) for at, why in error.elements.items())
             case AddChain(chain=name) | AddRules(chain=name):
                 names.setdefault(name, str(error))
-            case AddSet(set=found):
-                names.setdefault(found.name, str(error))
-    found_guilty = ((key, _why(fragment, elements, names)) for key, fragment in fragments)
-    return {key: why for key, why in found_guilty if why}
+            case AddSet(set=spec):
+                names.setdefault(spec.name, str(error))
+    found = ((key, _why(fragment, elements, names)) for key, fragment in fragments)
+    return {key: why for key, why in found if why}
 
 
-def concerned(places: Iterable[Place | str], fragments: Iterable[tuple[PortKey, Fragment]]) -> list[PortKey]:
-    """Those of FRAGMENTS that need what is at any of PLACES: of an element, or the name of a set or chain."""
+def ports_at(places: Iterable[Place | str], fragments: Iterable[tuple[PortKey, Fragment]]) -> list[PortKey]:
+    """The ports of those FRAGMENTS that have anything at PLACES: places of elements, names of sets and chains."""
     wanted = frozenset(places)
     return [key for key, fragment in fragments if not wanted.isdisjoint(_places(fragment))]
 
@@ -58,7 +58,7 @@ def _places(fragment: Fragment) -> Iterator[Place | str]:
 
 
 def _why(fragment: Fragment, elements: Mapping[Element, str], names: Mapping[str, str]) -> str:
-    """Why FRAGMENT cannot be had; "" when it can."""
+    """Why FRAGMENT is refused; "" when it is not."""
     if names:
         shared = (claim.needs.name for claim in fragment.claims if claim.needs)
         own = (*(found.name for found in fragment.sets), *(chain.name for chain in fragment.chains))

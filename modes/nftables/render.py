@@ -1,9 +1,7 @@
-"""Rules and elements of nftables mode, as values: one fragment a Service port, one base a node. Pure.
+"""Rules and elements of nftables mode, as values: of one Service port, of the node, and the whole table. Pure.
 
-Decides nothing about Services: the plan has all decisions, this module writes them in the layout of docs/nftables.md.
-What it leaves out: what the kernel holds already, and how it gets there.
-
-By which names people find a Service port in the table: entries of the maps that lead to it. Pure.
+Decides nothing about Services: the plan has all decisions, and this module writes them down in the layout of
+docs/nftables.md. Leaves out: what the kernel already holds, and how it gets there.
 """
 
 from __future__ import annotations
@@ -12,10 +10,12 @@ import functools
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
+import msgspec
+
 from kproxy.model.addresses import is_loopback
-from kproxy.model.plans import Endpoint, Family, Frontend, ServicePlan
-from kproxy.modes.nftables import affinity, names
-from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY
+from kproxy.model.plans import Endpoint, Family, Frontend, PortKey, ServicePlan
+from kproxy.modes.nftables import chains, names
+from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY, balancer_chain
 from kproxy.modes.nftables.fragments import Base, Claim, Fragment, Settings, Targets
 from kproxy.modes.nftables.names import Balancer, Kind, PortNames
 from kproxy.netfilter.objects import (
@@ -44,8 +44,8 @@ from kproxy.netfilter.objects import (
 )
 
 MAX_COMMENT = 128  # characters, of nft's text; the names of a namespace, a Service and a port may have 189
-# Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, what it leads somewhere
-# is led there, though it knows nothing of our table and leaves it.
+# Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, its translations win,
+# though it knows nothing of our table and leaves it.
 DSTNAT, FILTER, SRCNAT = -99, 0, 100
 
 
@@ -58,20 +58,20 @@ def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
     hairpins = tuple(dict.fromkeys([e.ip for e in plan.reachable])) if plan.has_endpoints else ()
     if not (plan.affinity_seconds and plan.has_endpoints):
         return Fragment(claims, plan.cluster_ip, hairpins)
-    sets, chains = (affinity.client_set(plan),), tuple(_own_chains(plan, claims, settings))
-    return Fragment(claims, plan.cluster_ip, hairpins, sets, chains)
+    own_chains = tuple(_own_chains(plan, claims, settings))
+    return Fragment(claims, plan.cluster_ip, hairpins, (chains.client_set(plan),), own_chains)
 
 
 def _own_chains(plan: ServicePlan, claims: Iterable[Claim], settings: Settings) -> Iterator[Chain]:
-    """The chains of a port with affinity: one for each kind of frontend, and those that choose."""
+    """The chains of a port with affinity: one for each kind of frontend, and those that choose an endpoint."""
     entries = {(c.balancer.kind, c.balancer.firewall): None for c in claims if c.balancer}
     for kind, firewall in entries:
-        yield affinity.entry_chain(plan, kind, firewall, settings)
-    yield from affinity.list_chains(plan)
+        yield chains.entry_chain(plan, kind, firewall, settings)
+    yield from chains.endpoint_chains(plan)
 
 
 def _claims(plan: ServicePlan) -> Iterator[Claim]:
-    """One claim for each way to the port; an address that is given twice counts as the first kind it has."""
+    """One claim for each frontend of the port; an address that is given twice counts as the first kind it has."""
     seen = {plan.cluster_ip}
     yield _claim(plan, plan.cluster_ip, Kind.CLUSTER, plan.internal_endpoints)
     kind = Kind.LOCAL if plan.external_local else Kind.EXTERNAL
@@ -87,7 +87,7 @@ def _claims(plan: ServicePlan) -> Iterator[Claim]:
 def _claim(
     plan: ServicePlan, ip: str, kind: Kind, anywhere: tuple[Endpoint, ...], ranges: tuple[str, ...] = ()
 ) -> Claim:
-    """How one frontend leads to its endpoints, or that it leads nowhere. ip: "" for the node port."""
+    """What one frontend needs to reach its endpoints, or to be refused. ip: "" for the node port."""
     protocol, port = plan.protocol.lower(), plan.port if ip else plan.node_port
     frontend = Frontend(ip, port, plan.protocol)
     key = (ip, protocol, port) if ip else (protocol, port)
@@ -109,13 +109,13 @@ def _claim(
 
 @functools.lru_cache(maxsize=4096)
 def _balancer(kind: Kind, anywhere: int, here: int, firewall: bool) -> tuple[Balancer, Verdict]:
-    """The chain that all such frontends share, and what leads to it."""
+    """The chain that all such frontends share, and the verdict that sends packets there."""
     balancer = Balancer(kind, anywhere, here, firewall)
     return balancer, Verdict(balancer.name)
 
 
 def _ranges(plan: ServicePlan) -> tuple[str, ...]:
-    """The sources that may use the load balancer's addresses, without overlaps; empty when all may."""
+    """The source ranges of the load balancer's addresses, without overlaps; empty when all sources are allowed."""
     if not plan.source_ranges:
         return ()
     allowed = list(plan.source_ranges)
@@ -155,7 +155,7 @@ def render_base(settings: Settings) -> Base:
 
 
 def _maps(address: Type) -> Iterator[Set]:
-    """The sets and maps into which ports write."""
+    """The sets and maps that hold elements of Service ports."""
     frontend = (address, Type.PROTO, Type.PORT)
     target = (address, Type.PORT)
     yield Set(names.SERVICES, frontend, SetKind.VERDICTS)
@@ -180,7 +180,7 @@ def _chains(settings: Settings) -> Iterator[Chain]:
 
 
 def _services(settings: Settings) -> Iterator[Rule]:
-    """NAT chains see the first packet of a connection only, so this is all about new connections."""
+    """NAT chains see the first packet of a connection only, so these rules concern new connections."""
     yield (Lookup(ADDRESS_KEY, names.SERVICES),)
     yield InSet((Field.DADDR,), names.CLUSTER_IPS), Reject()
     if settings.service_cidrs:
@@ -201,17 +201,47 @@ def _postrouting(settings: Settings) -> Iterator[Rule]:
     yield CtTranslated(), InSet((Field.SADDR, Field.DADDR), names.HAIRPINS), masquerade
 
 
-def described(fragment: Fragment) -> tuple[str, ...]:
-    """One line for each way to the port, its set's name first: services { 10.96.0.1 . tcp . 80 : goto cluster-3 }"""
-    return tuple(_entries(fragment))
+def verdict_entries(fragment: Fragment) -> tuple[str, ...]:
+    """One line for each frontend of the port, as nft prints it, its map first:
+    services { 10.96.0.1 . tcp . 80 : goto cluster-3 }"""
+    verdicts = (claim.verdict for claim in fragment.claims)
+    return tuple(f"{e.set} {{ {' . '.join(str(part) for part in e.key)} : {e.data} }}" for e in verdicts)
 
 
-def _entries(fragment: Fragment) -> Iterator[str]:
-    for claim in fragment.claims:
-        for element in claim.elements:
-            if isinstance(element.data, Verdict):
-                yield _entry(element)
+# ---------------------------------------------------------------- the whole table
 
 
-def _entry(element: Element) -> str:
-    return f"{element.set} {{ {' . '.join(str(part) for part in element.key)} : {element.data} }}"
+class Layout(msgspec.Struct, frozen=True):
+    """The whole table: sets and chains by name, and the elements of each set, in the order of their ports' names."""
+
+    family: Family
+    sets: dict[str, Set]
+    chains: dict[str, Chain]
+    elements: dict[str, tuple[Element, ...]]
+
+
+def lay_out(base: Base, fragments: Iterable[tuple[PortKey, Fragment]]) -> Layout:
+    """The table for BASE and all FRAGMENTS. Of two ports that claim one frontend the first by name gets it."""
+    sets = {s.name: s for s in base.sets}
+    own: list[Chain] = []
+    claimed: set[Frontend] = set()
+    shared: dict[Element, None] = {}
+    balancers: set[Balancer] = set()
+    elements: dict[str, list[Element]] = {}
+    for _, fragment in sorted(fragments, key=lambda pair: pair[0]):
+        sets.update((s.name, s) for s in fragment.sets)
+        own.extend(fragment.chains)
+        shared.update(dict.fromkeys(fragment.shared))
+        for claim in fragment.claims:
+            if claim.frontend in claimed:
+                continue
+            claimed.add(claim.frontend)
+            if claim.needs:
+                balancers.add(claim.needs)
+            for element in claim.elements:
+                elements.setdefault(element.set, []).append(element)
+    for element in (*base.elements, *shared):
+        elements.setdefault(element.set, []).append(element)
+    shared_chains = [balancer_chain(b, base.settings) for b in sorted(balancers)]
+    by_name = {c.name: c for c in (*base.chains, *shared_chains, *own)}
+    return Layout(base.settings.family, sets, by_name, {name: tuple(found) for name, found in elements.items()})

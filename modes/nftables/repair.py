@@ -1,28 +1,72 @@
-"""What others' edits of the table, as the kernel tells of them, leave to be done. Pure.
+"""Undoes what others did to the table, as far as the kernel's notifications tell what it was. Pure.
 
-What the table held before the edits is what it should hold; so what is known of an edit tells what is there now, and
-nothing has to be read. What cannot be followed in this way is left to a comparison with the whole table: sets that come
-or go, other hooks, a set that the kernel keeps in halves.
+What the table held before the edits is what it should hold. So a notification tells what is there now, and nothing has
+to be read. What cannot be followed in this way is left to a comparison of the whole table: sets that come or go, other
+hooks, sets of intervals that the kernel keeps as boundaries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 
 import msgspec
 
+from kproxy.model.plans import PortKey
+from kproxy.modes.nftables.chains import balancer_chain
 from kproxy.modes.nftables.delta import Delta, by_set
-from kproxy.modes.nftables.ownership import Place
-from kproxy.modes.nftables.wanted_places import Wanted
+from kproxy.modes.nftables.fragments import Base, Fragment
+from kproxy.modes.nftables.ownership import Ownership, Place, frontend_of
 from kproxy.netfilter.element_codec import coder
 from kproxy.netfilter.notifications import Event
-from kproxy.netfilter.objects import Element, Set
+from kproxy.netfilter.objects import Chain, Element, Set
 
 
-def mended(events: Iterable[Event], sets: Mapping[str, Set], wanted: Wanted) -> Delta | None:
-    """What leads from the table after EVENTS back to what is WANTED, None when they do not tell. sets: our own."""
+class Wanted:
+    """What each place of the table should hold, whichever port needs it. Valid until one of its sources changes."""
+
+    def __init__(
+        self,
+        base: Base,
+        ownership: Ownership,
+        fragment: Callable[[PortKey], Fragment],
+        with_chains: Iterable[PortKey],
+    ) -> None:
+        """fragment: renders a port. with_chains: the ports that have chains of their own."""
+        self._base, self._ownership, self._fragment, self._with_chains = base, ownership, fragment, with_chains
+        self._fragments: dict[PortKey, Fragment] = {}
+        self._fixed = {(element.set, element.key): element for element in base.elements}
+
+    def element(self, place: Place) -> Element | None:
+        """The element at PLACE, None when there should be none."""
+        if (fixed := self._fixed.get(place)) is not None:
+            return fixed
+        if (frontend := frontend_of(place)) is None:
+            shared = Element(*place)
+            return shared if self._ownership.shares(shared) else None
+        if (key := self._ownership.first(frontend)) is None:
+            return None
+        if key not in self._fragments:
+            self._fragments[key] = self._fragment(key)
+        claims = (claim for claim in self._fragments[key].claims if claim.frontend == frontend)
+        return next((e for claim in claims for e in claim.elements if (e.set, e.key) == place), None)
+
+    def chain(self, name: str) -> Chain | None:
+        """The chain of that name, None when there should be none."""
+        return self._chains.get(name)
+
+    @cached_property
+    def _chains(self) -> dict[str, Chain]:
+        chains = {b.name: balancer_chain(b, self._base.settings) for b in self._ownership.balancers()}
+        chains.update((chain.name, chain) for chain in self._base.chains)
+        chains.update((chain.name, chain) for key in self._with_chains for chain in self._fragment(key).chains)
+        return chains
+
+
+def repair(events: Iterable[Event], sets: Mapping[str, Set], wanted: Wanted) -> Delta | None:
+    """What restores the table to what is WANTED after EVENTS; None when they do not tell. sets: our own, by name."""
     elements: dict[Place, Element | None] = {}
-    chains: dict[str, bool] = {}  # whether they exist
+    chains: dict[str, bool] = {}  # by name: does it exist
     for event in events:
         match event.kind:
             case "element" if event.name in sets and _followed(sets[event.name]):
@@ -54,7 +98,7 @@ def _elements(event: Event, spec: Set) -> dict[Place, Element | None]:
     code = coder(spec)
     found: dict[Place, Element | None] = {}
     for element in map(code.decode, code.listed(event.elements)):
-        if spec.interval:  # an address is told as a range of one; only the last field of ours is a network
+        if spec.interval:  # an address is listed as a range of one; only the last field of ours is a network
             *fields, network = element.key
             key = (*(str(field).partition("/")[0] if isinstance(field, str) else field for field in fields), network)
             element = msgspec.structs.replace(element, key=key)

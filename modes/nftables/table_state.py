@@ -1,6 +1,6 @@
 """What one family's table is believed to hold: which plans, who needs what of it, and what was refused. Pure.
 
-Leaves out: what the kernel says of it (apply).
+Leaves out: what the kernel says about it (apply).
 """
 
 from __future__ import annotations
@@ -9,23 +9,32 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
 from kproxy.conntrack.stale_flows import TRACKED
+from kproxy.errors import one_line
 from kproxy.model.plans import Frontend, PortKey, ServicePlan
 from kproxy.modes.nftables import names
 from kproxy.modes.nftables.delta import Delta
 from kproxy.modes.nftables.fragments import Fragment, Settings
-from kproxy.modes.nftables.ownership import Ownership
+from kproxy.modes.nftables.ownership import Ownership, frontend_of
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.modes.nftables.wanted_places import frontend_of
 from kproxy.netfilter.objects import Set
 from kproxy.netfilter.operations import ELEMENTS_AT_ONCE
 
 NOTHING = Fragment()
 
 
-class TableState:
-    """One state of a table, which changes with what is written.
+class Unrenderable(Exception):
+    """Rendering KEY raised ERROR, which nobody foresaw."""
 
-    plans: what was asked for. rejected: the ports that the kernel refused, with one line of why; they hold nothing.
+    def __init__(self, key: PortKey, error: Exception) -> None:
+        super().__init__(f"{key}: {error!r}")
+        self.key, self.error = key, error
+
+
+class TableState:
+    """The state of a table, which changes with what is written.
+
+    plans: what was asked for. rejected: the ports that hold nothing because the kernel refused them or they could not
+    be rendered, with one line of why. faults: the latter, with what rendering raised.
     size: how many elements there are. rules: how many rules each chain has.
     """
 
@@ -35,6 +44,8 @@ class TableState:
         self.sets: dict[str, Set] = {found.name: found for found in self.base.sets}
         self.plans: dict[PortKey, ServicePlan] = {}
         self.rejected: dict[PortKey, str] = {}
+        self.faults: dict[PortKey, Exception] = {}
+        self._left_out: set[PortKey] = set()  # ports that are not rendered again during this apply
         self.start_over()
 
     @property
@@ -44,69 +55,52 @@ class TableState:
 
     def start_over(self) -> None:
         """Nobody needs anything, and nothing is written."""
-        self.claims = Ownership(self._settings, self.fragment)
+        self.ownership = Ownership(self._settings, self.fragment)
         self.size = 0
         self.rules: Counter[str] = Counter()
 
+    def begin(self) -> None:
+        """An apply begins: ports that could not be rendered may be tried again."""
+        self._left_out.clear()
+        self.faults = {key: error for key, error in self.faults.items() if key in self.rejected}
+
+    # ---- what ports need
+
     def fragment(self, key: PortKey) -> Fragment:
-        """What the port needs of the table as it is believed to be."""
+        """What the port needs of the table as it is believed to be. Raises Unrenderable."""
         plan = self.plans.get(key)
-        return NOTHING if plan is None or key in self.rejected else render_port(plan, self._settings)
+        if plan is None or key in self.rejected:
+            return NOTHING
+        try:
+            return render_port(plan, self._settings)
+        except Exception as error:
+            raise Unrenderable(key, error) from error
+
+    def reject_fault(self, fault: Unrenderable) -> None:
+        """From now on the port holds nothing, and it is not rendered again during this apply."""
+        error = fault.error
+        self._left_out.add(fault.key)
+        self.faults[fault.key] = error
+        self.rejected[fault.key] = one_line(f"unexpected {type(error).__name__}: {error}")
+
+    def _fragment_or_fault(self, key: PortKey) -> Fragment:
+        """What a port needs that holds nothing yet; NOTHING, and a fault, when it cannot be rendered."""
+        try:
+            return self.fragment(key)
+        except Unrenderable as fault:
+            self.reject_fault(fault)
+            return NOTHING
 
     def fragments(self) -> Iterator[tuple[PortKey, Fragment]]:
-        """All ports' by name."""
+        """What every port needs, by name. Raises Unrenderable."""
         return ((key, self.fragment(key)) for key in sorted(self.plans))
 
-    def differing(
-        self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None
-    ) -> Collection[PortKey]:
-        """The ports of TOUCHED whose plans differ; of all ports, and those that were refused, for None."""
-        if touched is not None:
-            return {key for key in touched if self.plans.get(key) != wanted.get(key)}
-        held = self.plans
-        found = {key for key, plan in wanted.items() if (one := held.get(key)) is not plan and one != plan}
-        return found | self.rejected.keys() | {key for key in held if key not in wanted}
-
-    def take(
-        self, wanted: Mapping[PortKey, ServicePlan], keys: Collection[PortKey]
-    ) -> tuple[dict[PortKey, Fragment], dict[PortKey, Fragment]]:
-        """Take in the plans of KEYS, refused ones once more; what they needed and need."""
-        old = {key: self.fragment(key) for key in keys}
-        for key in keys:
-            self.rejected.pop(key, None)
-            if key in wanted:
-                self.plans[key] = wanted[key]
-            else:
-                self.plans.pop(key, None)
-        return old, {key: self.fragment(key) for key in keys}
-
-    def restore(
-        self,
-        former: Mapping[PortKey, tuple[ServicePlan | None, str | None]],
-        old: Mapping[PortKey, Fragment],
-        new: Mapping[PortKey, Fragment],
-    ) -> None:
-        """Take back a `take` and the claims' change. former: the plans and rejections before it."""
-        self.claims.change(new, old)
-        for key, (plan, why) in former.items():
-            self.plans.pop(key, None)
-            self.rejected.pop(key, None)
-            if plan is not None:
-                self.plans[key] = plan
-            if why is not None:
-                self.rejected[key] = why
-
-    def sizes(self) -> dict[str, int]:
-        """About how many elements the large sets should hold, so that those too large are not listed."""
-        ends = sum(len(plan.reachable) for plan in self.plans.values())
-        large = {names.ENDPOINTS: ends, names.NODE_PORT_ENDPOINTS: 0, names.HAIRPINS: ends}
-        return {**large, names.CLUSTER_IPS: len(self.plans)}
-
     def portions(self) -> Iterator[dict[PortKey, Fragment]]:
-        """All ports by name, so many at a time as fit into one transaction."""
+        """All ports by name, as many at a time as fit into one transaction. Records ports that cannot be rendered."""
         some: dict[PortKey, Fragment] = {}
         room = ELEMENTS_AT_ONCE
-        for key, fragment in self.fragments():
+        for key in sorted(self.plans):
+            fragment = self._fragment_or_fault(key)
             size = fragment.size
             if some and size > room:
                 yield some
@@ -115,18 +109,83 @@ class TableState:
             room -= size
         yield some
 
+    # ---- changes of plans
+
+    def differing(
+        self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None
+    ) -> Collection[PortKey]:
+        """The ports of TOUCHED whose plans differ or that could not be rendered; for None those of all ports, and the
+        rejected ones."""
+        if touched is not None:
+            return {key for key in touched if self.plans.get(key) != wanted.get(key) or key in self.faults}
+        held = self.plans
+        found = {key for key, plan in wanted.items() if (one := held.get(key)) is not plan and one != plan}
+        return found | self.rejected.keys() | {key for key in held if key not in wanted}
+
+    def take(
+        self, wanted: Mapping[PortKey, ServicePlan], keys: Collection[PortKey]
+    ) -> tuple[dict[PortKey, Fragment], dict[PortKey, Fragment]]:
+        """Takes over the plans of KEYS, rejected ones once more. Returns what these ports needed and what they need.
+
+        Raises Unrenderable for a port that held something.
+        """
+        old = {key: self.fragment(key) for key in keys}
+        for key in keys:
+            if key not in self._left_out or key not in wanted:
+                self._unreject(key)
+            if key in wanted:
+                self.plans[key] = wanted[key]
+            else:
+                self.plans.pop(key, None)
+        return old, {key: self._fragment_or_fault(key) for key in keys}
+
+    def restore(
+        self,
+        former: Mapping[PortKey, tuple[ServicePlan | None, str | None]],
+        old: Mapping[PortKey, Fragment],
+        new: Mapping[PortKey, Fragment],
+    ) -> None:
+        """Undoes a `take` and the change of ownership. former: the plans and rejections before it."""
+        self.ownership.change(new, old)
+        for key, (plan, why) in former.items():
+            self.plans.pop(key, None)
+            self.rejected.pop(key, None)
+            if plan is not None:
+                self.plans[key] = plan
+            if why is not None:
+                self.rejected[key] = why
+
+    def replace(self, wanted: Mapping[PortKey, ServicePlan]) -> None:
+        """Takes over all plans, rejected ones once more."""
+        self.plans = dict(wanted)
+        for key in [key for key in self.rejected if key not in self._left_out or key not in wanted]:
+            self._unreject(key)
+
+    def _unreject(self, key: PortKey) -> None:
+        self.rejected.pop(key, None)
+        if key not in self._left_out:
+            self.faults.pop(key, None)
+
+    # ---- what the table holds
+
+    def sizes(self) -> dict[str, int]:
+        """About how many elements the large sets should hold, so that sets too large are not listed."""
+        ends = sum(len(plan.reachable) for plan in self.plans.values())
+        large = {names.ENDPOINTS: ends, names.NODE_PORT_ENDPOINTS: 0, names.HAIRPINS: ends}
+        return {**large, names.CLUSTER_IPS: len(self.plans)}
+
     def abandoned(self, delta: Delta) -> list[Frontend]:
-        """Frontends that the kernel has and no port any more, but for those whose clients notice by themselves."""
+        """Frontends in the kernel that no port has any more, except those whose clients notice by themselves."""
         found = []
         for name in (names.SERVICES, names.NODE_PORTS):
             for element in delta.surplus.get(name, ()):
                 frontend = frontend_of((name, element.key))
-                if frontend is not None and frontend.protocol in TRACKED and self.claims.first(frontend) is None:
+                if frontend is not None and frontend.protocol in TRACKED and self.ownership.first(frontend) is None:
                     found.append(frontend)
         return found
 
     def count(self, delta: Delta) -> None:
-        """The table is now what it was before, and DELTA."""
+        """Records that DELTA was written."""
         missing, surplus = (sum(map(len, side.values())) for side in (delta.missing, delta.surplus))
         self.size += missing - surplus
         for chain in (*delta.chains, *delta.changed):

@@ -1,13 +1,12 @@
-"""Values as the text that `nft -f` loads. Pure. Source: nft(8)."""
+"""Writes the table as the text that `nft -f` loads. Pure. Source: nft(8)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kproxy.model.plans import Family, PortKey, address_port
+from kproxy.model.plans import Family, address_port
 from kproxy.modes.nftables import names
-from kproxy.modes.nftables.fragments import Base, Fragment
-from kproxy.modes.nftables.layout import Layout, lay_out
+from kproxy.modes.nftables.render import Layout
 from kproxy.netfilter.objects import (
     AddressIn,
     Chain,
@@ -44,13 +43,8 @@ from kproxy.netfilter.objects import (
 WHOLE = 0xFFFFFFFF  # a packet mark has 32 bits
 
 
-def text(base: Base, fragments: Iterable[tuple[PortKey, Fragment]]) -> str:
-    """Everything as one text that replaces the table, if there is one."""
-    return table_text(lay_out(base, fragments))
-
-
 def table_text(layout: Layout) -> str:
-    """The table as a text that replaces it: chains before the elements that lead to them."""
+    """The table as a text that replaces whatever there is: chains before the elements that refer to them."""
     writer = Writer(layout.family)
     table = f"{writer.ip} {names.TABLE}"
     lines = [f"add table {table}", f"delete table {table}", f"table {table} {{"]
@@ -93,7 +87,7 @@ class Writer:
         yield "}"
 
     def _example(self, type_: Type) -> str:
-        """Something of that type, as `typeof` takes it; a number of 32 bits has no name."""
+        """An expression of that type, as `typeof` takes it; a type for any 32-bit number has no name."""
         if type_ is Type.SLOT:
             return "numgen random mod 65536"
         return {Type.PROTO: "meta l4proto", Type.PORT: "th dport"}.get(type_, f"{self.ip} daddr")
@@ -120,7 +114,7 @@ class Writer:
         yield "}"
 
     def statement(self, statement: Statement) -> str:
-        """One statement, as its docstring says."""
+        """One statement; the docstrings of kproxy.netfilter.objects show the text of each."""
         match statement:
             case AddressIn(field, cidr, negate):
                 return f"{self.field(field)} {'!= ' if negate else ''}{cidr}"

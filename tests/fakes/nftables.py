@@ -1,6 +1,10 @@
 """nf_tables in memory: strict where the kernel is, so that wrong operations fail in tests too.
 
-Leaves out: packets, and what other programs than kproxy keep in nf_tables besides whole tables.
+Leaves out: packets, and what other programs than kproxy keep in nf_tables besides whole tables. It takes operations as
+values and lists elements with the product's own encoder, so it cannot catch an encoding fault. These tests do: the
+bytes in tests/netfilter/test_codec.py are those that Linux lists; tests/netfilter/test_kernel.py compares what the
+kernel holds with what nft, another implementation, makes of the same table, for any plans; and every case of
+tests/netfilter/test_semantics.py runs against this and the kernel.
 Sources: net/netfilter/nf_tables_api.c, net/netfilter/nfnetlink.c.
 """
 
@@ -14,13 +18,13 @@ from types import MappingProxyType
 from kproxy.errors import NetlinkError
 from kproxy.model.plans import Family
 from kproxy.netfilter.element_codec import coder
+from kproxy.netfilter.kernel import LISTED_AT_MOST, NFT_FAMILY, OUTDATED, Expected, ListedSet, Listing
 from kproxy.netfilter.messages import HEADER_BYTES, ListedChain, messages
-from kproxy.netfilter.notifications import Event
+from kproxy.netfilter.notifications import Change, Event
 from kproxy.netfilter.objects import Chain, Element, Set, SetKind
 from kproxy.netfilter.operations import AddElements, AddTable, DeleteElements, DeleteTable, ElementsRefused, Operation
 from kproxy.netfilter.rule_codec import expressions
-from kproxy.netfilter.table import LISTED_AT_MOST, OUTDATED, Expected, ListedSet, Listing
-from tests.fakes.nftables_events import happened
+from tests.fakes.nftables_events import events_of
 from tests.fakes.nftables_tables import Members, Refused, Table
 
 _Tables = dict[tuple[Family, str], Table]
@@ -32,29 +36,32 @@ def accept(operation: Operation, element: Element | None) -> int:
 
 
 class FakeNftables:
-    """As kproxy.netfilter.table.Nftables, both families; dataplanes of both may share one.
+    """Implements kproxy.netfilter.kernel.Nftables for both families; tables of both may share one, in two threads.
 
     Faults to inject: `refuse`, which gives the errno for an operation (with None for the element) and for each element
     of one, or 0; `refuse_all`, which gives it for a whole transaction, of which no operation is blamed; `fail_at`, the
     numbers of the applies (from 1) at which the kernel cannot be talked to; `unreadable`, whether reading fails; `old`,
-    whether it does not compare generations; `meanwhile`, called when a transaction's generation is already known.
+    whether it does not compare generations; `meanwhile` and `unanswered`, called with the family when a transaction's
+    generation is already known, and when it is done but not yet answered: by blocking they make it hang.
 
-    list_at_most: elements of a set that it lists, see LISTED_AT_MOST of kproxy.netfilter.table.
+    list_at_most: elements of a set that it lists, see LISTED_AT_MOST of kproxy.netfilter.kernel.
     applied: the operations of each transaction that was done. applies, listings: how often those were asked for.
-    foreign: how many transactions others made. events: what others did in them, None for all that a flush does.
+    late: how many transactions expected a generation that was over. foreign: how many transactions others made.
+    events: what others did in them, None for what is lost, as all that a flush does.
     """
 
     def __init__(self) -> None:
         self.refuse: Callable[[Operation, Element | None], int] = accept
         self.refuse_all: Callable[[Sequence[Operation]], int] = lambda operations: 0
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[Family], None] = lambda family: None
+        self.unanswered: Callable[[Family], None] = lambda family: None
         self.list_at_most = LISTED_AT_MOST
         self.events: list[Event | None] = []
         self._lock = threading.RLock()
         self.fail_at: set[int] = set()
         self.unreadable = self.old = False
         self.applied: list[tuple[Operation, ...]] = []
-        self.applies = self.listings = self.foreign = 0
+        self.applies = self.listings = self.foreign = self.late = 0
         self._tables: _Tables = {}
         self._generation, self._written = 1, 0
 
@@ -62,18 +69,20 @@ class FakeNftables:
 
     def edit(self, family: Family, *operations: Operation) -> None:
         """What other programs do: a transaction that is counted only in `foreign`. Raises NetlinkError."""
-        tables, errors = self._try(family, operations, lambda operation, element: 0)
-        if errors:
-            raise next(iter(errors.values()))
-        self.events += happened(self._tables, tables, family, operations)
-        self._commit(tables)
-        self.foreign += 1
+        with self._lock:
+            tables, errors = self._try(family, operations, accept)
+            if errors:
+                raise next(iter(errors.values()))
+            self.events += events_of(self._tables, tables, family, operations)
+            self._commit(tables)
+            self.foreign += 1
 
     def flush(self) -> None:
-        """As nft flush ruleset does."""
-        self._commit({})
-        self.foreign += 1
-        self.events.append(None)
+        """What `nft flush ruleset` does."""
+        with self._lock:
+            self._commit({})
+            self.foreign += 1
+            self.events.append(None)
 
     def tables(self) -> frozenset[tuple[Family, str]]:
         """All tables that exist."""
@@ -99,37 +108,34 @@ class FakeNftables:
         return self._written
 
     def generation(self) -> int:
-        """As Nftables.generation."""
         return self._generation
 
     def apply(
         self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
-        """As Nftables.apply. Transactions of two threads exclude each other, as with WatchedNftables."""
-        with self._lock:
-            return self._apply(family, operations, expected)
-
-    def _apply(self, family: Family, operations: Sequence[Operation], expected: Expected) -> dict[int, NetlinkError]:
         self.applies += 1
         if self.applies in self.fail_at:
             raise NetlinkError("change nf_tables", errno.ENOBUFS)
-        tables, errors = self._expecting(family, operations, expected)
-        if not errors and (number := self.refuse_all(operations)):
-            raise NetlinkError("change nf_tables", number)
-        if not errors and operations:
-            self._commit(tables)
-            self.applied.append(tuple(operations))
-            self._written += sum(len(m.payload) + HEADER_BYTES for op in operations for m in messages(family, op))
+        generation = self._asked(family, expected)
+        with self._lock:
+            tables, errors = self._try_at(generation, family, operations)
+            if not errors and (number := self.refuse_all(operations)):
+                raise NetlinkError("change nf_tables", number)
+            if not errors and operations:
+                self._commit(tables)
+                self.applied.append(tuple(operations))
+                self._written += sum(len(m.payload) + HEADER_BYTES for op in operations for m in messages(family, op))
+        self.unanswered(family)
         return errors
 
     def check(
         self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
-        """As Nftables.check."""
-        return self._expecting(family, operations, expected)[1]
+        generation = self._asked(family, expected)
+        with self._lock:
+            return self._try_at(generation, family, operations)[1]
 
     def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
-        """As Nftables.listing."""
         self.listings += 1
         if self.unreadable:
             raise NetlinkError(f"list table {table}", errno.ENOBUFS)
@@ -150,14 +156,21 @@ class FakeNftables:
             return None
         return coder(members.spec).encode(list(members.elements.values()))
 
+    def listen(self, family: Family, table: str) -> FakeListener:
+        return FakeListener(self.events, (NFT_FAMILY[family], table))
+
     # ---- transactions
 
-    def _expecting(
-        self, family: Family, operations: Sequence[Operation], expected: Expected
-    ) -> tuple[_Tables, dict[int, NetlinkError]]:
+    def _asked(self, family: Family, expected: Expected) -> int | None:
         generation = expected() if callable(expected) else expected
-        self.meanwhile()
+        self.meanwhile(family)
+        return generation
+
+    def _try_at(
+        self, generation: int | None, family: Family, operations: Sequence[Operation]
+    ) -> tuple[_Tables, dict[int, NetlinkError]]:
         if generation is not None and generation != self._generation and not self.old:
+            self.late += 1
             raise NetlinkError("change nf_tables", OUTDATED)
         return self._try(family, operations, self.refuse)
 
@@ -168,7 +181,7 @@ class FakeNftables:
     def _try(
         self, family: Family, operations: Sequence[Operation], refuse: Callable[[Operation, Element | None], int]
     ) -> tuple[_Tables, dict[int, NetlinkError]]:
-        """What the tables would be. As in the kernel, what follows on a failure is still looked at."""
+        """What the tables would be. As in the kernel, operations after a refused one are tried as well."""
         tables = dict(self._tables)
         touched: set[tuple[Family, str]] = set()
         errors: dict[int, NetlinkError] = {}
@@ -186,37 +199,21 @@ class FakeNftables:
         return tables, errors
 
 
-class FakeDrift:
-    """As kproxy.kernel.drift.TableDrift: knows what others did to one table of a FakeNftables.
+class FakeListener:
+    """Reports what others do to one table of a FakeNftables."""
 
-    lost: a fault to switch on: from then on, until the next `reading`, it has lost something.
-    """
+    def __init__(self, events: Sequence[Event | None], place: tuple[str, str]) -> None:
+        self._events, self._place, self._seen = events, place, len(events)
 
-    def __init__(self, kernel: FakeNftables, family: Family, table: str) -> None:
-        self._kernel, self._place = kernel, ("ip" if family is Family.IPV4 else "ip6", table)
-        self._seen, self.lost = len(kernel.events), False
+    def poll(self) -> list[Change]:
+        events, self._seen = self._events[self._seen :], len(self._events)
+        return [Change(event) for event in events if event is None or (event.family, event.table) == self._place]
 
-    def reading(self) -> None:
-        """As TableDrift.reading."""
-        self._seen, self.lost = len(self._kernel.events), False
+    def forget(self) -> None:
+        self._seen = len(self._events)
 
-    def listen(self) -> None:
-        """As TableDrift.listen: it always does."""
-
-    def changed(self) -> bool:
-        """As TableDrift.changed."""
-        return self.lost or bool(self._new())
-
-    def take(self) -> list[Event] | None:
-        """As TableDrift.take."""
-        events = self._new()
-        self._seen = len(self._kernel.events)
-        self.lost |= None in events
-        return None if self.lost else [event for event in events if event is not None]
-
-    def _new(self) -> list[Event | None]:
-        events = self._kernel.events[self._seen :]
-        return [event for event in events if event is None or (event.family, event.table) == self._place]
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 def _do(
@@ -226,7 +223,7 @@ def _do(
     operation: Operation,
     refuse: Callable[[Operation, Element | None], int],
 ) -> dict[int, NetlinkError]:
-    """Do one operation; returns its error if single elements are refused. Raises Refused for all of it."""
+    """Does one operation; returns its error if single elements are refused. Raises Refused for all of it."""
     if isinstance(operation, AddTable):
         tables.setdefault(place, Table(place[0]))
         return {}

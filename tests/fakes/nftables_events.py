@@ -1,7 +1,7 @@
-"""What the kernel says of a transaction on tables in memory: pure.
+"""The kernel's notifications of a transaction on tables in memory: pure.
 
-Source: nf_tables_commit() of net/netfilter/nf_tables_api.c. Only what its reader tells apart is told: a chain has one
-event for all the rules that it got or lost.
+Source: nf_tables_commit() of net/netfilter/nf_tables_api.c. Simpler than the kernel in one thing: a chain has one event
+for all the rules that it got or lost.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from kproxy.model.plans import Family
 from kproxy.netfilter.element_codec import coder
+from kproxy.netfilter.kernel import NFT_FAMILY
 from kproxy.netfilter.notifications import Event
 from kproxy.netfilter.objects import Element
 from kproxy.netfilter.operations import Operation
 from tests.fakes.nftables_tables import Members, Table
 
-WORDS = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 Tables = Mapping[tuple[Family, str], Table]
 
 
-def happened(before: Tables, after: Tables, family: Family, operations: Sequence[Operation]) -> list[Event]:
-    """The events of a transaction of OPERATIONS that led from BEFORE to AFTER."""
+def events_of(before: Tables, after: Tables, family: Family, operations: Sequence[Operation]) -> list[Event]:
+    """The events of a transaction of OPERATIONS that turned BEFORE into AFTER."""
     found: list[Event] = []
     for table in dict.fromkeys(operation.table for operation in operations):
         old, new = before.get((family, table)), after.get((family, table))
         if old is None or new is None:
             if old is not new:
-                found.append(Event(new is None, "table", WORDS[family], table, ""))
+                found.append(Event(new is None, "table", NFT_FAMILY[family], table, ""))
         else:
             found += _within(old, new, family, table)
     return found
 
 
 def _within(old: Table, new: Table, family: Family, table: str) -> Iterator[Event]:
-    word = WORDS[family]
+    word = NFT_FAMILY[family]
     for name in _sorted(old.chains, new.chains):
         was, now = old.chains.get(name), new.chains.get(name)
         if (was is None) is not (now is None):

@@ -45,19 +45,18 @@ from kproxy.netfilter.operations import (
     DeleteSet,
     FillSet,
     FlushChain,
-    FlushSet,
 )
 from kproxy.netfilter.rule_codec import encode
 
 JUMPS = 16  # NFT_JUMP_STACK_SIZE
 INWARD, OUTWARD = frozenset({Hook.PREROUTING, Hook.OUTPUT}), frozenset({Hook.POSTROUTING})
 REJECTING = frozenset({Hook.PREROUTING, Hook.FORWARD, Hook.OUTPUT})
-TableOperation = AddChain | FlushChain | DeleteChain | AddRules | AddSet | DeleteSet | FlushSet | FillSet
+TableOperation = AddChain | FlushChain | DeleteChain | AddRules | AddSet | DeleteSet | FillSet
 ElementOperation = AddElements | DeleteElements
 
 
 class Refused(Exception):
-    """The kernel would not do it. number: its errno."""
+    """The kernel would refuse it. number: its errno."""
 
     def __init__(self, number: int, why: str) -> None:
         super().__init__(why)
@@ -100,12 +99,12 @@ class Table:
             case AddChain(_, name, base):
                 there = self.chains.setdefault(name, Chain(base))
                 if there.base != base:
-                    raise Refused(errno.EEXIST, "the chain is there with another hook")
+                    raise Refused(errno.EEXIST, "the chain exists with another hook")
             case FlushChain(_, name):
                 self._chain(name).rules = ()
             case DeleteChain(_, name):
                 self._chain(name).rules = ()
-                self._refuse_if_led_to(name)
+                self._refuse_if_used(name)
                 del self.chains[name]
             case AddRules(_, name, rules):
                 chain = self._chain(name)
@@ -115,14 +114,12 @@ class Table:
                 self.check_paths()
             case AddSet(_, spec):
                 if self.sets.setdefault(spec.name, Members(spec)).spec != spec:
-                    raise Refused(errno.EEXIST, "the set is there in another form")
+                    raise Refused(errno.EEXIST, "the set exists in another form")
             case DeleteSet(_, name):
                 self._set(name)
                 if any(_set_of(s) == name for _, s in self._statements()):
                     raise Refused(errno.EBUSY, "a rule uses the set")
                 del self.sets[name]
-            case FlushSet(_, name):
-                self._set(name).elements.clear()
             case FillSet(_, spec, encoded):
                 self._set(spec.name).elements.clear()
                 for data in (one for part in encoded for one in coder(spec).listed(part)):
@@ -146,12 +143,12 @@ class Table:
                 raise Refused(errno.ENOENT, "no such element")
             del members.elements[key]
         else:
-            self._add(members, key, element, isinstance(operation, AddElements) and operation.exclusive)
+            self._add(members, key, element)
 
-    def _add(self, members: Members, key: bytes, element: Element, exclusive: bool) -> None:
+    def _add(self, members: Members, key: bytes, element: Element) -> None:
         if (there := members.elements.get(key)) is not None:
-            if exclusive or there.data != element.data:
-                raise Refused(errno.EEXIST, "the element is there")
+            if there.data != element.data:
+                raise Refused(errno.EEXIST, "the element exists with other data")
             return
         if members.spec.interval and any(_overlap(members.spec, element, e) for e in members.elements.values()):
             raise Refused(errno.EEXIST, "the element overlaps with another")
@@ -179,12 +176,12 @@ class Table:
                 for statement in rule:
                     yield name, statement
 
-    def _refuse_if_led_to(self, name: str) -> None:
+    def _refuse_if_used(self, name: str) -> None:
         if any(isinstance(s, Jump | Goto) and s.chain == name for _, s in self._statements()):
-            raise Refused(errno.EBUSY, "a rule leads to the chain")
+            raise Refused(errno.EBUSY, "a rule jumps to the chain")
         for members in self.sets.values():
             if members.spec.kind is SetKind.VERDICTS and Verdict(name) in {e.data for e in members.elements.values()}:
-                raise Refused(errno.EBUSY, "an element leads to the chain")
+                raise Refused(errno.EBUSY, "an element jumps to the chain")
 
     # ---- rules
 
@@ -195,7 +192,7 @@ class Table:
             raise Refused(errno.EINVAL, str(error)) from None
         for statement in rule:
             if isinstance(statement, Jump | Goto) and self._chain(statement.chain).base is not None:
-                raise Refused(errno.EOPNOTSUPP, "nothing can lead to a base chain")
+                raise Refused(errno.EOPNOTSUPP, "nothing can jump to a base chain")
             self._check_use(statement)
 
     def _check_use(self, statement: Statement) -> None:
@@ -215,7 +212,7 @@ class Table:
             raise Refused(errno.EINVAL, f"set {name} is of another form")
 
     def check_paths(self) -> None:
-        """Whether no packet can go round in circles or meet a statement that its hook has not. Raises Refused."""
+        """Raises Refused when jumps form a cycle, or reach a statement that is not allowed at their hook."""
         for name, chain in self.chains.items():
             if chain.base is not None:
                 self._walk(name, chain.base, (), set())

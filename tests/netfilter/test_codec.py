@@ -44,8 +44,8 @@ from kproxy.netfilter.operations import (
     DeleteElements,
     DeleteSet,
     DeleteTable,
+    FillSet,
     FlushChain,
-    FlushSet,
     Operation,
 )
 from tests.netfilter.values import BASES, FRONTEND, any_elements, chains, elements, rules, sets
@@ -191,11 +191,11 @@ MESSAGES: dict[str, tuple[Operation, int, int, str]] = {
     "delete chain": (DeleteChain("kproxy", "c"), 0xA05, 0, f"{HEAD} 06000300 63000000"),
     "flush chain": (FlushChain("kproxy", "c"), 0xA08, 0, f"{HEAD} {CHAIN}"),
     "delete set": (DeleteSet("kproxy", "c"), 0xA0B, 0, f"{HEAD} {CHAIN}"),
-    "flush set": (FlushSet("kproxy", "c"), 0xA0E, 0, f"{HEAD} {CHAIN}"),
+    "empty set": (FillSet("kproxy", Set("c", (Type.IPV4,)), [], 0), 0xA0E, 0, f"{HEAD} {CHAIN}"),
     "add elements": (
-        AddElements("kproxy", Set("c", (Type.IPV4,)), [Element("c", ("10.0.0.1",))], exclusive=True),
+        AddElements("kproxy", Set("c", (Type.IPV4,)), [Element("c", ("10.0.0.1",))]),
         0xA0C,
-        0x600,
+        0x400,
         f"{HEAD} {CHAIN} 14000300 10000100 0c000100 08000100 0a000001",
     ),
     "delete elements": (

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from kproxy.errors import NetlinkError
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.layout import Layout, lay_out
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import Layout, lay_out, render_base, render_port
 from kproxy.modes.nftables.text import table_text
+from kproxy.netfilter.kernel import KernelNftables
 from kproxy.netfilter.objects import Drop, Element, Rule, Set, SetKind, Type, Verdict
 from kproxy.netfilter.operations import (
     AddChain,
@@ -27,11 +27,9 @@ from kproxy.netfilter.operations import (
     DeleteElements,
     DeleteTable,
     ElementsRefused,
-    FlushSet,
     Operation,
 )
-from kproxy.netfilter.table import KernelNftables
-from tests.netfilter.values import TABLE, chains, elements, everything, sets, table
+from tests.netfilter.values import TABLE, chains, elements, emptied, everything, sets, table
 from tests.nftables.plans import any_plans, any_settings
 
 V4, V6 = Family
@@ -207,7 +205,7 @@ def test_elements_of_many_messages_come_and_go(plain: KernelNftables) -> None:
     listing = plain.listing(V4, TABLE)
     assert listing is not None
     assert listing.sets["services"].read() == wanted[:1]
-    assert plain.apply(V4, [FlushSet(TABLE, "services")]) == {}
+    assert plain.apply(V4, [emptied(SERVICES)]) == {}
 
 
 def test_each_wrong_element_among_many_is_found(plain: KernelNftables) -> None:

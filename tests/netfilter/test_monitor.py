@@ -10,7 +10,8 @@ import pytest
 from kproxy.kernel import netlink
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.netlink_sockets import Socket
-from kproxy.netfilter.notifications import Monitor, generation
+from kproxy.netfilter.kernel import generation
+from kproxy.netfilter.notifications import Monitor
 
 RULES = """*nat
 :KUBE-SERVICES - [0:0]

@@ -13,10 +13,10 @@ import pytest
 from kproxy.errors import KernelError, NetlinkError
 from kproxy.model.plans import Family
 from kproxy.netfilter import objects
+from kproxy.netfilter.kernel import Expected, KernelNftables
 from kproxy.netfilter.objects import Element, Hook, Statement
 from kproxy.netfilter.operations import AddElements, AddRules, AddSet, AddTable, Operation
 from kproxy.netfilter.support import missing
-from kproxy.netfilter.table import Expected, KernelNftables
 from tests.fakes.nftables import FakeNftables
 
 Refuses = Callable[[Operation], int]
@@ -88,7 +88,7 @@ def test_other_programs_that_write_meanwhile_do_not_make_a_kernel_look_old(other
     """A second kproxy during an upgrade, a firewall."""
     kernel = FakeNftables()
 
-    def meanwhile() -> None:
+    def meanwhile(family: Family) -> None:
         for _ in range(others):
             kernel.flush()
 

@@ -41,7 +41,16 @@ from kproxy.netfilter.objects import (
     Update,
     Verdict,
 )
-from kproxy.netfilter.operations import AddChain, AddElements, AddRules, AddSet, AddTable, DeleteTable, Operation
+from kproxy.netfilter.operations import (
+    AddChain,
+    AddElements,
+    AddRules,
+    AddSet,
+    AddTable,
+    DeleteTable,
+    FillSet,
+    Operation,
+)
 
 TABLE = "kproxy"
 ADDRESS = {Family.IPV4: Type.IPV4, Family.IPV6: Type.IPV6}
@@ -131,6 +140,11 @@ def elements(family: Family) -> dict[str, list[Element]]:
         "networks": [Element("networks", (wide,)), Element("networks", (narrow,))],
         "clients": [],
     }
+
+
+def emptied(spec: Set) -> FillSet:
+    """Deletes all elements of a set."""
+    return FillSet(TABLE, spec, [], 0)
 
 
 def table(

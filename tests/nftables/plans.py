@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.layout import Layout, lay_out
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import Layout, lay_out, render_base, render_port
 from kproxy.netfilter.objects import Chain, Element, Goto, Jump, Verdict
 
 POD_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}

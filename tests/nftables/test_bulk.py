@@ -11,10 +11,9 @@ from msgspec.structs import replace
 
 from kproxy.model.plans import Endpoint, Family, ServicePlan
 from kproxy.modes.nftables import names
-from kproxy.modes.nftables.encode_bulk import elements
+from kproxy.modes.nftables.delta import elements
 from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.layout import lay_out
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import lay_out, render_base, render_port
 from kproxy.modes.nftables.table_state import TableState
 from kproxy.netfilter.element_codec import Encoded, coder
 from kproxy.netfilter.objects import Element, Set, SetKind, Type
@@ -32,7 +31,7 @@ def test_portions_come_to_the_layout(state: tuple[list[ServicePlan], Settings], 
     chains, sets = set(), set()
     ports = held.fragments()
     while some := dict(islice(ports, size)):
-        needs = held.claims.admit(some)
+        needs = held.ownership.admit(some)
         chains.update(needs.chains)
         sets.update(needs.sets)
         for name, members in elements(needs, held.sets).items():
@@ -57,7 +56,7 @@ def test_an_endpoint_that_means_nothing_leaves_values_that_tell_which() -> None:
     wrong = Endpoint("10.244.0.999", 80)
     held = TableState(settings())
     held.plans = {plan.key: replace(plan, cluster=(*plan.cluster, wrong))}
-    needs = held.claims.admit(dict(held.fragments()))
+    needs = held.ownership.admit(dict(held.fragments()))
     members = elements(needs, held.sets)[names.ENDPOINTS]
     assert not isinstance(members, Encoded)
     assert [element.data for element in members][-1] == ("10.244.0.999", 80)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.layout import Layout, lay_out
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import Layout, lay_out, render_base, render_port
 from kproxy.modes.nftables.text import table_text
 from kproxy.netfilter.objects import DnatByMap, InSet, Lookup, Random, SetKind, Update, Verdict
 from tests.nftables.plans import any_plans, any_settings, destinations

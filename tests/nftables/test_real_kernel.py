@@ -23,8 +23,7 @@ from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.layout import lay_out
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import lay_out, render_base, render_port
 from kproxy.modes.nftables.text import table_text
 from kproxy.modes.preview import Preview, load
 from tests.nftables.plans import any_plans, any_settings

@@ -9,8 +9,8 @@ import pytest
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Family
 from kproxy.modes.nftables.chains import balancer_chain
-from kproxy.modes.nftables.layout import Layout
 from kproxy.modes.nftables.names import Balancer, Kind
+from kproxy.modes.nftables.render import Layout
 from kproxy.modes.nftables.text import Writer, table_text
 from tests.nftables.plans import NODE_IP, elements, layout_of, settings
 

@@ -11,8 +11,8 @@ import pytest
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family
+from kproxy.netfilter.kernel import KernelNftables
 from kproxy.netfilter.support import missing
-from kproxy.netfilter.table import KernelNftables
 from tests.netfilter.test_semantics import CASES, V4, numbers
 from tests.netfilter.values import TABLE, elements, everything, sets
 from tests.nftables.plans import build_plan, settings

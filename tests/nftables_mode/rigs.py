@@ -7,26 +7,48 @@ from collections.abc import Iterable
 from kproxy.model.plans import PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.nftables.apply import READ_AT_LEAST, NftablesDataplane
+from kproxy.modes.nftables.compare import Comparison
+from kproxy.modes.nftables.delta import Delta
 from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.names import TABLE
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import Layout, lay_out, render_base, render_port
+from kproxy.netfilter.changes import OwnTransactions
+from kproxy.netfilter.kernel import Listing
 from kproxy.netfilter.objects import Chain, Element, Set
-from tests.fakes.nftables import FakeDrift, FakeNftables
+from kproxy.netfilter.table import Table
+from tests.fakes.nftables import FakeNftables
 from tests.nftables.plans import settings
 
 Held = tuple[dict[str, Set], dict[str, Chain], dict[str, frozenset[Element]]]
 
 
+def comparison(listing: Listing, layout: Layout) -> Delta:
+    """What differs between a listed table and LAYOUT."""
+    found = Comparison(listing, layout.family)
+    found.want(layout.elements, layout.sets)
+    return found.delta(layout.sets, layout.chains)
+
+
 class Rig:
     """One dataplane, its kernel, and the plans that were last asked for."""
 
-    def __init__(self, kernel: FakeNftables | None = None, chosen: Settings | None = None) -> None:
+    def __init__(
+        self,
+        kernel: FakeNftables | None = None,
+        chosen: Settings | None = None,
+        own: OwnTransactions | None = None,
+        listening: bool = True,
+    ) -> None:
+        """own: shared with the dataplane of the other family. listening: already before the first sync."""
         self.kernel = kernel or FakeNftables()
         self.settings = chosen or settings()
-        self.drift = FakeDrift(self.kernel, self.settings.family, TABLE)
+        self.table = Table(
+            self.settings.family, TABLE, self.kernel, own or OwnTransactions(), pause=lambda seconds: None
+        )
+        if listening:
+            self.table.listen()
         self.now = 0.0
-        self.dataplane = NftablesDataplane(self.settings, self.kernel, self.drift, clock=lambda: self.now)
+        self.dataplane = NftablesDataplane(self.settings, self.table, clock=lambda: self.now)
         self.plans: dict[PortKey, ServicePlan] = {}
 
     def want(self, *plans: ServicePlan, gone: Iterable[ServicePlan] = ()) -> Outcome:

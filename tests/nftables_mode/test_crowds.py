@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.modes.nftables.compare import whole
+from kproxy.modes.nftables.compare import replacement
 from kproxy.modes.nftables.delta import transactions
 from kproxy.modes.nftables.names import clients
-from kproxy.netfilter.table import KernelNftables
+from kproxy.netfilter.kernel import KernelNftables
 from tests.nftables.plans import build_plan, layout_of
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("ip",))), reason=unavailable(("ip",)))]
@@ -43,7 +43,7 @@ def load() -> None:
         layout, sets=layout.sets | {name: msgspec.structs.replace(layout.sets[name], size=1)}
     )
     with KernelNftables() as kernel:
-        for operations in transactions(whole(layout, replace=False), layout.sets):
+        for operations in transactions(replacement(layout), layout.sets):
             assert kernel.apply(layout.family, operations) == {}
 
 

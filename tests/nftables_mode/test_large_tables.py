@@ -19,9 +19,9 @@ from kproxy.netfilter.operations import (
     DeleteElements,
     DeleteTable,
     FillSet,
-    FlushSet,
     Operation,
 )
+from tests.netfilter.values import emptied
 from tests.nftables.plans import build_plan, settings
 from tests.nftables_mode.rigs import Rig
 
@@ -72,7 +72,7 @@ def test_a_cold_start_that_is_disturbed_begins_anew() -> None:
     rig = rig_of(*(service(n, 20) for n in range(600)))
     flushes = [3]
 
-    def disturb() -> None:
+    def disturb(family: Family) -> None:
         if flushes and rig.kernel.applies == flushes[0]:
             flushes.pop()
             rig.kernel.flush()
@@ -108,7 +108,7 @@ def test_a_large_set_that_nobody_touched_is_not_written_again() -> None:
     rig = rig_of(service(1, 3), service(2, 2))
     rig.check()
     assert rig.read().transactions == 0
-    rig.kernel.edit(Family.IPV4, FlushSet(TABLE, "node-ports"))
+    rig.kernel.edit(Family.IPV4, emptied(SETS["node-ports"]))
     assert not filled(rig.kernel.applied)
 
 
@@ -116,8 +116,8 @@ def test_a_large_set_that_nobody_touched_is_not_written_again() -> None:
 def test_a_large_set_that_others_may_have_touched_is_filled_anew(name: str) -> None:
     rig = rig_of(service(1, 3), service(2, 2), list_at_most=1)
     rig.check()
-    rig.kernel.edit(Family.IPV4, FlushSet(TABLE, name))
-    rig.drift.lost = True
+    rig.kernel.edit(Family.IPV4, emptied(SETS[name]))
+    rig.kernel.events.append(None)
     rig.check()
     assert name in filled(rig.kernel.applied)
     assert rig.held() == rig.wanted()

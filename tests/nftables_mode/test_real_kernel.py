@@ -19,16 +19,15 @@ from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.nftables.apply import NftablesDataplane
-from kproxy.modes.nftables.cleanup import clean
-from kproxy.modes.nftables.compare import compare
 from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.layout import lay_out
-from kproxy.modes.nftables.names import TABLE
-from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.netfilter.changes import LARGE, Commits, TableDrift, WatchedNftables
+from kproxy.modes.nftables.names import KUBE_PROXY_TABLE, TABLE
+from kproxy.modes.nftables.render import lay_out, render_base, render_port
+from kproxy.netfilter.changes import OwnTransactions
+from kproxy.netfilter.kernel import OUTDATED, Expected, KernelNftables
 from kproxy.netfilter.operations import AddElements, Operation
-from kproxy.netfilter.table import OUTDATED, Expected, KernelNftables
+from kproxy.netfilter.table import LARGE, Table, delete_tables
 from tests.nftables.plans import address, any_plan, build_plan, settings
+from tests.nftables_mode.rigs import comparison
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
 
@@ -46,12 +45,12 @@ table ip mine { set kept { type ipv4_addr; elements = { 10.0.0.1 }; }; chain c {
 class Rig:
     """A dataplane of one family with its sockets; of use in the thread of one namespace."""
 
-    def __init__(self, chosen: Settings, commits: Commits | None = None, kernel: KernelNftables | None = None) -> None:
+    def __init__(
+        self, chosen: Settings, own: OwnTransactions | None = None, kernel: KernelNftables | None = None
+    ) -> None:
         self.settings, self.kernel = chosen, kernel or KernelNftables()
-        commits = commits or Commits()
-        self.drift = TableDrift(chosen.family, TABLE, self.kernel.portid, commits)
-        watched = WatchedNftables(self.kernel, self.drift, commits)
-        self.dataplane = NftablesDataplane(chosen, watched, self.drift)
+        self.table = Table(chosen.family, TABLE, self.kernel, own or OwnTransactions())
+        self.dataplane = NftablesDataplane(chosen, self.table)
         self.plans: Plans = {}
 
     def want(self, *plans: ServicePlan) -> Outcome:
@@ -70,10 +69,14 @@ class Rig:
         """Where the kernel's table is not as rendering asks."""
         chosen = self.settings
         layout = lay_out(render_base(chosen), [(p.key, render_port(p, chosen)) for p in self.plans.values()])
-        return list(compare(self.kernel.listing(chosen.family, TABLE), layout).places)
+        listing = self.kernel.listing(chosen.family, TABLE)
+        return ["the table"] if listing is None else list(comparison(listing, layout).places)
+
+    def remove(self) -> None:
+        assert delete_tables(self.kernel, [TABLE], [self.settings.family]) == []
 
     def close(self) -> None:
-        self.drift.close()
+        self.table.close()
         self.kernel.close()
 
 
@@ -132,7 +135,7 @@ def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list
             assert rig.differs() == []
             assert not rig.dataplane.drifted()
         finally:
-            rig.dataplane.cleanup()
+            rig.remove()
             rig.close()
 
     netns.call(run)
@@ -257,8 +260,8 @@ class Counting(KernelNftables):
 
 def test_both_families_start_at_once_and_none_is_in_the_other_s_way(netns: Namespace) -> None:
     def start() -> list[tuple[int, int, bool]]:
-        commits = Commits()
-        rigs = [Rig(settings(family), commits, Counting()) for family in Family]
+        own = OwnTransactions()
+        rigs = [Rig(settings(family), own, Counting()) for family in Family]
         for rig in rigs:
             family = rig.settings.family
             plans = [
@@ -305,20 +308,6 @@ def test_a_large_change_of_ours_is_no_drift_and_hides_none_of_others(netns: Name
     assert netns.call(real.differs) == []
 
 
-@pytest.mark.parametrize("command", ["flush map ip kproxy services", "add table ip theirs"])
-def test_what_others_do_while_nobody_listens_is_not_missed(netns: Namespace, real: Rig, command: str) -> None:
-    number = netns.call(real.kernel.generation)
-    netns.call(real.drift.pause)
-    netns.call(real.drift.resume, number)
-    assert not netns.call(real.drift.changed)
-    netns.call(real.drift.pause)
-    netns.run(["nft", "-f", "-"], command)
-    netns.call(real.drift.resume, number)
-    assert netns.call(real.drift.take) is None
-    netns.call(real.check)
-    assert netns.call(real.differs) == []
-
-
 @pytest.mark.parametrize("at_start", [True, False])
 def test_a_refusal_that_names_nothing_is_found_by_halves(netns: Namespace, at_start: bool) -> None:
     def run() -> tuple[list[str], bool, int]:
@@ -336,9 +325,7 @@ def test_a_refusal_that_names_nothing_is_found_by_halves(netns: Namespace, at_st
     assert netns.call(run) == ([str(DNS.key)], False, 0)
 
 
-def test_cleanup_leaves_no_table(netns: Namespace, real: Rig) -> None:
+def test_only_the_tables_of_proxies_are_deleted(netns: Namespace, real: Rig) -> None:
     netns.run(["nft", "-f", "-"], OTHERS)
-    netns.call(real.dataplane.cleanup)
-    assert "kproxy" not in netns.run(["nft", "list", "tables"])
-    assert netns.call(clean, real.kernel) == []
+    assert netns.call(delete_tables, real.kernel, [TABLE, KUBE_PROXY_TABLE]) == []
     assert netns.run(["nft", "list", "tables"]).split() == ["table", "ip", "mine"]

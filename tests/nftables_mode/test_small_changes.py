@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan
-from kproxy.modes.nftables.compare import compare
 from kproxy.modes.nftables.delta import Delta, transactions
-from kproxy.modes.nftables.layout import lay_out
 from kproxy.modes.nftables.names import TABLE, Balancer, Kind
-from kproxy.modes.nftables.render import render_base, render_port
+from kproxy.modes.nftables.render import lay_out, render_base, render_port
 from kproxy.netfilter.objects import Verdict
 from kproxy.netfilter.operations import AddElements, AddTable, DeleteElements, DeleteTable, Operation
 from tests.nftables.plans import build_plan, settings
-from tests.nftables_mode.rigs import Rig
+from tests.nftables_mode.rigs import Rig, comparison
 
 WEB = build_plan("web", cluster=(1, 2, 3))
 KUBE_PROXY = (AddTable("kube-proxy"),)
@@ -101,7 +99,9 @@ def test_pieces_are_small_and_lead_somewhere_at_every_moment(old: list[ServicePl
     chosen = rig.settings
     new = [build_plan("web", cluster=(1, 2, 3, 4, 5)), build_plan("more", cluster=(1, 2, 3)), *many(20)]
     layout = lay_out(render_base(chosen), [(p.key, render_port(p, chosen)) for p in new])
-    delta = compare(rig.kernel.listing(Family.IPV4, TABLE), layout)
+    listing = rig.kernel.listing(Family.IPV4, TABLE)
+    assert listing is not None
+    delta = comparison(listing, layout)
     pieces = transactions(delta, layout.sets, most=3)
     assert len(pieces) > 5
     for piece in pieces:

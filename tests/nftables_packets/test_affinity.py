@@ -73,7 +73,7 @@ def test_a_client_keeps_its_endpoint_until_that_leaves_and_finds_it_again(cluste
         node.call(rig.want, plan(family, first))
         assert client.pods() == {first}
         node.call(rig.drop, plan(family, first))
-        node.call(rig.dataplane.cleanup)
+        node.call(rig.remove)
 
 
 @FAMILIES
@@ -86,7 +86,7 @@ def test_what_is_known_of_clients_outlives_the_daemon(cluster: Cluster, family: 
         heir.plans = {plan(family).key: plan(family, "a", "b", "far")}
         node.call(heir.check)
         assert {own: client.pods(own) for own in known} == {own: {pod} for own, pod in known.items()}
-        node.call(heir.dataplane.cleanup)
+        node.call(heir.remove)
 
 
 @FAMILIES
@@ -102,4 +102,4 @@ def test_a_client_is_forgotten_after_the_timeout(cluster: Cluster, family: Famil
             time.sleep(1.1)
             seen.add(client.pod())
         assert len(seen) > 1
-        node.call(rig.dataplane.cleanup)
+        node.call(rig.remove)

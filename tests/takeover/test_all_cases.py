@@ -21,9 +21,12 @@ from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
 from kproxy.modes.ipvs.reading import specs
 from kproxy.modes.nftables.apply import NftablesDataplane
 from kproxy.modes.nftables.fragments import Settings as NftablesSettings
+from kproxy.modes.nftables.names import TABLE
 from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import ipvs_settings, nftables_settings
-from kproxy.netfilter.table import KernelNftables
+from kproxy.netfilter.changes import OwnTransactions
+from kproxy.netfilter.kernel import KernelNftables, Nftables
+from kproxy.netfilter.table import Table
 from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.iptables import FakeTables
@@ -108,14 +111,18 @@ def test_kube_proxys_rules_on_the_legacy_backend(case: Case) -> None:
 # ---------------------------------------------------------------- nftables mode
 
 
+def nftables(settings: NftablesSettings, kernel: Nftables) -> NftablesDataplane:
+    return NftablesDataplane(settings, Table(settings.family, TABLE, kernel, OwnTransactions()))
+
+
 @EVERY_CASE
 def test_the_table_of_an_earlier_start(case: Case) -> None:
     node, kernel = Node(case), FakeNftables()
     for family in Family:
-        NftablesDataplane(node.nftables(family), kernel).apply(node.plans(family), None)
+        nftables(node.nftables(family), kernel).apply(node.plans(family), None)
     applied = len(kernel.applied)
     for family in Family:
-        assert written(NftablesDataplane(node.nftables(family), kernel).apply(node.plans(family), None)) == NOTHING
+        assert written(nftables(node.nftables(family), kernel).apply(node.plans(family), None)) == NOTHING
     assert len(kernel.applied) == applied
 
 
@@ -127,10 +134,10 @@ def test_the_table_of_an_earlier_start_in_the_kernel(case: Case, netns: Namespac
         for family in Family:
             settings, plans = node.nftables(family), node.plans(family)
             with KernelNftables() as kernel:
-                NftablesDataplane(settings, kernel).apply(plans, None)
+                nftables(settings, kernel).apply(plans, None)
             with KernelNftables() as kernel:
                 before = kernel.generation()
-                outcome = NftablesDataplane(settings, kernel).apply(plans, None)
+                outcome = nftables(settings, kernel).apply(plans, None)
                 assert (outcome.transactions, outcome.repaired, outcome.rejected) == (0, False, {})
                 assert kernel.generation() == before
 

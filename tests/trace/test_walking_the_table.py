@@ -9,7 +9,7 @@ import pytest
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family, Protocol
-from kproxy.modes.nftables.layout import Layout
+from kproxy.modes.nftables.render import Layout
 from kproxy.netfilter import objects
 from kproxy.netfilter.objects import BaseChain, Chain, Element, Field, Hook, Rule, Set, SetKind, Type
 from kproxy.trace.nftables import NftablesWalker
