@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from kproxy.kernel import netlink
 from kproxy.kernel.commands import Commands
+from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.kernel.netlink_sockets import Socket
+from kproxy.model.plans import Family
+from kproxy.netfilter.changes import NftDrift, OwnTransactions, WatchedTables
 from kproxy.netfilter.kernel import generation
 from kproxy.netfilter.notifications import Monitor
 
@@ -22,6 +26,7 @@ RULES = """*nat
 COMMIT
 """
 NEWCHAIN, NFTA_CHAIN_USERDATA = 10 << 8 | 3, 12
+NFT = Command(Backend.NFT, "-nft", (1, 8, 9))
 RESTORE = ["iptables-nft-restore", "--noflush"]
 Shell = Callable[..., str]
 
@@ -154,3 +159,49 @@ def test_the_generation_counts_transactions(commands: Commands, shell: Shell) ->
     shell("nft add table ip one")
     shell("nft add table ip two")
     assert generation() == before + 2
+
+
+# ---------------------------------------------------------------- both families
+
+
+def restored(tables: WatchedTables, drift: NftDrift, number: int) -> list[bool]:
+    """Restores again and again; what it is told in between about changes of others."""
+    answers = []
+    for _ in range(number):
+        tables.restore(
+            "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\nCOMMIT\n*filter\n:KUBE-FORWARD - [0:0]\nCOMMIT\n"
+        )
+        answers.append(drift.changed())
+    return answers
+
+
+def test_a_family_that_restores_is_no_other_program_to_the_other_family(commands: Commands, shell: Shell) -> None:
+    own = OwnTransactions()
+    drifts = [NftDrift(family, lambda pid: pid in commands.recent_pids(), own) for family in Family]
+    both = [WatchedTables(HostTables(commands, drift._family, NFT), drift) for drift in drifts]
+    for drift in drifts:
+        drift.reading()
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(restored, both, drifts, [20, 20]))
+    assert not any(map(any, answers))
+    assert [drift.changed() for drift in drifts] == [False, False]
+    shell("ip6tables-nft -t nat -F KUBE-SERVICES")
+    assert [drift.changed() for drift in drifts] == [False, True]
+    for drift in drifts:
+        drift.close()
+
+
+def test_what_others_did_before_it_listened_is_not_lost_while_the_other_family_restores(
+    commands: Commands, shell: Shell
+) -> None:
+    own = OwnTransactions()
+    drift, other = (NftDrift(family, lambda pid: pid in commands.recent_pids(), own) for family in Family)
+    drift.reading()
+    with other.restoring() as transaction:
+        shell("nft add table ip nat")
+        assert not drift.changed()
+        transaction.ended(0)
+    assert drift.changed()
+    drift.reading()
+    assert not drift.changed()
+    drift.close()

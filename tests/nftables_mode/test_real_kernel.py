@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -23,7 +22,7 @@ from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.names import KUBE_PROXY_TABLE, TABLE
 from kproxy.modes.nftables.render import lay_out, render_base, render_port
 from kproxy.netfilter.changes import OwnTransactions
-from kproxy.netfilter.kernel import OUTDATED, Expected, KernelNftables
+from kproxy.netfilter.kernel import Expected, KernelNftables
 from kproxy.netfilter.operations import AddElements, Operation
 from kproxy.netfilter.table import LARGE, Table, delete_tables
 from tests.nftables.plans import address, any_plan, build_plan, settings
@@ -238,62 +237,20 @@ def test_a_port_that_the_kernel_refuses_does_not_stop_the_others(netns: Namespac
     assert netns.call(real.differs) == []
 
 
-class Counting(KernelNftables):
-    """Counts how often a transaction came too late. picky: refuses those with this comment, and does not say why."""
+class Picky(KernelNftables):
+    """Refuses elements with a comment, and does not say why."""
 
-    def __init__(self, picky: str = "") -> None:
+    def __init__(self, comment: str) -> None:
         super().__init__()
-        self.late, self.picky = 0, picky
+        self._comment = comment
 
     def apply(
         self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
         added = (e for op in operations if isinstance(op, AddElements) for e in op.elements)
-        if self.picky and any(element.comment == self.picky for element in added):
+        if any(element.comment == self._comment for element in added):
             raise NetlinkError("change nf_tables", errno.ENOMEM)
-        try:
-            return super().apply(family, operations, expected)
-        except NetlinkError as error:
-            self.late += error.errno == OUTDATED
-            raise
-
-
-def test_both_families_start_at_once_and_none_is_in_the_other_s_way(netns: Namespace) -> None:
-    def start() -> list[tuple[int, int, bool]]:
-        own = OwnTransactions()
-        rigs = [Rig(settings(family), own, Counting()) for family in Family]
-        for rig in rigs:
-            family = rig.settings.family
-            plans = [
-                build_plan(f"s{n}", family=family, cluster_ip=address(family, 96, n), cluster=range(1, 9))
-                for n in range(1, 200)
-            ]
-            rig.plans = {plan.key: plan for plan in plans}
-        try:
-            with ThreadPoolExecutor(2) as pool:  # its threads are in the namespace of the one that starts them
-                for turn in range(6):
-                    changed = [[longer(plan, 9 + turn) for plan in rig.plans.values()] for rig in rigs]
-                    tasks = [pool.submit(one_by_one, rig, some) for rig, some in zip(rigs, changed, strict=True)]
-                    for task in tasks:
-                        task.result()
-            found = []
-            for rig in rigs:
-                assert isinstance(rig.kernel, Counting)
-                found.append((rig.kernel.late, len(rig.differs()), rig.dataplane.drifted()))
-            return found
-        finally:
-            for rig in rigs:
-                rig.close()
-
-    def longer(plan: ServicePlan, end: int) -> ServicePlan:
-        return build_plan(plan.key.name, family=plan.family, cluster_ip=plan.cluster_ip, cluster=range(1, end))
-
-    def one_by_one(rig: Rig, plans: list[ServicePlan]) -> None:
-        rig.check()
-        for at in range(0, len(plans), 10):
-            rig.want(*plans[at : at + 10])
-
-    assert netns.call(start) == [(0, 0, False)] * 2
+        return super().apply(family, operations, expected)
 
 
 def test_a_large_change_of_ours_is_no_drift_and_hides_none_of_others(netns: Namespace, real: Rig) -> None:
@@ -311,7 +268,7 @@ def test_a_large_change_of_ours_is_no_drift_and_hides_none_of_others(netns: Name
 @pytest.mark.parametrize("at_start", [True, False])
 def test_a_refusal_that_names_nothing_is_found_by_halves(netns: Namespace, at_start: bool) -> None:
     def run() -> tuple[list[str], bool, int]:
-        rig = Rig(settings(), kernel=Counting(picky=str(DNS.key)))
+        rig = Rig(settings(), kernel=Picky(str(DNS.key)))
         try:
             if not at_start:
                 rig.check()
