@@ -25,6 +25,15 @@ RULES = """*nat
 -A KUBE-SVC-A -j RETURN
 COMMIT
 """
+BOTH_TABLES = """*nat
+:KUBE-SERVICES - [0:0]
+-A KUBE-SERVICES -j RETURN
+COMMIT
+*filter
+:KUBE-FORWARD - [0:0]
+-A KUBE-FORWARD -j RETURN
+COMMIT
+"""
 NEWCHAIN, NFTA_CHAIN_USERDATA = 10 << 8 | 3, 12
 NFT = Command(Backend.NFT, "-nft", (1, 8, 9))
 RESTORE = ["iptables-nft-restore", "--noflush"]
@@ -168,9 +177,7 @@ def restored(tables: WatchedTables, drift: NftDrift, number: int) -> list[bool]:
     """Restores again and again; what it is told in between about changes of others."""
     answers = []
     for _ in range(number):
-        tables.restore(
-            "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\nCOMMIT\n*filter\n:KUBE-FORWARD - [0:0]\nCOMMIT\n"
-        )
+        tables.restore(BOTH_TABLES)
         answers.append(drift.changed())
     return answers
 
