@@ -1,11 +1,11 @@
-"""Elements of nf_tables' sets and maps as bytes, and back: pure, and quick for tens of thousands.
+"""Encodes and decodes elements of sets and maps, tens of thousands at a time. Pure.
 
-Decides: how keys, ranges, data and comments lie in an element, and what differs between wanted and listed
+Decides: the layout of keys, ranges, data and comments in an element, and what differs between wanted and listed
 elements. Leaves out: the messages that carry elements (kproxy.netfilter.messages).
 Sources: include/uapi/linux/netfilter/nf_tables.h, nf_tables_fill_setelem() of net/netfilter/nf_tables_api.c.
 
 An element's bytes are those that the kernel lists: equal elements have equal bytes, so most are compared without being
-read. Elements of a map with plain keys have all the same length and are packed by column: one call of C per element.
+decoded. Elements of a map with plain keys have all the same length and are packed by column, by one call of C for each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _of_port: Callable[[Endpoint], int] = attrgetter("port")
 
 
 def fitting(encoded: Sequence[bytes], start: int) -> int:
-    """Where the elements end that fit into a message with the one at START."""
+    """The end of the elements that fit into one message with the one at START."""
     likely = min(len(encoded), start + max(ELEMENTS_BYTES // len(encoded[start]), 1))
     if sum(map(len, encoded[start:likely])) <= ELEMENTS_BYTES:  # most have the same size
         return likely
@@ -54,7 +54,7 @@ def fitting(encoded: Sequence[bytes], start: int) -> int:
 
 
 def packed(encoded: Sequence[bytes]) -> Iterator[bytes]:
-    """Elements as the messages take them, so many together as one takes."""
+    """ENCODED joined into the contents of messages, as many elements in each as fit."""
     start = 0
     while start < len(encoded):
         end = fitting(encoded, start)
@@ -63,7 +63,7 @@ def packed(encoded: Sequence[bytes]) -> Iterator[bytes]:
 
 
 class Difference(NamedTuple):
-    """What leads from the listed elements to the wanted ones: first `surplus` has to go, then `missing` to come."""
+    """What turns the listed elements into the wanted ones: `surplus` is deleted first, then `missing` is added."""
 
     surplus: list[Element]
     missing: list[Element]
@@ -71,13 +71,12 @@ class Difference(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def coder(spec: Set) -> Coder:
-    """The Coder of SPEC, made once."""
+    """The Coder of SPEC, which is cached."""
     return Coder(spec)
 
 
 class Encoded(Sequence[Element]):
-    """Elements of one set, kept as the bytes that `Coder.encode` makes of them. They are read where they are asked for
-    as values."""
+    """Elements of one set, kept as the bytes that `Coder.encode` returns, and decoded on access."""
 
     __slots__ = ("data", "spec")
 
@@ -100,14 +99,14 @@ class Encoded(Sequence[Element]):
 
 
 class Coder:
-    """Reads and writes the elements of one set."""
+    """Encodes and decodes the elements of one set."""
 
     def __init__(self, spec: Set) -> None:
         self.spec = spec
         self._fields = Fields(spec.key)
         self._data = Fields(spec.data)
         self._ranges = spec.interval and len(spec.key) > 1  # a key with an end of its own (pipapo)
-        self._halves = spec.interval and len(spec.key) == 1  # two elements, where it begins and where it ends (rbtree)
+        self._boundaries = spec.interval and len(spec.key) == 1  # an element at each end (rbtree)
         self._uniform = not spec.interval and spec.kind is not SetKind.VERDICTS
         self._middle = _value_head(DATA, width(spec.data)) if spec.data else b""
         middle = f"{len(self._middle)}s" if self._middle else ""
@@ -118,13 +117,10 @@ class Coder:
         self._front = [WRITERS[type_] for type_ in spec.key[:-1]]
         self._front_packer = struct.Struct(f">12s{''.join(FORMATS[type_] for type_ in spec.key[:-1])}")
         self._slot_packer = struct.Struct(f">{self._front_packer.size}s{4 + len(self._middle)}s{self._data.padded}")
-        self._slots: list[bytes] = []  # each with what stands between key and data
+        self._slots: list[bytes] = []  # each with the bytes between key and data
 
     def encode(self, elements: Sequence[Element], keys_only: bool = False) -> list[bytes]:
-        """The bytes of each of ELEMENTS. Raises ValueError when one is none of this set.
-
-        keys_only: as a deletion names them.
-        """
+        """The bytes of each of ELEMENTS. keys_only: as for a deletion. Raises ValueError for an invalid element."""
         if isinstance(elements, Encoded) and not keys_only:
             return list(elements.data)
         try:
@@ -139,7 +135,7 @@ class Coder:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
 
     def slots(self, key: Key, ends: Sequence[Endpoint]) -> list[bytes]:
-        """KEY . 0, KEY . 1 … to the addresses and ports of ENDS, as `encode` writes them. Raises ValueError.
+        """Encodes elements KEY . 0, KEY . 1 … with the addresses and ports of ENDS. Raises ValueError.
 
         Only for a map of plain keys that end with a slot to addresses and ports.
         """
@@ -161,8 +157,8 @@ class Coder:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
 
     def repeated(self, values: Sequence[Any]) -> list[bytes]:
-        """Elements of a plain set whose keys are each of VALUES, in every field, as `encode` writes them. Raises
-        ValueError."""
+        """Encodes elements of a plain set whose fields are all the same, one for each of VALUES, as `encode` does.
+        Raises ValueError."""
         if self.spec.interval or self.spec.kind is not SetKind.SET or len(set(self.spec.key)) != 1:
             raise ValueError(f"{self.spec.name} has no such keys")
         try:
@@ -172,7 +168,7 @@ class Coder:
             raise ValueError(f"no element of {self.spec.name}: {error}") from None
 
     def decode(self, data: bytes) -> Element:
-        """The element that DATA holds, which is as `encode` writes it. Raises ValueError."""
+        """The element whose bytes, as `encode` returns them, are DATA. Raises ValueError."""
         try:
             return self._decode(data)
         except (LookupError, OverflowError, StopIteration, struct.error) as error:
@@ -182,7 +178,7 @@ class Coder:
         _, first = next(netlink.each_attribute(data))
         parts = netlink.attributes(first)
         key = _value(parts[KEY])
-        if self._halves:
+        if self._boundaries:
             ends = [_value(netlink.attributes(end)[KEY]) for _, end in netlink.each_attribute(data)][1:]
             last = _previous(ends[0]) if ends else b"\xff" * len(key)
             text: Key = (range_text(key, last),)
@@ -193,9 +189,9 @@ class Coder:
         return Element(self.spec.name, text, self._read_data(parts.get(DATA)), comment_of(parts.get(USERDATA, b"")))
 
     def listed(self, data: bytes) -> list[bytes]:
-        """The elements in DATA, the list of a message of the kernel, as `encode` writes them.
+        """The bytes of each element in DATA, the list of one of the kernel's messages, as `encode` returns them.
 
-        In an interval set of one field these are halves, see `join`. Raises ValueError.
+        In an interval set of one field these are boundaries, see `join`. Raises ValueError.
         """
         size = self._packer.size
         if self._uniform and len(data) % size == 0:
@@ -205,16 +201,16 @@ class Coder:
         if not self.spec.interval:
             found = _sliced(data)
             if found and found[0] == _canonical(found[0][_HEADER.size :]):
-                return found  # this kernel tells all alike; one that is otherwise after all is only written anew
+                return found  # this kernel lists them all alike; an exception would only be written again
         return [_canonical(element) for _, element in netlink.each_attribute(data)]
 
     def join(self, listed: Sequence[bytes]) -> list[bytes]:
-        """The elements of all lists of a set's dump, whole ones also where the kernel keeps halves."""
-        if not self._halves:
+        """The elements of all lists of a set's dump; where the kernel keeps boundaries, they become ranges."""
+        if not self._boundaries:
             return list(listed)
         found: list[bytes] = []
-        at = after = b""  # the boundary last seen, and the one behind it
-        for (key, is_end), data in sorted(((_half(data), data) for data in listed), reverse=True):
+        at = after = b""  # the boundary last seen, and the one after it
+        for (key, is_end), data in sorted(((_boundary(data), data) for data in listed), reverse=True):
             if key != at:
                 at, after = key, at
             if not is_end:
@@ -222,7 +218,7 @@ class Coder:
         return found
 
     def difference(self, wanted: Sequence[Element], listed: Iterable[bytes]) -> Difference:
-        """What has to change for WANTED, from the elements that `join` returned. Raises ValueError."""
+        """What turns the elements that `join` returned into WANTED. Raises ValueError."""
         there = set(listed)
         encoded = self.encode(wanted)
         missing = [element for element, data in zip(wanted, encoded, strict=True) if data not in there]
@@ -260,7 +256,7 @@ class Coder:
         if not key_only:
             parts += [self._written_data(element.data), comment_data(USERDATA, element.comment)]
         data = netlink.attribute(nft.LIST_ELEM, b"".join(parts))
-        if self._halves and any(byte != 0xFF for byte in last):
+        if self._boundaries and any(byte != 0xFF for byte in last):
             data += self._end(_next(last))
         return data
 
@@ -281,7 +277,7 @@ class Coder:
     # ---- reading
 
     def _regular(self, found: Sequence[bytes]) -> bool:
-        """Whether each of FOUND is laid out as `_columns` does it."""
+        """Whether each of FOUND has the layout that `_columns` gives it."""
         at = 12 + struct.calcsize(">" + self._fields.padded)
         middle = slice(at, at + len(self._middle))
         return all(map(self._head.__eq__, map(itemgetter(slice(0, 12)), found))) and (
@@ -314,7 +310,7 @@ def _attribute_value(type: int, value: bytes) -> bytes:
 
 
 def _value(attribute: bytes) -> bytes:
-    """What a value's attribute holds. Raises ValueError when it is a verdict."""
+    """The value in ATTRIBUTE. Raises ValueError when it holds a verdict."""
     try:
         return netlink.attributes(attribute)[VALUE]
     except KeyError:
@@ -327,19 +323,19 @@ def _verdict(chain: str) -> bytes:
 
 
 def comment_data(type: int, comment: str, kind: int = 0) -> bytes:
-    """COMMENT as nft keeps it, as attribute TYPE, nothing for none. kind: nft's number for a comment there."""
+    """COMMENT as userdata of nft in attribute TYPE; empty for none. kind: of the record that is a comment there."""
     if not comment:
         return b""
     return netlink.attribute(type, record(kind, comment.encode()[:COMMENT_LIMIT] + b"\0"))
 
 
 def record(kind: int, value: bytes) -> bytes:
-    """One record of what nft keeps for itself. Raises ValueError when it is too long for one."""
+    """One record of nft's userdata. Raises ValueError when VALUE is too long."""
     return bytes((kind, len(value))) + value
 
 
 def records(userdata: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind and value of each record that nft keeps for itself; a broken end is left out."""
+    """Kind and value of each record of nft's userdata; a truncated end is left out."""
     at = 0
     while at + 2 <= len(userdata):
         kind, length = userdata[at], userdata[at + 1]
@@ -348,12 +344,12 @@ def records(userdata: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def comment_of(userdata: bytes, kind: int = 0) -> str:
-    """The comment in what nft keeps for itself, "" for none."""
+    """The comment in nft's userdata, "" for none."""
     return next((netlink.to_text(value) for found, value in records(userdata) if found == kind), "")
 
 
 def _canonical(element: bytes) -> bytes:
-    """An element's attributes as `encode` writes them, whatever the kernel adds to them."""
+    """An element's attributes as `encode` returns them, whatever the kernel adds."""
     parts = netlink.attributes(element)
     told = b"".join(
         netlink.attribute(type_, nft.plain(parts[type_]) if type_ in (KEY, KEY_END, DATA) else parts[type_])
@@ -376,7 +372,7 @@ def _sliced(data: bytes) -> list[bytes]:
     return found
 
 
-def _half(data: bytes) -> tuple[bytes, bool]:
-    """Key of an element of a set of halves, and whether it is an end."""
+def _boundary(data: bytes) -> tuple[bytes, bool]:
+    """The key of a boundary, and whether it ends a range."""
     parts = netlink.attributes(data, 4)
     return _value(parts[KEY]), FLAGS in parts

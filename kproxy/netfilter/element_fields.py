@@ -1,6 +1,6 @@
-"""Single values in keys and data of nf_tables' elements as bytes, and back: addresses, protocols, ports, slots. Pure.
+"""Encodes and decodes the fields of elements' keys and data: addresses, protocols, ports, slots. Pure.
 
-Decides: how a value of each type, and a concatenation of some, lies in a register, and which addresses a network or a
+Decides: how a value of each type, and a concatenation of several, lies in registers, and which addresses a network or a
 range stands for. Leaves out: the attributes around them (kproxy.netfilter.element_codec).
 Source: NFT_DATA_VALUE and NFT_REG32_* of include/uapi/linux/netfilter/nf_tables.h; each part of a concatenation takes
 whole words.
@@ -25,7 +25,7 @@ PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
 def width(types: Sequence[Type]) -> int:
-    """Bytes of a key or of data of these types: in a concatenation each takes whole words, a type alone does not."""
+    """Bytes of a key or of data of these types: each is padded to whole words in a concatenation, but not alone."""
     return struct.calcsize(">" + _format(types))
 
 
@@ -34,10 +34,10 @@ def _format(types: Sequence[Type]) -> str:
 
 
 class Fields:
-    """Concatenated values of some types, as elements hold them.
+    """Encodes and decodes concatenated values of some types.
 
-    padded: their struct format, each in whole words. Whatever is written raises one of OSError, ValueError, TypeError,
-    AttributeError, KeyError, OverflowError or struct.error when it is no value of its type.
+    padded: their struct format, each in whole words. Encoding a value that is not of its type raises OSError,
+    ValueError, TypeError, AttributeError, KeyError, OverflowError or struct.error.
     """
 
     def __init__(self, types: tuple[Type, ...]) -> None:
@@ -48,7 +48,7 @@ class Fields:
         self._readers = [_READERS[type_] for type_ in types]
 
     def columns(self, rows: Sequence[Key]) -> list[Iterable[Any]]:
-        """The values of ROWS as `padded` takes them, type by type. Raises ValueError when one has another length."""
+        """The values of ROWS by field, to be packed with `padded`. Raises ValueError when one has another length."""
         if not set(map(len, rows)) <= {len(self.types)}:
             raise ValueError("a wrong number of parts")
         return [map(write, map(itemgetter(i), rows)) for i, write in enumerate(self._writers)]
@@ -62,7 +62,7 @@ class Fields:
         return tuple(read(part) for read, part in zip(self._readers, self._packer.unpack(data), strict=True))
 
     def write_ranges(self, row: Key) -> tuple[bytes, bytes]:
-        """The first and the last value that ROW, which may have networks or ranges for addresses, stands for."""
+        """Encodes the first and the last value of ROW, whose addresses may be networks or ranges."""
         first: list[Any] = []
         last: list[Any] = []
         for type_, write, part in zip(self.types, self._writers, row, strict=True):
@@ -72,13 +72,13 @@ class Fields:
         return self._packer.pack(*first), self._packer.pack(*last)
 
     def read_ranges(self, first: bytes, last: bytes) -> Key:
-        """What leads to FIRST and LAST; addresses as `range_text` has them. Raises struct.error."""
+        """The row whose `write_ranges` is FIRST and LAST; addresses are as in `range_text`. Raises struct.error."""
         both = zip(self.types, self._readers, self._packer.unpack(first), self._packer.unpack(last), strict=True)
         return tuple(range_text(low, high) if t in ADDRESSES else read(low) for t, read, low, high in both)
 
 
 class _Numbers(dict[str, int]):
-    """Protocols by name; those that have none here, which others may have put into a set, are told by number."""
+    """Protocol numbers by name; a protocol without a name here, which others may have added, is given by number."""
 
     def __missing__(self, name: str) -> int:
         return int(name)
@@ -128,7 +128,7 @@ def bounds(type_: Type, text: str) -> tuple[bytes, bytes]:
 
 
 def range_text(first: bytes, last: bytes) -> str:
-    """A network where FIRST and LAST are those of one, else "FIRST-LAST"."""
+    """The network from FIRST to LAST if they span one, else "FIRST-LAST"."""
     low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
     size = high - low + 1
     if size > 0 and size & (size - 1) == 0 and low % size == 0:

@@ -1,7 +1,7 @@
-"""The kernel's expressions of nf_tables, of which rules consist, as bytes and back: pure.
+"""Encodes the expressions of which rules of nf_tables consist, and brings listed ones into a canonical form. Pure.
 
-Decides: what each expression says to the kernel, how registers are numbered, and when two rules are the same. Leaves
-out: which expressions a statement needs (kproxy.netfilter.rule_codec).
+Decides: the attributes of each expression, how registers are numbered, and when two rules are the same. Leaves out:
+which expressions a statement needs (kproxy.netfilter.rule_codec).
 Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nft_*.c.
 
 Numbers are big-endian, what is compared with packets is in the byte order that the packet or the kernel keeps it in.
@@ -26,7 +26,7 @@ FIB_SADDR, FIB_DADDR = 0x1, 0x2
 DYNSET_UPDATE = 1
 
 Expressions = tuple[tuple[str, tuple[tuple[int, bytes], ...]], ...]
-"""What a rule does, in a form in which equal rules are equal."""
+"""A rule in canonical form: equivalent rules are equal."""
 
 
 class Base(IntEnum):
@@ -59,12 +59,12 @@ class CtKey(IntEnum):
 
 
 def _holding(type: int, *parts: bytes) -> bytes:
-    """An attribute that holds attributes. The kernel does not ask for the flag that says so, and lists them without."""
+    """An attribute that holds attributes, without NLA_F_NESTED: the kernel does not require it, nor list it."""
     return netlink.attribute(type, b"".join(parts))
 
 
 def register(word: int) -> int:
-    """The kernel's number of the register that begins with 32-bit word WORD (0 to 15), as it says it itself."""
+    """The number by which the kernel lists the register that begins at 32-bit word WORD (0 to 15)."""
     return 1 + word // 4 if word % 4 == 0 else 8 + word
 
 
@@ -80,7 +80,7 @@ def verdict_data(type: int, code: int, chain: str = "") -> bytes:
 
 
 def payload(word: int, base: Base, offset: int, length: int) -> bytes:
-    """LENGTH bytes of the packet at OFFSET into the register at WORD."""
+    """Loads LENGTH bytes of the packet at OFFSET into the register at WORD."""
     numbers = (register(word), base, offset, length)
     return _expression("payload", *(netlink.be32(i, value) for i, value in enumerate(numbers, 1)))
 
@@ -90,7 +90,7 @@ def meta(word: int, key: MetaKey) -> bytes:
 
 
 def meta_set(word: int, key: MetaKey) -> bytes:
-    """What is at WORD becomes the packet's mark, or another thing that can be set."""
+    """Sets the packet's mark, or other metadata, to what is at WORD."""
     return _expression("meta", netlink.be32(2, key), netlink.be32(3, register(word)))
 
 
@@ -99,7 +99,7 @@ def ct(word: int, key: CtKey) -> bytes:
 
 
 def fib(word: int, which: int) -> bytes:
-    """The type of an address as the routes have it. which: FIB_SADDR or FIB_DADDR."""
+    """Loads the type that the routing table gives an address. which: FIB_SADDR or FIB_DADDR."""
     return _expression("fib", netlink.be32(1, register(word)), netlink.be32(2, FIB_ADDRTYPE), netlink.be32(3, which))
 
 
@@ -108,13 +108,13 @@ def compare(word: int, how: Compare, value: bytes) -> bytes:
 
 
 def bitwise(word: int, mask: bytes, xor: bytes) -> bytes:
-    """What is at WORD becomes (it & MASK) ^ XOR."""
+    """Replaces the value at WORD by (value & MASK) ^ XOR."""
     places = netlink.be32(1, register(word)) + netlink.be32(2, register(word))
     return _expression("bitwise", places, netlink.be32(3, len(mask)), netlink.be32(6, 0), data(4, mask), data(5, xor))
 
 
 def lookup(word: int, set: str, result: int | None = None, inverted: bool = False, is_verdict: bool = False) -> bytes:
-    """The rule goes on when SET has the key at WORD; result: the word where a map's value goes."""
+    """Matches when SET has the key at WORD. result: the word that receives a map's data."""
     where = b""
     if is_verdict:
         where = netlink.be32(3, 0)
@@ -125,7 +125,7 @@ def lookup(word: int, set: str, result: int | None = None, inverted: bool = Fals
 
 
 def numgen(word: int, modulus: int, offset: int = 0) -> bytes:
-    """A random number from OFFSET on, of MODULUS ones."""
+    """Loads a random number from OFFSET to OFFSET + MODULUS - 1."""
     numbers = (register(word), modulus, NUMGEN_RANDOM, offset)
     return _expression("numgen", *(netlink.be32(i, value) for i, value in enumerate(numbers, 1)))
 
@@ -139,7 +139,7 @@ def verdict(code: int, chain: str = "") -> bytes:
 
 
 def nat(family: int, address: int, port: int | None) -> bytes:
-    """Destination NAT to the address at one word and the port at another. family: NFPROTO_*."""
+    """Destination NAT to the address at word ADDRESS and the port at word PORT. family: NFPROTO_*."""
     flags = MAP_ADDRESS
     numbers = [(1, DNAT), (2, family), (3, register(address)), (4, register(address))]
     if port is not None:
@@ -158,7 +158,7 @@ def reject(type: int, code: int) -> bytes:
 
 
 def update(word: int, set: str) -> bytes:
-    """Put the key at WORD into SET, or start the timeout of the one that is there again."""
+    """Adds the key at WORD to SET, or restarts its timeout."""
     return _expression("dynset", netlink.be32(4, register(word)), netlink.be32(3, DYNSET_UPDATE), netlink.text(1, set))
 
 
@@ -166,9 +166,9 @@ def _expression(name: str, *parts: bytes) -> bytes:
     return _holding(LIST_ELEM, netlink.text(EXPR_NAME, name), _holding(EXPR_DATA, *parts))
 
 
-# ---- what is the same
+# ---- canonical form
 
-# Attributes that say nothing: ids that live for one transaction, names of kernel objects, padding.
+# Attributes without meaning: ids that live for one transaction, names of kernel objects, padding.
 _SILENT = {
     "lookup": frozenset({4}),
     "dynset": frozenset({2, 8}),
@@ -192,7 +192,7 @@ _NESTED_DATA = {
 
 
 def canonical(listed: bytes) -> Expressions:
-    """What the list of expressions of a rule does, whoever wrote it down: this module, nft or the kernel.
+    """A rule's list of expressions in canonical form, whoever encoded it: this module, nft or the kernel.
 
     Raises ValueError when it is no list of expressions.
     """
@@ -207,7 +207,7 @@ def canonical(listed: bytes) -> Expressions:
 
 
 def _idle(name: str, attributes: Mapping[int, bytes]) -> bool:
-    """Whether an expression does nothing: nft has one byte's order reversed before it looks for ranges of it."""
+    """Whether an expression does nothing: before a range match, nft reverses the byte order of a single byte."""
     if name != "byteorder":
         return False
     length, size = (netlink.to_int(attributes.get(type_, b"")) for type_ in (4, 5))
@@ -215,14 +215,14 @@ def _idle(name: str, attributes: Mapping[int, bytes]) -> bool:
 
 
 def _telling(name: str, attributes: dict[int, bytes]) -> dict[int, bytes]:
-    """ATTRIBUTES of expression NAME without those that make no difference."""
+    """ATTRIBUTES of expression NAME without those that make no difference, and with those that are implied."""
     silent, zero, nested = (table.get(name, frozenset()) for table in (_SILENT, _ZERO, _NESTED_DATA))
     told = {
         type_: plain(value) if type_ in nested else value
         for type_, value in attributes.items()
         if type_ not in silent and (type_ not in zero or any(value))
     }
-    if name == "nat":  # a range of one, and what the kernel concludes from the rest
+    if name == "nat":  # a range of one value, and the flags that the kernel infers
         for low, high, flag in ((3, 4, MAP_ADDRESS), (5, 6, MAP_PORT)):
             if low in told:
                 told.setdefault(high, told[low])
@@ -231,7 +231,7 @@ def _telling(name: str, attributes: dict[int, bytes]) -> dict[int, bytes]:
 
 
 def plain(value: bytes) -> bytes:
-    """A value or verdict without the flags that only some programs set on what is nested. Raises ValueError."""
+    """A value or verdict without NLA_F_NESTED, which only some programs set. Raises ValueError."""
     return b"".join(
         netlink.attribute(type_, _again(inner) if type_ == DATA_VERDICT else inner)
         for type_, inner in netlink.each_attribute(value)

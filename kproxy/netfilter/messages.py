@@ -1,8 +1,7 @@
-"""Messages of nf_tables as bytes, and back: pure.
+"""Encodes operations as netlink messages of nf_tables, and decodes the kernel's listings of chains and rules. Pure.
 
-Decides: what each operation says to the kernel, how many elements go into a message, what the kernel's listings mean.
-Leaves out: sets, rules and elements themselves (kproxy.netfilter.set_codec, nftables_rules, nftables_elements), and
-sending (kproxy.netfilter.table).
+Decides: which messages an operation becomes, and how many elements go into one. Leaves out: sets, rules and elements
+themselves (the codec modules of this package), and sending (kproxy.netfilter.kernel).
 Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c.
 """
 
@@ -39,7 +38,7 @@ NEWSET, GETSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM, NEWGEN, GETGEN = ran
 NLM_F_APPEND = 0x800
 CREATE = netlink.NLM_F_CREATE
 
-TABLE, OBJECT_NAME = 1, 2  # attribute 1 names the table in all, attribute 2 chain or set in what is about one
+TABLE, OBJECT_NAME = 1, 2  # attribute 1 names the table in all messages, attribute 2 the chain or set in most
 TABLE_COMMENT = 6  # NFTA_TABLE_USERDATA
 CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 3, 4, 5, 7  # NFTA_CHAIN_*
 HOOK_NUMBER, HOOK_PRIORITY = 1, 2  # NFTA_HOOK_*
@@ -55,8 +54,8 @@ HOOK_OF = {number: hook for hook, number in HOOKS.items()}
 class Message(NamedTuple):
     """A message: its type and flags, and what follows its header.
 
-    first: the index of the operation's first element that it holds; elements: the bytes of those, with which the
-    payload ends; none in a message about something else.
+    first: the index of the first of the operation's elements in it; elements: the bytes of those elements, with which
+    the payload ends; none in a message about something else.
     """
 
     type: int
@@ -66,7 +65,7 @@ class Message(NamedTuple):
     elements: Sequence[bytes] = ()
 
     def element_at(self, offset: int) -> int | None:
-        """The index in the operation of the element at OFFSET from the start of the message, None for another place."""
+        """The index, in the operation, of the element at OFFSET from the start of the message; None for no element."""
         if len(self.elements) == 1:
             return self.first
         at = HEADER_BYTES + len(self.payload) - sum(map(len, self.elements))
@@ -78,7 +77,7 @@ class Message(NamedTuple):
 
 
 def messages(family: Family, operation: Operation, single: bool = False) -> Iterator[Message]:
-    """What OPERATION says. single: one element a message. Raises ValueError for values that mean nothing."""
+    """Encodes OPERATION. single: one element a message. Raises ValueError for invalid values."""
     match operation:
         case AddTable(table, comment):
             named = netlink.text(TABLE, table) + netlink.be32(2, 0)
@@ -97,7 +96,7 @@ def messages(family: Family, operation: Operation, single: bool = False) -> Iter
                 listed = netlink.attribute(RULE_EXPRESSIONS, rule_codec.encode(family, rule))
                 yield _message(family, NEWRULE, _named(table, chain) + listed, CREATE | NLM_F_APPEND)
         case AddSet(table, spec):
-            yield _message(family, NEWSET, netlink.text(TABLE, table) + set_codec.described(family, spec), CREATE)
+            yield _message(family, NEWSET, netlink.text(TABLE, table) + set_codec.encode(family, spec), CREATE)
         case DeleteSet(table, name):
             yield _message(family, DELSET, _named(table, name))
         case FillSet(table, spec, encoded):
@@ -144,15 +143,15 @@ def _filled(
 
 
 class ListedChain(NamedTuple):
-    """A chain as the kernel has it. base: None for one that others lead to. ordinary: False for a base chain of a hook
-    that is none of ours, or that does not let pass what its rules leave."""
+    """A chain as the kernel has it. base: None for one that is not called by a hook. ordinary: False for a base chain
+    with a hook that is none of ours, or another policy than accept."""
 
     base: BaseChain | None
     ordinary: bool
     rules: tuple[Expressions, ...] = ()
 
     def same_as(self, family: Family, chain: Chain) -> bool:
-        """Whether it does what CHAIN does. Raises ValueError for a rule that means nothing."""
+        """Whether it is equivalent to CHAIN. Raises ValueError for an invalid rule."""
         if not self.ordinary or self.base != chain.base or len(self.rules) != len(chain.rules):
             return False
         wanted = (rule_codec.expressions(family, rule) for rule in chain.rules)
@@ -160,7 +159,7 @@ class ListedChain(NamedTuple):
 
 
 def chain_of(attributes: Mapping[int, bytes]) -> tuple[str, ListedChain]:
-    """Name and form of the chain that the kernel lists with ATTRIBUTES, without its rules."""
+    """Decodes a listed chain: its name and form, without its rules."""
     name = netlink.to_text(attributes.get(CHAIN_NAME, b""))
     if CHAIN_HOOK not in attributes:
         return name, ListedChain(None, True)
@@ -175,6 +174,6 @@ def chain_of(attributes: Mapping[int, bytes]) -> tuple[str, ListedChain]:
 
 
 def rule_of(attributes: Mapping[int, bytes]) -> tuple[str, Expressions]:
-    """The chain of the rule that the kernel lists with ATTRIBUTES, and what it does."""
+    """Decodes a listed rule: the name of its chain, and its expressions."""
     chain = netlink.to_text(attributes.get(RULE_CHAIN, b""))
     return chain, nft.canonical(attributes.get(RULE_EXPRESSIONS, b""))

@@ -1,7 +1,7 @@
-"""Notices within moments that another program has changed our part of nf_tables (iptables-nft lives there too).
+"""The kernel's notifications of changes to nf_tables, where iptables-nft keeps its rules too.
 
-The kernel tells a socket about every change, and closes each transaction with a message that names the process.
-Decides: which changes matter to us, and whose they were. Leaves out: repairing them, and the legacy tables
+The kernel sends one message for every change, and ends each transaction with a message that names the process.
+Decides: which changes matter, and whose they were. Leaves out: repairing them, and the legacy tables
 (kproxy.kernel.legacy_tables).
 Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c.
 """
@@ -20,14 +20,14 @@ SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 NEWGEN = 15
 NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
-# What each message is about, and which attribute names the chain or set in it; attribute 1 names the table in all.
+# By message: the kind of object, and the attribute with the name of the chain or set; attribute 1 is the table in all.
 KINDS = {0: ("table", 0), 3: ("chain", 3), 6: ("rule", 2), 9: ("set", 2), 12: ("element", 2), 18: ("object", 2)} | {
     22: ("flowtable", 2)
 }
 DELETIONS = {2: 0, 5: 3, 8: 6, 11: 9, 14: 12, 20: 18, 24: 22}
 BUFFER = 8 << 20
-REPORTED = 8  # of one transaction; a flush makes thousands of events that all say the same
-DETAILED = 20_000  # of one transaction where each of them counts; beyond it is told as unknown
+REPORTED = 8  # events of one transaction; a flush makes thousands of events that all say the same
+DETAILED = 20_000  # events of one transaction where each of them counts; more are reported as unknown
 ELEMENTS = 3  # NFTA_SET_ELEM_LIST_ELEMENTS
 READ_AT_ONCE = 4096  # datagrams; then the caller gets its thread back
 
@@ -40,7 +40,7 @@ class Event(NamedTuple):
     """One table, chain, rule, set, element, object or flowtable was added (or updated) or deleted.
 
     family: as nft writes it. name: of the chain or set, "" for a table. elements: of a set, as the kernel lists them;
-    only of a Monitor that tells details.
+    empty unless the Monitor is detailed.
     """
 
     deleted: bool
@@ -52,7 +52,7 @@ class Event(NamedTuple):
 
 
 class Change(NamedTuple):
-    """Another program did this. event None: something happened, but the kernel had to drop what."""
+    """What another program did. event None: anything may have happened, as notifications were lost or are malformed."""
 
     event: Event | None = None
     pid: int = 0
@@ -60,21 +60,21 @@ class Change(NamedTuple):
 
     def __str__(self) -> str:
         if self.event is None:
-            return "changes too many to follow"
+            return "changes that are not known"
         verb = "deleted" if self.event.deleted else "changed"
         what = " ".join(part for part in self.event[1:5] if part)
         return f"{self.process or 'a process'} ({self.pid}) {verb} {what}"
 
 
 def touches_kube_chains(event: Event) -> bool:
-    """Whether EVENT may have harmed iptables rules of a kube-proxy: its chains, or the jumps to them."""
+    """Whether EVENT may have damaged iptables rules of a kube-proxy: its chains, or the jumps to them."""
     if event.kind == "table" or event.name in BUILT_IN:
         return event.deleted
     return event.name.startswith("KUBE-") and event.name not in KUBELETS_OWN
 
 
 class Transactions:
-    """Turns the kernel's notifications into Changes by others: bytes in, values out."""
+    """Decodes notifications into Changes by others: bytes in, values out."""
 
     def __init__(
         self,
@@ -84,17 +84,20 @@ class Transactions:
         by_portid: bool,
         detailed: bool = False,
     ) -> None:
-        """is_ours: told a process id (with by_portid a netlink port id), says whether that change is our own.
-        tables: the (family, table) pairs to look at; relevant: which events in those matter. detailed: every event is
-        told, with its elements, and a transaction with too many of them as unknown; else a few different ones."""
+        """is_ours: whether a process id (with by_portid a netlink port id) is our own.
+        tables: the (family, table) pairs to follow; relevant: which events in those matter. detailed: reports every
+        event, with its elements, and a transaction with too many events as unknown; else a few different events."""
         self._is_ours, self._relevant, self._by_portid = is_ours, relevant, by_portid
         self._tables, self._detailed = frozenset(tables), detailed
         self._pending: list[Event] = []
 
     def feed(self, data: bytes) -> Iterator[Change]:
-        """The changes by others whose transactions one datagram completes. Raises ValueError for no netlink message."""
+        """The changes by others whose transactions end in this datagram.
+
+        Raises ValueError, IndexError or struct.error for malformed bytes.
+        """
         if self._by_portid and self._is_ours(netlink.first_header(data).portid):
-            return  # most of all is what we do ourselves; a datagram is of one transaction
+            return  # most changes are our own; a datagram belongs to one transaction
         for note in netlink.messages(data):
             subsystem, number = note.type >> 8, note.type & 0xFF
             if subsystem != SUBSYSTEM:
@@ -105,7 +108,7 @@ class Transactions:
                 self._collect(number, note.payload)
 
     def reset(self) -> None:
-        """Forget a transaction that is half seen."""
+        """Drops a transaction of which the end has not come."""
         self._pending.clear()
 
     def _collect(self, number: int, payload: bytes) -> None:
@@ -145,7 +148,7 @@ class Transactions:
 
 
 class Monitor:
-    """Follows nf_tables in the network namespace of the thread that makes it. Use it from one thread, close it."""
+    """Listens to nf_tables in the network namespace of the thread that makes it. For one thread; close it after use."""
 
     def __init__(
         self,
@@ -155,23 +158,24 @@ class Monitor:
         by_portid: bool = False,
         detailed: bool = False,
     ) -> None:
-        """is_ours: says of a process id whether it is ours, see Commands.recent_pids; with by_portid of the port id of
-        a netlink socket. tables: (family, table) pairs as nft writes them; relevant: which events in them matter.
-        detailed: as of Transactions. Raises NetlinkError."""
-        # In a container the port id has to do: every command that we start takes its process id, as we see it, for its
-        # first netlink socket.
+        """is_ours: whether a process id is ours, see Commands.recent_pids; with by_portid, the port id of a netlink
+        socket. tables: (family, table) pairs as nft writes them; relevant: which events in them matter. detailed: see
+        Transactions. Raises NetlinkError."""
+        # In a container the kernel's process ids are not ours. The port id serves instead: every command that we start
+        # uses its process id, as we see it, for its first netlink socket.
         by_portid = by_portid or not host_checks.are_the_kernels()
         self._transactions = Transactions(is_ours, tables, relevant, by_portid, detailed)
         self._socket = Socket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,), buffer=BUFFER)
 
     def fd(self) -> int:
-        """Readable when `poll` may have something to say; most often it will have nothing."""
+        """A descriptor that is readable when `poll` may have something to report; most often it will have nothing."""
         return self._socket.fileno()
 
     def poll(self, timeout: float = 0.0) -> list[Change]:
-        """What others changed since the last poll; without details a few of each transaction's events.
+        """What others changed since the last poll; unless detailed, a few of each transaction's events.
 
-        Waits at most TIMEOUT seconds for a first notification, whoever caused it, and reads on while there are more.
+        Waits at most TIMEOUT seconds for a first notification, whoever caused it, and continues while there are more.
+        Raises NetlinkError.
         """
         found: list[Change] = []
         for _ in range(READ_AT_ONCE):
@@ -191,7 +195,7 @@ class Monitor:
         return found
 
     def forget(self) -> None:
-        """Drop what was not read yet: the caller is about to compare everything anyway."""
+        """Drops what was not read yet: the caller is about to compare everything anyway."""
         self._transactions.reset()
         for _ in range(READ_AT_ONCE):
             try:

@@ -1,8 +1,8 @@
-"""nftables' own terms as values: sets and maps, chains, rules and elements. Pure.
+"""Sets and maps, chains, rules and elements of nf_tables as values. Pure.
 
-Only what the layout of nftables mode uses (docs/nftables.md), so that the three that read these values stay small: the
-writer of `nft -f` text, the netlink encoder, and the walker that follows a packet. One table holds it all, so names of
-sets and chains stand alone. Sources: nft(8), include/uapi/linux/netfilter/nf_tables.h.
+Only what the layout of nftables mode uses (docs/nftables.md), so that the three readers of these values stay small: the
+writer of `nft -f` text, the netlink encoder, and the trace of a packet. There is one table only, so sets and chains are
+named without it. Sources: nft(8), include/uapi/linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Type(Enum):
 
 
 class SetKind(Enum):
-    """What the elements have besides their keys."""
+    """What elements have besides their keys."""
 
     SET = "set"  # nothing
     MAP = "map"  # data: fields
@@ -43,8 +43,8 @@ class Set(msgspec.Struct, frozen=True, gc=False):
     key: the fields of a key, concatenated. data: those of a map's data (SetKind.MAP), else empty.
     interval: a key's addresses may be CIDRs (flags interval; with several fields the kernel's pipapo set).
     A key with a SLOT makes nft's text declare the map by `typeof … numgen random mod 65536`: numgen's type has no name.
-    timeout: seconds after which an element goes; then the packet path adds elements (flags dynamic,timeout; timeout
-    Ns; size N), and elements are never written from outside. 0: none. size: the most elements, 0 for no limit.
+    timeout: seconds after which an element expires; then the packet path adds elements (flags dynamic,timeout; timeout
+    Ns; size N), and they are never written from outside. 0: none. size: the most elements, 0 for no limit.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Random(msgspec.Struct, frozen=True, gc=False):
 Load = Field | Random
 
 
-# ---------------------------------------------------------------- statements that let a packet go on, or not
+# ---------------------------------------------------------------- statements that match
 
 
 class AddressIn(msgspec.Struct, frozen=True, gc=False, tag=True):
@@ -226,13 +226,13 @@ class Drop(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class Jump(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`jump CHAIN`: what falls off its end comes back."""
+    """`jump CHAIN`: at the end of that chain, evaluation returns to the next rule here."""
 
     chain: str
 
 
 class Goto(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`goto CHAIN`: what falls off its end goes on where the last jump was, or meets the base chain's policy."""
+    """`goto CHAIN`: at its end, evaluation returns to where the last jump was, or the base chain's policy applies."""
 
     chain: str
 
@@ -250,7 +250,7 @@ Rule = tuple[Statement, ...]
 
 
 class Hook(Enum):
-    """Where the kernel calls a base chain."""
+    """The hook at which the kernel calls a base chain."""
 
     PREROUTING = "prerouting"
     FORWARD = "forward"
@@ -267,7 +267,7 @@ class BaseChain(NamedTuple):
 
 
 class Chain(msgspec.Struct, frozen=True, gc=False):
-    """A chain with its rules. base: None for one that others lead to."""
+    """A chain with its rules. base: None for one that is not called by a hook."""
 
     name: str
     rules: tuple[Rule, ...] = ()

@@ -1,6 +1,6 @@
-"""What can be done to a table of nf_tables, as values: pure. One transaction is a sequence of these.
+"""Operations on a table of nf_tables, as values. A transaction is a sequence of them. Pure.
 
-Leaves out: how the kernel is told (kproxy.netfilter.messages, kproxy.netfilter.table).
+Leaves out: their encoding (kproxy.netfilter.messages) and sending (kproxy.netfilter.kernel).
 Source: net/netfilter/nf_tables_api.c, for what the kernel refuses and with which error.
 """
 
@@ -13,11 +13,11 @@ from kproxy.errors import NetlinkError
 from kproxy.netfilter.objects import BaseChain, Element, Rule, Set, SetKind
 
 ELEMENTS_AT_ONCE = 10_000
-"""As many elements a transaction keep the kernel's lock for some 15 ms; a cold start may use several transactions."""
+"""Elements of a transaction that holds the kernel's lock for some 15 ms; a cold start uses several transactions."""
 
 
 class ElementsRefused(NetlinkError):
-    """Some elements of an operation are refused. elements: why, by their indices in the operation."""
+    """The kernel refuses some elements of an operation. elements: why, by their indices in the operation."""
 
     def __init__(self, request: str, elements: Mapping[int, NetlinkError]) -> None:
         first = next(iter(elements.values()))
@@ -27,7 +27,7 @@ class ElementsRefused(NetlinkError):
 
 
 class AddTable(NamedTuple):
-    """Make a table; one that is there stays as it is."""
+    """Adds a table; one that exists stays as it is."""
 
     table: str
     comment: str = ""
@@ -37,7 +37,7 @@ class AddTable(NamedTuple):
 
 
 class DeleteTable(NamedTuple):
-    """Delete a table with all that it holds. ENOENT when there is none."""
+    """Deletes a table with everything in it. ENOENT when there is none."""
 
     table: str
 
@@ -46,7 +46,7 @@ class DeleteTable(NamedTuple):
 
 
 class AddChain(NamedTuple):
-    """Make a chain without rules; one that is there stays as it is. base: None for one that others lead to."""
+    """Adds a chain without rules; one that exists stays as it is. base: None for one that is not called by a hook."""
 
     table: str
     chain: str
@@ -57,7 +57,7 @@ class AddChain(NamedTuple):
 
 
 class FlushChain(NamedTuple):
-    """Delete all rules of a chain."""
+    """Deletes all rules of a chain."""
 
     table: str
     chain: str
@@ -67,7 +67,7 @@ class FlushChain(NamedTuple):
 
 
 class DeleteChain(NamedTuple):
-    """Delete a chain with its rules. EBUSY while something leads to it."""
+    """Deletes a chain with its rules. EBUSY while a rule or an element jumps to it."""
 
     table: str
     chain: str
@@ -77,7 +77,7 @@ class DeleteChain(NamedTuple):
 
 
 class AddRules(NamedTuple):
-    """Append rules to a chain. What they lead to or look in must be there before them, in the same batch at least."""
+    """Appends rules to a chain. Chains and sets that they refer to must exist, or come earlier in the transaction."""
 
     table: str
     chain: str
@@ -88,7 +88,7 @@ class AddRules(NamedTuple):
 
 
 class AddSet(NamedTuple):
-    """Make a set or map; one that is there in the same form stays as it is, with its elements."""
+    """Adds a set or map; one that exists in the same form stays as it is, with its elements."""
 
     table: str
     set: Set
@@ -98,7 +98,7 @@ class AddSet(NamedTuple):
 
 
 class DeleteSet(NamedTuple):
-    """Delete a set or map with its elements. EBUSY while a rule uses it."""
+    """Deletes a set or map with its elements. EBUSY while a rule uses it."""
 
     table: str
     set: str
@@ -108,9 +108,9 @@ class DeleteSet(NamedTuple):
 
 
 class FillSet(NamedTuple):
-    """Make these the elements of a set, in place of all that it has. For sets too large to be handled as values.
+    """Replaces all elements of a set by these. For sets too large to be handled as values.
 
-    encoded: as kproxy.netfilter.element_codec.packed makes them; number: how many they are.
+    encoded: from kproxy.netfilter.element_codec.packed; number: how many elements that is.
     """
 
     table: str
@@ -123,10 +123,10 @@ class FillSet(NamedTuple):
 
 
 class AddElements(NamedTuple):
-    """Puts elements, as many as you like, into a set.
+    """Adds any number of elements to a set.
 
-    One that is there with the same data stays as it is, its comment too; one with other data is an error (EEXIST, of
-    older kernels EBUSY).
+    An element that exists with the same data stays as it is, its comment too; one with other data is an error (EEXIST,
+    on older kernels EBUSY).
     """
 
     table: str
@@ -138,7 +138,7 @@ class AddElements(NamedTuple):
 
 
 class DeleteElements(NamedTuple):
-    """Take elements out of a set; only their keys count. ENOENT for one that is not there."""
+    """Deletes elements from a set, by their keys. ENOENT for one that does not exist."""
 
     table: str
     set: Set

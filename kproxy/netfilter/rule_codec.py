@@ -1,9 +1,9 @@
-"""Rules of nf_tables as the kernel's expressions: pure.
+"""Encodes rules as the expressions of nf_tables. Pure.
 
 Decides: which expressions each statement of kproxy.netfilter.objects needs, and which registers they use.
 Leaves out: the bytes of an expression (kproxy.netfilter.expressions) and of messages (kproxy.netfilter.messages).
-Sources: nft(8), RFC 791, RFC 8200; the choice of expressions is that of nftables 1.0.6, whatever the kernel would take
-besides, so that nft prints a rule of ours in the words of the model.
+Sources: nft(8), RFC 791, RFC 8200; the choice of expressions is that of nftables 1.0.6, although the kernel takes
+others too, so that nft prints a rule of ours in the words of kproxy.netfilter.objects.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ SECOND_REGISTER = 4  # the word where the second of the large registers begins
 
 
 def expressions(family: Family, rule: Rule) -> Expressions:
-    """What RULE does, to compare with what the kernel lists."""
+    """RULE in canonical form, to compare with what the kernel lists. Raises ValueError."""
     return nft.canonical(encode(family, rule))
 
 
 def encode(family: Family, rule: Rule) -> bytes:
-    """The list of expressions of RULE in a table of FAMILY. Raises ValueError for a statement that means nothing."""
+    """The list of expressions of RULE in a table of FAMILY. Raises ValueError for an invalid statement."""
     try:
         return b"".join(_encode(family, statement) for statement in rule)
     except (KeyError, OSError, OverflowError) as error:
@@ -122,7 +122,7 @@ def _encode(family: Family, statement: Statement) -> bytes:
 
 
 def _load(family: Family, key: Sequence[Load]) -> bytes:
-    """Put the parts of KEY into consecutive registers, from the first word on."""
+    """Loads the parts of KEY into consecutive registers, from the first word on."""
     word, parts = 0, []
     for part in key:
         match part:

@@ -1,6 +1,6 @@
-"""What a set or map of nf_tables is, as the kernel's attributes and back: pure.
+"""Encodes and decodes the declaration of a set or map. Pure.
 
-Decides: flags, lengths and types, and what nft keeps beside a set so that it can print it. Leaves out: elements
+Decides: flags, lengths and types, and the userdata by which nft knows how to print the set. Leaves out: elements
 (kproxy.netfilter.element_codec) and messages (kproxy.netfilter.messages).
 Sources: include/uapi/linux/netfilter/nf_tables.h; for nft's part include/udata.h of libnftnl 1.2.4, and src/mnl.c and
 the functions *_build_udata() of nftables 1.0.6.
@@ -24,15 +24,15 @@ DESC_SIZE, DESC_CONCAT, FIELD_LEN = 1, 2, 1  # NFTA_SET_DESC_*, NFTA_SET_FIELD_L
 ANONYMOUS, INTERVAL, MAP, TIMEOUT, EVAL, CONCAT = 0x1, 0x4, 0x8, 0x10, 0x20, 0x80  # NFT_SET_*
 VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 
-# enum datatypes of nft: the types of a concatenation are put together six bits each. numgen makes integers (4).
+# enum datatypes of nft: a concatenation has six bits for each type. numgen yields integers (4).
 TYPE_BITS = 6
 TYPE_IDS = {Type.IPV4: 7, Type.IPV6: 8, Type.PROTO: 12, Type.PORT: 13, Type.SLOT: 4}
 TYPE_OF = {number: type_ for type_, number in TYPE_IDS.items()} | {19: Type.SLOT}  # 19: a mark
 LENGTHS = {Type.IPV4: 4, Type.IPV6: 16, Type.PROTO: 1, Type.PORT: 2, Type.SLOT: 4}  # of a field that stands alone
 
 
-def described(family: Family, spec: Set) -> bytes:
-    """The attributes of SPEC. Raises ValueError when a name is too long for what nft keeps."""
+def encode(family: Family, spec: Set) -> bytes:
+    """Encodes SPEC as attributes. Raises ValueError when a name is too long for nft's userdata."""
     data = b""
     if spec.kind is SetKind.VERDICTS:
         data = netlink.be32(SET_DATA_TYPE, VERDICT_TYPE)
@@ -54,7 +54,7 @@ def described(family: Family, spec: Set) -> bytes:
 
 
 def set_of(attributes: Mapping[int, bytes]) -> Set | None:
-    """The set that the kernel lists with ATTRIBUTES, None when it is of another form than any of ours."""
+    """Decodes a listed set; None when it is of another form than any of ours."""
 
     def number(type: int) -> int:
         return netlink.to_int(attributes.get(type, b""))
@@ -74,12 +74,12 @@ def set_of(attributes: Mapping[int, bytes]) -> Set | None:
 
 
 def is_anonymous(attributes: Mapping[int, bytes]) -> bool:
-    """Whether the set with ATTRIBUTES belongs to a rule, and comes and goes with it."""
+    """Whether the set with ATTRIBUTES belongs to a rule, and is deleted with it."""
     return bool(netlink.to_int(attributes.get(SET_FLAGS, b"")) & ANONYMOUS)
 
 
 def count_of(attributes: Mapping[int, bytes]) -> int:
-    """How many elements the set has, 0 where the kernel does not tell (before Linux 6.16)."""
+    """How many elements the set has; 0 where the kernel does not report it (before Linux 6.16)."""
     return netlink.to_int(attributes.get(SET_COUNT, b""))
 
 
@@ -93,7 +93,7 @@ def _flags(spec: Set) -> int:
 
 
 def _dimensions(spec: Set) -> bytes:
-    """How many elements there may be, and how long a key's fields are where ranges are looked for field by field."""
+    """The most elements, and the lengths of a key's fields where ranges are matched field by field."""
     parts = netlink.be32(DESC_SIZE, spec.size) if spec.size else b""
     if spec.interval and len(spec.key) > 1:
         lengths = [netlink.attribute(nft.LIST_ELEM, netlink.be32(FIELD_LEN, LENGTHS[type_])) for type_ in spec.key]
@@ -109,7 +109,7 @@ def _type_id(types: Sequence[Type]) -> int:
 
 
 def _types(number: int) -> tuple[Type, ...] | None:
-    """The types that a number stands for, None when one of them is none of ours."""
+    """The types that NUMBER stands for; None when one of them is none of ours."""
     found: list[Type] = []
     while number:
         type_ = TYPE_OF.get(number & ((1 << TYPE_BITS) - 1))
@@ -120,7 +120,7 @@ def _types(number: int) -> tuple[Type, ...] | None:
     return tuple(found)
 
 
-# What nft keeps for itself: records of a kind, a length and a value, and numbers in the host's byte order.
+# Userdata of nft: records of a kind, a length and a value; numbers are in the host's byte order.
 KEY_ORDER, DATA_ORDER, KEY_TYPEOF, DATA_TYPEOF = 0, 1, 3, 4  # enum nftnl_udata_set_types
 ORDER_NONE, ORDER_HOST, ORDER_NETWORK = 0, 1, 2  # enum byteorder of nft
 TYPEOF_EXPRESSION, TYPEOF_DATA = 0, 1  # enum nftnl_udata_set_typeof
@@ -155,7 +155,7 @@ def _typeof(family: Family, types: Sequence[Type]) -> bytes:
 
 
 def _expression(family: Family, type_: Type) -> bytes:
-    """What nft's typeof says for a type: an expression and its details."""
+    """The expression that nft's typeof prints for a type, and its details."""
     match type_:
         case Type.PROTO:
             kind, details = META, _record(0, nft.MetaKey.L4PROTO)

@@ -1,8 +1,7 @@
-"""What nftables mode needs of the kernel's nf_tables, and whether it is there.
+"""Checks whether the kernel's nf_tables has what nftables mode needs.
 
-The kernel is asked to check a small transaction for each feature and to drop it, so nothing changes, and the modules
-that it needs are loaded. A version is asked for only where such a check cannot tell. Sources of the versions are in
-docs/nftables.md.
+The kernel validates a small transaction for each feature and drops it, so nothing changes, and the modules that are
+needed get loaded. The version decides only where such a check cannot. The versions' sources are in docs/nftables.md.
 """
 
 from __future__ import annotations
@@ -49,14 +48,13 @@ NAT_IN = BaseChain("nat", Hook.PREROUTING, -100)
 NAT_OWN = BaseChain("nat", Hook.OUTPUT, -100)
 FILTER = BaseChain("filter", Hook.FORWARD, 0)
 NUMBER = Random(1, 2**32 - 1)
-LAST_GENERATION = 2**32 - 1  # the one before the first: none is numbered 0, which asks for any
+LAST_GENERATION = 2**32 - 1  # the one before the first: 0 is left out, as it stands for any
 VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
 class _Feature(NamedTuple):
-    """words: what it is, with the option of the kernel's configuration. since: the version of Linux that brought it.
-
-    hooked: it was there before, but not at the hook where it is needed.
+    """A feature and operations that need it. words: with the option of the kernel's configuration. since: the version of
+    Linux that introduced it. hooked: it existed before, but not at the hook where it is needed.
     """
 
     words: str
@@ -70,17 +68,17 @@ GENERATIONS = _Feature("the comparison of generations", "4.11", ())
 
 
 def missing(kernel: Nftables, family: Family, release: str) -> list[str]:
-    """What KERNEL lacks for FAMILY, a line each; nothing when nftables mode can work.
+    """What KERNEL lacks for FAMILY, one line for each; nothing when nftables mode can work.
 
-    release: the kernel's, as uname(1) prints it. Raises NetlinkError, and KernelError that says what is missing
-    where the kernel lets this process change nothing.
+    release: the kernel's, as uname(1) prints it. Raises NetlinkError, and KernelError with what is missing where this
+    process is not allowed to change anything.
     """
     try:
-        hooks = _tells_hooks(kernel, family)
+        checks_hooks = _checks_hooks(kernel, family)
     except NetlinkError as error:
-        if error.errno == errno.EOPNOTSUPP:  # netfilter talks netlink, but has no nf_tables
+        if error.errno == errno.EOPNOTSUPP:  # there is netfilter by netlink, but no nf_tables
             return [_line(TABLES, family, release, str(error))]
-        if error.errno == errno.EPERM:  # also of who has the capability, but not where the network belongs
+        if error.errno == errno.EPERM:  # with the capability too, if the user namespace is another one
             raise KernelError(f"{error}: {NEEDED}") from error
         raise
     lacking: list[str] = []
@@ -92,7 +90,7 @@ def missing(kernel: Nftables, family: Family, release: str) -> list[str]:
             return [_line(TABLES, family, release, str(errors[0]))]
         if errors:
             lacking.append(_line(feature, family, release, str(next(iter(errors.values())))))
-        elif feature.hooked and not hooks and _numbers(release) < _numbers(feature.since):
+        elif feature.hooked and not checks_hooks and _numbers(release) < _numbers(feature.since):
             lacking.append(_line(feature, family, release, "by its version"))
     if not _expects_generations(kernel, family):
         lacking.append(_line(GENERATIONS, family, release, "it accepts any"))
@@ -105,14 +103,14 @@ def _line(feature: _Feature, family: Family, release: str, reason: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, int]:
-    """6.1.0-56-amd64 as (6, 1); what has no such numbers is taken to be new."""
+    """The first two numbers of 6.1.0-56-amd64; a version without such numbers counts as new."""
     found = VERSION.match(version)
     return (int(found[1]), int(found[2])) if found else (2**31, 0)
 
 
 def _together(features: Sequence[_Feature]) -> Iterator[Operation]:
-    """The operations of all of them, each feature in a chain of its own: a check takes some 15 ms, whatever is in it,
-    and most kernels lack nothing."""
+    """The operations of all features, each in a chain of its own: a check takes some 15 ms whatever it contains, and
+    most kernels lack nothing."""
     for number, feature in enumerate(features):
         for operation in feature.operations:
             if isinstance(operation, AddChain | AddRules):
@@ -121,13 +119,13 @@ def _together(features: Sequence[_Feature]) -> Iterator[Operation]:
                 yield operation
 
 
-def _tells_hooks(kernel: Nftables, family: Family) -> bool:
-    """Whether a check tells that a statement is not for its hook. Those from 4.18 to 5.9 tell when they commit."""
+def _checks_hooks(kernel: Nftables, family: Family) -> bool:
+    """Whether a check refuses a statement that is not allowed at its hook. From 4.18 to 5.9 only a commit does."""
     return bool(kernel.check(family, [AddTable(TABLE), *_rule(FILTER, Masquerade())]))
 
 
 def _expects_generations(kernel: Nftables, family: Family) -> bool:
-    """Asked for a generation that is over: one yet to come may have come by then, as others write too."""
+    """Whether an outdated generation is refused. A future one would not do, as others may write it meanwhile."""
     over = kernel.generation() - 1 or LAST_GENERATION
     try:
         kernel.check(family, [AddTable(TABLE)], over)
@@ -139,7 +137,7 @@ def _expects_generations(kernel: Nftables, family: Family) -> bool:
 
 
 def _features(family: Family) -> list[_Feature]:
-    """One after the other what the layout of docs/nftables.md uses, each at the hooks where it does."""
+    """The features that the layout of docs/nftables.md uses, each at the hooks where it does."""
     address, example = ADDRESS[family], EXAMPLE[family]
     key = (address, Type.PROTO, Type.PORT)
     verdicts = Set("verdicts", key, SetKind.VERDICTS)

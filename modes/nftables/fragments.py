@@ -1,6 +1,5 @@
-"""The values between rendering and programming: what one Service port needs, and what the node needs once.
-
-What nftables mode's rules depend on besides the plans. Pure.
+"""The values between rendering and programming: what one Service port needs, what the node needs, and the settings that
+rules depend on besides the plans. Pure.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from kproxy.netfilter.objects import Chain, Element, Key, Set
 
 
 class Targets(NamedTuple):
-    """The endpoints of one frontend, by slot: as elements of the map SET, KEY . 0, KEY . 1 and so on.
+    """The endpoints of one frontend, by slot: elements KEY . 0, KEY . 1 and so on of the map SET.
 
-    They are most of a table, so they are kept as what they are made of.
+    They are most of a table, so they are kept as the values that the elements are made from.
     """
 
     set: str
@@ -32,13 +31,13 @@ class Targets(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A frontend that leads to the port, and the elements that make it so.
+    """A frontend of the port, and the elements that it needs.
 
-    When two ports claim one frontend, all elements are those of the first of them by PortKey: a mixture of both would
-    lead nowhere. The keys of all elements hold the frontend, so those of different frontends never meet.
-    targets: None when it leads nowhere, or by chains of the fragment. sources: which alone may use it, none for all.
-    balancer: how traffic to it is treated; None when it is refused or dropped. own: a chain of the fragment does that,
-    not the one that all ports share.
+    When two ports claim one frontend, all elements are those of the first of them by PortKey, as a mixture of both would
+    not work. The keys of all elements contain the frontend, so those of different frontends never collide.
+    targets: None when traffic is refused or dropped, or translated by chains of the fragment. sources: the only ones
+    that may use it; empty for all. balancer: how traffic is treated; None when it is refused or dropped. own: a chain of
+    the fragment does that, not the one that all ports share.
     """
 
     frontend: Frontend
@@ -59,7 +58,7 @@ class Claim(NamedTuple):
 
     @property
     def needs(self) -> Balancer | None:
-        """The shared chain to which the frontend leads, None when there is none."""
+        """The shared chain that traffic to the frontend goes to, None when there is none."""
         return None if self.own else self.balancer
 
 
@@ -67,8 +66,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
     """Everything that one Service port needs.
 
     cluster_ip: "" for a port that needs nothing. hairpins: the addresses of its endpoints, each once. sets: the set of
-    clients, with affinity only; ports with the same timeout share it, and one of a name is always the same. chains:
-    this port's own, with affinity only.
+    clients, with affinity only; ports with the same timeout share it. chains: this port's own, with affinity only.
     """
 
     claims: tuple[Claim, ...] = ()
@@ -79,7 +77,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def shared(self) -> tuple[Element, ...]:
-        """Elements that other ports may need as well: each stays as long as any port needs it."""
+        """Elements that other ports may need too: each stays as long as any port needs it."""
         cluster_ip = (Element(CLUSTER_IPS, (self.cluster_ip,)),) if self.cluster_ip else ()
         return (*cluster_ip, *(Element(HAIRPINS, (ip, ip)) for ip in self.hairpins))
 
@@ -91,7 +89,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a node needs whatever its Services are. sets: all that ports write into, too."""
+    """What a node needs whatever its Services are. sets: including those that hold elements of ports."""
 
     settings: Settings
     sets: tuple[Set, ...]

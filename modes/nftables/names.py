@@ -26,11 +26,11 @@ REFUSE = "refuse"  # "reject" is a word of nft's language
 
 
 class Kind(StrEnum):
-    """How traffic to a frontend is treated on its way to an endpoint; the value begins the name of its chain."""
+    """How traffic to a frontend is treated; the name of its chain begins with the value."""
 
     CLUSTER = "cluster"  # a cluster IP: masqueraded when it comes from outside the cluster
     EXTERNAL = "external"  # an external address under policy Cluster: always masqueraded
-    LOCAL = "local"  # an external address under policy Local: sources within the cluster may go anywhere, others not
+    LOCAL = "local"  # an external address under policy Local: only sources within the cluster may use all endpoints
     NODE_EXTERNAL = "node"  # the same two for node ports
     NODE_LOCAL = "node-local"
 
@@ -44,7 +44,7 @@ class Kind(StrEnum):
 
 
 class Balancer(NamedTuple):
-    """A chain that all ports share whose frontends are of this kind and have as many endpoints.
+    """A chain that all frontends of one kind with as many endpoints share.
 
     anywhere: how many endpoints there are in slots 0, 1, …. here: how many follow for policy Local (local kinds only).
     firewall: only some sources are let through.
@@ -63,12 +63,12 @@ class Balancer(NamedTuple):
 
 
 def clients(seconds: int) -> str:
-    """The set of all clients that their endpoints keep for so long: clients-10800s"""
+    """The set of clients with this timeout: clients-10800s"""
     return f"clients-{seconds}s"
 
 
 class PortNames:
-    """What one Service port with client IP affinity has for itself. anywhere, here: its chains that choose."""
+    """Names of the chains of one Service port with client IP affinity. anywhere, here: those that choose an endpoint."""
 
     __slots__ = ("_key", "_prefix", "anywhere", "here")
 
@@ -80,12 +80,12 @@ class PortNames:
         self.here = f"{self._prefix}-here"
 
     def entry(self, kind: Kind, firewall: bool) -> str:
-        """The chain to which frontends of this kind lead."""
+        """The chain that traffic to frontends of this kind enters."""
         return f"{self._prefix}-{kind.value}{'-firewall' if firewall else ''}"
 
     def number(self, endpoint: Endpoint) -> int:
-        """What stands for the port's endpoint in a set of clients: 32 bits of a hash.
+        """The number of the port's endpoint in the set of clients: 32 bits of a hash.
 
-        Should two be the same (one in 10**9 pairs), clients of the one may be taken for clients of the other.
+        Should two be the same (one in 10**9 pairs), clients of one may be taken for clients of the other.
         """
         return int.from_bytes(hashlib.sha256(f"{self._key}{endpoint}".encode()).digest()[:4], "big")

@@ -227,7 +227,7 @@ TYPEOF = (
 
 @little_endian
 def test_nft_is_told_how_to_print_a_key_with_a_number() -> None:
-    told = netlink.attributes(set_codec.described(V4, sets(V4)["endpoints"]))
+    told = netlink.attributes(set_codec.encode(V4, sets(V4)["endpoints"]))
     assert told[13].hex() == TYPEOF.replace(" ", "")
     assert (told[4].hex(), told[6].hex()) == ("001cc344", "000001cd")
 
@@ -235,7 +235,7 @@ def test_nft_is_told_how_to_print_a_key_with_a_number() -> None:
 @pytest.mark.parametrize("family", Family)
 def test_a_set_is_read_as_it_was_said(family: Family) -> None:
     for spec in sets(family).values():
-        told = netlink.attributes(set_codec.described(family, spec))
+        told = netlink.attributes(set_codec.encode(family, spec))
         assert set_codec.set_of(told) == spec
 
 
@@ -248,7 +248,7 @@ def test_a_set_is_read_as_it_was_said(family: Family) -> None:
     ],
 )
 def test_a_set_of_another_form_is_none_of_ours(change: dict[int, bytes]) -> None:
-    told = netlink.attributes(set_codec.described(V4, sets(V4)["cluster-ips"]))
+    told = netlink.attributes(set_codec.encode(V4, sets(V4)["cluster-ips"]))
     assert set_codec.set_of(told | change) is None
 
 
