@@ -1,7 +1,7 @@
 """Encodes and decodes elements of sets and maps, tens of thousands at a time. Pure.
 
-Decides: the layout of keys, ranges, data and comments in an element, and what differs between wanted and listed
-elements. Leaves out: the messages that carry elements (kproxy.netfilter.messages).
+Decides: the layout of keys, ranges, data and comments in an element. Leaves out: the messages that carry elements
+(kproxy.netfilter.messages).
 Sources: include/uapi/linux/netfilter/nf_tables.h, nf_tables_fill_setelem() of net/netfilter/nf_tables_api.c.
 
 An element's bytes are those that the kernel lists: equal elements have equal bytes, so most are compared without being
@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 from kproxy.kernel import netlink
 from kproxy.model.plans import Endpoint
@@ -60,13 +60,6 @@ def packed(encoded: Sequence[bytes]) -> Iterator[bytes]:
         end = fitting(encoded, start)
         yield b"".join(encoded[start:end])
         start = end
-
-
-class Difference(NamedTuple):
-    """What turns the listed elements into the wanted ones: `surplus` is deleted first, then `missing` is added."""
-
-    surplus: list[Element]
-    missing: list[Element]
 
 
 @functools.lru_cache(maxsize=256)
@@ -216,13 +209,6 @@ class Coder:
             if not is_end:
                 found.append(data + (self._end(after) if after else b""))
         return found
-
-    def difference(self, wanted: Sequence[Element], listed: Iterable[bytes]) -> Difference:
-        """What turns the elements that `join` returned into WANTED. Raises ValueError."""
-        there = set(listed)
-        encoded = self.encode(wanted)
-        missing = [element for element, data in zip(wanted, encoded, strict=True) if data not in there]
-        return Difference([self.decode(data) for data in there.difference(encoded)], missing)
 
     # ---- writing
 

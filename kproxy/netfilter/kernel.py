@@ -20,7 +20,7 @@ from kproxy.kernel import netlink
 from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Socket
 from kproxy.model.plans import Family
 from kproxy.netfilter import messages
-from kproxy.netfilter.element_codec import Difference, coder
+from kproxy.netfilter.element_codec import coder
 from kproxy.netfilter.expressions import Expressions
 from kproxy.netfilter.messages import ListedChain, Message
 from kproxy.netfilter.notifications import NETLINK_NETFILTER, Change, Monitor
@@ -58,16 +58,6 @@ class ListedSet(NamedTuple):
 
     spec: Set | None
     elements: Sequence[bytes] | None = ()
-
-    def read(self) -> list[Element]:
-        """The elements as values. Raises ValueError."""
-        return [coder(self.spec).decode(data) for data in self.elements or ()] if self.spec else []
-
-    def difference(self, wanted: Sequence[Element]) -> Difference:
-        """What has to change so that it holds WANTED; only elements that differ are decoded. Raises ValueError."""
-        if self.spec is None or self.elements is None:
-            raise ValueError("a set of another form, or too large")
-        return coder(self.spec).difference(wanted, self.elements)
 
 
 class Listing(NamedTuple):

@@ -53,8 +53,8 @@ VERSION = re.compile(r"(\d+)\.(\d+)")
 
 
 class _Feature(NamedTuple):
-    """A feature and operations that need it. words: with the option of the kernel's configuration. since: the version of
-    Linux that introduced it. hooked: it existed before, but not at the hook where it is needed.
+    """A feature, and operations that need it. words: with the option of the kernel's configuration. since: the version
+    of Linux that introduced it. hooked: it existed before, but not at the hook where it is needed.
     """
 
     words: str

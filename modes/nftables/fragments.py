@@ -33,11 +33,11 @@ class Targets(NamedTuple):
 class Claim(NamedTuple):
     """A frontend of the port, and the elements that it needs.
 
-    When two ports claim one frontend, all elements are those of the first of them by PortKey, as a mixture of both would
-    not work. The keys of all elements contain the frontend, so those of different frontends never collide.
+    When two ports claim one frontend, all elements are those of the first of them by PortKey, as a mixture of both
+    would not work. The keys of all elements contain the frontend, so those of different frontends never collide.
     targets: None when traffic is refused or dropped, or translated by chains of the fragment. sources: the only ones
-    that may use it; empty for all. balancer: how traffic is treated; None when it is refused or dropped. own: a chain of
-    the fragment does that, not the one that all ports share.
+    that may use it; empty for all. balancer: how traffic is treated; None when it is refused or dropped. own: a chain
+    of the fragment does that, not the one that all ports share.
     """
 
     frontend: Frontend

@@ -68,7 +68,7 @@ def clients(seconds: int) -> str:
 
 
 class PortNames:
-    """Names of the chains of one Service port with client IP affinity. anywhere, here: those that choose an endpoint."""
+    """Names of the chains of a Service port with client IP affinity. anywhere, here: those that choose an endpoint."""
 
     __slots__ = ("_key", "_prefix", "anywhere", "here")
 

@@ -1,4 +1,4 @@
-"""What is said of nf_tables is, byte by byte, what Linux lists, and its listings are understood."""
+"""What is encoded is, byte by byte, what Linux lists, and its listings are decoded."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ V4, V6 = Family
 ANY_SET = st.sampled_from([spec for family in Family for spec in sets(family).values()])
 
 
-def said(family: Family, operation: Operation) -> list[Message]:
+def encoded_messages(family: Family, operation: Operation) -> list[Message]:
     return list(codec.messages(family, operation))
 
 
@@ -106,7 +106,7 @@ LISTED: dict[str, tuple[Rule, str]] = {
 
 @little_endian
 @pytest.mark.parametrize("text", LISTED)
-def test_a_rule_is_said_as_linux_lists_it(text: str) -> None:
+def test_a_rule_is_encoded_as_linux_lists_it(text: str) -> None:
     rule, listed = LISTED[text]
     assert rule_codec.encode(V4, rule).hex() == listed.replace(" ", "")
 
@@ -128,16 +128,10 @@ def _holds_data(name: bytes, type_: int) -> bool:
 
 
 @pytest.mark.parametrize("family", Family)
-def test_rules_are_the_same_however_they_are_written_down(family: Family) -> None:
+def test_rules_are_equal_whoever_encoded_them(family: Family) -> None:
     for rule in (rule for listed in rules(family).values() for rule in listed):
         data = rule_codec.encode(family, rule)
         assert nft.canonical(flagged(data)) == rule_codec.expressions(family, rule)
-
-
-@pytest.mark.parametrize("family", Family)
-def test_different_rules_are_different(family: Family) -> None:
-    every = [rule for listed in rules(family).values() for rule in listed]
-    assert len({rule_codec.expressions(family, rule) for rule in every}) == len(every)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +146,7 @@ def test_different_rules_are_different(family: Family) -> None:
         ((Drop(),), ()),
     ],
 )
-def test_a_small_difference_between_rules_is_seen(one: Rule, other: Rule) -> None:
+def test_a_small_difference_between_rules_matters(one: Rule, other: Rule) -> None:
     assert rule_codec.expressions(V4, one) != rule_codec.expressions(V4, other)
 
 
@@ -169,7 +163,7 @@ def test_a_small_difference_between_rules_is_seen(one: Rule, other: Rule) -> Non
         (Dnat("10.0.0.1", 65536),),
     ],
 )
-def test_a_rule_that_means_nothing_is_refused(rule: Rule) -> None:
+def test_an_invalid_rule_is_refused(rule: Rule) -> None:
     with pytest.raises(ValueError, match=r"."):
         rule_codec.encode(V4, rule)
 
@@ -209,9 +203,9 @@ MESSAGES: dict[str, tuple[Operation, int, int, str]] = {
 
 @little_endian
 @pytest.mark.parametrize("verb", MESSAGES)
-def test_each_verb_is_said_as_the_header_has_it(verb: str) -> None:
+def test_each_operation_is_encoded_as_the_header_defines_it(verb: str) -> None:
     operation, type_, flags, payload = MESSAGES[verb]
-    (message,) = said(V4, operation)
+    (message,) = encoded_messages(V4, operation)
     assert (message.type, message.flags, message.payload.hex()) == (type_, flags, payload.replace(" ", ""))
 
 
@@ -226,17 +220,17 @@ TYPEOF = (
 
 
 @little_endian
-def test_nft_is_told_how_to_print_a_key_with_a_number() -> None:
-    told = netlink.attributes(set_codec.encode(V4, sets(V4)["endpoints"]))
-    assert told[13].hex() == TYPEOF.replace(" ", "")
-    assert (told[4].hex(), told[6].hex()) == ("001cc344", "000001cd")
+def test_userdata_tells_nft_how_to_print_a_key_with_a_number() -> None:
+    found = netlink.attributes(set_codec.encode(V4, sets(V4)["endpoints"]))
+    assert found[13].hex() == TYPEOF.replace(" ", "")
+    assert (found[4].hex(), found[6].hex()) == ("001cc344", "000001cd")
 
 
 @pytest.mark.parametrize("family", Family)
-def test_a_set_is_read_as_it_was_said(family: Family) -> None:
+def test_a_set_is_decoded_as_it_was_encoded(family: Family) -> None:
     for spec in sets(family).values():
-        told = netlink.attributes(set_codec.encode(family, spec))
-        assert set_codec.set_of(told) == spec
+        found = netlink.attributes(set_codec.encode(family, spec))
+        assert set_codec.set_of(found) == spec
 
 
 @pytest.mark.parametrize(
@@ -248,21 +242,21 @@ def test_a_set_is_read_as_it_was_said(family: Family) -> None:
     ],
 )
 def test_a_set_of_another_form_is_none_of_ours(change: dict[int, bytes]) -> None:
-    told = netlink.attributes(set_codec.encode(V4, sets(V4)["cluster-ips"]))
-    assert set_codec.set_of(told | change) is None
+    found = netlink.attributes(set_codec.encode(V4, sets(V4)["cluster-ips"]))
+    assert set_codec.set_of(found | change) is None
 
 
-def test_a_chain_is_read_as_it_was_said() -> None:
+def test_a_chain_is_decoded_as_it_was_encoded() -> None:
     for name, base in {**BASES, "plain": None}.items():
-        (message,) = said(V4, AddChain("kproxy", name, base))
-        told = netlink.attributes(message.payload, 4)
-        assert codec.chain_of(told) == (name, ListedChain(base, ordinary=True))
-    drops = told = netlink.attributes(said(V4, AddChain("kproxy", "c", BASES["forward"]))[0].payload, 4)
+        (message,) = encoded_messages(V4, AddChain("kproxy", name, base))
+        found = netlink.attributes(message.payload, 4)
+        assert codec.chain_of(found) == (name, ListedChain(base, ordinary=True))
+    drops = found = netlink.attributes(encoded_messages(V4, AddChain("kproxy", "c", BASES["forward"]))[0].payload, 4)
     assert not codec.chain_of(drops | {5: bytes(4)})[1].ordinary
-    assert not codec.chain_of(told | {4: netlink.be32(1, 1) + netlink.be32(2, 0)})[1].ordinary
+    assert not codec.chain_of(found | {4: netlink.be32(1, 1) + netlink.be32(2, 0)})[1].ordinary
 
 
-def test_a_listed_chain_is_compared_with_all_that_it_does() -> None:
+def test_a_listed_chain_is_compared_in_every_respect() -> None:
     for chain in chains(V4):
         done = tuple(rule_codec.expressions(V4, rule) for rule in chain.rules)
         listed = ListedChain(chain.base, ordinary=True, rules=done)
@@ -311,45 +305,27 @@ ELEMENTS: dict[str, tuple[Family, Element, str]] = {
 
 @little_endian
 @pytest.mark.parametrize("kind", ELEMENTS)
-def test_an_element_is_said_as_linux_lists_it(kind: str) -> None:
+def test_an_element_is_encoded_as_linux_lists_it(kind: str) -> None:
     family, element, listed = ELEMENTS[kind]
     assert [data.hex() for data in coder(sets(family)[element.set]).encode([element])] == [listed.replace(" ", "")]
 
 
 @given(ANY_SET.flatmap(lambda spec: st.tuples(st.just(spec), any_elements(spec))))
-def test_elements_are_read_as_they_were_said(drawn: tuple[Set, list[Element]]) -> None:
+def test_elements_are_decoded_as_they_were_encoded(drawn: tuple[Set, list[Element]]) -> None:
     spec, given_elements = drawn
     code = coder(spec)
     encoded = code.encode(given_elements)
     assert [code.decode(data) for data in encoded] == given_elements
     if not (spec.interval and len(spec.key) == 1):  # there neighbours grow together
-        listed = code.join(code.listed(b"".join(encoded)))
-        assert listed == encoded
-        assert code.difference(given_elements, listed) == ([], [])
-
-
-@given(
-    ANY_SET.filter(lambda spec: not spec.interval).flatmap(
-        lambda spec: st.tuples(st.just(spec), any_elements(spec), any_elements(spec))
-    )
-)
-def test_a_difference_leads_to_what_is_wanted(drawn: tuple[Set, list[Element], list[Element]]) -> None:
-    spec, listed, wanted = drawn
-    code = coder(spec)
-    surplus, missing = code.difference(wanted, code.encode(listed))
-    held = {element.key: element for element in listed}
-    for element in surplus:
-        assert held.pop(element.key) == element
-    for element in missing:
-        assert held.setdefault(element.key, element) is element
-    assert sorted(held.values(), key=repr) == sorted(wanted, key=repr)
+        assert code.join(code.listed(b"".join(encoded))) == encoded
 
 
 @pytest.mark.parametrize("family", Family)
-def test_elements_of_all_forms_are_read_as_they_were_said(family: Family) -> None:
+def test_listed_elements_of_every_form_are_those_that_were_encoded(family: Family) -> None:
     for name, found in elements(family).items():
         code = coder(sets(family)[name])
-        assert code.difference(found, code.join(code.listed(b"".join(code.encode(found))))) == ([], [])
+        encoded = code.encode(found)
+        assert sorted(code.join(code.listed(b"".join(encoded)))) == sorted(encoded)
 
 
 def test_an_element_that_the_kernel_lists_with_more_is_the_same() -> None:
@@ -359,7 +335,7 @@ def test_an_element_that_the_kernel_lists_with_more_is_the_same() -> None:
     flags, padding = netlink.be32(3, 0), netlink.attribute(8, b"")
     ((_, inner),) = netlink.each_attribute(data)
     listed = netlink.nested(1, inner + flags + padding)
-    assert code.difference([wanted], code.listed(listed)) == ([], [])
+    assert code.listed(listed) == [data]
 
 
 def test_networks_that_touch_are_kept_apart() -> None:
@@ -367,7 +343,7 @@ def test_networks_that_touch_are_kept_apart() -> None:
     wanted = [Element("networks", (cidr,)) for cidr in ("10.0.0.0/9", "10.128.0.0/9", "0.0.0.0/5", "255.0.0.0/8")]
     halves = [half for data in code.encode(wanted) for half in code.listed(data)]
     random.Random(1).shuffle(halves)
-    assert code.difference(wanted, code.join(halves)) == ([], [])
+    assert sorted(code.join(halves)) == sorted(code.encode(wanted))
     assert {code.decode(data).key[0] for data in code.join(halves)} == {e.key[0] for e in wanted}
 
 
@@ -384,7 +360,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("problem", WRONG)
-def test_an_element_that_means_nothing_is_refused(problem: str) -> None:
+def test_an_invalid_element_is_refused(problem: str) -> None:
     name, element = WRONG[problem]
     with pytest.raises(ValueError, match=f"no element of {name}"):
         coder(sets(V4)[name]).encode([*elements(V4)[name], element])
@@ -396,7 +372,7 @@ def test_many_elements_take_several_messages(comment: str) -> None:
     many = [
         Element("endpoints", (f"10.1.{i >> 8}.{i & 255}", "tcp", 80, 0), ("10.0.0.9", 1), comment) for i in range(5000)
     ]
-    messages = said(V4, AddElements("kproxy", spec, many))
+    messages = encoded_messages(V4, AddElements("kproxy", spec, many))
     assert len(messages) > 3
     assert [m.first for m in messages] == [sum(len(m.elements) for m in messages[:i]) for i in range(len(messages))]
     encoded = coder(spec).encode(many)

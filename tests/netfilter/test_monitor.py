@@ -56,7 +56,7 @@ def monitor(commands: Commands) -> Iterator[Monitor]:
         yield monitor
 
 
-def told(monitor: Monitor) -> set[str]:
+def reported(monitor: Monitor) -> set[str]:
     return {" ".join(str(change).split()[2:]) for change in monitor.poll(timeout=30.0)}
 
 
@@ -79,9 +79,9 @@ def told(monitor: Monitor) -> set[str]:
         pytest.param("iptables-nft -t nat -F", {"deleted rule ip nat KUBE-SERVICES"}, id="iptables flushes the table"),
     ],
 )
-def test_a_foreign_change_is_told(monitor: Monitor, shell: Shell, command: str, expected: set[str]) -> None:
+def test_a_foreign_change_is_reported(monitor: Monitor, shell: Shell, command: str, expected: set[str]) -> None:
     shell(command)
-    assert expected <= told(monitor)
+    assert expected <= reported(monitor)
     assert monitor.poll() == []
 
 
@@ -101,13 +101,13 @@ def test_a_foreign_change_that_does_not_concern_us_is_not(monitor: Monitor, shel
     assert monitor.poll(timeout=30.0) == []
 
 
-def test_our_own_changes_are_not_told_even_between_foreign_ones(
+def test_our_own_changes_are_not_reported_even_between_foreign_ones(
     monitor: Monitor, commands: Commands, shell: Shell
 ) -> None:
     shell("iptables-nft -t nat -A KUBE-SVC-A -j ACCEPT")
     assert commands.run(RESTORE, b"*nat\n:KUBE-SVC-B - [0:0]\n-A KUBE-SVC-B -j RETURN\nCOMMIT\n").ok
     assert commands.run(["iptables-nft", "-t", "nat", "-F", "KUBE-SVC-A"]).ok
-    assert told(monitor) == {"changed rule ip nat KUBE-SVC-A"}
+    assert reported(monitor) == {"changed rule ip nat KUBE-SVC-A"}
 
 
 def test_another_program_is_named(monitor: Monitor, shell: Shell) -> None:
@@ -115,18 +115,18 @@ def test_another_program_is_named(monitor: Monitor, shell: Shell) -> None:
     assert {change.process for change in monitor.poll(timeout=30.0)} == {"nft"}
 
 
-def test_both_families_are_watched(monitor: Monitor, shell: Shell) -> None:
+def test_both_families_are_followed(monitor: Monitor, shell: Shell) -> None:
     shell("ip6tables-nft -t filter -N KUBE-FORWARD")
-    assert told(monitor) == {"changed chain ip6 filter KUBE-FORWARD"}
+    assert reported(monitor) == {"changed chain ip6 filter KUBE-FORWARD"}
 
 
-def test_a_table_of_choice_is_watched_whole(commands: Commands, shell: Shell) -> None:
+def test_any_table_can_be_followed_in_full(commands: Commands, shell: Shell) -> None:
     with Monitor(lambda _: False, tables={("inet", "kproxy")}, relevant=lambda _: True) as monitor:
         shell("iptables-nft -t nat -N KUBE-SERVICES")
         shell("nft add table inet kproxy")
         shell("nft 'add set inet kproxy ips { type ipv4_addr; }'")
         shell("nft 'add element inet kproxy ips { 10.0.0.1 }'")
-        assert told(monitor) == {
+        assert reported(monitor) == {
             "changed table inet kproxy",
             "changed set inet kproxy ips",
             "changed element inet kproxy ips",
@@ -137,7 +137,7 @@ def test_without_any_change_poll_returns_at_once(monitor: Monitor) -> None:
     assert [monitor.poll() for _ in range(1000)] == [[]] * 1000
 
 
-def test_more_changes_than_can_be_queued_are_told_as_unknown(monitor: Monitor, shell: Shell) -> None:
+def test_more_changes_than_can_be_queued_are_reported_as_unknown(monitor: Monitor, shell: Shell) -> None:
     table, filler = netlink.netfilter(2) + netlink.text(1, "nat"), netlink.attribute(NFTA_CHAIN_USERDATA, bytes(255))
     chains = [table + netlink.text(3, f"KUBE-{i}-{'x' * 200}") + filler for i in range(40_000)]
     with Socket(12) as kernel:
@@ -145,10 +145,10 @@ def test_more_changes_than_can_be_queued_are_told_as_unknown(monitor: Monitor, s
     assert [change.event for change in monitor.poll()][-1] is None
     assert monitor.poll() == []
     shell("iptables-nft -t nat -F KUBE-SERVICES")
-    assert told(monitor) == {"deleted rule ip nat KUBE-SERVICES"}
+    assert reported(monitor) == {"deleted rule ip nat KUBE-SERVICES"}
 
 
-def test_what_is_forgotten_is_not_told(monitor: Monitor, shell: Shell) -> None:
+def test_what_is_forgotten_is_not_reported(monitor: Monitor, shell: Shell) -> None:
     shell("nft flush ruleset")
     monitor.forget()
     assert monitor.poll() == []
@@ -174,7 +174,7 @@ def test_the_generation_counts_transactions(commands: Commands, shell: Shell) ->
 
 
 def restored(tables: WatchedTables, drift: NftDrift, number: int) -> list[bool]:
-    """Restores again and again; what it is told in between about changes of others."""
+    """Restores again and again; returns whether others seemed to have changed anything in between."""
     answers = []
     for _ in range(number):
         tables.restore(BOTH_TABLES)

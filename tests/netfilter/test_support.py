@@ -1,4 +1,4 @@
-"""What a kernel lacks for nftables mode is told feature by feature, by trying each in a transaction that is dropped."""
+"""What a kernel lacks for nftables mode is found feature by feature, in transactions that are dropped."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_feature_that_is_missing_is_named_with_its_version_and_this_kernel_s(n
     assert "\n" not in line
 
 
-def test_all_that_is_missing_is_told() -> None:
+def test_all_missing_features_are_reported() -> None:
     kernel = faked(lambda op: rules_with(objects.FibLocal)(op) or rules_with(objects.OneIn)(op))
     kernel.old = True
     lines = missing(kernel, Family.IPV4, "4.8.0")
@@ -128,7 +128,7 @@ class HooksUnchecked(FakeNftables):
     ("release", "lacks"),
     [("5.8.18", True), ("5.6.0-rc1", True), ("5.9.0", False), ("5.10.0-8-amd64", False), ("custom", False)],
 )
-def test_where_a_check_cannot_tell_the_version_does(release: str, lacks: bool) -> None:
+def test_where_a_check_is_silent_the_version_decides(release: str, lacks: bool) -> None:
     lines = missing(HooksUnchecked(), Family.IPV4, release)
     assert [("rejecting before routing" in line, release in line) for line in lines] == [(True, True)] * lacks
 
@@ -158,7 +158,7 @@ def test_a_kernel_that_cannot_be_asked_is_an_error(number: int, told: str) -> No
         missing(Refusing(), Family.IPV4, RELEASE)
 
 
-def test_what_is_tried_is_what_the_mode_uses() -> None:
+def test_the_features_tried_are_those_that_the_mode_uses() -> None:
     """No feature of the layout goes unchecked: statements and forms of sets that the renderer may write."""
     tried: list[Operation] = []
     kernel = FakeNftables()

@@ -80,7 +80,7 @@ def test_a_change_says_what_happened_and_who_did_it() -> None:
     assert lost == Change(Event(True, "chain", "ip", "nat", "KUBE-SVC-A"), THEIRS, "firewalld")
     assert str(lost) == "firewalld (200) deleted chain ip nat KUBE-SVC-A"
     assert str(made) == "firewalld (200) changed rule ip nat KUBE-B"
-    assert str(Change()) == "changes too many to follow"
+    assert str(Change()) == "changes that are not known"
 
 
 def test_a_transaction_may_span_datagrams_and_a_datagram_transactions() -> None:
@@ -92,11 +92,11 @@ def test_a_transaction_may_span_datagrams_and_a_datagram_transactions() -> None:
     assert [c.event.name for c in read(data) if c.event] == ["KUBE-A", "KUBE-B", "KUBE-D"]
 
 
-def test_nothing_is_said_before_the_transaction_is_complete() -> None:
+def test_nothing_is_reported_before_the_transaction_is_complete() -> None:
     assert read([rule("nat", "KUBE-A")]) == []
 
 
-def test_a_flush_of_everything_is_told_by_a_few_events() -> None:
+def test_a_flush_of_everything_is_reported_by_a_few_events() -> None:
     flush = b"".join(rule("nat", f"KUBE-SVC-{i // 3}", deleted=True) for i in range(3000))
     assert len(read([flush + end(THEIRS)])) == 8
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from hypothesis import strategies as st
 
 from kproxy.model.plans import Family
+from kproxy.netfilter.element_codec import coder
+from kproxy.netfilter.kernel import ListedSet
 from kproxy.netfilter.objects import (
     AddressIn,
     BaseChain,
@@ -145,6 +149,30 @@ def elements(family: Family) -> dict[str, list[Element]]:
 def emptied(spec: Set) -> FillSet:
     """Deletes all elements of a set."""
     return FillSet(TABLE, spec, [], 0)
+
+
+def settled(listed: str) -> list[str]:
+    """A ruleset that nft lists as JSON, sorted and without what depends on history: handles, counters, order."""
+    return sorted(json.dumps(_settled(item), sort_keys=True) for item in json.loads(listed)["nftables"][1:])
+
+
+def _settled(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _settled(item) for key, item in value.items() if key not in {"handle", "index", "expires"}}
+        if isinstance(kept.get("elem"), list):
+            kept["elem"] = sorted(json.dumps(item, sort_keys=True) for item in kept["elem"])
+        return kept
+    return [_settled(item) for item in value] if isinstance(value, list) else value
+
+
+def difference(listed: ListedSet, wanted: Sequence[Element]) -> tuple[list[Element], list[Element]]:
+    """What a listed set has besides WANTED, and what it lacks."""
+    assert listed.spec is not None
+    assert listed.elements is not None
+    code, there = coder(listed.spec), set(listed.elements)
+    encoded = dict(zip(code.encode(wanted), wanted, strict=True))
+    surplus = [code.decode(data) for data in there - encoded.keys()]
+    return surplus, [element for data, element in encoded.items() if data not in there]
 
 
 def table(

@@ -1,4 +1,4 @@
-"""Plans to render, and what is asked of a layout."""
+"""Plans to render, and ways to look at a layout."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def written(element: Element) -> str:
 
 
 def destinations(chains: Iterable[Chain]) -> Iterator[str]:
-    """The chains to which rules of CHAINS lead, verdict maps left out."""
+    """The chains to which rules of CHAINS jump, without verdict maps."""
     for chain in chains:
         for rule in chain.rules:
             for statement in rule:

@@ -1,4 +1,4 @@
-"""Client IP affinity: a set of clients for each endpoint, which goes with it."""
+"""Client IP affinity: clients are remembered by the number of their endpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.nftables.plans import build_plan, elements, layout_of, settings
 WRITER = Writer(build_plan().family)
 
 
-def test_a_client_goes_where_it_went_and_a_new_one_anywhere_evenly() -> None:
+def test_a_client_keeps_its_endpoint_and_a_new_one_gets_any_of_them_evenly() -> None:
     plan = build_plan(affinity_seconds=60)
     fragment = render_port(plan, settings())
     assert [(s.name, s.timeout, s.size) for s in fragment.sets] == [("clients-60s", 60, 393216)]
@@ -37,7 +37,7 @@ def test_each_endpoint_of_each_port_has_a_number_of_its_own() -> None:
     assert all(0 <= n < 1 << 32 for n in numbers)
 
 
-def test_all_ways_to_a_port_share_what_it_knows_of_its_clients() -> None:
+def test_all_frontends_of_a_port_share_its_clients() -> None:
     plan = build_plan(
         affinity_seconds=60, external_local=True, node_port=30000, external_ips=("198.51.100.7",), local=(2,)
     )
@@ -62,7 +62,7 @@ def test_internal_policy_local_keeps_clients_of_the_cluster_ip_here() -> None:
     assert ends == {"10.244.0.2"}
 
 
-def test_an_endpoint_that_left_keeps_no_client_and_the_others_keep_theirs() -> None:
+def test_a_removed_endpoint_keeps_no_client_and_the_others_keep_theirs() -> None:
     old, new = (
         {
             s

@@ -1,4 +1,4 @@
-"""What many ports need at once, made as bytes: the same elements as one by one, whatever the portions."""
+"""The elements of many ports encoded at once are those of the ports one by one, whatever the portions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STATES = st.sampled_from(Family).flatmap(lambda f: st.tuples(any_plans(f), any_s
 
 
 @given(STATES, st.integers(1, 4))
-def test_portions_come_to_the_layout(state: tuple[list[ServicePlan], Settings], size: int) -> None:
+def test_portions_add_up_to_the_layout(state: tuple[list[ServicePlan], Settings], size: int) -> None:
     plans, chosen = state
     held = TableState(chosen)
     held.plans = {plan.key: plan for plan in plans}
@@ -51,7 +51,7 @@ def test_portions_come_to_the_layout(state: tuple[list[ServicePlan], Settings], 
     assert sets | set(base.sets) == set(layout.sets.values())
 
 
-def test_an_endpoint_that_means_nothing_leaves_values_that_tell_which() -> None:
+def test_an_invalid_endpoint_leaves_values_so_that_it_can_be_named() -> None:
     plan = build_plan(cluster=(1, 2))
     wrong = Endpoint("10.244.0.999", 80)
     held = TableState(settings())
@@ -81,7 +81,7 @@ def test_slots_are_for_maps_of_endpoints(spec: Set) -> None:
 
 
 @pytest.mark.parametrize("end", [Endpoint("10.244.0.1", 70000), Endpoint("fd00::1", 80), Endpoint("", 80)], ids=str)
-def test_endpoints_that_mean_nothing_are_told(end: Endpoint) -> None:
+def test_invalid_endpoints_are_refused(end: Endpoint) -> None:
     with pytest.raises(ValueError, match="endpoints"):
         coder(SLOTS).slots(("10.96.0.1", "tcp", 80), [end])
 
@@ -99,7 +99,7 @@ def test_repeated_keys_are_for_plain_sets_of_one_type(spec: Set, value: str) -> 
         coder(spec).repeated([value])
 
 
-def test_encoded_elements_are_read_where_they_are_asked_for() -> None:
+def test_encoded_elements_are_decoded_on_access() -> None:
     code = coder(SLOTS)
     key, ends = ("10.96.0.1", "tcp", 80), [Endpoint("10.244.0.1", 8080), Endpoint("10.244.0.2", 8080)]
     values = [Element("endpoints", (*key, slot), (end.ip, end.port)) for slot, end in enumerate(ends)]

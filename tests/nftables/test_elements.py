@@ -17,9 +17,9 @@ LOCAL: dict[str, Any] = {"external_local": True, "cluster": (1, 2), "local": (2,
 
 # fields of the plan; services; node-ports
 VERDICTS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
-    "a cluster IP leads to the chain for as many endpoints": ({}, [f"{WEB} . tcp . 80 : goto cluster-2"], []),
+    "a cluster IP uses the chain for as many endpoints": ({}, [f"{WEB} . tcp . 80 : goto cluster-2"], []),
     "one endpoint": ({"cluster": (4,)}, [f"{WEB} . tcp . 80 : goto cluster-1"], []),
-    "no endpoints: refused on every way": (
+    "no endpoints: refused at every frontend": (
         {"cluster": (), "node_port": 30000, "external_ips": (EXT,), "load_balancer_ips": (LB,)},
         [f"{ip} . tcp . 80 : goto refuse" for ip in (WEB, EXT, LB)],
         ["tcp . 30000 : goto refuse"],
@@ -78,7 +78,7 @@ VERDICTS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", VERDICTS)
-def test_each_frontend_leads_to_the_chain_of_its_kind_and_size(case: str) -> None:
+def test_each_frontend_uses_the_chain_of_its_kind_and_size(case: str) -> None:
     fields, services, node_ports = VERDICTS[case]
     layout = layout_of(build_plan(**fields))
     assert elements(layout, "services") == services
@@ -109,14 +109,14 @@ def test_sources_that_may_use_a_load_balancer(ranges: tuple[str, ...], node_with
     assert elements(layout_of(plan), "sources") == [f"{LB} . tcp . 80 . {cidr}" for cidr in expected]
 
 
-def test_cluster_ips_and_pods_stand_once_however_many_ports_need_them() -> None:
+def test_cluster_ips_and_pods_have_one_element_however_many_ports_need_them() -> None:
     web, dns = build_plan(), build_plan("dns")
     layout = layout_of(web, build_plan(protocol=Protocol.UDP), dns)
     assert sorted(elements(layout, "cluster-ips")) == sorted([web.cluster_ip, dns.cluster_ip])
     assert elements(layout, "hairpins") == ["10.244.0.1 . 10.244.0.1", "10.244.0.2 . 10.244.0.2"]
 
 
-def test_a_frontend_that_two_ports_claim_is_the_first_ones_whole() -> None:
+def test_a_frontend_that_two_ports_claim_belongs_to_the_first_entirely() -> None:
     first = build_plan("a", external_ips=(EXT,), cluster=(1,))
     second = build_plan("b", external_ips=(EXT,), cluster=(2, 3))
     layout = layout_of(second, first)
@@ -134,7 +134,7 @@ def test_ipv6() -> None:
     assert elements(layout, "endpoints") == [f"{ip} . tcp . 80 . 0 : fd00:244::1 . 8080"]
 
 
-def test_a_verdict_says_whose_it_is() -> None:
+def test_a_verdict_is_commented_with_its_port() -> None:
     layout = layout_of(build_plan())
     assert [e.comment for e in layout.elements["services"]] == ["default/web:http"]
 

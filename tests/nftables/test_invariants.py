@@ -1,4 +1,4 @@
-"""What holds of the layout whatever the Services and settings are."""
+"""Invariants of the layout for any Services and settings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_order_of_ports_has_no_meaning(state: State) -> None:
 
 
 @given(STATES)
-def test_every_key_stands_once(state: State) -> None:
+def test_every_key_is_unique(state: State) -> None:
     for elements in whole(state).elements.values():
         keys = Counter(e.key for e in elements)
         assert max(keys.values(), default=0) <= 1
@@ -53,19 +53,19 @@ def test_elements_have_the_fields_of_their_set(state: State) -> None:
 
 
 @given(STATES)
-def test_whatever_is_named_exists_and_every_chain_is_led_to(state: State) -> None:
+def test_every_reference_exists_and_every_chain_is_referred_to(state: State) -> None:
     layout = whole(state)
     verdicts = {
         e.data.chain for es in layout.elements.values() for e in es if isinstance(e.data, Verdict) and e.data.chain
     }
-    led = {*destinations(layout.chains.values()), *verdicts}
-    assert led <= set(layout.chains)
+    reached = {*destinations(layout.chains.values()), *verdicts}
+    assert reached <= set(layout.chains)
     statements = [s for c in layout.chains.values() for rule in c.rules for s in rule]
     looked_up = {s.map for s in statements if isinstance(s, Lookup | DnatByMap)}
     matched = {s.set for s in statements if isinstance(s, InSet | Update)}
     assert {*looked_up, *matched} <= set(layout.sets)
     shared = {n for n, c in layout.chains.items() if c.base is None and not n.startswith("affinity-")}
-    assert shared - {"refuse"} <= led
+    assert shared - {"refuse"} <= reached
 
 
 @given(STATES)

@@ -22,7 +22,7 @@ FIGURES = {
     f"when the set is full: {chains.MAX_CLIENTS:,} clients": "clients of one set",
     f"`nat-prerouting` and `nat-output` (priority {render.DSTNAT}), `nat-postrouting` ({render.SRCNAT}) and "
     f"`filter-forward` ({render.FILTER})": "priorities",
-    f"portions of {operations.ELEMENTS_AT_ONCE:,} elements": "elements of a transaction",
+    f"portions** of {operations.ELEMENTS_AT_ONCE:,} elements": "elements of a transaction",
     f"Sets with more than {kernel.LISTED_AT_MOST:,} elements": "elements of a set that is listed",
     f"up to {table.TRIES} times in a row": "repetitions",
     f"after {changes.WAIT:g} s a family goes ahead": "seconds for a turn",

@@ -1,4 +1,4 @@
-"""The kernel takes the text, and packets meet what the table of scenarios says."""
+"""Packets that meet the rendered text are treated as the table of scenarios requires."""
 
 from __future__ import annotations
 
@@ -8,62 +8,23 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from kproxy.config.files import from_text
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS, build
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import unavailable
 from kproxy.lab.outcomes import Nothing
 from kproxy.lab.proxies import Manifests, Proxy
 from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Scenario, Via, node_objects
 from kproxy.lab.trials import Trial
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
-from kproxy.model.plans import Family, ServicePlan
-from kproxy.modes.nftables.fragments import Settings
-from kproxy.modes.nftables.render import lay_out, render_base, render_port
-from kproxy.modes.nftables.text import table_text
+from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview, load
-from tests.nftables.plans import any_plans, any_settings
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
 
 CIDRS = {"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]}}
-STATES = st.sampled_from(Family).flatmap(lambda f: st.tuples(any_plans(f), any_settings(f)))
-
-
-@pytest.fixture(scope="module")
-def netns() -> Iterator[Namespace]:
-    space = Namespace("nftables")
-    try:
-        yield space
-    finally:
-        space.close()
-
-
-def words(family: Family) -> tuple[str, str]:
-    return ("ip" if family is Family.IPV4 else "ip6"), "kproxy"
-
-
-@given(STATES)
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_kernel_takes_any_layout_and_takes_it_again(
-    netns: Namespace, state: tuple[list[ServicePlan], Settings]
-) -> None:
-    plans, chosen = state
-    layout = lay_out(render_base(chosen), [(p.key, render_port(p, chosen)) for p in plans])
-    listing = ["nft", "-s", "list", "table", *words(chosen.family)]
-    netns.run(["nft", "-f", "-"], table_text(layout))
-    first = netns.run(listing)
-    assert first.count("\tchain ") == len(layout.chains)
-    assert first.count("\tset ") + first.count("\tmap ") == len(layout.sets)
-    netns.run(["nft", "-f", "-"], table_text(layout))
-    assert sorted(netns.run(listing)) == sorted(first)
-
-
-# ---------------------------------------------------------------- packets
 
 
 def cluster_state() -> Preview:
@@ -96,14 +57,14 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_packets_meet_what_the_table_of_scenarios_says(trial: Trial, scenario: Scenario, family: Family) -> None:
+def test_packets_are_treated_as_the_scenarios_require(trial: Trial, scenario: Scenario, family: Family) -> None:
     assert trial.faults(scenario, family) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("source", ["caller", "node1", "client"])
-def test_what_no_service_has_is_refused_at_a_cluster_ip_and_dropped_elsewhere(
+def test_ports_of_no_service_are_refused_at_a_cluster_ip_and_dropped_elsewhere(
     trial: Trial, family: Family, source: str
 ) -> None:
     ip, space = SCENARIOS[0].address(Via.CLUSTER_IP, family), trial.cluster.spaces[source]

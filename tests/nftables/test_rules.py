@@ -96,7 +96,7 @@ def test_node_ports_answer_only_where_they_should_and_never_on_loopback(
     assert elements(layout, "node-port-addresses") == expected
 
 
-def test_addresses_of_the_clusters_ranges_that_nobody_has_are_dropped() -> None:
+def test_unused_addresses_of_service_cidrs_are_dropped() -> None:
     layout = layout_of(service_cidrs=("10.96.0.0/16", "10.96.5.0/24"))
     assert services(layout)[2] == "ip daddr @service-cidrs drop"
     assert elements(layout, "service-cidrs") == ["10.96.0.0/16"]
@@ -109,7 +109,7 @@ def test_invalid_packets_are_dropped_unless_tcp_is_liberal(liberal: bool) -> Non
 
 
 @pytest.mark.parametrize(("fully", "word"), [(True, "masquerade fully-random"), (False, "masquerade")])
-def test_what_was_marked_and_who_reaches_itself_is_masqueraded(fully: bool, word: str) -> None:
+def test_marked_packets_and_endpoints_that_reach_themselves_are_masqueraded(fully: bool, word: str) -> None:
     rules = rules_of(layout_of(random_fully=fully).chains["nat-postrouting"].rules)
     assert rules == [
         f"meta mark & 0x00004000 != 0 meta mark set meta mark & 0xffffbfff {word}",

@@ -1,4 +1,4 @@
-"""nftables mode on Debian's kernel: what is refused, what is listed, and what packets meet, as on the newest one."""
+"""nftables mode on Debian's kernel: refusals, listings and packets are as on the newest kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kproxy.model.plans import Family
 from kproxy.netfilter.kernel import KernelNftables
 from kproxy.netfilter.support import missing
 from tests.netfilter.test_semantics import CASES, V4, numbers
-from tests.netfilter.values import TABLE, elements, everything, sets
+from tests.netfilter.values import TABLE, difference, elements, everything, sets
 from tests.nftables.plans import build_plan, settings
 from tests.nftables_guest.conftest import CHOSEN, SERVED
 from tests.nftables_mode.test_real_kernel import Rig
@@ -53,11 +53,11 @@ def test_what_was_made_is_listed(kernel: KernelNftables, family: Family) -> None
     listing = kernel.listing(family, TABLE)
     assert listing is not None
     assert {name: listed.spec for name, listed in listing.sets.items()} == sets(family)
-    assert all(listing.sets[name].difference(wanted) == ([], []) for name, wanted in elements(family).items())
+    assert all(difference(listing.sets[name], wanted) == ([], []) for name, wanted in elements(family).items())
 
 
 def test_source_ranges_become_wider_and_narrower_in_one_transaction(space: Namespace) -> None:
-    """Old kernels take no network that overlaps another, and do not say so."""
+    """Old kernels do not add a network that overlaps another, and do not report it."""
     with ExitStack() as stack:
         rig = space.call(Rig, settings())
         stack.callback(space.call, rig.close)
@@ -69,6 +69,6 @@ def test_source_ranges_become_wider_and_narrower_in_one_transaction(space: Names
 
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("name", CHOSEN)
-def test_packets_meet_what_they_must(running: Trial, name: str, family: Family) -> None:
+def test_packets_are_treated_as_required(running: Trial, name: str, family: Family) -> None:
     scenario = next(scenario for scenario in SERVED if scenario.name == name)
     assert running.faults(scenario, family) == {}

@@ -24,7 +24,7 @@ SCTP = Port("sig", Protocol.SCTP, 3868, 3868)
 SERVICE = Scenario("several-ports", (End("a"), End("b")), (), type="NodePort", ports=(SCTP,))
 STICKY = {"sessionAffinity": "ClientIP"}
 PATIENCE = 20.0
-MANY = 8  # attempts, of which all lead to one of two by chance once in 128 times
+MANY = 8  # attempts; that all reach the same of two pods by chance happens once in 128 times
 REFUSED = "refused"
 RECVERR = {  # the kernel's report of a refusal is for whoever asks for it (ip(7), ipv6(7))
     Family.IPV4: (socket.IPPROTO_IP, 11),
@@ -88,14 +88,14 @@ class Lab:
                     return f"{at[ready[0]]} {peer[0]}"
 
     def comes_to(self, expected: set[str], source: str, via: Via, family: Family) -> bool:
-        """Whether clients come to be led to just these; each of two is met within some attempts."""
+        """Whether clients come to reach just these; each of two is reached within some attempts."""
         return wait_for(lambda: {self.ask(source, via, family) for _ in range(MANY)} == expected, PATIENCE)
 
     def refuses(self, source: str, via: Via, family: Family) -> bool:
         return self.ask(source, via, family) == REFUSED
 
     def sticks(self, source: str, via: Via, family: Family) -> bool:
-        """Whether one client comes to be led to one and the same pod."""
+        """Whether one client comes to reach always the same pod."""
         return wait_for(lambda: len({self.ask(source, via, family) for _ in range(MANY)}) == 1, PATIENCE)
 
 

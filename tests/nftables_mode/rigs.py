@@ -59,7 +59,7 @@ class Rig:
         return self.dataplane.apply(self.plans, [plan.key for plan in (*plans, *gone)])
 
     def check(self) -> Outcome:
-        """A full check, which relies on what the kernel told."""
+        """A full check, which relies on notifications."""
         return self.dataplane.apply(self.plans, None)
 
     def read(self) -> Outcome:

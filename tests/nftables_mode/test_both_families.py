@@ -35,7 +35,7 @@ def plans(family: Family, number: int, ends: int = 8) -> list[ServicePlan]:
 
 
 class Pair:
-    """A dataplane for each family over one kernel in memory; `hang` says where which family's transactions hang."""
+    """A dataplane for each family over one kernel in memory; `hang` makes the transactions of IPv6 hang."""
 
     def __init__(self, listening: bool) -> None:
         self.kernel, self.own = FakeNftables(), OwnTransactions()

@@ -1,4 +1,4 @@
-"""More clients than a set with client IP affinity holds, on the real kernel: all are served, some without affinity."""
+"""More clients than a set holds, on the real kernel: all are served, some without affinity."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def answered(client: str, times: int) -> list[str]:
         return found
 
 
-def test_those_beyond_what_the_set_holds_are_served_without_affinity(netns: Namespace) -> None:
+def test_clients_beyond_what_the_set_holds_are_served_without_affinity(netns: Namespace) -> None:
     netns.call(load)
     assert len(set(netns.call(answered, FIRST, 20))) == 1
     everywhere = netns.call(answered, SECOND, 60)

@@ -17,7 +17,7 @@ CHANGED = build_plan("dns", cluster=(8,))
 
 
 class Ranges(tuple[str, ...]):
-    """Source ranges that cannot be read while `broken`; what leads to that does not matter."""
+    """Source ranges that cannot be read while `broken`; as a bug might cause it."""
 
     broken = False
 

@@ -1,4 +1,4 @@
-"""Whatever happens, the table ends up as rendering asks."""
+"""After any changes, edits, refusals and failures the table is as rendered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dataplane on the real kernel: what it holds, what others do to it, and what is healed."""
+"""The dataplane on the real kernel: what it writes, what others do to it, and what is repaired."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Rig:
         return self.dataplane.apply(self.plans, None)
 
     def differs(self) -> list[Any]:
-        """Where the kernel's table is not as rendering asks."""
+        """Places where the kernel's table is not as rendered."""
         chosen = self.settings
         layout = lay_out(render_base(chosen), [(p.key, render_port(p, chosen)) for p in self.plans.values()])
         listing = self.kernel.listing(chosen.family, TABLE)
@@ -155,7 +155,7 @@ def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list
         pytest.param("flush chain ip kproxy nat-output; delete chain ip kproxy nat-output", id="a hook is lost"),
     ],
 )
-def test_what_others_edit_is_noticed_and_healed(netns: Namespace, real: Rig, command: str) -> None:
+def test_what_others_edit_is_noticed_and_repaired(netns: Namespace, real: Rig, command: str) -> None:
     netns.run(["nft", "-f", "-"], command)
     assert netns.call(real.differs) != []
     assert netns.call(real.dataplane.drifted)
@@ -164,7 +164,7 @@ def test_what_others_edit_is_noticed_and_healed(netns: Namespace, real: Rig, com
     assert not netns.call(real.dataplane.drifted)
 
 
-def test_an_element_that_was_led_elsewhere_is_led_back(netns: Namespace, real: Rig) -> None:
+def test_an_element_with_other_data_gets_its_data_back(netns: Namespace, real: Rig) -> None:
     key = f"{WEB.cluster_ip} . tcp . 80 . 0"
     netns.run(
         ["nft", "-f", "-"],
@@ -191,7 +191,7 @@ def test_a_change_after_others_edits_overwrites_nothing_unseen(netns: Namespace,
     assert netns.call(real.differs) == []
 
 
-def test_edits_of_other_tables_are_no_drift(netns: Namespace, real: Rig) -> None:
+def test_edits_of_other_tables_are_not_ours(netns: Namespace, real: Rig) -> None:
     netns.run(["nft", "-f", "-"], "table ip mine { chain c { counter; }; }\ntable ip6 kproxy { }")
     assert not netns.call(real.dataplane.drifted)
     outcome = netns.call(real.want, build_plan("new", cluster=(7,)))
@@ -199,7 +199,7 @@ def test_edits_of_other_tables_are_no_drift(netns: Namespace, real: Rig) -> None
     assert netns.call(real.differs) == []
 
 
-def test_kube_proxy_s_table_goes_and_all_others_stay(netns: Namespace) -> None:
+def test_kube_proxys_table_is_deleted_and_all_others_stay(netns: Namespace) -> None:
     netns.run(["nft", "-f", "-"], OTHERS)
     rig = netns.call(Rig, settings())
     try:
@@ -253,7 +253,7 @@ class Picky(KernelNftables):
         return super().apply(family, operations, expected)
 
 
-def test_a_large_change_of_ours_is_no_drift_and_hides_none_of_others(netns: Namespace, real: Rig) -> None:
+def test_a_large_change_of_ours_is_not_foreign_and_hides_no_foreign_one(netns: Namespace, real: Rig) -> None:
     many = [build_plan(f"s{n}", cluster_ip=address(Family.IPV4, 97, n), cluster=range(1, 60)) for n in range(1, 200)]
     outcome = netns.call(real.want, *many)
     assert outcome.transactions == 1
@@ -266,7 +266,7 @@ def test_a_large_change_of_ours_is_no_drift_and_hides_none_of_others(netns: Name
 
 
 @pytest.mark.parametrize("at_start", [True, False])
-def test_a_refusal_that_names_nothing_is_found_by_halves(netns: Namespace, at_start: bool) -> None:
+def test_an_unattributed_refusal_is_found_by_halves(netns: Namespace, at_start: bool) -> None:
     def run() -> tuple[list[str], bool, int]:
         rig = Rig(settings(), kernel=Picky(str(DNS.key)))
         try:

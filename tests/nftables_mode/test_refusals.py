@@ -1,4 +1,4 @@
-"""What the kernel refuses is the matter of the ports that need it; what fails is tried again from what is there."""
+"""A refusal costs the ports that need what was refused; after a failure the table is read again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from kproxy.errors import KernelError
 from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.nftables.names import TABLE
-from kproxy.netfilter.objects import Element, Verdict
-from kproxy.netfilter.operations import AddChain, AddElements, AddSet, AddTable, DeleteElements, DeleteTable, Operation
+from kproxy.netfilter.objects import Element
+from kproxy.netfilter.operations import AddChain, AddElements, AddSet, AddTable, Operation
 from tests.fakes.nftables import accept
 from tests.nftables.plans import build_plan, settings
 from tests.nftables_mode.rigs import Rig
@@ -77,7 +77,7 @@ def without_a_name(*bad: ServicePlan) -> Callable[[Sequence[Operation]], int]:
 @pytest.mark.parametrize("bad", [(WEB,), (WEB, SHOP), (STICKY,)], ids=["one", "two", "affinity"])
 @pytest.mark.parametrize("held", [None, [], [LATE, build_plan("web", cluster=(7,))]], ids=["start", "empty", "changed"])
 @pytest.mark.parametrize("full", [True, False])
-def test_a_refusal_that_names_nothing_is_found_by_halves(
+def test_an_unattributed_refusal_is_found_by_halves(
     bad: tuple[ServicePlan, ...], held: list[ServicePlan] | None, full: bool
 ) -> None:
     rig = Rig()
@@ -100,7 +100,7 @@ def test_a_refusal_that_names_nothing_is_found_by_halves(
     assert rig.held() == rig.wanted()
 
 
-def test_a_table_that_is_refused_altogether_is_nobodys_fault() -> None:
+def test_a_table_that_is_refused_as_a_whole_is_no_ports_fault() -> None:
     rig = Rig()
     rig.plans = {plan.key: plan for plan in (WEB, DNS)}
     rig.kernel.refuse_all = lambda operations: errno.ENOMEM
@@ -131,7 +131,7 @@ def test_a_refused_change_takes_the_port_away() -> None:
     assert rig.held() == rig.wanted(without=[WEB.key])
 
 
-def test_the_next_port_by_name_inherits_a_refused_one_s_frontend() -> None:
+def test_the_next_port_by_name_gets_the_frontend_of_a_refused_one() -> None:
     rig = Rig()
     rig.check()
     first, second = (build_plan(name, cluster=(n,), external_ips=("203.0.113.9",)) for n, name in ((1, "a"), (2, "b")))
@@ -153,33 +153,6 @@ def test_after_a_failure_nothing_is_believed(fails_at: int) -> None:
         except KernelError:
             rig.want(plan)
             assert rig.kernel.listings > listings
-    assert rig.held() == rig.wanted()
-
-
-def test_an_element_that_others_took_is_noticed_by_its_deletion() -> None:
-    rig = Rig()
-    rig.check()
-    rig.want(WEB, DNS)
-    sets, _, elements = rig.held()
-    (taken,) = [e for e in elements["services"] if e.key[0] == WEB.cluster_ip]
-    rig.kernel.edit(Family.IPV4, DeleteElements(TABLE, sets["services"], [taken]))
-    outcome = rig.want(gone=[WEB])
-    assert rig.held() == rig.wanted()
-    assert not outcome.rejected
-
-
-def test_others_edits_are_repaired_and_told() -> None:
-    rig = Rig()
-    rig.check()
-    rig.want(WEB, DNS)
-    sets, _, _ = rig.held()
-    stray = Element("services", ("10.96.7.7", "tcp", 80), Verdict())
-    rig.kernel.edit(Family.IPV4, AddElements(TABLE, sets["services"], [stray]))
-    assert rig.dataplane.drifted()
-    assert rig.check().repaired
-    rig.kernel.edit(Family.IPV4, DeleteTable(TABLE))
-    assert rig.check().repaired
-    assert not rig.dataplane.drifted()
     assert rig.held() == rig.wanted()
 
 

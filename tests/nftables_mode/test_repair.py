@@ -1,4 +1,4 @@
-"""What others edit is undone by what the kernel tells of it; only where that does not suffice is the table read."""
+"""What others edit is undone from notifications; the table is read only where these do not suffice."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def of(name: str) -> list[Element]:
 
 
 def moved(element: Element) -> list[Operation]:
-    """An element now leads elsewhere."""
+    """Gives an element other data."""
     other = Element(element.set, element.key, ("192.0.2.1", 9))
     spec = SETS[element.set]
     return [DeleteElements(TABLE, spec, [element]), AddElements(TABLE, spec, [other])]
@@ -67,7 +67,7 @@ EDITS: dict[str, Callable[[], list[Operation]]] = {
     "a node port is lost": lambda: [DeleteElements(TABLE, SETS["node-ports"], of("node-ports"))],
     "all slots are lost": lambda: [emptied(SETS["endpoints"])],
     "slots of node ports are lost": lambda: [emptied(SETS["node-port-endpoints"])],
-    "a slot leads elsewhere": lambda: moved(of("endpoints")[0]),
+    "a slot has another endpoint": lambda: moved(of("endpoints")[0]),
     "sources are lost": lambda: [emptied(SETS["sources"])],
     "a cluster IP is lost": lambda: [DeleteElements(TABLE, SETS["cluster-ips"], of("cluster-ips")[:1])],
     "hairpins are lost": lambda: [emptied(SETS["hairpins"])],
@@ -86,7 +86,7 @@ EDITS: dict[str, Callable[[], list[Operation]]] = {
         AddRules(TABLE, "services", ((Jump("extra"),),)),
     ],
     "a hook more": lambda: [AddChain(TABLE, "extra", BaseChain("filter", Hook.FORWARD, 0))],
-    "a chain and all that leads to it": lambda: [
+    "a chain and everything that jumps to it": lambda: [
         DeleteElements(TABLE, SETS["node-ports"], of("node-ports")),
         FlushChain(TABLE, "node-3"),
         DeleteChain(TABLE, "node-3"),
@@ -172,7 +172,7 @@ def test_edits_go_on_while_others_are_undone() -> None:
     assert found.kernel.listings == listings
 
 
-def test_silence_is_proof_but_for_a_look_now_and_then() -> None:
+def test_without_notifications_the_table_is_only_read_now_and_then() -> None:
     found = rig()
     listings = found.kernel.listings
     found.check()
@@ -182,7 +182,7 @@ def test_silence_is_proof_but_for_a_look_now_and_then() -> None:
 
 
 @pytest.mark.parametrize(("others", "written"), [(TRIES - 1, True), (TRIES, False)])
-def test_a_few_in_a_row_on_other_tables_are_got_past(others: int, written: bool) -> None:
+def test_a_few_foreign_transactions_in_a_row_are_retried_past(others: int, written: bool) -> None:
     found = rig()
     left = others
 

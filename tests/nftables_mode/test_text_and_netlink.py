@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 
@@ -15,6 +13,7 @@ from kproxy.modes.nftables.fragments import Settings
 from kproxy.modes.nftables.text import table_text
 from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import nftables_settings
+from tests.netfilter.values import settled
 from tests.nftables.plans import build_plan, layout_of, settings
 from tests.nftables_mode.test_real_kernel import Plans, Rig
 from tests.parity.conftest import cases
@@ -24,7 +23,6 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), 
 CASES = cases()
 SAMPLE = CASES[::23]
 CLIENT = {Family.IPV4: "10.244.0.7", Family.IPV6: "fd00:244::7"}
-VOLATILE = {"handle", "index", "expires"}
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +32,7 @@ def netns() -> Iterator[Namespace]:
 
 
 def ruleset(netns: Namespace) -> list[str]:
-    """What nft says of everything, in no order, without what depends on history."""
-    told = json.loads(netns.run(["nft", "-j", "list", "ruleset"]))["nftables"]
-    return sorted(json.dumps(_settled(item), sort_keys=True) for item in told if "metainfo" not in item)
-
-
-def _settled(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {key: _settled(item) for key, item in value.items() if key not in VOLATILE}
-        if isinstance(kept.get("elem"), list):
-            kept["elem"] = sorted(json.dumps(item, sort_keys=True) for item in kept["elem"])
-        return kept
-    return [_settled(item) for item in value] if isinstance(value, list) else value
+    return settled(netns.run(["nft", "-j", "list", "ruleset"]))
 
 
 def programmed(netns: Namespace, chosen: Settings, plans: Plans) -> None:

@@ -1,4 +1,4 @@
-"""Corners of nftables mode: a Service or two, how the node is configured, and what each client must meet.
+"""Corner cases of nftables mode: a Service or two, the node's configuration, and what each client must see.
 
 Addresses are named, so that a corner is written once for both families. Where the table of scenarios
 (kproxy.lab.scenarios) has something already, it is not here.
@@ -83,7 +83,7 @@ BY_BRIDGE = {"detectLocalMode": "BridgeInterface", "detectLocal": {"bridgeInterf
 
 CORNERS = (
     Corner(
-        "pods told by their address: the node's own address of the pod network is one of them",
+        "pods known by their address: the node's own address of the pod network is one of them",
         (Service(("far",)),),
         (
             Ask("caller", VIP, PORT, ("far",), "caller"),
@@ -92,7 +92,7 @@ CORNERS = (
         ),
     ),
     Corner(
-        "pods told by their interfaces' prefix: what the node sends comes from none",
+        "pods known by their interfaces' prefix: what the node sends comes from none",
         (Service(("far",)),),
         (
             Ask("caller", VIP, PORT, ("far",), "caller"),
@@ -102,7 +102,7 @@ CORNERS = (
         BY_NAME,
     ),
     Corner(
-        "pods told by one interface",
+        "pods known by one interface",
         (Service(("far",), external=(EXTERNAL,), spec=LOCAL),),
         (
             Ask("caller", VIP, PORT, ("far",), "caller"),
@@ -115,7 +115,7 @@ CORNERS = (
         BY_BRIDGE,
     ),
     Corner(
-        "pods cannot be told, and nothing is masqueraded",
+        "pods are not known, and nothing is masqueraded",
         (Service(("a",)),),
         (Ask("client", VIP, PORT, ("a",), "client"), Ask("caller", VIP, PORT, ("a",), "caller")),
         {"clusterCIDR": ""},
@@ -159,7 +159,7 @@ CORNERS = (
         {"nodePortAddresses": ["0.0.0.0/0", "::/0"]},
     ),
     Corner(
-        "node ports on the node's own addresses, unless told otherwise",
+        "node ports on the node's own addresses, unless configured otherwise",
         (Service(("a",), node_port=NODE_PORT),),
         (
             Ask("client", "node1", NODE_PORT, ("a",)),

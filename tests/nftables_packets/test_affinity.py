@@ -58,7 +58,7 @@ class Sticky:
 
 
 @FAMILIES
-def test_a_client_keeps_its_endpoint_until_that_leaves_and_finds_it_again(cluster: Cluster, family: Family) -> None:
+def test_a_client_keeps_its_endpoint_until_it_is_removed(cluster: Cluster, family: Family) -> None:
     node, client = cluster.spaces["node1"], Sticky(cluster, family)
     with closing(node.call(Rig, settings(family))) as rig:
         everyone = ("a", "b", "far")
@@ -77,7 +77,7 @@ def test_a_client_keeps_its_endpoint_until_that_leaves_and_finds_it_again(cluste
 
 
 @FAMILIES
-def test_what_is_known_of_clients_outlives_the_daemon(cluster: Cluster, family: Family) -> None:
+def test_clients_keep_their_endpoints_across_a_restart(cluster: Cluster, family: Family) -> None:
     node, client = cluster.spaces["node1"], Sticky(cluster, family)
     with closing(node.call(Rig, settings(family))) as rig:
         node.call(rig.want, plan(family, "a", "b", "far"))

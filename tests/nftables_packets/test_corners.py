@@ -1,4 +1,4 @@
-"""Real packets in the corners of nftables mode: the rendered table on one node, and no daemon."""
+"""Real packets in corner cases of nftables mode: the rendered table on one node, and no daemon."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def fault(cluster: Cluster, ask: Ask, protocol: Protocol, family: Family) -> str
 
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("corner", CORNERS, ids=lambda corner: corner.name)
-def test_packets_meet_what_they_must(cluster: Cluster, corner: Corner, family: Family) -> None:
+def test_packets_are_treated_as_required(cluster: Cluster, corner: Corner, family: Family) -> None:
     program(cluster, corner, family)
     with ThreadPoolExecutor(CROWD) as crowd:
         asked = {
