@@ -15,7 +15,7 @@ from kproxy.config.fields import ProxyMode
 from kproxy.kernel.commands import Commands
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
-from kproxy.netfilter.table import KernelNftables
+from kproxy.netfilter.kernel import KernelNftables
 from tests.saboteur.daemons import RunningDaemon
 
 V4, V6 = Family.IPV4, Family.IPV6
