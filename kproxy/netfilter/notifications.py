@@ -161,7 +161,7 @@ class Monitor:
         detailed: as of Transactions. Raises NetlinkError."""
         # In a container the port id has to do: every command that we start takes its process id, as we see it, for its
         # first netlink socket.
-        by_portid = by_portid or not host_checks.are_the_kernels()
+        by_portid = by_portid or not host_checks.in_initial_pid_namespace()
         self._transactions = Transactions(is_ours, tables, relevant, by_portid, detailed)
         self._socket = Socket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,), buffer=BUFFER)
 

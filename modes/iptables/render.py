@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from kproxy.kernel.constants import ADDRESS_BITS, INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.xtables import names
 from kproxy.modes.xtables.filters import GUARD, PortRules, filter_chains, filter_jumps, jump
 from kproxy.modes.xtables.fragments import Base, Chain, Fragment, SharedRule
 
-INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
-LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
 LAST_RULE = '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
 
 
@@ -91,7 +90,7 @@ class _Port:
     def _node_port(self) -> Iterator[SharedRule]:
         rule = self._rules.at_port(self._plan.node_port, self._name)
         if self._settings.nfacct and self._settings.serves_localhost:
-            count = f"-m nfacct --nfacct-name {LOCALHOST_COUNTER} -j {self._chains.external}"
+            count = f"-m nfacct --nfacct-name {LOCALHOST_ACCEPTED} -j {self._chains.external}"
             yield SharedRule("nat", names.NODE_PORTS, f"-d 127.0.0.0/8 {rule} {count}")
         yield SharedRule("nat", names.NODE_PORTS, f"{rule} -j {self._chains.external}")
 
@@ -212,7 +211,7 @@ def render_base(settings: Settings) -> Base:
 def _forward(settings: Settings, mark: str) -> Iterator[str]:
     if not settings.tcp_be_liberal:
         # An INVALID packet passes NAT unchanged and would make the client reset a living connection.
-        count = f"-m nfacct --nfacct-name {INVALID_COUNTER} " if settings.nfacct else ""
+        count = f"-m nfacct --nfacct-name {INVALID_DROPPED} " if settings.nfacct else ""
         yield f"-m conntrack --ctstate INVALID {count}-j DROP"
     yield f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark}/{mark} -j ACCEPT'
     established = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
@@ -229,7 +228,7 @@ def _node_port_jumps(settings: Settings) -> Iterator[str]:
     for ip in addresses.ips:
         loopback = ip.startswith("127.") if ipv4 else ip == "::1"
         if not loopback or (ipv4 and settings.localhost_node_ports):
-            yield f"-d {ip}/{32 if ipv4 else 128} {LAST_RULE} -j {names.NODE_PORTS}"
+            yield f"-d {ip}/{ADDRESS_BITS[settings.family]} {LAST_RULE} -j {names.NODE_PORTS}"
 
 
 def _jumps() -> dict[tuple[str, str], tuple[str, ...]]:

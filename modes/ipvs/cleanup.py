@@ -15,9 +15,10 @@ from kproxy.errors import NetlinkError
 from kproxy.kernel.ipset import HeldSet, IpSets
 from kproxy.kernel.ipvs import Held, Ipvs
 from kproxy.kernel.ipvs_codec import Operation, Verb
-from kproxy.kernel.service_device import DEVICE, ServiceAddresses
+from kproxy.kernel.service_device import ServiceAddresses
 from kproxy.kernel.virtual_servers import ServerKey
 from kproxy.model.addresses import contains
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.kernel_state import Ours
@@ -115,7 +116,7 @@ def _held(sets: IpSets | None, family: Family) -> Mapping[str, HeldSet]:
 def _addresses(addresses: ServiceAddresses, families: Collection[Family]) -> list[str]:
     if not any(addresses.held(family) for family in Family if family not in families):
         if addresses.remove():
-            _log.info("Deleted the device of the Services' addresses", device=DEVICE)
+            _log.info("Deleted the device of the Services' addresses", device=SERVICE_DEVICE)
         return []
     ours = [address for family in families for address in addresses.held(family)]
     errors = addresses.change((), ours) if ours else {}

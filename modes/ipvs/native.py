@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from kproxy.kernel.constants import ADDRESS_BITS
 from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, ServerKey
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan, address_port
 from kproxy.modes.iptables import render as iptables
 from kproxy.modes.ipvs import names
@@ -14,7 +16,6 @@ from kproxy.modes.ipvs.render import render_port
 from kproxy.modes.ipvs.rules import render_base
 from kproxy.modes.xtables.fragments import Fragment as Rules
 
-DEVICE = "kube-ipvs0"
 _PROTOCOLS = {Protocol.TCP: "-t", Protocol.UDP: "-u", Protocol.SCTP: "--sctp-service"}
 
 
@@ -71,9 +72,9 @@ class Outcome:
             yield from (f"add {name} {entry}" for entry in self.sets[name])
 
     def _addresses(self) -> Iterator[str]:
-        yield f"link add {DEVICE} type dummy"
-        length = 32 if self.family is Family.IPV4 else 128
-        yield from (f"address add {ip}/{length} dev {DEVICE}" for ip in self.addresses)
+        yield f"link add {SERVICE_DEVICE} type dummy"
+        length = ADDRESS_BITS[self.family]
+        yield from (f"address add {ip}/{length} dev {SERVICE_DEVICE}" for ip in self.addresses)
 
 
 def outcome(plans: Iterable[tuple[PortKey, ServicePlan]], settings: Settings) -> Outcome:

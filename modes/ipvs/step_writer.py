@@ -10,8 +10,9 @@ from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel.ipset import Change, IpSets
 from kproxy.kernel.ipvs import Ipvs
 from kproxy.kernel.ipvs_codec import Operation, Verb
-from kproxy.kernel.service_device import DEVICE, ServiceAddresses
+from kproxy.kernel.service_device import ServiceAddresses
 from kproxy.kernel.virtual_servers import ServerKey
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.modes.base import Outcome
 from kproxy.modes.ipvs.delta import Steps
 from kproxy.modes.ipvs.fragments import Entry
@@ -48,7 +49,7 @@ class StepWriter:
         if steps.bind:
             errors = self._bind(steps.bind)
             for address, error in errors.items():
-                self._refuse(address, f"address {address} of {DEVICE}", error)
+                self._refuse(address, f"address {address} of {SERVICE_DEVICE}", error)
             self._mirror.addresses.update(address for address in steps.bind if address not in errors)
 
     def clear(self, steps: Steps) -> None:
@@ -57,7 +58,7 @@ class StepWriter:
             self._outcome.transactions += 1
             errors = self._addresses.change((), steps.unbind)
             for address, error in errors.items():
-                self._keep(f"address {address} of {DEVICE}", error)
+                self._keep(f"address {address} of {SERVICE_DEVICE}", error)
             self._mirror.addresses.difference_update(address for address in steps.unbind if address not in errors)
         self._change_servers(steps.retire)
         self._change_sets(steps.empty)

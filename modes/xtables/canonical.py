@@ -10,6 +10,8 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
+from kproxy.kernel.constants import PROTOCOL_NUMBERS
+
 # One option: negated, its name, its values.
 Option = tuple[bool, str, tuple[str, ...]]
 Rule = tuple[Option, ...]
@@ -37,8 +39,6 @@ DEFAULTS = {
     ("--mask", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
     ("--rsource", ""),
 }
-# As match ipvs prints a protocol: by its number.
-PROTOCOL_NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
 FULL_MASK = 0xFFFFFFFF
 
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
@@ -98,7 +98,7 @@ def _network(value: str) -> str:
 def _probability(name: str, value: str) -> tuple[str, str]:
     try:
         return name, str(round(float(value) * 0x80000000))
-    except ValueError:
+    except (ValueError, OverflowError):
         return name, value
 
 
@@ -137,7 +137,7 @@ def _states(name: str, value: str) -> tuple[str, str]:
 
 
 def _protocol(name: str, value: str) -> tuple[str, str]:
-    return name, PROTOCOL_NUMBERS.get(value.lower(), value)
+    return name, str(PROTOCOL_NUMBERS.get(value.lower(), value))
 
 
 _FOLDS = {

@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from kproxy.kernel.constants import PROTOCOL_NUMBERS
 from kproxy.model.plans import Family, Frontend, Protocol
-from kproxy.modes.xtables.canonical import PROTOCOL_NUMBERS, canonical
+from kproxy.modes.xtables.canonical import canonical
 
 REJECT_WITH = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
 RECENT_MASK = {Family.IPV4: "255.255.255.255", Family.IPV6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}
@@ -125,7 +126,7 @@ def same_rules(chain: str, block: str, rules: Iterable[str], family: Family) -> 
 
 
 _DESTINATION = re.compile(r"(?:^| )-d (\S+?)(?:/\d+)? ")
-_PORT = re.compile(r" --dport (\d+)(?: |$)")
+_PORT = re.compile(r" --dport (\d{1,5})(?: |$)")
 _PROTOCOL = re.compile(r"(?:^| )-p (tcp|udp|sctp) ")
 
 

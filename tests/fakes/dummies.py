@@ -7,8 +7,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Mapping
 
 from kproxy.errors import NetlinkError
-from kproxy.kernel.service_device import DEVICE
-from kproxy.model.node_info import family_of
+from kproxy.model.node_info import SERVICE_DEVICE, family_of
 from kproxy.model.plans import Family
 
 
@@ -60,7 +59,7 @@ class FakeAddresses:
 
     def held(self, family: Family) -> frozenset[str]:
         if self.unreadable:
-            raise NetlinkError(f"list addresses of {DEVICE}", errno.ENOBUFS)
+            raise NetlinkError(f"list addresses of {SERVICE_DEVICE}", errno.ENOBUFS)
         self.lists += 1
         return frozenset(a for a in self._addresses if family_of(a) is family)
 
@@ -69,10 +68,10 @@ class FakeAddresses:
         self.added += add
         self.removed += remove
         if add and not self.present:
-            raise NetlinkError(f"add addresses to {DEVICE}", errno.ENODEV)
-        errors = {a: NetlinkError(f"address {a} of {DEVICE}", number) for a in add if (number := self._add(a))}
+            raise NetlinkError(f"add addresses to {SERVICE_DEVICE}", errno.ENODEV)
+        errors = {a: NetlinkError(f"address {a} of {SERVICE_DEVICE}", number) for a in add if (number := self._add(a))}
         if self.changes in self.fail_at:
-            raise NetlinkError(f"change addresses of {DEVICE}", errno.ENOBUFS)
+            raise NetlinkError(f"change addresses of {SERVICE_DEVICE}", errno.ENOBUFS)
         for address in remove:
             self._addresses.pop(address, None)
         return errors

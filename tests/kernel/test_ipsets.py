@@ -148,7 +148,7 @@ def test_a_full_set_is_replaced_by_a_larger_one_that_the_rules_use(sets: KernelI
     shell("iptables-nft -A INPUT -m set --match-set S dst,dst -j ACCEPT")
     changes = [Change("S", f"10.0.{i >> 8}.{i & 255},tcp:80", add=True) for i in range(3000)]
     assert sets.apply(changes) == {}
-    held = sets.held(["S", ipset.LARGER])
+    held = sets.held(["S", *ipset.LARGER.values()])
     assert held == {"S": HeldSet("hash:ip,port", Family.IPV4, 1, frozenset(change.entry for change in changes))}
     assert "maxelem 16000" in shell("ipset save S")
 
