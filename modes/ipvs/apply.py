@@ -35,7 +35,7 @@ from kproxy.modes.ipvs.reading import ensure_sets, read
 from kproxy.modes.ipvs.render import render_port
 from kproxy.modes.ipvs.rules import render_base
 from kproxy.modes.ipvs.step_writer import StepWriter, Thing
-from kproxy.modes.xtables import fragments as rules
+from kproxy.modes.xtables import rules
 from kproxy.modes.xtables.chain_writer import ChainWriter, Drift
 
 _log = logs.get("ipvs")

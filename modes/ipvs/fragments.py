@@ -13,7 +13,7 @@ import msgspec
 from kproxy.kernel.virtual_servers import RealServer, VirtualServer
 from kproxy.model.node_info import DetectLocal
 from kproxy.model.plans import Family
-from kproxy.modes.xtables.fragments import SharedRule
+from kproxy.modes.xtables.rules import SharedRule
 
 
 class Entry(NamedTuple):

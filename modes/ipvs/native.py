@@ -14,7 +14,7 @@ from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Served, Settings
 from kproxy.modes.ipvs.render import render_port
 from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.xtables.fragments import Fragment as Rules
+from kproxy.modes.xtables.rules import Fragment as Rules
 
 _PROTOCOLS = {Protocol.TCP: "-t", Protocol.UDP: "-u", Protocol.SCTP: "--sctp-service"}
 

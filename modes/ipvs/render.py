@@ -12,7 +12,7 @@ from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, Real
 from kproxy.model.plans import Endpoint, Protocol, ServicePlan
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Entry, Fragment, Served, Settings
-from kproxy.modes.xtables.fragments import SharedRule
+from kproxy.modes.xtables.rules import SharedRule
 
 # Node ports by protocol: the set of all, the set of those with policy Local.
 NODE_PORTS = {

@@ -12,8 +12,8 @@ from kproxy.model.plans import Family
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.names import set_name
-from kproxy.modes.xtables.fragments import Base
 from kproxy.modes.xtables.names import FORWARD, MARK_MASQ, POSTROUTING, PROXY_FIREWALL, SERVICES
+from kproxy.modes.xtables.rules import Base
 
 COMMENTS = {
     names.LOOP_BACK: "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose",

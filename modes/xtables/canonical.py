@@ -1,7 +1,7 @@
-"""What a rule means, whichever version of iptables, backend or program wrote it down.
+"""The canonical form of a rule, equal for rules of the same meaning, whichever version, backend or program wrote them.
 
-Option order, quoting, matches that an option implies, defaults that only some versions print, and the several ways to
-write a mark are folded away. This is the slow path: text that is equal needs none of it.
+It has no option order, quoting, implied matches, and defaults that only some versions print, and one way to write a
+mark. This is the slow path: text that is equal needs none of it. Pure.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 
 from kproxy.kernel.constants import PROTOCOL_NUMBERS
 
-# One option: negated, its name, its values.
 Option = tuple[bool, str, tuple[str, ...]]
+"""Whether it is negated, its name, its values."""
 Rule = tuple[Option, ...]
 
-# Loaded by their options or by -p anyway.
 IMPLIED = {"tcp", "udp", "sctp", "comment", "mark", "conntrack", "addrtype", "recent", "statistic", "set", "nfacct"}
+"""The matches that are recognized by their options, or by -p."""
 ALIASES = {
     "--source": "-s",
     "--src": "-s",

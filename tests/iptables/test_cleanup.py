@@ -10,8 +10,9 @@ import pytest
 from kproxy.kernel.iptables import HostTables
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
-from kproxy.modes.xtables.cleanup import NODE_CHAINS, clean
-from kproxy.modes.xtables.filters import GUARD
+from kproxy.modes.xtables.cleanup import clean
+from kproxy.modes.xtables.names import NODE_CHAINS
+from kproxy.modes.xtables.rules import GUARD
 from tests.fakes.iptables import FakeTables
 
 OTHERS = (
@@ -40,7 +41,7 @@ def test_it_goes_from_the_real_kernel(real: HostTables, plan: Any, settings: Any
     plans = {p.key: p for p in (plan("web", node_port=30080), plan("none", cluster=()))}
     dataplane = IptablesDataplane(settings, real)
     dataplane.apply(plans, None)
-    dataplane.cleanup()
+    clean(real)
     assert without_comments(real.save()) == before
     dataplane.apply(plans, [])
     assert "default/web:http cluster IP" in real.save(), "after a cleanup nothing is believed"

@@ -16,7 +16,7 @@ from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.xtables import delta
+from kproxy.modes.xtables.reconcile import delta
 from tests.fakes.iptables import FakeTables
 
 Plans = dict[PortKey, ServicePlan]

@@ -14,7 +14,7 @@ from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.iptables.render import Settings, render_base, render_port, text
 from kproxy.modes.xtables import names
-from kproxy.modes.xtables.filters import GUARD
+from kproxy.modes.xtables.rules import GUARD
 from tests.parity import compare
 
 V4, V6 = Family.IPV4, Family.IPV6

@@ -10,9 +10,9 @@ from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.xtables import delta as deltas
-from kproxy.modes.xtables.delta import Change, delta
-from kproxy.modes.xtables.fragments import Chain, Fragment, SharedRule
+from kproxy.modes.xtables import reconcile as deltas
+from kproxy.modes.xtables.reconcile import Change, delta
+from kproxy.modes.xtables.rules import Chain, Fragment, SharedRule
 from tests.fakes.iptables import FakeTables
 
 KEY = PortKey("default", "web", "http", Protocol.TCP)

@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.xtables.filters import GUARD
+from kproxy.modes.xtables.rules import GUARD
 from tests.fakes.iptables import FakeTables
 
 IPVS = (

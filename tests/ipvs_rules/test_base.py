@@ -14,8 +14,8 @@ from kproxy.modes.iptables.render import text
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.xtables.fragments import Base
 from kproxy.modes.xtables.node_rules import repair_base
+from kproxy.modes.xtables.rules import Base
 from kproxy.modes.xtables.saved import Saved, as_saved
 
 V4, V6 = Family.IPV4, Family.IPV6
