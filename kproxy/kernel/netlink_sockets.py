@@ -72,16 +72,17 @@ class Socket:
         protocol: int,
         groups: Sequence[int] = (),
         buffer: int = 0,
-        timeout: float = ANSWER_TIMEOUT,
+        timeout: float | None = None,
         brief: bool = False,
     ) -> None:
         """Raises NetlinkError when the kernel lacks the protocol.
 
         groups: the multicast groups to join. buffer: bytes to hold of what was not read yet, 0 for the host's default.
-        timeout: seconds to wait for the next answer to a request. brief: a refusal comes without what was refused.
+        timeout: seconds to wait for the next answer to a request, ANSWER_TIMEOUT unless given. brief: a refusal comes
+        without what was refused.
         """
         self._protocol, self._groups, self._buffer, self._brief = protocol, groups, buffer, brief
-        self._seq, self._timeout = 0, timeout
+        self._seq, self._timeout = 0, ANSWER_TIMEOUT if timeout is None else timeout
         self.sent = 0  # bytes
         self._discarded: int | None = None  # the port id of a socket that has to be replaced
         self._socket = self._open(0)

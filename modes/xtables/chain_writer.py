@@ -39,7 +39,11 @@ source."""
 
 
 class RenderFault(Exception):
-    """Rendering one port raised an exception that nobody foresaw, which is its `__cause__`."""
+    """Rendering the port KEY raised an exception that nobody foresaw, `error`."""
+
+    def __init__(self, key: PortKey, error: Exception) -> None:
+        super().__init__(f"{key}: {fault_reason(error)}")
+        self.error = error
 
 
 def fault_reason(error: Exception) -> str:
@@ -85,8 +89,8 @@ class ChainWriter(Generic[P]):
 
     base: what the node needs regardless of its ports. render: the rules of one port. clock: seconds, monotonic.
 
-    A port whose rendering raises an exception is rejected, and keeps the rules that it had; it is rendered again when
-    its plan changes, and at every full check. Only if its old rules cannot be rendered either, it loses them.
+    A port whose rendering raises an exception is rejected and keeps the rules that it had, unless those cannot be
+    rendered either. It is rendered again whenever it is touched.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class ChainWriter(Generic[P]):
         self._clock = clock
         self._held: dict[PortKey, P] = {}
         self._refused: dict[PortKey, tuple[P, str]] = {}
+        self._faults: dict[PortKey, Exception] = {}
         self._abandoned: dict[Frontend, None] = {}
         self._totals: Counter[str] = Counter()
         self._trusted = False
@@ -134,7 +139,8 @@ class ChainWriter(Generic[P]):
         before = outcome.transactions
         self._check(wanted, outcome)
         # A refused port is written and deleted again at every check.
-        outcome.repaired = full and trusted and not self._refused and outcome.transactions > before
+        refused = self._refused or self._faults
+        outcome.repaired = full and trusted and not refused and outcome.transactions > before
         return self._done(outcome)
 
     # ---------------------------------------------------------------- by difference
@@ -147,11 +153,12 @@ class ChainWriter(Generic[P]):
         differing = [key for key in keys if self._differs(key, wanted.get(key))]
         for key in [key for key in self._refused if key not in wanted or key in differing]:
             del self._refused[key]
+        self._faults = {} if touched is None else {k: e for k, e in self._faults.items() if k not in keys}
         if not differing:
             return True
         self._trusted = False
         totals = self._totals.copy()
-        changes = self._changes(differing, wanted, totals, outcome)
+        changes = self._changes(differing, wanted, totals)
         whole = lambda table, chain: self._whole(table, chain, wanted)  # noqa: E731
         try:
             Writer(self._tables, outcome, isolate=False).run(delta(changes, self._limit, whole))
@@ -159,11 +166,10 @@ class ChainWriter(Generic[P]):
             _log.warning("A change was refused; comparing everything", family=self.family.value, why=str(error))
             return False
         except RenderFault as error:
-            why = f"{error}: {error.__cause__!r}"
-            _log.warning("Old rules cannot be rendered; comparing everything", family=self.family.value, why=why)
+            _log.warning("Old rules cannot be rendered; comparing everything", family=self.family.value, why=str(error))
             return False
         for key in differing:
-            if key not in outcome.faults:
+            if key not in self._faults:
                 _replace(self._held, key, wanted.get(key))
         self._totals, self._trusted = totals, True
         return True
@@ -172,16 +178,12 @@ class ChainWriter(Generic[P]):
         """A refused plan is left alone until it changes."""
         return self._held.get(key) != plan and not (key in self._refused and self._refused[key][0] == plan)
 
-    def _changes(
-        self, keys: Iterable[PortKey], wanted: Mapping[PortKey, P], totals: Counter[str], outcome: Outcome
-    ) -> Iterator[Change]:
+    def _changes(self, keys: Iterable[PortKey], wanted: Mapping[PortKey, P], totals: Counter[str]) -> Iterator[Change]:
         for key in keys:
-            plan = wanted.get(key)
             try:
-                new = self._fragment(key, plan)
+                new = self._fragment(key, wanted.get(key))
             except RenderFault as fault:
-                if plan is not None:
-                    self._refused[key] = plan, _note(outcome, key, fault)
+                self._faults[key] = fault.error
                 continue
             old = self._fragment(key, self._held.get(key))
             _count(totals, old, -1)
@@ -192,7 +194,7 @@ class ChainWriter(Generic[P]):
         rules: list[tuple[Owner, str]] = [
             (key, rule.rule)
             for key, plan in wanted.items()
-            for rule in self._fragment(key, self._held.get(key) if key in self._refused else plan).shared
+            for rule in self._fragment(key, self._held.get(key) if self._keeps_old(key) else plan).shared
             if (rule.table, rule.chain) == (table, chain)
         ]
         return [*rules, *((NODE, rule) for rule in self._base.shared.get((table, chain), ()))]
@@ -202,13 +204,11 @@ class ChainWriter(Generic[P]):
     def _check(self, wanted: Mapping[PortKey, P], outcome: Outcome) -> None:
         """Make the kernel equal to the wanted plans, except for ports that are refused: they keep what they had."""
         self._trusted = False
-        self._refused = {}
-        outcome.faults.clear()
+        self._refused, self._faults = {}, {}
         target = dict(wanted)
         refused = self._compare(target, outcome)
-        self._refused = {key: (wanted[key], fault_reason(error)) for key, error in outcome.faults.items()}
         if refused:
-            self._refused |= {key: (wanted[key], why) for key, why in refused.items()}
+            self._refused = {key: (wanted[key], why) for key, why in refused.items()}
             for key in refused:
                 _replace(target, key, self._held.get(key))
             # This deletes what the refused ports had written before the line that was refused.
@@ -224,7 +224,7 @@ class ChainWriter(Generic[P]):
         comparison = Reconciliation(saved, self._base, self.family, self._limit)
         writer = Writer(self._tables, outcome, isolate=True)
         try:
-            writer.run(comparison.restores(self._fragments(target, outcome)))
+            writer.run(comparison.restores(self._fragments(target)))
             writer.run(superseded(saved, self._base, self._limit, comparison.left))
         finally:
             self._drift.wrote()
@@ -236,13 +236,13 @@ class ChainWriter(Generic[P]):
             _log.warning("Refused by the kernel", family=self.family.value, why=why)
         return writer.refused_ports
 
-    def _fragments(self, target: dict[PortKey, P], outcome: Outcome) -> Iterator[tuple[PortKey, Fragment]]:
+    def _fragments(self, target: dict[PortKey, P]) -> Iterator[tuple[PortKey, Fragment]]:
         """The rules of TARGET. Where a plan cannot be rendered, TARGET gets the one that is held, if that can be."""
         for key, plan in tuple(target.items()):
             try:
                 fragment = self._fragment(key, plan)
             except RenderFault as fault:
-                _note(outcome, key, fault)
+                self._faults[key] = fault.error
                 held = self._held.get(key)
                 try:
                     fragment = self._fragment(key, held)
@@ -264,7 +264,10 @@ class ChainWriter(Generic[P]):
         try:
             return self._render(plan)
         except Exception as error:
-            raise RenderFault(f"rules of {key}") from error
+            raise RenderFault(key, error) from error
+
+    def _keeps_old(self, key: PortKey) -> bool:
+        return key in self._refused or key in self._faults
 
     def _reading_is_due(self) -> bool:
         if not self._drift.proves or self._drift.changed() or self._read_at is None:
@@ -276,15 +279,10 @@ class ChainWriter(Generic[P]):
             self._drift.wrote()
         outcome.abandoned, self._abandoned = tuple(self._abandoned), {}
         outcome.rejected = {key: why for key, (_, why) in self._refused.items()}
+        outcome.rejected |= {key: fault_reason(error) for key, error in self._faults.items()}
+        outcome.faults = dict(self._faults)
         outcome.rules_total = dict(self._totals)
         return outcome
-
-
-def _note(outcome: Outcome, key: PortKey, fault: RenderFault) -> str:
-    """Record FAULT in OUTCOME; returns the reason to reject the port with."""
-    cause = fault.__cause__
-    outcome.faults[key] = cause if isinstance(cause, Exception) else fault
-    return fault_reason(outcome.faults[key])
 
 
 def _count(totals: Counter[str], fragment: Fragment, sign: int) -> None:

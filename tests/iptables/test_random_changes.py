@@ -16,7 +16,7 @@ from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.xtables.reconcile import delta
+from kproxy.modes.xtables import reconcile
 from tests.fakes.iptables import FakeTables
 
 Plans = dict[PortKey, ServicePlan]
@@ -55,7 +55,7 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Small limits, so that few ports are as many: chains in a restore, rules to take out of a chain."""
     chains, rules = request.param
     monkeypatch.setattr("kproxy.modes.xtables.chain_writer.LIMITS", dict.fromkeys(Backend, chains))
-    monkeypatch.setattr(delta, "REWRITE_ABOVE", rules)
+    monkeypatch.setattr(reconcile, "REWRITE_ABOVE", rules)
 
 
 @pytest.mark.usefixtures("limits")

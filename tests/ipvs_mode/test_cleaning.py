@@ -30,28 +30,13 @@ def rig() -> Rig:
     return made
 
 
-def test_cleanup_of_the_programmer_leaves_what_others_have(rig: Rig) -> None:
-    rig.dataplane.cleanup()
-    assert set(rig.servers()) == {FOREIGN.key}
-    assert rig.sets.names() == {MINE.name}
-    assert (rig.addresses.present, rig.addresses.held(Family.IPV4)) == (False, frozenset())
-    assert "KUBE" not in rig.tables.save()
-    assert rig.dataplane.housekeeping() is None
-    rig.dataplane.cleanup()
-
-
-def test_after_cleanup_everything_can_be_programmed_again(rig: Rig) -> None:
-    rig.dataplane.cleanup()
-    rig.apply(PLANS, ())
-    rig.assert_holds(PLANS)
-
-
 def test_when_another_mode_took_over(rig: Rig) -> None:
     clean_rules(rig.tables)
     assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
     assert set(rig.servers()) == {FOREIGN.key}
     assert rig.sets.names() == {MINE.name}
     assert not rig.addresses.present
+    assert "KUBE" not in rig.tables.save()
     before = rig.written()
     assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
     assert rig.written() == before
@@ -82,7 +67,8 @@ def test_one_family_alone(rig: Rig) -> None:
     rig.ipvs.edit(Operation(Verb.ADD_SERVER, six))
     rig.addresses.edit(["fd00:96::1"])
     rig.sets.create([SetSpec("KUBE-6-CLUSTER-IP", SetType.HASH_IP_PORT, Family.IPV6)])
-    rig.dataplane.cleanup()
+    clean_rules(rig.tables)
+    assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses, families=[Family.IPV4]) == []
     assert [set(rig.addresses.held(family)) for family in Family] == [set(), {"fd00:96::1"}]
     assert set(rig.ipvs.servers(Family.IPV6)) == {six.key}
     assert rig.sets.names() == {MINE.name, "KUBE-6-CLUSTER-IP"}

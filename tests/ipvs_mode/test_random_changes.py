@@ -167,16 +167,16 @@ def test_refused_objects_are_all_that_is_missing_and_come_when_they_are_taken(da
     for wanted in data.draw(st.lists(clusters(), min_size=1, max_size=3)):
         outcome = rig.apply(wanted, data.draw(st.sampled_from([None, changed(held, wanted)])))
         held = wanted
-        claims = rig.dataplane._claims
+        ownership = rig.dataplane._ownership
         refused = {
             key: served
-            for key in claims.servers
-            if (served := claims.served(key))
+            for key in ownership.servers
+            if (served := ownership.served(key))
             and (key.address == bad_server or any(each.key.address in addresses for each in served.reals))
         }
         # A virtual server or real server that stands already is not asked for again, so it is not refused either.
         for key, why in outcome.rejected.items():
-            assert any(key in claims.ports(server) and str(server) in why for server in refused)
+            assert any(key in ownership.ports(server) and str(server) in why for server in refused)
             assert "\n" not in why
     rig.ipvs.refuse = lambda op: 0
     assert not rig.apply(held).rejected

@@ -18,7 +18,7 @@ from kproxy.modes.base import Outcome
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.ipvs.apply import IpvsDataplane
 from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
-from kproxy.modes.ipvs.reading import specs
+from kproxy.modes.ipvs.kernel_state import specs
 from kproxy.modes.nftables.apply import NftablesDataplane
 from kproxy.modes.nftables.fragments import Settings as NftablesSettings
 from kproxy.modes.preview import Preview, load
