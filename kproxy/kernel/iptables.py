@@ -134,6 +134,7 @@ def unreadable(text: str) -> str:
         for number, line in enumerate(text.splitlines(), 1):
             if not line.startswith(("-A ", ":", "*", "#")) and line != "COMMIT":
                 return f"line {number} is {line[:80]!r}"
+        return "a table ends twice"
     tables, ends = (text.count("\n" + mark) + text.startswith(mark) for mark in ("*", "COMMIT\n"))
     return "" if tables == ends else f"{tables} tables begin and {ends} end"
 
