@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import host_checks, netlink
+from kproxy.kernel.constants import NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES
 from kproxy.kernel.netlink_sockets import Overrun, Socket
 
-NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
-SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+NFNLGRP_NFTABLES = 7
+SUBSYSTEM = NFNL_SUBSYS_NFTABLES
 NEWGEN, GETGEN = 15, 16
 NFTA_GEN_ID, NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 1, 2, 3
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
