@@ -68,10 +68,6 @@ class IpSets(Protocol):
         Returns what the kernel refused; the others are done. Raises NetlinkError when the kernel cannot be reached.
         """
 
-    def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets of the same type, atomically for the rules that match on them. Raises
-        NetlinkError."""
-
     def destroy(self, names: Iterable[str]) -> dict[str, NetlinkError]:
         """Destroy sets; one that does not exist is no error. Returns those that stay, as a rule still uses them."""
 
@@ -129,9 +125,6 @@ class KernelIpSets:
                 errors |= self._write(add, name, full)
             refused |= {change: codec.explained(error) for change, error in errors.items()}
         return refused
-
-    def swap(self, one: str, other: str) -> None:
-        self._ask(codec.SWAP, codec.pair(one, other), f"swap ipsets {one} and {other}")
 
     def destroy(self, names: Iterable[str]) -> dict[str, NetlinkError]:
         wanted = list(names)
@@ -219,7 +212,7 @@ class KernelIpSets:
             lot = [(Change(larger, text, add=True), codec.entry(text)) for text in entries]
             complete = not self._write(True, larger, lot)
             if complete:
-                self.swap(name, larger)
+                self._ask(codec.SWAP, codec.pair(name, larger), f"swap ipsets {name} and {larger}")
             self.destroy([larger])
         except (NetlinkError, ValueError):
             return False

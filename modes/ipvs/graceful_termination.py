@@ -33,9 +33,6 @@ class GracefulTermination:
     def __init__(self) -> None:
         self._servers: dict[ServerKey, _Terminating] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._servers)
-
     def expect(self, server: ServerKey, reals: Collection[RealKey], now: float) -> None:
         """Set the terminating real servers of SERVER; those that were terminating before keep their time."""
         old = self._servers.pop(server, None)

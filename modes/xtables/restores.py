@@ -95,9 +95,6 @@ class Restore:
 
     sections: tuple[Section, ...]
 
-    def text(self) -> str:
-        return "".join(f"{line}\n" for section in self.sections for _, line in section.lines())
-
     def encoded(self) -> bytes:
         """The text as bytes, built without making it one string first: it may be 25 MB."""
         whole = BytesIO()

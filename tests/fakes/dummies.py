@@ -17,7 +17,7 @@ def accept(address: str) -> int:
 
 
 class FakeAddresses:
-    """As kproxy.kernel.service_device.ServiceAddresses, both families; dataplanes of both may share one.
+    """A ServiceAddresses of both families, in memory; dataplanes of both may share one.
 
     Faults to inject: `refuse`, which gives the errno for an address that is to be added, or 0; `fail_at`, the numbers
     of the changes (from 1) of which only the additions are done before the kernel cannot be talked to; `unreadable`.
@@ -42,7 +42,7 @@ class FakeAddresses:
     # ---- what a test does to it
 
     def flush(self, family: Family | None = None) -> None:
-        """As ip addr flush dev kube-ipvs0 does."""
+        """Do what `ip addr flush dev kube-ipvs0` does."""
         self._addresses = {a: None for a in self._addresses if family not in (None, family_of(a))}
 
     def edit(self, add: Collection[str] = (), remove: Collection[str] = ()) -> None:

@@ -182,15 +182,6 @@ class TestIpSets:
         assert sets.unknown("-m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT")
         assert not sets.unknown("-m set --match-set KUBE-IPS dst -j ACCEPT")
 
-    def test_sets_of_one_type_change_places(self, sets: FakeIpSets) -> None:
-        sets.create([SPECS[SetType.HASH_IP]._replace(name="NEW")])
-        sets.apply([Change("NEW", "10.0.0.1", True)])
-        sets.swap("KUBE-IPS", "NEW")
-        assert [len(sets.held([name])[name].entries) for name in ("KUBE-IPS", "NEW")] == [1, 0]
-        for other in ("KUBE-CLUSTER-IP", "NONE"):
-            with pytest.raises(NetlinkError):
-                sets.swap("NEW", other)
-
     def test_failures_that_are_asked_for(self, sets: FakeIpSets) -> None:
         sets.fail_at = {1}
         with pytest.raises(NetlinkError):

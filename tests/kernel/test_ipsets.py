@@ -159,16 +159,6 @@ def test_a_range_that_does_not_reach_an_entry_is_an_error(sets: KernelIpSets, sh
     assert {change: error.errno for change, error in sets.apply([far]).items()} == {far: errno.ENOSPC}
 
 
-def test_swapped_sets_have_each_others_entries(sets: KernelIpSets) -> None:
-    sets.create(SetSpec(name, SetType.HASH_IP, Family.IPV4) for name in "AB")
-    sets.create([SetSpec("P", SetType.BITMAP_PORT, Family.IPV4)])
-    sets.apply([Change("A", "10.0.0.1", add=True)])
-    sets.swap("A", "B")
-    assert {name: held.entries for name, held in sets.held("AB").items()} == {"A": set(), "B": {"10.0.0.1"}}
-    with pytest.raises(NetlinkError, match="swap ipsets A and P: Invalid argument: the sets are of different types"):
-        sets.swap("A", "P")
-
-
 def test_a_set_that_a_rule_uses_stays(sets: KernelIpSets, shell: Shell) -> None:
     sets.create(SetSpec(name, SetType.HASH_IP, Family.IPV4) for name in "AB")
     shell("iptables-nft -A INPUT -m set --match-set A src -j ACCEPT")
