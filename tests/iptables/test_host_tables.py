@@ -244,7 +244,7 @@ COMPLAINTS = {
 
 
 @pytest.mark.parametrize(("stderr", "line"), COMPLAINTS.values(), ids=COMPLAINTS)
-def test_complaints_lead_to_a_line(stderr: str, line: int) -> None:
+def test_complaints_are_traced_to_a_line(stderr: str, line: int) -> None:
     assert faulty_line(stderr, TEXT) == line
 
 
@@ -269,7 +269,7 @@ def test_the_hosts_trouble_is_no_rules_fault(stderr: str) -> None:
     ("rule", "line"),
     [("-m nosuch -j RETURN", 3), ("-j NOSUCH", 3), ("-p tcp -m tcp --dport 70000 -j RETURN", 3), ("-s 10.0.0.300", 3)],
 )
-def test_the_real_tools_lead_to_the_line(real: HostTables, rule: str, line: int) -> None:
+def test_complaints_of_the_real_tools_are_traced_to_the_line(real: HostTables, rule: str, line: int) -> None:
     with pytest.raises(RestoreError) as refused:
         real.restore(f"*nat\n:A - [0:0]\n-A A {rule}\n-A A -j RETURN\nCOMMIT\n")
     assert refused.value.line == line

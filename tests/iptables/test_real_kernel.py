@@ -1,4 +1,4 @@
-"""The real kernel, through both backends, ends where the one in memory ends."""
+"""The real kernel, through both backends, behaves like the one in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A port whose rendering raises what nobody foresaw costs that port alone, in iptables and in IPVS mode."""
+"""An unforeseen exception in the rendering of one port costs that port alone, in iptables and in IPVS mode."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_one_port_changes_in_one_restore(old: Fragment, new: Fragment, text: str
     assert len(restores) == bool(text)
 
 
-def test_every_line_leads_back_to_its_service() -> None:
+def test_every_line_has_its_owner() -> None:
     changes = [Change(KEY, NONE, Fragment(ONE.chains, (LED,))), Change(OTHER, NONE, Fragment((), (REFUSED,)))]
     [restore] = delta(changes, 600, lambda table, chain: [])
     for number, line in enumerate(restore.encoded().decode().splitlines(), 1):
@@ -108,7 +108,7 @@ def test_many_changes_are_cut_and_linked_after_they_are_complete() -> None:
     assert len(texts) == 5
 
 
-def test_very_many_lines_that_go_rewrite_their_chain_with_its_last_rule_last(
+def test_very_many_deletions_rewrite_the_chain_with_its_last_rule_last(
     plan: Callable[..., ServicePlan], settings: Settings
 ) -> None:
     tables = FakeTables()

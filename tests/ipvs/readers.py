@@ -1,4 +1,4 @@
-"""What others than our own code read of IPVS mode's part of the kernel: ipvsadm, ipset, ip and pyroute2."""
+"""Independent readers of IPVS mode's part of the kernel: ipvsadm, ipset, ip and pyroute2."""
 
 from __future__ import annotations
 

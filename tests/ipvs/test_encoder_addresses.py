@@ -1,4 +1,4 @@
-"""The device kube-ipvs0: what we put on it, ip(8) shows, and the kernel takes connections to it in."""
+"""The addresses of kube-ipvs0 as ip(8) shows them, and the connections to them that the kernel accepts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_addresses_are_hosts_without_routes_but_the_local_ones(space: Namespace,
 
 
 @pytest.mark.parametrize("address", ["10.96.0.1", "fd00::1"])
-def test_the_host_takes_connections_to_an_address_at_once(
+def test_the_host_accepts_connections_to_an_address_at_once(
     space: Namespace, addresses: KernelAddresses, address: str
 ) -> None:
     def talk() -> bytes:

@@ -1,4 +1,4 @@
-"""Commands run to their end, in the C locale, and every failure is a CommandError that says why."""
+"""Commands run to their end in the C locale; every failure is a CommandError with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets on the real kernel, in a network namespace of the test's own; ipset(8) is the independent reader and writer."""
+"""ipsets of the real kernel, in a network namespace of the test's own; ipset(8) is the independent reader and writer."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_set_of_another_type_is_an_error_that_names_it(sets: KernelIpSets, she
     assert there.split()[0] in str(raised.value)
 
 
-def test_a_refused_entry_is_told_and_all_others_are_done(sets: KernelIpSets) -> None:
+def test_a_refused_entry_is_reported_and_all_others_are_added(sets: KernelIpSets) -> None:
     sets.create([SetSpec("S", SetType.HASH_IP, Family.IPV4)])
     good = [Change("S", f"10.0.{i >> 8}.{i & 255}", add=True) for i in range(1, 1500)]
     bad = {

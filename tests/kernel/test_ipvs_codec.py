@@ -1,4 +1,4 @@
-"""What is said of IPVS is, byte by byte, what the kernel's header says, and the kernel's answers are understood."""
+"""Requests about IPVS are encoded byte by byte as in the kernel's header, and its answers are decoded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SAID = {
 
 @little_endian
 @pytest.mark.parametrize("name", SAID)
-def test_each_verb_is_said_as_the_header_has_it(name: str) -> None:
+def test_each_verb_is_encoded_as_in_the_header(name: str) -> None:
     operation, wanted = SAID[name]
     assert codec.change(operation).hex() == wanted.replace(" ", "")
 
@@ -66,7 +66,7 @@ def test_the_table_has_every_verb() -> None:
 
 
 @little_endian
-def test_questions_and_timeouts_are_said_as_the_header_has_it() -> None:
+def test_queries_and_timeouts_are_encoded_as_in_the_header() -> None:
     assert codec.servers().hex() == "04010000"
     assert codec.reals_of(V4).hex() == f"08010000 24000180 {KEY_V4}".replace(" ", "")
     every = "0c010000 08000400 e8030000 08000500 14000000 08000600 1e000000"
@@ -123,7 +123,7 @@ def test_real_servers_of_a_kernel_that_knows_no_tunnels_are_read_alike() -> None
 
 
 @little_endian
-def test_persistence_of_networks_is_told_apart() -> None:
+def test_persistence_of_networks_is_recognized() -> None:
     networks = bytes.fromhex(PERSISTENT_WRR.replace("08000900 ffffffff", "08000900 ffffff00"))
     state = codec.server_of(networks)
     assert state is not None
@@ -192,7 +192,7 @@ UNSAYABLE = {
 
 
 @pytest.mark.parametrize("what", UNSAYABLE)
-def test_what_cannot_be_said_is_a_value_error(what: str) -> None:
+def test_what_cannot_be_encoded_is_a_value_error(what: str) -> None:
     key, real = UNSAYABLE[what]
     with pytest.raises(ValueError, match=r"\S"):
         codec.change(Operation(Verb.ADD_REAL, VirtualServer(key, "rr"), real))

@@ -1,4 +1,4 @@
-"""Answers that are corrupted, cut short, too long, empty or missing cost their request, and nothing after it."""
+"""Answers that are corrupted, cut short, too long, empty or missing fail their request, and none after it."""
 
 from __future__ import annotations
 

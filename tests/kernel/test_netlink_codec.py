@@ -1,4 +1,4 @@
-"""What is encoded is decoded again, and bytes that are no netlink are refused, not misread."""
+"""Messages that are encoded are decoded again, and malformed bytes are refused."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_an_error_becomes_one_line_with_the_kernels_words(capped: bool, said: st
     assert (error.errno, error.detail, error.offset) == (errno.ENODEV, said, 0)
 
 
-def test_an_error_says_where_the_refused_attribute_is() -> None:
+def test_an_error_has_the_offset_of_the_refused_attribute() -> None:
     answer = failure(errno.EINVAL, netlink.message(20, 5, 1, b""), "no", capped=True)
     error = netlink.error_of(answer._replace(payload=answer.payload + netlink.u32(2, 36)), "do")
     assert error is not None

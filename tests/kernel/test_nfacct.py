@@ -1,4 +1,4 @@
-"""Counters are made once, keep their counts, and count what a rule sends to them."""
+"""Counters are created once, keep their counts, and count what a rule counts into them."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ from kproxy.modes.nftables.fragments import Settings as NftablesSettings
 from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import ipvs_settings, nftables_settings
 from kproxy.netfilter.table import KernelNftables
-from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.iptables import FakeTables
 from tests.fakes.ipvs import FakeIpvs
 from tests.fakes.nftables import FakeNftables
+from tests.fakes.service_device import FakeAddresses
 from tests.parity.conftest import Case, cases
 from tests.parity.test_real_kernel import Inside, loadable
 

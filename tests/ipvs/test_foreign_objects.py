@@ -1,4 +1,4 @@
-"""Virtual servers, sets, addresses and rules of others stay, whatever the mode does; excludeCIDRs."""
+"""Virtual servers, sets, addresses and rules of other programs stay; excludeCIDRs."""
 
 from __future__ import annotations
 
