@@ -1,4 +1,4 @@
-"""ipsets of the real kernel, in a network namespace of the test's own; ipset(8) is the independent reader and writer."""
+"""ipsets of the real kernel in a namespace of the test's own; ipset(8) is the independent reader and writer."""
 
 from __future__ import annotations
 
