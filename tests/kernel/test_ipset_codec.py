@@ -162,15 +162,6 @@ def test_what_is_no_entry_is_a_value_error_that_names_it(text: str) -> None:
     assert text in str(raised.value)
 
 
-@given(st.binary(max_size=120))
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    for inner in (data, netlink.nested(8, data), netlink.nested(8, netlink.nested(7, data))):
-        with contextlib.suppress(ValueError):
-            list(codec.entries_of(bytes(4) + inner))
-        with contextlib.suppress(ValueError):
-            codec.header_of(bytes(4) + inner)
-
-
 @pytest.mark.parametrize(
     ("kernel", "ours"),
     [((0, 6), 4), ((0, 4), 4), ((0, 2), 2), ((5, 6), 5), ((1, 1), 1)],
