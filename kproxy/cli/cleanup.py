@@ -11,6 +11,7 @@ from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.kernel import host_checks, nfacct
 from kproxy.kernel.commands import Commands, Runner
+from kproxy.kernel.constants import NFACCT_COUNTERS
 from kproxy.sync.stale_rules import clean_chains, rules_left
 
 
@@ -60,7 +61,7 @@ def _counters() -> list[str]:
     if not nfacct.available():
         return []
     try:
-        for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+        for name in NFACCT_COUNTERS:
             if nfacct.remove(name):
                 _log.info("Deleted counter", name=name)
     except KernelError as error:

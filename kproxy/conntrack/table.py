@@ -15,11 +15,17 @@ from typing import Protocol as Interface
 
 from kproxy.conntrack.stale_flows import TRACKED, Flow
 from kproxy.kernel import netlink
+from kproxy.kernel.constants import (
+    ADDRESS_FAMILY,
+    NETLINK_NETFILTER,
+    NFNL_SUBSYS_CTNETLINK,
+    PROTOCOL_NUMBERS,
+    address_family,
+)
 from kproxy.kernel.netlink_sockets import Socket
 from kproxy.model.plans import Family, Protocol
 
-NETLINK_NETFILTER = 12
-SUBSYSTEM = 1 << 8  # NFNL_SUBSYS_CTNETLINK
+SUBSYSTEM = NFNL_SUBSYS_CTNETLINK << 8
 NEW, GET, DELETE = SUBSYSTEM | 0, SUBSYSTEM | 1, SUBSYSTEM | 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE, CTA_FILTER = 1, 2, 12, 18, 25
 CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_ZONE = 1, 2, 3
@@ -28,8 +34,7 @@ CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
 FILTER_PROTO_NUM = 1 << 3  # CTA_FILTER_F_CTA_PROTO_NUM of net/netfilter/nf_internals.h
 
-FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-NUMBERS = {Protocol.UDP: socket.IPPROTO_UDP, Protocol.SCTP: socket.IPPROTO_SCTP}
+NUMBERS = {protocol: PROTOCOL_NUMBERS[protocol.lower()] for protocol in (Protocol.UDP, Protocol.SCTP)}
 DELETED_AT_ONCE = 64  # so that the acknowledgements fit the receive buffer
 
 _HEADERS = 16 + 4  # struct nlmsghdr, struct nfgenmsg
@@ -55,7 +60,7 @@ class KernelConntrack:
         """As Conntrack.flows. The kernel (5.8 and newer) leaves other protocols out of its answer."""
         found: list[Flow] = []
         for protocol in sorted(protocols):
-            request = netlink.netfilter(FAMILIES[family]) + _only(protocol)
+            request = netlink.netfilter(ADDRESS_FAMILY[family]) + _only(protocol)
             with Socket(NETLINK_NETFILTER) as kernel:
                 chunks = kernel.dump(GET, request, f"list {family} {protocol} conntrack entries")
             found.extend(decode(chunks, family, {protocol}))
@@ -100,7 +105,7 @@ class _Layout:
     """
 
     def __init__(self, family: Family) -> None:
-        self.family = FAMILIES[family]
+        self.family = ADDRESS_FAMILY[family]
         width = 4 if family is Family.IPV4 else 16
         half = f"12s {width}s 4s {width}s 8s B 3x 4s H 2x 4s H 2x"
         self.struct = struct.Struct(f">{half} {half}")
@@ -135,7 +140,7 @@ LAYOUTS = {family: _Layout(family) for family in Family}
 def deletion(flow: Flow) -> bytes:
     """The payload that names exactly FLOW's entry. The kernel compares the id too, which spares most successors: it is
     made of the addresses and the entry's place in memory."""
-    family = socket.AF_INET6 if ":" in flow.source else socket.AF_INET
+    family = address_family(flow.source)
     source, destination = (socket.inet_pton(family, ip) for ip in (flow.source, flow.destination))
     ports = (flow.source_port, flow.destination_port)
     inner, outer = (flow.zone, 0) if flow.zone_of_original else (0, flow.zone)

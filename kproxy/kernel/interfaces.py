@@ -1,34 +1,22 @@
-"""The node's network interfaces and addresses, by rtnetlink, and a watch on their changes.
+"""The node's network interfaces and addresses, read by rtnetlink, and a monitor of their changes.
 
-Decides: which addresses count as the node's own, and what its own IP is when no Node object tells. Leaves out: which of
-them take node ports (kproxy.model.node_info). Sources: rtnetlink(7), include/uapi/linux/{if_addr,if_link,rtnetlink}.h.
-
-The daemon speaks rtnetlink by itself: it needs two dumps, and a whole library costs 0.1 s and 24 MB on every node.
+Decides: which addresses count as the node's own, and what its own IP is when no Node object says so. Leaves out: which
+of them take node ports (`kproxy.model.node_info`), and the bytes (`kproxy.kernel.rtnetlink`).
 """
 
 from __future__ import annotations
 
 import socket
-import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from kproxy.kernel import netlink
-from kproxy.kernel.netlink_sockets import Overrun, Socket
+from kproxy.kernel import netlink, rtnetlink
+from kproxy.kernel.constants import ADDRESS_FAMILY, NETLINK_ROUTE
+from kproxy.kernel.netlink_sockets import MALFORMED, Overrun, Socket
 from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family
 
-NETLINK_ROUTE = 0
-RTM_NEWLINK, RTM_GETLINK, RTM_NEWADDR, RTM_GETADDR = 16, 18, 20, 22
-RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR = 5, 9
-IFF_UP = 0x1
-IFLA_IFNAME = 3
-IFA_ADDRESS, IFA_LOCAL = 1, 2
-IFA_F_DADFAILED = 0x08
-LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
-ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg
-# On nobody's link, so behind the default route (RFC 1112, RFC 3849). Nothing is sent there: the route is looked up.
-ELSEWHERE = {Family.IPV4: (socket.AF_INET, "240.0.0.1"), Family.IPV6: (socket.AF_INET6, "2001:db8:ffff:ffff::1")}
+# Not on any link, so behind the default route (RFC 1112, RFC 3849). Nothing is sent there: only the route is looked up.
+OFF_LINK = {Family.IPV4: "240.0.0.1", Family.IPV6: "2001:db8:ffff:ffff::1"}
 
 
 class Interface(NamedTuple):
@@ -42,12 +30,18 @@ class Interface(NamedTuple):
 def interfaces() -> list[Interface]:
     """The interfaces of this network namespace. Raises NetlinkError."""
     with Socket(NETLINK_ROUTE) as kernel:
-        links = kernel.dump(RTM_GETLINK, LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0), "list interfaces")
-        addresses = kernel.dump(RTM_GETADDR, ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0), "list addresses")
+        request = "list interfaces"
+        chunks = kernel.dump(rtnetlink.RTM_GETLINK, rtnetlink.ALL_LINKS, request)
+        with kernel.decoding(request):
+            links = list(rtnetlink.links_in(chunks))
+        request = "list addresses"
+        chunks = kernel.dump(rtnetlink.RTM_GETADDR, rtnetlink.ALL_ADDRESSES, request)
+        with kernel.decoding(request):
+            addresses = list(rtnetlink.addresses_in(chunks))
     held: dict[int, list[str]] = {}
-    for index, text in _addresses(addresses):
-        held.setdefault(index, []).append(text)
-    return [Interface(name, tuple(held.get(index, ())), up) for index, name, up in _links(links)]
+    for index, _, ip, length in addresses:
+        held.setdefault(index, []).append(f"{ip}/{length}")
+    return [Interface(name, tuple(held.get(index, ())), up) for index, name, up in links]
 
 
 def own_addresses() -> frozenset[str]:
@@ -57,15 +51,14 @@ def own_addresses() -> frozenset[str]:
 
 
 def node_ip(family: Family) -> str | None:
-    """The address that this host takes for talking to the outside, None without a route there."""
-    domain, elsewhere = ELSEWHERE[family]
+    """The source address that this host uses towards other networks, None without a route there."""
     try:
-        with socket.socket(domain, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
-            asking.connect((elsewhere, 9))
-            found = str(asking.getsockname()[0])
+        with socket.socket(ADDRESS_FAMILY[family], socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            probe.connect((OFF_LINK[family], 9))
+            found = str(probe.getsockname()[0])
     except OSError:
         return None
-    return None if found == elsewhere else found
+    return None if found == OFF_LINK[family] else found
 
 
 def host() -> dict[str, object]:
@@ -77,21 +70,25 @@ def host() -> dict[str, object]:
 
 
 class AddressMonitor:
-    """Tells that an address of the node came or went, in the network namespace of the thread that makes it.
+    """Reports that the node gained or lost an address, in the network namespace of the thread that makes it.
 
-    Addresses of Services do not count. Close it after use.
+    Addresses of Services (on kube-ipvs0) do not count. Close it after use.
     """
 
     def __init__(self) -> None:
         """Raises NetlinkError."""
-        self._socket = Socket(NETLINK_ROUTE, groups=(RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR))
+        groups = rtnetlink.RTNLGRP_IPV4_IFADDR, rtnetlink.RTNLGRP_IPV6_IFADDR
+        self._socket = Socket(NETLINK_ROUTE, groups=groups)
 
     def fd(self) -> int:
         """Readable when `changed` may be true."""
         return self._socket.fileno()
 
     def changed(self, timeout: float = 0.0) -> bool:
-        """Whether any address changed since the last call; waits at most TIMEOUT seconds for a first change."""
+        """Whether any address changed since the last call; waits at most TIMEOUT seconds for a first change.
+
+        Also true when that is unknown, as notifications were lost or cannot be read. Raises NetlinkError.
+        """
         found = False
         while True:
             try:
@@ -114,35 +111,12 @@ class AddressMonitor:
 
 
 def _concerns_the_node(data: bytes) -> bool:
-    """Whether DATA, notifications of addresses, are about any device but the one that holds Services' addresses."""
+    """Whether DATA, notifications about addresses, are about any device but kube-ipvs0."""
     try:
-        passed_over = socket.if_nametoindex(SERVICE_DEVICE)
+        service_device = socket.if_nametoindex(SERVICE_DEVICE)
     except OSError:
-        passed_over = 0
-    payloads = (m.payload for m in netlink.messages(data) if len(m.payload) >= ADDRESS.size)
-    return any(ADDRESS.unpack_from(payload)[4] != passed_over for payload in payloads)
-
-
-# ---- pure: bytes to values
-
-
-def _links(chunks: list[bytes]) -> Iterator[tuple[int, str, bool]]:
-    """Index, name, and whether it is up."""
-    for payload in _payloads(chunks, RTM_NEWLINK):
-        _, _, index, flags, _ = LINK.unpack_from(payload)
-        name = netlink.to_text(netlink.attributes(payload, start=LINK.size).get(IFLA_IFNAME, b""))
-        yield index, name, bool(flags & IFF_UP)
-
-
-def _addresses(chunks: list[bytes]) -> Iterator[tuple[int, str]]:
-    """Index of the interface, and IP/LEN; an IPv6 address that turned out to be taken is not ours."""
-    for payload in _payloads(chunks, RTM_NEWADDR):
-        family, length, flags, _, index = ADDRESS.unpack_from(payload)
-        parts = netlink.attributes(payload, start=ADDRESS.size)
-        packed = parts.get(IFA_LOCAL) or parts.get(IFA_ADDRESS)  # with a peer, IFA_ADDRESS is the other end
-        if packed and family in (socket.AF_INET, socket.AF_INET6) and not flags & IFA_F_DADFAILED:
-            yield index, f"{socket.inet_ntop(family, packed)}/{length}"
-
-
-def _payloads(chunks: list[bytes], type: int) -> Iterator[bytes]:
-    return (answer.payload for data in chunks for answer in netlink.messages(data) if answer.type == type)
+        service_device = 0
+    try:
+        return any(rtnetlink.index_of(message.payload) != service_device for message in netlink.messages(data))
+    except MALFORMED:
+        return True

@@ -1,7 +1,9 @@
-"""The kernel's ipsets, by netlink: what they hold, and changes to them in batches.
+"""The kernel's ipsets over netlink: reading them, and changing them in batches.
 
-Entries are the text that ipset(8) prints: "10.96.0.1,tcp:443", "30080", "10.0.0.1,udp:53,10.0.0.1",
-"203.0.113.1,tcp:80,10.0.0.0/8". Sources: include/uapi/linux/netfilter/ipset/ip_set.h, ipset(8).
+Decides: how entries are batched, which refusals are no errors, and what happens when a set is full. Leaves out: the
+bytes (`kproxy.kernel.ipset_codec`). Entries are the text that ipset(8) prints: "10.96.0.1,tcp:443", "30080",
+"10.0.0.1,udp:53,10.0.0.1", "203.0.113.1,tcp:80,10.0.0.0/8". Sources: include/uapi/linux/netfilter/ipset/ip_set.h,
+ipset(8).
 """
 
 from __future__ import annotations
@@ -13,20 +15,23 @@ from typing import NamedTuple, Protocol
 from kproxy.errors import NetlinkError
 from kproxy.kernel import ipset_codec as codec
 from kproxy.kernel import netlink
+from kproxy.kernel.constants import NETLINK_NETFILTER
 from kproxy.kernel.ipset_codec import Header, SetSpec, SetType
 from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Part, Socket
 from kproxy.model.plans import Family
 
-NETLINK_NETFILTER = 12
-# As kube-proxy creates its sets: it takes none that was made with another limit, and so could not take the node back.
 LIMIT = 65536
-LARGE = 16  # times as many entries go into a set that is full
-LARGER = "kproxy-larger"  # the set that takes over the entries of one that is full
+"""How many entries a set may hold, as kube-proxy creates it: it accepts no set with another limit, and could not take
+the node back."""
+GROWTH = 16
+"""The factor by which the limit of a set that is full is raised."""
+LARGER = {Family.IPV4: "kproxy-larger", Family.IPV6: "kproxy-larger-6"}
+"""The temporary set that replaces one that is full. One a family, as both may do that at the same time."""
 
 
 class HeldSet(NamedTuple):
-    """A set as the kernel has it. type: any of ipset's names. references: rules and sets that use it. family: None
-    for a bitmap."""
+    """A set as the kernel has it. type: any of ipset's names. family: None for a bitmap. references: the number of
+    rules and sets that use it."""
 
     type: str
     family: Family | None
@@ -35,7 +40,7 @@ class HeldSet(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An entry to put into a set, or to take out of it."""
+    """An entry to add to a set, or to delete from it."""
 
     set: str
     entry: str
@@ -45,35 +50,32 @@ class Change(NamedTuple):
         return f"{'add to' if self.add else 'delete from'} ipset {self.set}: {self.entry}"
 
 
-_Coded = tuple[Change, bytes]  # with the entry's bytes
+_Encoded = tuple[Change, bytes]  # with the entry's bytes
 
 
 class IpSets(Protocol):
-    """The ipsets of one network namespace. Not for two threads at a time: make one for each."""
+    """The ipsets of one network namespace. Not safe for two threads at once: each family has an object of its own."""
 
     def held(self, names: Collection[str]) -> dict[str, HeldSet]:
-        """Those of NAMES that exist, with all entries in canonical text. Raises NetlinkError."""
+        """Those of the sets NAMES that exist, with all entries in canonical text. Raises NetlinkError."""
 
     def create(self, specs: Iterable[SetSpec]) -> None:
-        """Create sets; one that exists in that form already stays as it is. Raises NetlinkError, naming the set."""
+        """Create sets; one that exists with the same type and family stays as it is. Raises NetlinkError."""
 
     def apply(self, changes: Iterable[Change]) -> Mapping[Change, NetlinkError]:
-        """Do them all, in order; an entry that is there already, or gone already, is no error.
+        """Apply all changes in order; an entry that is there already, or gone already, is no error.
 
-        Returns what the kernel refused; the others are done. Raises NetlinkError when the kernel cannot be talked to.
+        Returns what the kernel refused; the others are done. Raises NetlinkError when the kernel cannot be reached.
         """
 
-    def swap(self, one: str, other: str) -> None:
-        """Exchange the contents of two sets of the same type, in one step for every rule that matches on them."""
-
     def destroy(self, names: Iterable[str]) -> dict[str, NetlinkError]:
-        """Remove sets; one that does not exist is no error. Returns those that stay, as a rule still uses them."""
+        """Destroy sets; one that does not exist is no error. Returns those that stay, as a rule still uses them."""
 
 
 class KernelIpSets:
-    """The real ones, of the network namespace of the thread that makes it. Close it after use.
+    """The real ipsets, of the network namespace of the thread that makes this object. Close it after use.
 
-    A request that adds what is there already, or deletes what is not, is done without NLM_F_EXCL: `-exist` of ipset(8).
+    Entries are added and deleted without NLM_F_EXCL, like `-exist` of ipset(8).
     """
 
     def __init__(self) -> None:
@@ -91,7 +93,7 @@ class KernelIpSets:
         self.close()
 
     def held(self, names: Collection[str]) -> dict[str, HeldSet]:
-        """As IpSets.held. Of a type that is none of SetType, entries have what they have in common with one that is."""
+        """Entries of a type that is none of SetType are returned as far as they are like those of one that is."""
         found: dict[str, HeldSet] = {}
         for name in names:
             if (listed := self._listed(name)) is not None:
@@ -100,17 +102,16 @@ class KernelIpSets:
         return found
 
     def create(self, specs: Iterable[SetSpec]) -> None:
-        """As IpSets.create. A set of that type and family is in that form, whatever its options."""
         for spec in specs:
             self._create(spec, LIMIT)
 
     def apply(self, changes: Iterable[Change]) -> Mapping[Change, NetlinkError]:
-        """As IpSets.apply. Of several changes of one entry only the last is done; what is no entry is EINVAL.
+        """Of several changes of one entry only the last is applied. Text that is no entry is refused with EINVAL.
 
-        A set that is full is replaced by one that holds LARGE times as many, in one step for the rules that use it.
+        A set that is full is replaced by one that holds GROWTH times as many, atomically for the rules that use it.
         """
         refused: dict[Change, NetlinkError] = {}
-        lots: dict[tuple[bool, str], list[_Coded]] = {}
+        lots: dict[tuple[bool, str], list[_Encoded]] = {}
         for change in {(change.set, change.entry): change for change in changes}.values():
             try:
                 lots.setdefault((change.add, change.set), []).append((change, codec.entry(change.entry)))
@@ -118,19 +119,14 @@ class KernelIpSets:
                 refused[change] = NetlinkError(str(change), errno.EINVAL, str(error))
         for (add, name), lot in sorted(lots.items()):  # deletions first: they make room
             errors = self._write(add, name, lot)
-            full = [coded for coded in lot if coded[0] in errors and errors[coded[0]].errno == codec.HASH_FULL]
+            full = [encoded for encoded in lot if encoded[0] in errors and errors[encoded[0]].errno == codec.HASH_FULL]
             if full and self._enlarge(name):
                 errors = {change: error for change, error in errors.items() if error.errno != codec.HASH_FULL}
                 errors |= self._write(add, name, full)
             refused |= {change: codec.explained(error) for change, error in errors.items()}
         return refused
 
-    def swap(self, one: str, other: str) -> None:
-        """As IpSets.swap. Raises NetlinkError."""
-        self._ask(codec.SWAP, codec.pair(one, other), f"swap ipsets {one} and {other}")
-
     def destroy(self, names: Iterable[str]) -> dict[str, NetlinkError]:
-        """As IpSets.destroy."""
         wanted = list(names)
         parts: list[Part] = [(codec.DESTROY, 0, codec.named(name)) for name in wanted]
         errors = self._socket.change(parts, lambda index: f"destroy ipset {wanted[index]}")
@@ -150,9 +146,10 @@ class KernelIpSets:
             if error.errno == errno.ENOENT:
                 return None
             raise codec.explained(error) from None
-        answers = [a.payload for data in chunks for a in netlink.messages(data) if a.type == codec.LIST]
-        header = next((found for found in map(codec.header_of, answers) if found), Header("", None))
-        return header, frozenset(text for payload in answers for text in codec.entries_of(payload))
+        with self._socket.decoding(request):
+            answers = [a.payload for data in chunks for a in netlink.messages(data) if a.type == codec.LIST]
+            header = next((found for found in map(codec.header_of, answers) if found), Header("", None))
+            return header, frozenset(text for payload in answers for text in codec.entries_of(payload))
 
     def _create(self, spec: SetSpec, limit: int) -> None:
         request = f"create ipset {spec.name}"
@@ -170,48 +167,53 @@ class KernelIpSets:
 
     def _revision(self, spec: SetSpec) -> int:
         if spec.type not in self._revisions:
-            answers = self._ask(
-                codec.TYPE, codec.type_query(spec.type, spec.family), f"look for ipset type {spec.type}"
-            )
-            self._revisions[spec.type] = codec.revision_of(answers[0].payload, spec.type)
+            request = f"look for ipset type {spec.type}"
+            answers = self._ask(codec.TYPE, codec.type_query(spec.type, spec.family), request)
+            with self._socket.decoding(request):
+                self._revisions[spec.type] = codec.revision_of(answers[0].payload, spec.type)
         return self._revisions[spec.type]
 
     def _header(self, name: str) -> Header:
-        answers = self._ask(codec.HEADER, codec.named(name), f"look at ipset {name}")
-        return next((found for a in answers if (found := codec.header_of(a.payload))), Header("", None))
+        request = f"look at ipset {name}"
+        answers = self._ask(codec.HEADER, codec.named(name), request)
+        with self._socket.decoding(request):
+            return next((found for a in answers if (found := codec.header_of(a.payload))), Header("", None))
 
-    def _write(self, add: bool, name: str, lot: Sequence[_Coded]) -> dict[Change, NetlinkError]:
-        """Add or delete all of LOT; what the kernel refused, with ipset's own error numbers."""
+    def _write(self, add: bool, name: str, lot: Sequence[_Encoded]) -> dict[Change, NetlinkError]:
+        """Add or delete all of LOT; returns what the kernel refused, with ipset's own error numbers."""
         command = codec.ADD if add else codec.DELETE
         errors: dict[Change, NetlinkError] = {}
         for start in range(0, len(lot), codec.ENTRIES_AT_ONCE):
             rest = lot[start : start + codec.ENTRIES_AT_ONCE]
             whole: Part = (command, 0, codec.numbered(name, [data for _, data in rest]))
-            for refusal in self._socket.refusals([whole], lambda _: f"change ipset {name}").values():
-                done = max(codec.refused_entry(refusal) - 1, 0)  # it stopped there; the others have to be told apart
+            request = f"change ipset {name}"
+            for refusal in self._socket.refusals([whole], lambda _, request=request: request).values():  # type: ignore[misc]
+                with self._socket.decoding(request):
+                    done = max(codec.refused_entry(refusal) - 1, 0)  # the kernel stopped there
                 errors |= self._write_each(command, name, rest[done:])
         if add:
             return errors
         return {change: error for change, error in errors.items() if error.errno != errno.ENOENT}  # no such set
 
-    def _write_each(self, command: int, name: str, lot: Sequence[_Coded]) -> dict[Change, NetlinkError]:
+    def _write_each(self, command: int, name: str, lot: Sequence[_Encoded]) -> dict[Change, NetlinkError]:
         parts: list[Part] = [(command, 0, codec.numbered(name, [data])) for _, data in lot]
         errors = self._socket.change(parts, lambda index: str(lot[index][0]))
         return {lot[index][0]: error for index, error in errors.items()}
 
     def _enlarge(self, name: str) -> bool:
-        """Put a set that holds more in the place of one that is full; whether that was possible."""
+        """Replace a set that is full by one with a higher limit; whether that was possible."""
         try:
             header, entries = self._listed(name) or (Header("", None), frozenset())
             if not header.limit or header.family is None or header.type not in list(SetType):
                 return False
-            self.destroy([LARGER])
-            self._create(SetSpec(LARGER, SetType(header.type), header.family), header.limit * LARGE)
-            lot = [(Change(LARGER, text, add=True), codec.entry(text)) for text in entries]
-            complete = not self._write(True, LARGER, lot)
+            larger = LARGER[header.family]
+            self.destroy([larger])
+            self._create(SetSpec(larger, SetType(header.type), header.family), header.limit * GROWTH)
+            lot = [(Change(larger, text, add=True), codec.entry(text)) for text in entries]
+            complete = not self._write(True, larger, lot)
             if complete:
-                self.swap(name, LARGER)
-            self.destroy([LARGER])
+                self._ask(codec.SWAP, codec.pair(name, larger), f"swap ipsets {name} and {larger}")
+            self.destroy([larger])
         except (NetlinkError, ValueError):
             return False
         return complete

@@ -1,8 +1,8 @@
-"""ipsets as bytes of netlink, and back: pure.
+"""Encodes requests about ipsets for netlink, and decodes the kernel's answers: pure.
 
-Decides: what a request says to the kernel, what its entries look like as text, what its own error numbers mean.
-Leaves out: sending (kproxy.kernel.ipset). Sources: include/uapi/linux/netfilter/ipset/ip_set.h,
-net/netfilter/ipset/ip_set_core.c, ipset(8).
+Decides: the requests, how entries are written as text, and what ipset's own error numbers mean. Leaves out: sending
+(`kproxy.kernel.ipset`). The functions for answers raise ValueError, LookupError or struct.error for malformed bytes.
+Sources: include/uapi/linux/netfilter/ipset/ip_set.h, net/netfilter/ipset/ip_set_core.c, ipset(8).
 
 Numbers are big-endian and say so in the type of their attribute.
 """
@@ -18,9 +18,17 @@ from typing import NamedTuple
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
+from kproxy.kernel.constants import (
+    ADDRESS_BITS,
+    NFNL_SUBSYS_IPSET,
+    NFPROTO,
+    PROTOCOL_NAMES,
+    PROTOCOL_NUMBERS,
+    address_family,
+)
 from kproxy.model.plans import Family
 
-SUBSYSTEM = 6 << 8  # NFNL_SUBSYS_IPSET
+SUBSYSTEM = NFNL_SUBSYS_IPSET << 8
 CREATE, DESTROY, SWAP, LIST = SUBSYSTEM | 2, SUBSYSTEM | 3, SUBSYSTEM | 6, SUBSYSTEM | 7  # IPSET_CMD_*
 ADD, DELETE, HEADER, TYPE = SUBSYSTEM | 9, SUBSYSTEM | 10, SUBSYSTEM | 12, SUBSYSTEM | 13
 PROTOCOL_VERSION = 6  # spoken by every kernel; 7 adds only what is not used here
@@ -34,14 +42,11 @@ NOMATCH = 1 << 2  # IPSET_FLAG_NOMATCH
 ENTRIES_AT_ONCE = 500  # an attribute holds 64 KiB, an IPv6 entry is less than 100 bytes
 BIG_ENDIAN = 0x4000  # NLA_F_NET_BYTEORDER
 
-PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
-FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6
-FAMILY_NAMES = {number: family for family, number in FAMILIES.items()}
+FAMILIES = {number: family for family, number in NFPROTO.items()}
 
 
 class SetType(StrEnum):
-    """The types that are used, by ipset's names."""
+    """The types of sets that kproxy creates, by ipset's names."""
 
     HASH_IP = "hash:ip"
     HASH_IP_PORT = "hash:ip,port"
@@ -51,7 +56,7 @@ class SetType(StrEnum):
 
 
 class SetSpec(NamedTuple):
-    """A set as it is created. family: that of a hash's addresses; a bitmap has none, there it has no meaning."""
+    """A set as it is created. family: that of a hash's addresses; it has no meaning for a bitmap."""
 
     name: str
     type: SetType
@@ -59,8 +64,8 @@ class SetSpec(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What the kernel says of a set beside its entries. family: None for a bitmap. limit: how many entries a hash may
-    hold, 0 where it does not say."""
+    """What the kernel reports of a set besides its entries. family: None for a bitmap. limit: how many entries a hash
+    may hold, 0 where that is not reported."""
 
     type: str
     family: Family | None
@@ -68,8 +73,8 @@ class Header(NamedTuple):
     limit: int = 0
 
 
-# The revision of a type tells which options a set may have. We use none of them, and a tool that is older than a set's
-# revision cannot even list it. These are the newest of ipset 6.22 (2014), which all that is in use understand.
+# The revision of a type determines which options a set may have. None of them is used here, and a tool that is older
+# than a set's revision cannot even list it. These are the newest of ipset 6.22 (2014), which every tool in use has.
 REVISIONS = {
     SetType.HASH_IP: 4,
     SetType.HASH_IP_PORT: 5,
@@ -105,22 +110,22 @@ _U32 = struct.Struct("=I")
 
 
 def named(name: str) -> bytes:
-    """The beginning of the payload of each request about a set."""
+    """The start of the payload of every request about one set; the whole payload to list, destroy or look at it."""
     return _start() + netlink.text(ATTR_SETNAME, name)
 
 
 def pair(one: str, other: str) -> bytes:
-    """A request about two sets."""
+    """The payload of a request about two sets."""
     return named(one) + netlink.text(ATTR_SETNAME2, other)
 
 
 def type_query(type: SetType, family: Family) -> bytes:
-    """Asks which revisions of a type there are."""
+    """The payload that asks for the revisions of a type that the kernel has."""
     return _start() + netlink.text(ATTR_TYPENAME, type.value) + _byte(ATTR_FAMILY, _family(type, family))
 
 
 def creation(spec: SetSpec, revision: int, limit: int) -> bytes:
-    """Creates a set. LIMIT: how many entries a hash may hold."""
+    """The payload that creates a set. LIMIT: how many entries a hash may hold."""
     if spec.type is SetType.BITMAP_PORT:
         options = netlink.be16(PORT | BIG_ENDIAN, 0), netlink.be16(PORT_TO | BIG_ENDIAN, 0xFFFF)
     else:
@@ -137,19 +142,19 @@ def creation(spec: SetSpec, revision: int, limit: int) -> bytes:
 
 
 def numbered(name: str, entries: Sequence[bytes]) -> bytes:
-    """Adds or deletes ENTRIES (as `entry` makes them), at most ENTRIES_AT_ONCE; the kernel stops at the first that it
-    refuses and tells its place."""
+    """The payload that adds or deletes ENTRIES (as `entry` encodes them), at most ENTRIES_AT_ONCE; the kernel stops at
+    the first that it refuses and reports its number."""
     each = (netlink.nested(ATTR_DATA, data, netlink.u32(LINENO, i)) for i, data in enumerate(entries, start=1))
     return named(name) + netlink.u32(ATTR_LINENO, 0) + netlink.nested(ATTR_ADT, *each)
 
 
 def _start() -> bytes:
-    return netlink.netfilter(socket.AF_INET) + _byte(ATTR_PROTOCOL, PROTOCOL_VERSION)
+    return netlink.netfilter(NFPROTO[Family.IPV4]) + _byte(ATTR_PROTOCOL, PROTOCOL_VERSION)
 
 
 def _family(type: SetType, family: Family) -> int:
-    """Rules of both families may match on a bitmap only if it is of none."""
-    return 0 if type is SetType.BITMAP_PORT else FAMILIES[family]
+    """The family's number; 0 for a bitmap, so that rules of both families may match on it."""
+    return 0 if type is SetType.BITMAP_PORT else NFPROTO[family]
 
 
 def _byte(kind: int, value: int) -> bytes:
@@ -160,10 +165,10 @@ def _byte(kind: int, value: int) -> bytes:
 
 
 def entry(text: str) -> bytes:
-    """The attributes of an entry. Raises ValueError for what is no entry of any type here.
+    """The attributes of an entry. Raises ValueError for text that is no entry of one of the types here.
 
-    10.0.0.1 | 30080 | 10.0.0.1,tcp:80 | 10.0.0.1,tcp:80,10.0.0.2 | 10.0.0.1,tcp:80,10.0.0.0/8, the last one also with
-    " nomatch" behind it, as ipset(8) marks an exception.
+    10.0.0.1 | 30080 | 10.0.0.1,tcp:80 | 10.0.0.1,tcp:80,10.0.0.2 | 10.0.0.1,tcp:80,10.0.0.0/8, the last one also
+    followed by " nomatch", as ipset(8) marks an exception.
     """
     plain = text.removesuffix(" nomatch")
     address, *rest = plain.split(",")
@@ -175,7 +180,7 @@ def entry(text: str) -> bytes:
         data = _address(IP, address)
         if rest:
             name, number = rest[0].split(":")
-            data += netlink.be16(PORT | BIG_ENDIAN, int(number)) + _byte(PROTO, PROTOCOLS[name])
+            data += netlink.be16(PORT | BIG_ENDIAN, int(number)) + _byte(PROTO, PROTOCOL_NUMBERS[name])
         if len(rest) > 1:
             (network,) = rest[1:]
             other, slash, length = network.partition("/")
@@ -188,14 +193,13 @@ def entry(text: str) -> bytes:
 
 
 def _address(kind: int, text: str) -> bytes:
-    v6 = ":" in text
-    packed = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, text)
-    return netlink.nested(kind, netlink.attribute((IPADDR_IPV6 if v6 else IPADDR_IPV4) | BIG_ENDIAN, packed))
+    packed = socket.inet_pton(address_family(text), text)
+    return netlink.nested(kind, netlink.attribute((IPADDR_IPV6 if ":" in text else IPADDR_IPV4) | BIG_ENDIAN, packed))
 
 
 def entries_of(payload: bytes) -> Iterator[str]:
-    """The entries in one message of a listing, as ipset(8) writes them. Of a type that is not used here, what it has in
-    common with one that is. Raises ValueError for bytes that are none."""
+    """The entries in one message of a listing, as ipset(8) writes them. Those of a type that is not used here are
+    returned as far as they are like those of one that is."""
     for kind, data in netlink.each_attribute(payload, start=4):
         if kind == ATTR_ADT:
             yield from (_text(netlink.attributes(each)) for _, each in netlink.each_attribute(data))
@@ -211,13 +215,13 @@ def _text(found: Mapping[int, bytes]) -> str:
     if IP2 in found:
         text += f",{_ip(found[IP2])}"
         length = found.get(CIDR2, b"")
-        if length and length[0] != (32 if len(found[IP2]) == 8 else 128):
+        if length and length[0] != ADDRESS_BITS[Family.IPV4 if len(found[IP2]) == 8 else Family.IPV6]:
             text += f"/{length[0]}"
     return f"{text} nomatch" if netlink.to_int(found.get(FLAGS, b"")) & NOMATCH else text
 
 
 def _ip(data: bytes) -> str:
-    """The address behind the header of its attribute."""
+    """The address in DATA, which begins with the header of a nested attribute."""
     return socket.inet_ntop(socket.AF_INET if len(data) == 8 else socket.AF_INET6, data[4:])
 
 
@@ -225,8 +229,8 @@ def _ip(data: bytes) -> str:
 
 
 def header_of(payload: bytes) -> Header | None:
-    """What a message of a listing, or the answer about one set, says of the set; None when it only goes on with the
-    entries of the set before."""
+    """The header of a set in a message of a listing, or in the answer about one set; None when the message only
+    continues with entries."""
     found = netlink.attributes(payload, start=4)
     if ATTR_TYPENAME not in found:
         return None
@@ -234,21 +238,22 @@ def header_of(payload: bytes) -> Header | None:
     type_ = netlink.to_text(found[ATTR_TYPENAME])
     return Header(
         type_,
-        FAMILY_NAMES.get(netlink.to_int(found.get(ATTR_FAMILY, b""))),
+        FAMILIES.get(netlink.to_int(found.get(ATTR_FAMILY, b""))),
         netlink.to_int(options.get(REFERENCES, b"")),
         netlink.to_int(options.get(MAXELEM, b"")),
     )
 
 
 def revision_of(payload: bytes, type: SetType) -> int:
-    """The revision in which to create a set of a type, by the kernel's answer to `type_query`."""
+    """The revision with which to create a set of a type, from the kernel's answer to `type_query`."""
     found = netlink.attributes(payload, start=4)
     newest, oldest = (netlink.to_int(found.get(kind, b"")) for kind in (ATTR_REVISION, ATTR_REVISION_MIN))
     return max(min(REVISIONS[type], newest), oldest)
 
 
 def refused_entry(refusal: netlink.Message) -> int:
-    """Which entry of a `numbered` request the kernel refused, counted from 1; 0 when it refused the request as such."""
+    """The number of the entry of a `numbered` request that the kernel refused, from 1 on; 0 when it refused the request
+    as a whole."""
     (length,) = _U32.unpack_from(refusal.payload, 4)  # of the request, which follows the error number
     for kind, data in netlink.each_attribute(refusal.payload[: 4 + length], start=24):
         if kind == ATTR_LINENO:
@@ -257,7 +262,7 @@ def refused_entry(refusal: netlink.Message) -> int:
 
 
 def explained(error: NetlinkError) -> NetlinkError:
-    """ERROR with a number of ipset's own in the system's words, others as they are."""
+    """Translates an error number of ipset's own to the system's; other errors are returned as they are."""
     if error.errno not in ERRORS:
         return error
     number, words = ERRORS[error.errno]

@@ -1,7 +1,14 @@
-"""The host's xtables tables of one family: read them whole, change them by restore.
+"""The host's iptables tables of one family: reads them whole, changes them by iptables-restore.
 
-Decides: which of the two backends (nf_tables, legacy) the node uses, how its commands are called, and which line of a
-refused restore was at fault. Leaves out: what the rules mean, and what to do about a refusal.
+Decides: which of the two backends (nf_tables, legacy) the node uses, how its commands are called, whether their output
+can be read, and which line of a refused restore was at fault. Leaves out: what the rules mean, and what to do about a
+refusal.
+
+The legacy commands of both families, and those of other programs, share one lock (/run/xtables.lock). A command that
+hangs while it holds the lock makes the restores of the other family fail after LOCK_WAIT seconds, with a message that
+names the lock; they are retried, and succeed when the command has ended or was killed (TIMEOUT at the latest). Nothing
+better can be had: without the lock, two restores at the same time could undo each other's changes. A command that hangs
+without the lock costs the other family nothing. Saving takes no lock, nor does the nf_tables backend.
 """
 
 from __future__ import annotations
@@ -16,22 +23,25 @@ from kproxy.errors import CommandError, KernelError, RestoreError
 from kproxy.kernel.commands import Completed, Runner, checked
 from kproxy.model.plans import Family
 
-LOCK_WAIT = 5  # seconds that the legacy commands may wait for /run/xtables.lock
-TIMEOUT = 120.0  # seconds; 10,000 Services take 24 s to save on nf_tables when their chains came in alphabetical order
-# The kubelet leaves these in the mangle table, so that others can tell which backend the node uses (KEP-3178).
+LOCK_WAIT = 5
+"""Seconds that the legacy commands may wait for /run/xtables.lock."""
+TIMEOUT = 120.0
+"""Seconds that a command may take. On nf_tables, saving 10,000 Services whose chains were created in alphabetical order
+takes 24 s."""
+# The kubelet creates these in the mangle table, so that others can tell which backend the node uses (KEP-3178).
 HINTS = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
 RANDOM_FULLY_SINCE = (1, 6, 2)
 
 
 class Backend(StrEnum):
-    """Where the rules live: in nf_tables, through its compatibility layer, or in the older xtables."""
+    """The kernel subsystem that holds the rules: nf_tables, through its compatibility layer, or the older xtables."""
 
     NFT = "nft"
     LEGACY = "legacy"
 
 
 class Tables(Protocol):
-    """One family's xtables tables, on a host or in tests.fakes.iptables."""
+    """One family's iptables tables, on a host or in tests.fakes.iptables."""
 
     @property
     def family(self) -> Family: ...
@@ -43,34 +53,32 @@ class Tables(Protocol):
         """All tables that exist, as iptables-save prints them. Raises KernelError."""
 
     def restore(self, text: bytes | str) -> None:
-        """Apply TEXT as iptables-restore --noflush does: every table up to its COMMIT at once or not at all, those
-        before it stay. Raises RestoreError for a rule that was refused, KernelError when nothing can be had."""
+        """Apply TEXT as iptables-restore --noflush does: each table up to its COMMIT whole or not at all; a failure
+        leaves the tables before it applied. Raises RestoreError for a rule that was refused, else KernelError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One backend's commands as they are named on this host: `infix` is "-nft", "-legacy" or "" for the plain ones.
-
-    version: of the tools, as (1, 8, 9).
-    """
+    """One backend's commands by their names on this host. infix: "-nft", "-legacy" or "" for the plain ones. version:
+    of the tools, as (1, 8, 9)."""
 
     backend: Backend
     infix: str
     version: tuple[int, ...]
 
     def name(self, family: Family, verb: str = "") -> str:
-        """iptables-nft-save for (IPv4, "save"); verb "" is the command that changes single rules."""
+        """As iptables-nft-save for (IPv4, "save"); verb "" is for the command that changes single rules."""
         stem = "iptables" if family is Family.IPV4 else "ip6tables"
         return f"{stem}{self.infix}{'-' if verb else ''}{verb}"
 
     @property
     def random_fully(self) -> bool:
-        """MASQUERADE --random-fully exists (iptables 1.6.2; the kernel has it since 3.13)."""
+        """Whether the tools have MASQUERADE --random-fully (since 1.6.2; the kernel has it since 3.13)."""
         return self.version >= RANDOM_FULLY_SINCE
 
 
 class HostTables:
-    """The host's tables through the backend's own commands, one process for each call."""
+    """The host's tables through the backend's own commands, one process a call. It has no state of its own."""
 
     def __init__(self, runner: Runner, family: Family, command: Command) -> None:
         self._runner = runner
@@ -86,15 +94,17 @@ class HostTables:
         return self._command.backend
 
     def save(self) -> str:
-        """As Tables.save. Raises KernelError also when another program's nft rules hide a table from iptables."""
-        done = checked(self._runner, [self._command.name(self._family, "save")], timeout=TIMEOUT)
-        text = done.stdout.decode(errors="surrogateescape")
+        """Raises KernelError also when another program's nft rules hide a table from iptables, and when the output is
+        no iptables-save text: acting on a part of it would delete rules that are there."""
+        name = self._command.name(self._family, "save")
+        text = checked(self._runner, [name], timeout=TIMEOUT).stdout.decode(errors="surrogateescape")
+        if flaw := unreadable(text):
+            raise KernelError(f"{name}: its output cannot be read: {flaw}")
         if hidden := re.search(r"^# Table `(filter|nat)' is incompatible", text, re.MULTILINE):
             raise KernelError(f"table {hidden[1]} holds nft rules that iptables cannot read; remove them with nft")
         return text
 
     def restore(self, text: bytes | str) -> None:
-        """As Tables.restore."""
         argv = [self._command.name(self._family, "restore"), "--noflush", *self._lock_options()]
         data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
         done = self._runner.run(argv, data, timeout=TIMEOUT)
@@ -102,15 +112,36 @@ class HostTables:
             raise _refusal(argv, done, data.decode(errors="surrogateescape"))
 
     def _lock_options(self) -> list[str]:
-        if self.backend is Backend.NFT:  # the kernel's transactions need no lock
-            return []
-        interval = ["-W", "100000"] if self._command.version >= (1, 6, 2) else []  # microseconds
-        return ["-w", str(LOCK_WAIT), *interval] if self._command.version >= (1, 6, 2) else []
+        if self.backend is Backend.NFT or self._command.version < (1, 6, 2):
+            return []  # the kernel's transactions need no lock; the older tools have no such option
+        return ["-w", str(LOCK_WAIT), "-W", "100000"]  # the interval between two attempts in microseconds
+
+
+# What iptables-save prints: options, chains, tables and their ends, comments.
+_LINE_STARTS = ("-A ", ":", "*", "COMMIT\n", "#")
+
+
+def unreadable(text: str) -> str:
+    """Why TEXT cannot be what iptables-save printed to its end; "" when it can."""
+    if not text:
+        return ""
+    if "\0" in text:
+        return "it contains NUL bytes"
+    if not text.endswith("\n"):
+        return f"it ends within a line: {text[text.rfind(chr(10)) + 1 :][-80:]!r}"
+    lines = text.count("\n")
+    if lines != sum(text.count("\n" + start) + text.startswith(start) for start in _LINE_STARTS):
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.startswith(("-A ", ":", "*", "#")) and line != "COMMIT":
+                return f"line {number} is {line[:80]!r}"
+        return "a table ends twice"
+    tables, ends = (text.count("\n" + mark) + text.startswith(mark) for mark in ("*", "COMMIT\n"))
+    return "" if tables == ends else f"{tables} tables begin and {ends} end"
 
 
 # ---------------------------------------------------------------- what a failed restore says
 
-# The host's trouble, not the rules': trying single lines would not help.
+# Failures of the host and not of a rule: trying single lines would not help.
 _HOST = re.compile(
     "xtables lock|lock file|must be root|Permission denied|Operation not permitted|Cannot allocate memory"
     "|No buffer space|Resource temporarily unavailable|unable to initialize table|table name '"
@@ -118,22 +149,25 @@ _HOST = re.compile(
     re.IGNORECASE,
 )
 _FORBIDDEN = re.compile("must be root|Permission denied|Operation not permitted")
+_LOCKED = re.compile("holding the xtables lock")
 _NO_CHAIN = re.compile(r"Chain '([^']+)' does not exist")
 _LINE = (
-    re.compile(r"^line (\d+): \w+ failed", re.MULTILINE),  # nft, refused by the kernel
-    re.compile(r"\bline (\d+) failed"),
-    re.compile(r"Error occurred at line: (\d+)"),
-    re.compile(r"COMMIT expected at line (\d+)"),
+    re.compile(r"^line (\d{1,9}): \w+ failed", re.MULTILINE),  # nft, refused by the kernel
+    re.compile(r"\bline (\d{1,9}) failed"),
+    re.compile(r"Error occurred at line: (\d{1,9})"),
+    re.compile(r"COMMIT expected at line (\d{1,9})"),
 )
 
 
 def forbidden(error: KernelError) -> bool:
-    """ERROR says that this process may not, rather than that there is nothing of the kind."""
+    """Whether ERROR says that this process lacks the permission, and not that there are no such tables."""
     return bool(_FORBIDDEN.search(str(error)))
 
 
 def _refusal(argv: Sequence[str], done: Completed, text: str) -> CommandError:
     said = " ".join(done.stderr.split())
+    if _LOCKED.search(done.stderr):
+        said = f"another program has held the xtables lock (/run/xtables.lock) for over {LOCK_WAIT} s: {said}"
     line = faulty_line(done.stderr, text)
     if not line or _HOST.search(done.stderr):
         return CommandError(argv, done.status, said)
@@ -141,10 +175,10 @@ def _refusal(argv: Sequence[str], done: Completed, text: str) -> CommandError:
 
 
 def faulty_line(stderr: str, text: str) -> int:
-    """The 1-based line of TEXT that the complaint of either backend is about, 0 when it names none.
+    """The 1-based line of TEXT that the message of either backend is about, 0 when it names none.
 
-    It is a COMMIT line when legacy's kernel side refuses something: only then is the whole table judged, without a word
-    about the rule. nft finds a jump to a missing chain at COMMIT too, but names the chain, so the jump can be found.
+    It is a COMMIT line when legacy's kernel side refuses something: it judges the whole table, and does not name the
+    rule. nft reports a jump to a missing chain at COMMIT too, but names the chain, so that the jump can be found.
     """
     if (missing := _NO_CHAIN.search(stderr)) and (line := _jump_to(missing[1], text)):
         return line
@@ -163,22 +197,29 @@ def _jump_to(chain: str, text: str) -> int:
 
 
 def available(runner: Runner) -> dict[Backend, Command]:
-    """The backends whose commands this host has, for both families. Raises KernelError when it has none."""
+    """The backends whose commands this host has, for both families. Raises KernelError when it has none, or none whose
+    version can be read."""
     found: dict[Backend, Command] = {}
+    unknown: list[str] = []
     for infix in ("-nft", "-legacy", ""):
         if not all(runner.which(f"{stem}{infix}-{verb}") for stem in _STEMS for verb in ("save", "restore")):
             continue
-        if command := _identify(runner, infix):
+        command, printed = _identify(runner, infix)
+        if command is None:
+            unknown.append(f"iptables{infix}-restore --version prints {printed!r}")
+        else:
             found.setdefault(command.backend, command)
+    if not found and unknown:
+        raise KernelError(f"the version of iptables cannot be read: {'; '.join(unknown)}")
     if not found:
         raise KernelError("iptables-save and iptables-restore (and their ip6tables forms) are not installed")
     return found
 
 
 def detect(runner: Runner) -> Command:
-    """The backend that the node already uses: where the kubelet left its chains, else the one with more rules, else
-    nft where there is a choice. Reads both families' tables once. Raises KernelError, also when the kernel lets this
-    process not see what a backend holds: taking it for empty could leave the node with rules in both."""
+    """The backend that the node already uses: the one with the kubelet's chains, else the one with more rules, else nft
+    where there is a choice. Reads both families' tables once. Raises KernelError, also when this process may not see
+    what a backend holds: taking it for empty could leave the node with rules in both."""
     found = available(runner)
     if len(found) == 1:
         return next(iter(found.values()))
@@ -192,21 +233,26 @@ def detect(runner: Runner) -> Command:
 
 
 _STEMS = ("iptables", "ip6tables")
-_VERSION = re.compile(r"v(\d+(?:\.\d+)+)(?:.*\((nf_tables|legacy)\))?")
+_VERSION = re.compile(r"v(\d{1,9}(?:\.\d{1,9}){1,4})(?:.*\((nf_tables|legacy)\))?")
 
 
-def _identify(runner: Runner, infix: str) -> Command | None:
-    """The plain commands may be either backend; releases before 1.8 say nothing and are legacy."""
+def _identify(runner: Runner, infix: str) -> tuple[Command | None, str]:
+    """The command, None when its version cannot be read; and what it printed of its version.
+
+    The plain commands may be either backend; releases before 1.8 do not say, and are legacy.
+    """
     done = runner.run([f"iptables{infix}-restore", "--version"])
-    found = _VERSION.search(done.stdout.decode(errors="replace") + done.stderr)
+    printed = done.stdout.decode(errors="replace") + done.stderr
+    found = _VERSION.search(printed)
     if not found:
-        return None
+        return None, printed[:80]
     backend = Backend.NFT if found[2] == "nf_tables" else Backend.LEGACY
-    return Command(backend, infix, tuple(int(part) for part in found[1].split(".")))
+    return Command(backend, infix, tuple(int(part) for part in found[1].split("."))), printed
 
 
 def _quiet_save(runner: Runner, command: Command, family: Family) -> str:
-    """Without naming a table: naming one makes legacy load it into the kernel. A host without IPv6 has no rules."""
+    """The tables of a backend, "" where there are none, as on a host without IPv6. No table is named on the command
+    line: naming one makes legacy load it into the kernel."""
     name = command.name(family, "save")
     done = runner.run([name], timeout=TIMEOUT)
     if not done.ok and _FORBIDDEN.search(done.stderr):

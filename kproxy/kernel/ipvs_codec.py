@@ -1,6 +1,6 @@
-"""IPVS's virtual and real servers as bytes of generic netlink, and back: pure.
+"""Encodes changes to IPVS's virtual and real servers for generic netlink, and decodes the kernel's answers: pure.
 
-Decides: what each verb says to the kernel and what its answers mean. Leaves out: sending (kproxy.kernel.ipvs).
+Decides: the request of each verb, and the meaning of the answers. Leaves out: sending (`kproxy.kernel.ipvs`).
 Sources: include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c.
 
 Numbers are in the host's byte order, except ports, addresses and IPv4's netmask.
@@ -14,8 +14,8 @@ import struct
 from enum import Enum
 from typing import NamedTuple
 
-from kproxy.kernel import generic_netlink as generic
 from kproxy.kernel import netlink
+from kproxy.kernel.constants import ADDRESS_BITS, ADDRESS_FAMILY, PROTOCOL_NUMBERS, address_family
 from kproxy.kernel.virtual_servers import HASHED, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
 
@@ -31,19 +31,16 @@ DEST_ACTIVE, DEST_INACTIVE, DEST_PERSISTENT, DEST_ADDR_FAMILY = 7, 8, 9, 11
 FORWARDING, MASQUERADING = 0x7, 0  # IP_VS_CONN_F_FWD_MASK, IP_VS_CONN_F_MASQ
 PROBE_MARK = 0x6B70726F
 
-NUMBERS = {
-    Protocol.TCP: socket.IPPROTO_TCP,
-    Protocol.UDP: socket.IPPROTO_UDP,
-    Protocol.SCTP: socket.IPPROTO_SCTP,
-}
-PROTOCOLS = {int(number): protocol for protocol, number in NUMBERS.items()}
-FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
+NUMBERS = {protocol: PROTOCOL_NUMBERS[protocol.lower()] for protocol in Protocol}
+PROTOCOLS = {number: protocol for protocol, number in NUMBERS.items()}
+FAMILIES = frozenset(ADDRESS_FAMILY.values())
 HOST_MASKS = {  # with the others, persistence holds for a whole network of clients
     socket.AF_INET: netlink.attribute(SVC_NETMASK, b"\xff\xff\xff\xff"),
-    socket.AF_INET6: netlink.u32(SVC_NETMASK, 128),
+    socket.AF_INET6: netlink.u32(SVC_NETMASK, ADDRESS_BITS[Family.IPV6]),
 }
 
 _U16 = struct.Struct("=H")
+_PORT = struct.Struct(">H")
 _I32 = struct.Struct("=i")
 _FLAGS = struct.Struct("=II")  # struct ip_vs_flags: the flags, and which of them are meant
 
@@ -61,22 +58,22 @@ class Verb(Enum):
 
 class Operation(NamedTuple):
     """One change. For a DELETE_SERVER only the key of `server` counts, for a DELETE_REAL only that of `real`; a
-    DELETE_SERVER takes its real servers along. real: None unless the verb is about one."""
+    DELETE_SERVER deletes its real servers as well. real: None unless the verb is about one."""
 
     verb: Verb
     server: VirtualServer
     real: RealServer | None = None
 
     def __str__(self) -> str:
-        """add real server 10.0.0.1:8080 to TCP 10.96.0.1:443"""
+        """As in "add real server 10.0.0.1:8080 of TCP 10.96.0.1:443"."""
         if self.real is None:
             return f"{self.verb.value} {self.server.key}"
         return f"{self.verb.value} {self.real.key} of {self.server.key}"
 
 
 class RealState(NamedTuple):
-    """What the kernel says of a real server. masqueraded: False when it is reached in a way that is not ours.
-    active, inactive, persistent: connections and templates that lead to it."""
+    """The kernel's state of a real server. masqueraded: False when its forwarding method is not IPVS's NAT, which
+    kproxy always uses. active, inactive, persistent: numbers of connections, and of persistence templates, to it."""
 
     weight: int
     active: int = 0
@@ -86,20 +83,20 @@ class RealState(NamedTuple):
 
     @property
     def idle(self) -> bool:
-        """Nothing leads to it any more."""
+        """Whether it has no connections any more."""
         return self.active + self.inactive == 0
 
 
 class ServerState(NamedTuple):
-    """What the kernel says of a virtual server, without its real ones; `server.flags` without HASHED.
-    per_client: False when persistence holds for whole networks of clients, which is never so with ours."""
+    """The kernel's state of a virtual server, without its real ones; `server.flags` without HASHED. per_client: False
+    when its persistence covers whole networks of clients, which kproxy never asks for."""
 
     server: VirtualServer
     per_client: bool = True
 
 
 class Timeouts(NamedTuple):
-    """IPVS's timeouts of connections in seconds; in a change 0 leaves one as it is."""
+    """IPVS's connection timeouts in seconds; 0 leaves one as it is."""
 
     tcp: int = 0
     tcp_fin: int = 0
@@ -114,14 +111,14 @@ COMMANDS = {
     Verb.EDIT_REAL: SET_DEST,
     Verb.DELETE_REAL: DEL_DEST,
 }
-HEADERS = {verb: generic.header(command, VERSION) for verb, command in COMMANDS.items()}
+HEADERS = {verb: netlink.generic(command, VERSION) for verb, command in COMMANDS.items()}
 
 
 # ---- requests
 
 
 def change(operation: Operation) -> bytes:
-    """The payload of a change. Raises ValueError when the operation cannot be said: a bad address, port or weight."""
+    """The payload of a change. Raises ValueError when it cannot be encoded: a bad address, port or weight."""
     verb, server, real = operation
     try:
         if verb in (Verb.ADD_SERVER, Verb.EDIT_SERVER):
@@ -129,58 +126,58 @@ def change(operation: Operation) -> bytes:
         if verb is Verb.DELETE_SERVER:
             return HEADERS[verb] + _service(server.key)
         if real is None:
-            raise ValueError("it names no real server")
+            raise ValueError("it has no real server")
         return HEADERS[verb] + _service(server.key) + _real(real, whole=verb is not Verb.DELETE_REAL)
     except (OSError, OverflowError, struct.error) as error:
         raise ValueError(str(error)) from None
 
 
 def servers() -> bytes:
-    """Asks for the virtual servers of all families."""
-    return generic.header(GET_SERVICE, VERSION)
+    """The payload of a dump of the virtual servers of all families."""
+    return netlink.generic(GET_SERVICE, VERSION)
 
 
 def reals_of(key: ServerKey) -> bytes:
-    """Asks for the real servers of one virtual server. Raises ValueError."""
+    """The payload of a dump of the real servers of one virtual server. Raises ValueError."""
     try:
-        return generic.header(GET_DEST, VERSION) + _service(key)
+        return netlink.generic(GET_DEST, VERSION) + _service(key)
     except (OSError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
 
 def timeouts(wanted: Timeouts) -> bytes:
-    """Sets the timeouts that are not 0. Raises ValueError."""
+    """The payload that sets the timeouts that are not 0. Raises ValueError."""
     kinds = (CMD_TIMEOUT_TCP, CMD_TIMEOUT_TCP_FIN, CMD_TIMEOUT_UDP)
     try:
         parts = [netlink.u32(kind, seconds) for kind, seconds in zip(kinds, wanted, strict=True) if seconds]
     except struct.error as error:
         raise ValueError(str(error)) from None
-    return generic.header(SET_CONFIG, VERSION) + b"".join(parts)
+    return netlink.generic(SET_CONFIG, VERSION) + b"".join(parts)
 
 
 def probe(scheduler: str) -> bytes:
-    """Adds a virtual server that the kernel must refuse: with ENOENT when it has no such scheduler and cannot load it,
-    else with EINVAL, as no IPv6 netmask has length 0. The mask is looked at right after the scheduler, before anything
-    is made. So there is never anything to clean up, and a server that exists is in the way only at [::]:0."""
+    """The payload that adds a virtual server which the kernel must refuse: with ENOENT when it has no such scheduler
+    and cannot load it, else with EINVAL, as no IPv6 netmask has length 0. The kernel checks the mask right after the
+    scheduler, before it makes anything. So nothing has to be cleaned up, and only a server at [::]:0 is in the way."""
     key = _named(ServerKey(Protocol.TCP, "::", 0))
-    return generic.header(NEW_SERVICE, VERSION) + netlink.nested(
+    return netlink.generic(NEW_SERVICE, VERSION) + netlink.nested(
         CMD_SERVICE, key, _scheduling(scheduler), netlink.u32(SVC_NETMASK, 0)
     )
 
 
 def mark_probe(scheduler: str) -> tuple[bytes, bytes]:
-    """Adds a virtual server that only packets with PROBE_MARK would reach, and deletes it: two payloads, for kernels
-    without IPv6, to be sent in one piece so that the server cannot stay."""
+    """The payloads that add a virtual server which only packets with PROBE_MARK would reach, and delete it again: for
+    kernels without IPv6, to be sent in one system call so that the server cannot stay."""
     key = netlink.u16(SVC_AF, socket.AF_INET) + netlink.u32(SVC_FWMARK, PROBE_MARK)
     settings = _scheduling(scheduler) + HOST_MASKS[socket.AF_INET]
     return (
-        generic.header(NEW_SERVICE, VERSION) + netlink.nested(CMD_SERVICE, key, settings),
-        generic.header(DEL_SERVICE, VERSION) + netlink.nested(CMD_SERVICE, key),
+        netlink.generic(NEW_SERVICE, VERSION) + netlink.nested(CMD_SERVICE, key, settings),
+        netlink.generic(DEL_SERVICE, VERSION) + netlink.nested(CMD_SERVICE, key),
     )
 
 
 def _settings(server: VirtualServer) -> bytes:
-    mask = HOST_MASKS[socket.AF_INET6 if ":" in server.key.address else socket.AF_INET]
+    mask = HOST_MASKS[address_family(server.key.address)]
     return _scheduling(server.scheduler, server.flags, server.timeout) + mask
 
 
@@ -198,7 +195,7 @@ def _service(key: ServerKey) -> bytes:
 
 
 def _named(key: ServerKey) -> bytes:
-    family = socket.AF_INET6 if ":" in key.address else socket.AF_INET
+    family = address_family(key.address)
     return b"".join(
         (
             netlink.u16(SVC_AF, family),
@@ -209,13 +206,13 @@ def _named(key: ServerKey) -> bytes:
     )
 
 
-# Always the same: masqueraded, and as many connections as come.
+# The same for all: masqueraded, and any number of connections.
 _NO_LIMITS = netlink.u32(DEST_FWD_METHOD, MASQUERADING) + netlink.u32(DEST_U_THRESH, 0) + netlink.u32(DEST_L_THRESH, 0)
 
 
 def _real(real: RealServer, whole: bool) -> bytes:
     (address, port), weight = real
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family = address_family(address)
     name = (
         netlink.u16(DEST_ADDR_FAMILY, family)
         + netlink.attribute(DEST_ADDR, socket.inet_pton(family, address))
@@ -228,23 +225,24 @@ def _real(real: RealServer, whole: bool) -> bytes:
 
 
 def server_of(payload: bytes) -> ServerState | None:
-    """One answer to `servers`; None for a server that is named by a firewall mark. Raises ValueError."""
+    """Decodes one answer to `servers`; None for a server of a firewall mark. Raises ValueError."""
     found = _inner(payload, CMD_SERVICE)
     try:
         protocol = PROTOCOLS.get(_u16(found[SVC_PROTOCOL])) if SVC_PROTOCOL in found else None
         if protocol is None:
             return None
         family = _u16(found[SVC_AF])
-        key = ServerKey(protocol, _address(family, found[SVC_ADDR]), netlink.to_int(found[SVC_PORT]))
+        key = ServerKey(protocol, _address(family, found[SVC_ADDR]), _port(found[SVC_PORT]))
         flags, _ = _FLAGS.unpack(found[SVC_FLAGS])
         server = VirtualServer(key, netlink.to_text(found[SVC_SCHED_NAME]), flags & ~HASHED, _i32(found[SVC_TIMEOUT]))
         return ServerState(server, found[SVC_NETMASK] == HOST_MASKS[socket.AddressFamily(family)][4:])
     except (KeyError, OSError, struct.error) as error:
-        raise ValueError(f"virtual server that cannot be read: {error!r}") from None
+        raise ValueError(f"virtual server: {error!r}") from None
 
 
 def real_of(payload: bytes, family: Family) -> tuple[RealKey, RealState]:
-    """One answer to `reals_of` a server of FAMILY; kernels before 3.18 say none of its own. Raises ValueError."""
+    """Decodes one answer to `reals_of` a server of FAMILY; kernels before 3.18 do not report the real server's own
+    family. Raises ValueError."""
     if len(payload) >= _LAYOUT.size:
         fields = _LAYOUT.unpack_from(payload)
         if fields[::2] == _LAYOUT_HEADERS and fields[-1] in FAMILIES:
@@ -254,18 +252,18 @@ def real_of(payload: bytes, family: Family) -> tuple[RealKey, RealState]:
     found = _inner(payload, CMD_DEST)
     try:
         own = found.get(DEST_ADDR_FAMILY)
-        number = _u16(own) if own else socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
-        key = RealKey(_address(number, found[DEST_ADDR]), netlink.to_int(found[DEST_PORT]))
+        number = _u16(own) if own else ADDRESS_FAMILY[family]
+        key = RealKey(_address(number, found[DEST_ADDR]), _port(found[DEST_PORT]))
         masqueraded = _i32(found[DEST_FWD_METHOD]) & FORWARDING == MASQUERADING
         kinds = (DEST_WEIGHT, DEST_ACTIVE, DEST_INACTIVE, DEST_PERSISTENT)
         weight, active, inactive, persistent = (_i32(found[kind]) for kind in kinds)
         return key, RealState(weight, active, inactive, persistent, masqueraded)
     except (KeyError, OSError, struct.error) as error:
-        raise ValueError(f"real server that cannot be read: {error!r}") from None
+        raise ValueError(f"real server: {error!r}") from None
 
 
-# How kernels since 5.3 write a real server: what is of interest, with the header of its attribute, which is compared
-# with what it should be. Real servers are most of a listing, and this spares four fifths of the time for each.
+# How kernels since 5.3 encode a real server: the fields of interest, each with the header of its attribute, which is
+# compared with the expected one. Real servers are most of a listing, and this saves four fifths of the time for each.
 _LAYOUT = struct.Struct("=8x4s16s4sH2x4si4si40x4si4si4si4sH")
 _LAYOUT_HEADERS = tuple(
     struct.pack("=HH", 4 + size, kind)
@@ -277,11 +275,16 @@ _LAYOUT_HEADERS = tuple(
 
 
 def _inner(payload: bytes, kind: int) -> dict[int, bytes]:
-    return netlink.attributes(netlink.attributes(payload, start=generic.HEADER).get(kind, b""))
+    return netlink.attributes(netlink.attributes(payload, start=netlink.GENL_HEADER).get(kind, b""))
 
 
 def _address(family: int, packed: bytes) -> str:
     return socket.inet_ntop(family, packed[: 4 if family == socket.AF_INET else 16])
+
+
+def _port(data: bytes) -> int:
+    (number,) = _PORT.unpack(data)
+    return int(number)
 
 
 def _u16(data: bytes) -> int:

@@ -1,11 +1,12 @@
 """Netlink messages and attributes as bytes: pure, no sockets.
 
-Decides: framing, alignment, byte order, transactions of netfilter, and what an error of the kernel becomes
-(NetlinkError). Leaves out: what the messages of a family mean, and sending them (kproxy.kernel.netlink_sockets).
-Sources: netlink(7), include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h.
+Decides: framing, alignment, byte order, the headers of netfilter and of generic netlink, netfilter's transactions, and
+how an error answer becomes a NetlinkError. Leaves out: what the messages of a family mean, and sending them
+(`kproxy.kernel.netlink_sockets`). Bytes that are malformed raise ValueError; the socket maps it.
+Sources: netlink(7), include/uapi/linux/{netlink,genetlink}.h, include/uapi/linux/netfilter/nfnetlink.h.
 
-Headers are in the host's byte order; numbers in attributes of netfilter are big-endian, those of rtnetlink and of
-generic netlink are not.
+Headers are in the host's byte order. Numbers in attributes are big-endian in netfilter, and in the host's byte order in
+rtnetlink and generic netlink.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200  # of an error
 NLMSGERR_ATTR_MSG, NLMSGERR_ATTR_OFFS = 1, 2
 NFNL_BATCH_GENID = 1
+GENL_HEADER = 4
+"""The size of struct genlmsghdr, with which every payload of generic netlink begins."""
+LARGEST_ERROR = 1 << 16  # subsystems have numbers of their own beyond MAX_ERRNO (4095); ipset's go up to 4355
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ERRNO = struct.Struct("=i")
+_U32_AT = struct.Struct("=I")
+_GENERIC = struct.Struct("=BBH")  # struct genlmsghdr
 _U16 = struct.Struct("=HHH2x")
 _U32 = struct.Struct("=HHI")
 
@@ -44,12 +50,12 @@ class Message(NamedTuple):
 
 
 def message(type: int, flags: int, seq: int, payload: bytes, portid: int = 0) -> bytes:
-    """One message, padded to the next one's place."""
+    """One message, padded to the alignment of the next."""
     return _HEADER.pack(16 + len(payload), type, flags, seq, portid) + payload + bytes(-len(payload) % 4)
 
 
 def messages(data: bytes) -> Iterator[Message]:
-    """The messages in one datagram. Raises ValueError when it is cut short."""
+    """The messages in one datagram. Raises ValueError when a length is wrong or the datagram is cut short."""
     at, end = 0, len(data)
     while at < end:
         if end - at < 16:
@@ -62,18 +68,25 @@ def messages(data: bytes) -> Iterator[Message]:
 
 
 def first_header(data: bytes) -> Message:
-    """The first message of a datagram without its payload."""
+    """The first message of a datagram without its payload. Raises ValueError when the datagram is shorter."""
+    if len(data) < 16:
+        raise ValueError("netlink message cut short")
     _, type_, flags, seq, portid = _HEADER.unpack_from(data)
     return Message(type_, flags, seq, portid, b"")
 
 
-def last_type(data: bytes) -> int:
-    """The type of the last message of a datagram, 0 when there is none."""
-    at, type_ = 0, 0
-    while at + 16 <= len(data):
-        length, type_, *_ = _HEADER.unpack_from(data, at)
-        at += max((length + 3) & ~3, 16)
-    return type_
+def last_message(data: bytes) -> Message:
+    """The last message of a datagram; the lengths of those before it are checked as well. Raises ValueError."""
+    at, end, last = 0, len(data), -1
+    while end - at >= 16:
+        last = at
+        (length,) = _U32_AT.unpack_from(data, at)
+        if length < 16:
+            raise ValueError("netlink message of a wrong length")
+        at += (length + 3) & ~3
+    if last < 0 or end > at:
+        raise ValueError("netlink message cut short")
+    return next(messages(data[last:]))
 
 
 def attribute(type: int, payload: bytes) -> bytes:
@@ -92,29 +105,32 @@ def text(type: int, value: str) -> bytes:
 
 
 def be16(type: int, value: int) -> bytes:
-    """An attribute that holds 16 bits, big-endian; be32 and be64 alike."""
+    """An attribute that holds a 16-bit number, big-endian."""
     return attribute(type, value.to_bytes(2, "big"))
 
 
 def be32(type: int, value: int) -> bytes:
+    """An attribute that holds a 32-bit number, big-endian."""
     return attribute(type, value.to_bytes(4, "big"))
 
 
 def be64(type: int, value: int) -> bytes:
+    """An attribute that holds a 64-bit number, big-endian."""
     return attribute(type, value.to_bytes(8, "big"))
 
 
 def u16(type: int, value: int) -> bytes:
-    """An attribute that holds 16 bits in the host's byte order; u32 alike."""
+    """An attribute that holds a 16-bit number in the host's byte order."""
     return _U16.pack(6, type, value)
 
 
 def u32(type: int, value: int) -> bytes:
+    """An attribute that holds a 32-bit number in the host's byte order."""
     return _U32.pack(8, type, value)
 
 
 def each_attribute(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Type (without its flags) and payload of each attribute from START on, repeated ones too. Raises ValueError."""
+    """Type (without flags) and payload of each attribute in DATA from START on, in order. Raises ValueError."""
     at, end = start, len(data)
     while end - at >= 4:
         length, type_ = _ATTRIBUTE.unpack_from(data, at)
@@ -127,7 +143,7 @@ def each_attribute(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """The attributes by type; of repeated ones the last."""
+    """The attributes by type; the last one where a type is repeated. Raises ValueError."""
     return dict(each_attribute(data, start))
 
 
@@ -137,13 +153,18 @@ def to_int(payload: bytes) -> int:
 
 
 def to_text(payload: bytes) -> str:
-    """A string, with or without its NUL."""
+    """A string, with or without its terminating NUL; bytes that are no UTF-8 are replaced."""
     return payload.split(b"\0", 1)[0].decode(errors="replace")
 
 
 def netfilter(family: int, resource: int = 0) -> bytes:
     """struct nfgenmsg, with which every payload of netfilter begins."""
     return struct.pack("=BB", family, 0) + resource.to_bytes(2, "big")
+
+
+def generic(command: int, version: int) -> bytes:
+    """struct genlmsghdr, with which every payload of generic netlink begins."""
+    return _GENERIC.pack(command, version, 0)
 
 
 def netfilter_batch(
@@ -153,10 +174,11 @@ def netfilter_batch(
     generation: int | None = None,
     commit: bool = True,
 ) -> bytes:
-    """PARTS (type, flags, payload) as one transaction of SUBSYSTEM; the first has number SEQ + 1, its frame SEQ.
+    """PARTS (type, flags, payload) as one transaction of SUBSYSTEM; the opening message is numbered SEQ, the first
+    part SEQ + 1.
 
-    generation: the kernel shall take it only while it is at this one (NFNL_BATCH_GENID). commit: False leaves out the
-    end, so that the kernel checks everything and then drops it.
+    generation: the only generation at which the kernel is to apply it (NFNL_BATCH_GENID). commit: False omits the
+    closing message, so that the kernel validates everything and applies nothing.
     """
     frame = netfilter(0, subsystem)
     expected = b"" if generation is None else be32(NFNL_BATCH_GENID, generation)
@@ -170,28 +192,31 @@ def netfilter_batch(
 
 
 def error_of(answer: Message, request: str) -> NetlinkError | None:
-    """What ANSWER says against REQUEST (words for a human), None when nothing: errno 0 is an acknowledgement."""
-    if answer.type not in (NLMSG_ERROR, NLMSG_DONE) or len(answer.payload) < 4:
+    """The error that ANSWER reports of REQUEST (words for a human), None when it reports none.
+
+    An error number of 0 is an acknowledgement. Raises ValueError when the answer is malformed.
+    """
+    if answer.type not in (NLMSG_ERROR, NLMSG_DONE):
+        return None
+    if len(answer.payload) < 4:
+        if answer.type == NLMSG_ERROR:
+            raise ValueError("netlink error cut short")
         return None
     (status,) = _ERRNO.unpack_from(answer.payload)
     if status >= 0:
         return None
-    told = _told(answer)
-    offset = int.from_bytes(told.get(NLMSGERR_ATTR_OFFS, b""), sys.byteorder)
+    if -status > LARGEST_ERROR:
+        raise ValueError(f"netlink error number {-status}")
+    told = _extended(answer)
+    offset = int.from_bytes(told.get(NLMSGERR_ATTR_OFFS, b"")[:4], sys.byteorder)
     return NetlinkError(request, -status, to_text(told.get(NLMSGERR_ATTR_MSG, b"")), offset)
 
 
-def raise_if_error(answer: Message, request: str) -> None:
-    """Raise NetlinkError when ANSWER says that REQUEST failed."""
-    if (error := error_of(answer, request)) is not None:
-        raise error
-
-
-def _told(answer: Message) -> dict[int, bytes]:
-    """What the kernel adds, as attributes. They follow the errno and the request (or its header only)."""
+def _extended(answer: Message) -> dict[int, bytes]:
+    """The attributes of an extended acknowledgement, which follow the errno and the request (or its header only)."""
     if not answer.flags & NLM_F_ACK_TLVS or answer.type != NLMSG_ERROR or len(answer.payload) < 20:
         return {}
-    (length,) = struct.unpack_from("=I", answer.payload, 4)
+    (length,) = _U32_AT.unpack_from(answer.payload, 4)
     start = 20 if answer.flags & NLM_F_CAPPED else 4 + ((length + 3) & ~3)
     try:
         return attributes(answer.payload, start)

@@ -1,7 +1,12 @@
-"""A netlink socket that sends a request and takes the kernel's answer.
+"""A netlink socket that sends requests and receives the kernel's answers.
 
-Decides: sequence numbers, which answer belongs to which request, multi-part answers, what a full buffer and an error of
-the kernel become. Leaves out: the bytes themselves (kproxy.kernel.netlink) and what they mean. Source: netlink(7).
+Decides: sequence numbers, which answer belongs to which request, answers in several parts, how long to wait, and what
+becomes of a full buffer, of an error and of an answer that cannot be read. Leaves out: the bytes themselves
+(`kproxy.kernel.netlink`) and what they mean. Source: netlink(7).
+
+After an answer that cannot be read, or that does not come, nothing is known of what is still under way on the socket:
+it is closed, and the next request opens another one under the same port id. It does so in the network namespace of the
+thread that sends the request, which therefore has to be the namespace in which the socket was made.
 """
 
 from __future__ import annotations
@@ -9,9 +14,13 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
-from kproxy.errors import NetlinkError
+from kproxy.errors import NetlinkError, one_line
+from kproxy.kernel import netlink
 from kproxy.kernel.netlink import (
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -22,11 +31,10 @@ from kproxy.kernel.netlink import (
     Message,
     error_of,
     first_header,
-    last_type,
+    last_message,
     message,
     messages,
     netfilter_batch,
-    raise_if_error,
 )
 
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 1, 10, 11
@@ -34,70 +42,94 @@ SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 RECEIVE = 1 << 16  # a dump comes in pieces of at most 32 KiB (net/netlink/af_netlink.c)
 SEND_AT_ONCE = 1 << 17  # fits the send buffer that every host has
 CHANGES_AT_ONCE = 500
-REFUSALS_BUFFER = 1 << 20  # holds a refusal of each of so many, with what was refused
+REFUSALS_BUFFER = 1 << 20
+"""A receive buffer that holds a refusal of each of CHANGES_AT_ONCE changes, with what was refused."""
 INTERRUPTED_DUMPS = 5  # a dump that a change interrupts is repeated this often
+SEQUENCE_LIMIT = 0xFFFFFFFF
+ANSWER_TIMEOUT = 10.0
+"""Seconds without any answer to a request after which it has failed. The kernel answers while the request is sent."""
+
+GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_VERSION = 0x10, 3, 2
+CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 1, 2
+
+MALFORMED = (ValueError, LookupError, struct.error)
+"""What the decoders of this package raise for bytes that are no answer to what was asked."""
 
 Part = tuple[int, int, bytes]
 """A request: message type, flags, payload."""
 
 
 class Overrun(Exception):
-    """The kernel had more to say than the socket could hold: something was lost."""
+    """The socket's buffer was full, and at least one message was lost."""
 
 
 class Socket:
-    """A socket of one netlink protocol, in the network namespace of the thread that makes it. Not for two at a time."""
+    """A socket of one netlink protocol in the network namespace of the thread that makes it. Not safe for two threads
+    at once."""
 
     def __init__(
         self,
         protocol: int,
         groups: Sequence[int] = (),
         buffer: int = 0,
-        timeout: float = 10.0,
+        timeout: float | None = None,
         brief: bool = False,
     ) -> None:
         """Raises NetlinkError when the kernel lacks the protocol.
 
         groups: the multicast groups to join. buffer: bytes to hold of what was not read yet, 0 for the host's default.
-        timeout: seconds that one answer may take. brief: a refusal comes without what was refused.
+        timeout: seconds to wait for the next answer to a request, ANSWER_TIMEOUT unless given. brief: a refusal comes
+        without what was refused.
         """
-        self._seq, self._timeout = 0, timeout
+        self._protocol, self._groups, self._buffer, self._brief = protocol, groups, buffer, brief
+        self._seq, self._timeout = 0, ANSWER_TIMEOUT if timeout is None else timeout
         self.sent = 0  # bytes
+        self._discarded: int | None = None  # the port id of a socket that has to be replaced
+        self._socket = self._open(0)
+
+    def _open(self, portid: int) -> socket.socket:
+        request = f"netlink protocol {self._protocol}"
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+            opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, self._protocol)
         except OSError as error:
-            raise NetlinkError(f"netlink protocol {protocol}", error.errno or errno.EIO) from None
+            raise NetlinkError(request, error.errno or errno.EIO) from None
         try:
-            self._prepare(groups, buffer, brief)
+            opened.bind((portid, 0))
+            opened.setblocking(False)
+            opened.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+            opened.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, int(self._brief))
+            if self._buffer:
+                _enlarge(opened, SO_RCVBUFFORCE, socket.SO_RCVBUF, self._buffer)
+            for group in self._groups:
+                opened.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         except OSError as error:
+            opened.close()
+            raise NetlinkError(request, error.errno or errno.EIO) from None
+        return opened
+
+    def _discard(self) -> None:
+        """Close the socket, so that the next request opens another one."""
+        if self._socket.fileno() >= 0:
+            self._discarded = self.portid
             self._socket.close()
-            raise NetlinkError(f"netlink protocol {protocol}", error.errno or errno.EIO) from None
 
-    def _prepare(self, groups: Sequence[int], buffer: int, brief: bool) -> None:
-        self._socket.bind((0, 0))
-        self._socket.setblocking(False)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, int(brief))
-        if buffer:
-            self._enlarge(SO_RCVBUFFORCE, socket.SO_RCVBUF, buffer)
-        for group in groups:
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
-
-    def _enlarge(self, past_limit: int, within_limit: int, size: int) -> None:
-        try:  # the host's limit binds only those that are not root
-            self._socket.setsockopt(socket.SOL_SOCKET, past_limit, size)
-        except PermissionError:
-            self._socket.setsockopt(socket.SOL_SOCKET, within_limit, size)
+    def _current(self) -> socket.socket:
+        """The socket, a new one after `_discard`. Raises NetlinkError."""
+        if self._discarded is not None:
+            self._socket = self._open(self._discarded)
+            self._discarded = None
+        return self._socket
 
     @property
     def portid(self) -> int:
         """The address by which the kernel names this socket in the messages that its requests cause."""
-        return int(self._socket.getsockname()[0])
+        return int(self._current().getsockname()[0])
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def close(self) -> None:
+        self._discarded = None
         self._socket.close()
 
     def __enter__(self) -> Socket:
@@ -106,71 +138,94 @@ class Socket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def receive(self, timeout: float = 0.0) -> bytes | None:
-        """One datagram, or None when none came within TIMEOUT seconds. Raises Overrun when some were lost."""
-        if timeout:
-            waiter = select.poll()  # select(2) cannot take descriptors past 1023
-            waiter.register(self._socket, select.POLLIN)
-            waiter.poll(timeout * 1000)
+    @contextmanager
+    def decoding(self, request: str) -> Iterator[None]:
+        """Turns what a decoder raises for a malformed answer to REQUEST (words for a human) into NetlinkError EBADMSG.
+
+        Wrap the decoding of answers in it, and nothing else: a ValueError in there is taken for the kernel's fault.
+        """
         try:
-            return self._socket.recv(RECEIVE)
+            yield
+        except MALFORMED as error:
+            self._discard()
+            why = one_line(f"the answer cannot be read: {error or type(error).__name__}", 200)
+            raise NetlinkError(request, errno.EBADMSG, why) from error
+
+    def receive(self, timeout: float = 0.0) -> bytes | None:
+        """One datagram, or None when none came within TIMEOUT seconds.
+
+        Raises Overrun when some were lost, and NetlinkError.
+        """
+        current = self._current()
+        try:
+            if timeout:
+                waiter = select.poll()  # select(2) cannot take descriptors past 1023
+                waiter.register(current, select.POLLIN)
+                waiter.poll(timeout * 1000)
+            return current.recv(RECEIVE)
         except BlockingIOError:
             return None
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 raise Overrun from None
             raise NetlinkError("receive", error.errno or errno.EIO) from None
+        except ValueError:  # from poll: another thread closed the socket
+            raise NetlinkError("receive", errno.EBADF) from None
+
+    # ---- requests
 
     def ask(self, type: int, payload: bytes, request: str, flags: int = 0) -> list[Message]:
         """Send one request and return what the kernel answers before its acknowledgement.
 
         request: words for a human, for the error. Raises NetlinkError with the kernel's errno, ETIMEDOUT when no
-        answer comes.
+        answer comes, EBADMSG when the answer cannot be read.
         """
         return [m for _, m in self.ask_many([(type, flags, payload)], request, ignore=())]
 
     def ask_many(self, parts: Sequence[Part], request: str, ignore: Iterable[int]) -> list[tuple[int, Message]]:
-        """Send PARTS in one go and wait for the acknowledgement of each.
+        """Send PARTS in one system call and wait for the acknowledgement of each.
 
         Returns (index of the part, answer) pairs: answers that are no acknowledgement, and the failures whose errno is
         in `ignore`. Raises NetlinkError at any other failure. PARTS: few enough for their answers to fit the buffer.
         """
-        first, tolerated = self._seq + 1, frozenset(ignore)
-        self._seq += len(parts)
+        first, tolerated = self._reserve(len(parts)), frozenset(ignore)
         always = NLM_F_REQUEST | NLM_F_ACK
         self._send(b"".join(message(t, f | always, first + i, p) for i, (t, f, p) in enumerate(parts)), request)
         waiting = set(range(len(parts)))
         found: list[tuple[int, Message]] = []
         while waiting:
-            for answer in self._next(request):
-                index = answer.seq - first
-                if not 0 <= index < len(parts):
-                    continue  # of an earlier request that was given up
+            for index, answer in self._answers(request, first, len(parts)):
                 if answer.type != NLMSG_ERROR:
                     found.append((index, answer))
                     continue
                 waiting.discard(index)
-                try:
-                    raise_if_error(answer, request)
-                except NetlinkError as error:
-                    if error.errno not in tolerated:
-                        raise
-                    found.append((index, answer))
+                with self.decoding(request):
+                    error = error_of(answer, request)
+                if error is None:
+                    continue
+                if error.errno not in tolerated:
+                    raise error
+                found.append((index, answer))
         return found
 
     def change(self, parts: Sequence[Part], request: Callable[[int], str]) -> dict[int, NetlinkError]:
-        """Have PARTS done, in order and each for itself; returns what the kernel refused, by index of the part.
+        """Apply PARTS in order, each by itself; returns what the kernel refused, by index of the part.
 
-        request: words for a human, for the part of an index. Raises NetlinkError when the kernel cannot be talked to.
+        request: words for a human, for the part of an index. Raises NetlinkError when the kernel cannot be reached.
         """
-        errors = {i: error_of(answer, request(i)) for i, answer in self.refusals(parts, request).items()}
-        return {i: error for i, error in errors.items() if error is not None}
+        errors: dict[int, NetlinkError] = {}
+        for index, answer in self.refusals(parts, request).items():
+            with self.decoding(request(index)):
+                error = error_of(answer, request(index))
+            if error is not None:
+                errors[index] = error
+        return errors
 
     def refusals(self, parts: Sequence[Part], request: Callable[[int], str]) -> dict[int, Message]:
-        """As `change`, with the kernel's messages as they are.
+        """Like `change`, but returns the kernel's messages as they are.
 
-        Of what is done only the last of each lot is acknowledged, so thousands of changes cost few system calls. The
-        socket must have a buffer of REFUSALS_BUFFER.
+        Only the last of each lot is acknowledged, so that thousands of changes cost few system calls. The socket must
+        have a buffer of REFUSALS_BUFFER.
         """
         found: dict[int, Message] = {}
         start = 0
@@ -182,17 +237,15 @@ class Socket:
         return found
 
     def _send_lot(self, parts: Sequence[Part], request: str) -> Iterator[tuple[int, Message]]:
-        first, last = self._seq + 1, len(parts) - 1
-        self._seq += len(parts)
+        first, last = self._reserve(len(parts)), len(parts) - 1
         data = [message(t, f | NLM_F_REQUEST, first + i, p) for i, (t, f, p) in enumerate(parts[:last])]
         type_, flags, payload = parts[last]
         data.append(message(type_, flags | NLM_F_REQUEST | NLM_F_ACK, first + last, payload))
         self._send(b"".join(data), request)
         index = -1
         while index != last:  # the kernel answers in order
-            for answer in self._next(request):
-                index = answer.seq - first
-                if answer.type == NLMSG_ERROR and 0 <= index <= last and any(answer.payload[:4]):
+            for index, answer in self._answers(request, first, len(parts)):
+                if answer.type == NLMSG_ERROR and any(answer.payload[:4]):
                     yield index, answer
 
     def transact(
@@ -203,25 +256,30 @@ class Socket:
         generation: int | None = None,
         commit: bool = True,
     ) -> dict[int, NetlinkError]:
-        """Send PARTS as one transaction of a netfilter subsystem: all of it happens, or nothing.
+        """Send PARTS as one transaction of a netfilter subsystem, which the kernel applies whole or not at all.
 
-        generation: the one that the kernel must be at. commit: False has PARTS checked only.
+        generation: the one that the kernel must be at. commit: False has PARTS validated only.
         Returns what the kernel refused, by index of the part; nothing when the transaction is done.
         Raises NetlinkError when the kernel did not even look at it (ERESTART: it is at another generation), ENOBUFS
-        when its answers were lost.
+        when its answers were lost, ETIMEDOUT when there are none, EBADMSG when they cannot be read: after these three
+        it is unknown whether the transaction is done.
         """
         last = len(parts) - 1
         acked = [(t, f | NLM_F_ACK if i == last else f, p) for i, (t, f, p) in enumerate(parts)]
-        data = netfilter_batch(subsystem, acked, self._seq + 1, generation, commit)
-        first = self._seq + 2
-        self._seq += len(parts) + 2
+        opening = self._reserve(len(parts) + 2)
+        first = opening + 1
+        data = netfilter_batch(subsystem, acked, opening, generation, commit)
         if len(data) > SEND_AT_ONCE:
-            self._enlarge(SO_SNDBUFFORCE, socket.SO_SNDBUF, len(data) + SEND_AT_ONCE)
+            _enlarge(self._current(), SO_SNDBUFFORCE, socket.SO_SNDBUF, len(data) + SEND_AT_ONCE)
         self._send(data, request)
-        answers, lost = self._waiting()
+        answers, lost = self._pending(request, opening, len(parts) + 2)
+        if parts and not answers and not lost:
+            answers = [answer for _, answer in self._answers(request, opening, len(parts) + 2)]
         errors: dict[int, NetlinkError] = {}
         for answer in answers:
-            if (error := error_of(answer, request)) is not None:
+            with self.decoding(request):
+                error = error_of(answer, request)
+            if error is not None:
                 if not 0 <= answer.seq - first < len(parts):
                     raise error
                 errors.setdefault(answer.seq - first, error)
@@ -229,10 +287,67 @@ class Socket:
             raise NetlinkError(request, errno.ENOBUFS)
         return errors
 
-    def _waiting(self) -> tuple[list[Message], bool]:
+    def dump(self, type: int, payload: bytes, request: str) -> list[bytes]:
+        """All datagrams of a dump; they hold messages of the kind asked for and, last, NLMSG_DONE. The lengths of the
+        messages are checked, not what is in them.
+
+        A dump that a change interrupted is repeated; when that goes on, the last one is returned as it is: what it
+        lacks was in motion. Raises NetlinkError, also when the dump ends with an error.
+        """
+        for _ in range(INTERRUPTED_DUMPS):
+            seq = self._reserve(1)
+            self._send(message(type, NLM_F_REQUEST | NLM_F_DUMP, seq, payload), request)
+            chunks, interrupted = self._collect(request, seq)
+            if not interrupted:
+                break
+        return chunks
+
+    def _collect(self, request: str, seq: int) -> tuple[list[bytes], bool]:
+        chunks: list[bytes] = []
+        interrupted = False
+        deadline = time.monotonic() + self._timeout
+        while True:
+            data = self._datagram(request, deadline)
+            with self.decoding(request):
+                first, last = first_header(data), last_message(data)
+                error = error_of(last, request)
+            if first.seq != seq:
+                continue  # the answer to an earlier request that was given up
+            if error is not None:
+                raise error
+            chunks.append(data)
+            interrupted |= bool(first.flags & NLM_F_DUMP_INTR)
+            if last.type in (NLMSG_DONE, NLMSG_ERROR):  # it may share a datagram with the last entries
+                return chunks, interrupted
+            deadline = time.monotonic() + self._timeout
+
+    # ---- datagrams
+
+    def _reserve(self, count: int) -> int:
+        """The first of COUNT sequence numbers that no request under way has."""
+        if self._seq + count > SEQUENCE_LIMIT:
+            self._seq = 0
+        first = self._seq + 1
+        self._seq += count
+        return first
+
+    def _answers(self, request: str, first: int, count: int) -> list[tuple[int, Message]]:
+        """The next answers to the COUNT requests from sequence number FIRST on, each with its request's index.
+
+        Waits until there is one. Messages of earlier requests that were given up are passed over.
+        """
+        deadline = time.monotonic() + self._timeout
+        while True:
+            data = self._datagram(request, deadline)
+            with self.decoding(request):
+                found = [(m.seq - first, m) for m in messages(data) if 0 <= m.seq - first < count]
+            if found:
+                return found
+
+    def _pending(self, request: str, first: int, count: int) -> tuple[list[Message], bool]:
         """All answers to what was just sent, and whether some were lost.
 
-        The kernel works in the sender's context: when a request is sent, all its answers wait in our buffer.
+        The kernel works while the request is sent, so that all answers are in the buffer by then.
         """
         found: list[Message] = []
         lost = False
@@ -244,59 +359,53 @@ class Socket:
                 continue
             if data is None:
                 return found, lost
-            found.extend(messages(data))
+            with self.decoding(request):
+                found.extend(m for m in messages(data) if 0 <= m.seq - first < count)
 
-    def dump(self, type: int, payload: bytes, request: str) -> list[bytes]:
-        """All datagrams of a dump; they hold messages of the kind asked for and, last, NLMSG_DONE.
-
-        A dump that a change interrupted is repeated; when that goes on, the last one is returned as it is: what it
-        lacks was in motion. Raises NetlinkError.
-        """
-        for _ in range(INTERRUPTED_DUMPS):
-            self._seq += 1
-            self._send(message(type, NLM_F_REQUEST | NLM_F_DUMP, self._seq, payload), request)
-            chunks, interrupted = self._collect(request)
-            if not interrupted:
-                break
-        return chunks
-
-    def _collect(self, request: str) -> tuple[list[bytes], bool]:
-        chunks: list[bytes] = []
-        interrupted = False
-        while True:
-            data = self._answer(request)
-            first = first_header(data)
-            if first.seq != self._seq:
-                continue  # of an earlier request that was given up
-            chunks.append(data)
-            interrupted |= bool(first.flags & NLM_F_DUMP_INTR)
-            if first.type in (NLMSG_ERROR, NLMSG_DONE):
-                raise_if_error(next(messages(data)), request)
-                return chunks, interrupted
-            if last_type(data) == NLMSG_DONE:  # it may share a datagram with the last entries
-                return chunks, interrupted
-
-    def _next(self, request: str) -> Iterator[Message]:
-        return messages(self._answer(request))
-
-    def _answer(self, request: str) -> bytes:
+    def _datagram(self, request: str, deadline: float) -> bytes:
+        """The next datagram that comes before DEADLINE, by the monotonic clock. Raises NetlinkError."""
+        data: bytes | None = None
         try:
-            data = self.receive() or self.receive(self._timeout)  # most answers wait already when they are asked for
+            while not data and (left := deadline - time.monotonic()) > 0:
+                data = self.receive() or self.receive(left)  # most answers wait already when they are asked for
         except Overrun:
             raise NetlinkError(request, errno.ENOBUFS) from None
-        if data is None:
-            raise NetlinkError(request, errno.ETIMEDOUT)
+        if not data:
+            self._discard()
+            raise NetlinkError(request, errno.ETIMEDOUT, f"no answer within {self._timeout:g} s")
         return data
 
     def _send(self, data: bytes, request: str) -> None:
         try:
-            self.sent += self._socket.sendto(data, (0, 0))
+            self.sent += self._current().sendto(data, (0, 0))
         except OSError as error:
             raise NetlinkError(request, error.errno or errno.EIO) from None
 
 
+def generic_family(kernel: Socket, name: str) -> int:
+    """The message type of a generic netlink family by its name. The kernel loads the module that has the family, where
+    the module says so.
+
+    Raises NetlinkError, ENOENT when there is no such family. Source: net/netlink/genetlink.c.
+    """
+    query = netlink.generic(CTRL_CMD_GETFAMILY, CTRL_VERSION) + netlink.text(CTRL_ATTR_FAMILY_NAME, name)
+    request = f"find generic netlink family {name}"
+    answers = kernel.ask(GENL_ID_CTRL, query, request)
+    with kernel.decoding(request):
+        found = netlink.attributes(answers[0].payload, start=netlink.GENL_HEADER)
+        (number,) = struct.unpack("=H", found[CTRL_ATTR_FAMILY_ID])
+    return int(number)
+
+
+def _enlarge(opened: socket.socket, past_limit: int, within_limit: int, size: int) -> None:
+    try:  # the host's limit binds only those that are not root
+        opened.setsockopt(socket.SOL_SOCKET, past_limit, size)
+    except PermissionError:
+        opened.setsockopt(socket.SOL_SOCKET, within_limit, size)
+
+
 def _lot(parts: Sequence[Part], start: int) -> int:
-    """Where the parts that are sent together with the one at START end."""
+    """The end of the parts that are sent together with the one at START."""
     size = 0
     for index in range(start, min(len(parts), start + CHANGES_AT_ONCE)):
         size += 20 + len(parts[index][2])

@@ -1,36 +1,34 @@
-"""Named packet counters in the kernel, which iptables rules (-m nfacct) count into.
+"""Named packet counters in the kernel (nfacct objects), which iptables rules count into by `-m nfacct`.
 
-kube-proxy keeps two of them, `ct_state_invalid_dropped_pkts` and `localhost_nps_accepted_pkts`, where the kernel can.
+kube-proxy keeps two of them where the kernel has nfacct; their names are in `kproxy.kernel.constants`.
 Source: include/uapi/linux/netfilter/nfnetlink_acct.h.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
+from kproxy.kernel.constants import NETLINK_NETFILTER, NFNL_SUBSYS_ACCT
 from kproxy.kernel.netlink_sockets import Socket
 
-NETLINK_NETFILTER = 12
-NEW, GET, DELETE = 7 << 8, 7 << 8 | 1, 7 << 8 | 3  # NFNL_SUBSYS_ACCT
+NEW, GET, DELETE = (NFNL_SUBSYS_ACCT << 8 | number for number in (0, 1, 3))  # NFNL_MSG_ACCT_*
 NFACCT_NAME, NFACCT_PKTS, NFACCT_BYTES = 1, 2, 3
 NAME_LIMIT = 31
 
-INVALID_DROPPED = "ct_state_invalid_dropped_pkts"
-LOCALHOST_ACCEPTED = "localhost_nps_accepted_pkts"
-
 
 class Counter(NamedTuple):
-    """What one counter has seen since it was made."""
+    """What one counter has counted since it was created."""
 
     packets: int
     bytes: int
 
 
 def available() -> bool:
-    """Whether this kernel has such counters and lets us have them."""
+    """Whether this kernel has such counters, and lets this process use them."""
     try:
         counters()
     except NetlinkError:
@@ -39,23 +37,25 @@ def available() -> bool:
 
 
 def ensure(name: str) -> None:
-    """Make counter NAME unless it is there; its count stays. Raises NetlinkError, ValueError for a name too long."""
+    """Create counter NAME unless it exists; an existing one keeps its count.
+
+    Raises NetlinkError, ValueError for a name too long.
+    """
     if not 0 < len(name.encode()) <= NAME_LIMIT:
         raise ValueError(f"counter name of more than {NAME_LIMIT} bytes: {name}")
-    request = netlink.netfilter(0) + netlink.text(NFACCT_NAME, name)
     try:
         with Socket(NETLINK_NETFILTER) as kernel:
-            kernel.ask(NEW, request, f"make counter {name}", netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
+            kernel.ask(NEW, _named(name), f"create counter {name}", netlink.NLM_F_CREATE | netlink.NLM_F_EXCL)
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
 
 
 def remove(name: str) -> bool:
-    """Delete counter NAME; False when there is none or a rule still counts in it. Raises NetlinkError."""
+    """Delete counter NAME; False when there is none, or a rule still counts into it. Raises NetlinkError."""
     try:
         with Socket(NETLINK_NETFILTER) as kernel:
-            kernel.ask(DELETE, netlink.netfilter(0) + netlink.text(NFACCT_NAME, name), f"delete counter {name}")
+            kernel.ask(DELETE, _named(name), f"delete counter {name}")
     except NetlinkError as error:
         if error.errno in (errno.ENOENT, errno.EBUSY):
             return False
@@ -64,14 +64,22 @@ def remove(name: str) -> bool:
 
 
 def counters() -> dict[str, Counter]:
-    """Every counter of this network namespace by name. Raises NetlinkError where the kernel has none at all."""
+    """Every counter of this network namespace by name. Raises NetlinkError where the kernel has no nfacct."""
+    request = "list counters"
     with Socket(NETLINK_NETFILTER) as kernel:
-        chunks = kernel.dump(GET, netlink.netfilter(0), "list counters")
-    found: dict[str, Counter] = {}
+        chunks = kernel.dump(GET, netlink.netfilter(0), request)
+        with kernel.decoding(request):
+            return dict(_decode(chunks))
+
+
+def _named(name: str) -> bytes:
+    return netlink.netfilter(0) + netlink.text(NFACCT_NAME, name)
+
+
+def _decode(chunks: list[bytes]) -> Iterator[tuple[str, Counter]]:
     for data in chunks:
         for answer in netlink.messages(data):
             if answer.type == NEW:
                 parts = netlink.attributes(answer.payload, start=4)
-                numbers = (netlink.to_int(parts.get(kind, b"")) for kind in (NFACCT_PKTS, NFACCT_BYTES))
-                found[netlink.to_text(parts.get(NFACCT_NAME, b""))] = Counter(*numbers)
-    return found
+                packets, size = (netlink.to_int(parts[kind]) for kind in (NFACCT_PKTS, NFACCT_BYTES))
+                yield netlink.to_text(parts[NFACCT_NAME]), Counter(packets, size)

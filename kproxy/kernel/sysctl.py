@@ -1,13 +1,14 @@
-"""Kernel parameters: read, and written only where they differ.
+"""Kernel parameters: which ones kproxy sets, reading them, and writing those that differ.
 
-Decides: what of the `conntrack` section of the configuration and of route_localnet has to be written, as kube-proxy
-does. Leaves out: reporting; every function returns what went wrong as lines for the log.
-Names are dotted as sysctl(8) writes them and stand for files below /proc/sys; a name that begins with / is a file.
+Decides: the parameters for the `conntrack` section of the configuration and for IPVS mode, as kube-proxy sets them.
+Leaves out: logging; what cannot be set is returned as lines for the log.
+Names are dotted as in sysctl(8) and stand for files below /proc/sys; a name that begins with / is a file.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ CONNTRACK = "net.netfilter.nf_conntrack_"
 IPVS_CONNTRACK = "net.ipv4.vs.conntrack"
 HASHSIZE = "/sys/module/nf_conntrack/parameters/hashsize"
 ENTRIES_PER_BUCKET = 4
+AS_ROOT = "Set it on the host, or run kproxy once with --init-only in a privileged container"
+"""What to do about a parameter that kproxy may not set, for the log."""
 
 
 class Sysctls(Protocol):
@@ -29,37 +32,35 @@ class Sysctls(Protocol):
         """The value without its newline, None when this kernel has no such parameter (or its module is not loaded)."""
 
     def set(self, name: str, value: str) -> None:
-        """Write a value. Raises KernelError, which names the parameter and says why."""
+        """Write a value. Raises KernelError, whose message names the parameter and the reason."""
 
 
 class SystemSysctls:
     """The files of /proc/sys and /sys."""
 
     def get(self, name: str) -> str | None:
-        """As Sysctls.get."""
         try:
-            return Path(path_of(name)).read_text().strip()
+            return Path(path_of(name)).read_text(errors="replace").strip()
         except OSError:
             return None
 
     def set(self, name: str, value: str) -> None:
-        """As Sysctls.set."""
         try:
-            with open(path_of(name), "r+") as file:  # never creates one
+            with open(path_of(name), "r+") as file:  # unlike "w", this never creates a file
                 file.write(value)
         except OSError as error:
             raise KernelError(f"{name} cannot be set to {value}: {error.strerror}") from None
 
 
 def path_of(name: str) -> str:
-    """The file of parameter NAME. Slashes may stand for the dots, for an interface with a dot in its own name."""
+    """The file of parameter NAME. It may have slashes for its dots, as for an interface whose name has a dot."""
     if name.startswith("/"):
         return name
     return f"/proc/sys/{name if '/' in name else name.replace('.', '/')}"
 
 
 def ensure(sysctls: Sysctls, name: str, value: int) -> bool:
-    """Set NAME to VALUE unless it has it; whether it was set. Raises KernelError."""
+    """Set NAME to VALUE unless that is its value; returns whether it was set. Raises KernelError."""
     if sysctls.get(name) == str(value):
         return False
     sysctls.set(name, str(value))
@@ -67,7 +68,7 @@ def ensure(sysctls: Sysctls, name: str, value: int) -> bool:
 
 
 def ensure_all(sysctls: Sysctls, wanted: Iterable[tuple[str, int]]) -> list[str]:
-    """Set each where it differs; one line for each that cannot be."""
+    """Set each parameter whose value differs; returns a line for each that cannot be set."""
     problems: list[str] = []
     for name, value in wanted:
         try:
@@ -94,14 +95,14 @@ class ConntrackSettings:
 
 
 def conntrack_max(settings: ConntrackSettings, cores: int) -> int:
-    """How many entries the table should hold, 0 to leave it as it is."""
+    """The number of entries that the conntrack table should hold, 0 to leave it as it is."""
     return max(settings.max_per_core * cores, settings.min) if settings.max_per_core > 0 else 0
 
 
 def apply_conntrack(sysctls: Sysctls, settings: ConntrackSettings, cores: int = 0) -> list[str]:
-    """Bring the kernel to SETTINGS; what could not be had, one line each.
+    """Set the parameters that SETTINGS ask for; returns a line for each that cannot be set.
 
-    cores: how many CPU cores to count with, 0 for those that this process may use.
+    cores: the number of CPU cores to multiply by, 0 for those that this process may use.
     """
     limit = conntrack_max(settings, cores or len(os.sched_getaffinity(0)))
     wanted = [
@@ -117,12 +118,13 @@ def apply_conntrack(sysctls: Sysctls, settings: ConntrackSettings, cores: int = 
 
 
 def ipvs_sysctls(strict_arp: bool, kernel: tuple[int, int]) -> list[tuple[str, int]]:
-    """What IPVS mode needs, as kube-proxy sets it. kernel: the first two numbers of its version.
+    """The parameters of IPVS mode and their values, as kube-proxy sets them. kernel: the first two numbers of its
+    version.
 
-    conntrack: without it netfilter does not know IPVS's connections, and their packets cannot be masqueraded.
-    expire_nodest_conn, expire_quiescent_template: a connection whose real server is gone ends, and a persistent client
-    of one that gets no more connections goes to another.
-    conn_reuse_mode: before Linux 5.9 a value of 1 cost a second for each reused client port.
+    conntrack: without it netfilter does not track IPVS's connections, and their packets cannot be masqueraded.
+    expire_nodest_conn, expire_quiescent_template: a connection ends when its real server is gone, and a persistent
+    client of a real server with weight 0 is scheduled anew.
+    conn_reuse_mode: before Linux 5.9 a value of 1 delayed each reused client port by a second.
     arp_ignore, arp_announce: with strict ARP the node does not answer for the addresses of kube-ipvs0.
     Source: Documentation/networking/ipvs-sysctl.rst.
     """
@@ -140,11 +142,8 @@ def ipvs_sysctls(strict_arp: bool, kernel: tuple[int, int]) -> list[tuple[str, i
 
 
 def _grow_hash_table(sysctls: Sysctls, limit: int) -> list[str]:
-    """Never more than four entries a bucket, else every lookup gets slow. The table is only ever made larger."""
+    """Keep the hash table at four entries a bucket or fewer, else every lookup gets slow. It is never made smaller."""
     buckets, held = limit // ENTRIES_PER_BUCKET, sysctls.get(HASHSIZE)
-    if not buckets or held is None or (held.isdigit() and int(held) >= buckets):
+    if not buckets or held is None or (re.fullmatch("[0-9]{1,20}", held) and int(held) >= buckets):
         return []
     return ensure_all(sysctls, [(HASHSIZE, buckets)])
-
-
-AS_ROOT = "Set it on the host, or run kproxy once with --init-only in a privileged container"

@@ -1,4 +1,4 @@
-"""IPVS's own terms as values: virtual servers and the real servers behind them. Pure.
+"""IPVS's virtual servers and the real servers behind them as values. Pure.
 
 Sources: ipvsadm(8), include/uapi/linux/ip_vs.h.
 """
@@ -10,24 +10,24 @@ from typing import NamedTuple
 from kproxy.model.plans import Protocol, address_port
 
 PERSISTENT = 0x1  # IP_VS_SVC_F_PERSISTENT
-HASHED = 0x2  # IP_VS_SVC_F_HASHED: set by the kernel on each that it holds, never written
-SOURCE_PORT = 0x10  # IP_VS_SVC_F_SCHED2, of schedulers mh and sh: the source port counts in the hash as well
+HASHED = 0x2  # IP_VS_SVC_F_HASHED: set by the kernel on every virtual server that it holds, never written
+SOURCE_PORT = 0x10  # IP_VS_SVC_F_SCHED2, of schedulers mh and sh: the hash includes the source port
 
 
 class ServerKey(NamedTuple):
-    """Names a virtual server: there is one for each protocol, address and port."""
+    """The identity of a virtual server: protocol, address and port."""
 
     protocol: Protocol
     address: str
     port: int
 
     def __str__(self) -> str:
-        """TCP 10.96.0.1:443"""
+        """As in "TCP 10.96.0.1:443"."""
         return f"{self.protocol.value} {address_port(self.address, self.port)}"
 
 
 class VirtualServer(NamedTuple):
-    """An address that IPVS serves. flags: PERSISTENT and the scheduler's. timeout: seconds of persistence, else 0."""
+    """A virtual server. flags: PERSISTENT and the scheduler's. timeout: seconds of persistence, 0 without it."""
 
     key: ServerKey
     scheduler: str
@@ -36,7 +36,7 @@ class VirtualServer(NamedTuple):
 
 
 class RealKey(NamedTuple):
-    """Names a real server within its virtual server."""
+    """The identity of a real server within its virtual server."""
 
     address: str
     port: int
@@ -46,7 +46,8 @@ class RealKey(NamedTuple):
 
 
 class RealServer(NamedTuple):
-    """Where connections go (always by masquerading, IPVS's NAT). weight 0: it keeps what it has and gets no more."""
+    """A real server, which IPVS forwards connections to by NAT. weight 0: it keeps its connections and gets no new
+    ones."""
 
     key: RealKey
     weight: int = 1

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from kproxy.kernel.constants import address_family
 from kproxy.lab.outcomes import Answered, Nothing, Outcome
 
 Ask = Callable[[str, int, float, str], Outcome]
@@ -67,7 +68,7 @@ class UdpClient:
 @contextlib.contextmanager
 def udp_client(ip: str, port: int, source: str = "") -> Iterator[UdpClient]:
     """A UdpClient that talks to one address and port, closed in the end."""
-    with socket.socket(_family(ip), socket.SOCK_DGRAM) as own:
+    with socket.socket(address_family(ip), socket.SOCK_DGRAM) as own:
         if source:
             own.bind((source, 0))
         own.connect((ip, port))
@@ -143,7 +144,3 @@ def _nothing(error: OSError) -> Nothing:
     if error.errno in NO_WAY:
         return Nothing.UNREACHABLE
     return Nothing.CUT
-
-
-def _family(ip: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in ip else socket.AF_INET

@@ -27,6 +27,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kproxy.errors import KernelError
+from kproxy.kernel.constants import INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kproxy.metrics.collectors import ClientMetrics, Figures, ForwardingCollector, Slis
 from kproxy.model.plans import Family
 
@@ -41,11 +42,11 @@ _SYNC_BUCKETS = tuple(0.001 * 2**i for i in range(15))
 _PROGRAMMING_BUCKETS = (0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
 
 _NFACCT = {
-    "ct_state_invalid_dropped_pkts": (
+    INVALID_DROPPED: (
         "kubeproxy_iptables_ct_state_invalid_dropped_packets",
         "Packets that a rule dropped because conntrack called their state INVALID.",
     ),
-    "localhost_nps_accepted_pkts": (
+    LOCALHOST_ACCEPTED: (
         "kubeproxy_iptables_localhost_nodeports_accepted_packets",
         "Packets to a node port that were accepted on a loopback address.",
     ),

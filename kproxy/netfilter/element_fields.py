@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
+from kproxy.kernel.constants import PROTOCOL_NAMES, PROTOCOL_NUMBERS
 from kproxy.netfilter.objects import Key, Type
-from kproxy.netfilter.rule_codec import PROTOCOLS
 
 FORMATS = {Type.IPV4: "4s", Type.IPV6: "16s", Type.PROTO: "Bxxx", Type.PORT: "Hxx", Type.SLOT: "4s"}
 ADDRESSES = {Type.IPV4: socket.AF_INET, Type.IPV6: socket.AF_INET6}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
 def width(types: Sequence[Type]) -> int:
@@ -96,7 +95,7 @@ def _same(value: int) -> int:
 WRITERS: dict[Type, Callable[[Any], Any]] = {
     Type.IPV4: functools.partial(socket.inet_pton, socket.AF_INET),
     Type.IPV6: functools.partial(socket.inet_pton, socket.AF_INET6),
-    Type.PROTO: _Numbers(PROTOCOLS).__getitem__,
+    Type.PROTO: _Numbers(PROTOCOL_NUMBERS).__getitem__,
     Type.PORT: _same,
     Type.SLOT: functools.lru_cache(maxsize=4096)(host_number),
 }

@@ -17,16 +17,16 @@ from typing import NamedTuple, Protocol
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
+from kproxy.kernel.constants import NETLINK_NETFILTER, NFPROTO
 from kproxy.kernel.netlink_sockets import REFUSALS_BUFFER, Socket
 from kproxy.model.plans import Family
 from kproxy.netfilter import messages
 from kproxy.netfilter.element_codec import coder
 from kproxy.netfilter.expressions import Expressions
 from kproxy.netfilter.messages import ListedChain, Message
-from kproxy.netfilter.notifications import NETLINK_NETFILTER, Change, Monitor
+from kproxy.netfilter.notifications import Change, Monitor
 from kproxy.netfilter.objects import Element, Set
 from kproxy.netfilter.operations import AddElements, DeleteElements, ElementsRefused, Operation
-from kproxy.netfilter.rule_codec import NFPROTO
 from kproxy.netfilter.set_codec import count_of, is_anonymous, set_of
 
 DUMPS = 20  # of a set that the kernel is rearranging

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from kproxy.kernel import netlink
+from kproxy.kernel.constants import NFNL_SUBSYS_NFTABLES, NFPROTO
 from kproxy.model.plans import Family
 from kproxy.netfilter import element_codec, rule_codec, set_codec
 from kproxy.netfilter import expressions as nft
@@ -30,9 +31,8 @@ from kproxy.netfilter.operations import (
     FlushChain,
     Operation,
 )
-from kproxy.netfilter.rule_codec import NFPROTO
 
-SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+SUBSYSTEM = NFNL_SUBSYS_NFTABLES
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)  # NFT_MSG_*
 NEWSET, GETSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM, NEWGEN, GETGEN = range(9, 17)
 NLM_F_APPEND = 0x800

@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from kproxy.kernel import host_checks, netlink
+from kproxy.kernel.constants import NETLINK_NETFILTER, NFNL_SUBSYS_NFTABLES
 from kproxy.kernel.netlink_sockets import Overrun, Socket
 
-NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
-SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
+NFNLGRP_NFTABLES = 7
+SUBSYSTEM = NFNL_SUBSYS_NFTABLES
 NEWGEN = 15
 NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 2, 3
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -163,7 +164,7 @@ class Monitor:
         Transactions. Raises NetlinkError."""
         # In a container the kernel's process ids are not ours. The port id serves instead: every command that we start
         # uses its process id, as we see it, for its first netlink socket.
-        by_portid = by_portid or not host_checks.are_the_kernels()
+        by_portid = by_portid or not host_checks.in_initial_pid_namespace()
         self._transactions = Transactions(is_ours, tables, relevant, by_portid, detailed)
         self._socket = Socket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,), buffer=BUFFER)
 

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from kproxy.kernel.constants import ADDRESS_FAMILY, NFPROTO, PROTOCOL_NUMBERS
 from kproxy.model.plans import Family
 from kproxy.netfilter import expressions as nft
 from kproxy.netfilter.expressions import Base, Compare, CtKey, Expressions, MetaKey
@@ -43,9 +44,6 @@ from kproxy.netfilter.objects import (
     Update,
 )
 
-NFPROTO = {Family.IPV4: 2, Family.IPV6: 10}
-SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 OFFSETS = {  # of an address in the network header, and its length
     (Family.IPV4, Field.SADDR): (12, 4),
     (Family.IPV4, Field.DADDR): (16, 4),
@@ -82,7 +80,7 @@ def _encode(family: Family, statement: Statement) -> bytes:
         case InterfaceIs(name, prefix, negate):
             return nft.meta(0, MetaKey.IIFNAME) + nft.compare(0, _how(negate), _interface(name, prefix))
         case ProtocolIs(protocol):
-            number = bytes((PROTOCOLS[protocol],))
+            number = bytes((PROTOCOL_NUMBERS[protocol],))
             return nft.meta(0, MetaKey.L4PROTO) + nft.compare(0, Compare.EQ, number)
         case FibLocal(field):
             return nft.fib(0, FIB_FLAGS[field]) + nft.compare(0, Compare.EQ, _host(RTN_LOCAL))
@@ -147,7 +145,7 @@ def _address_in(family: Family, field: Field, cidr: str, negate: bool) -> bytes:
     bits = int(size)
     if not 0 <= bits <= length * 8:
         raise ValueError(f"no such network: {cidr}")
-    network = socket.inet_pton(SOCKET_FAMILY[family], address)
+    network = socket.inet_pton(ADDRESS_FAMILY[family], address)
     if bits and bits % 8 == 0:  # whole bytes need no mask
         network = network[: bits // 8]
         return nft.payload(0, Base.NETWORK, offset, len(network)) + nft.compare(0, _how(negate), network)
@@ -158,7 +156,7 @@ def _address_in(family: Family, field: Field, cidr: str, negate: bool) -> bytes:
 
 
 def _dnat(family: Family, address: str, port: int) -> bytes:
-    where = nft.immediate(0, socket.inet_pton(SOCKET_FAMILY[family], address))
+    where = nft.immediate(0, socket.inet_pton(ADDRESS_FAMILY[family], address))
     where += nft.immediate(SECOND_REGISTER, port.to_bytes(PORT_LENGTH, "big"))
     return where + nft.nat(NFPROTO[family], 0, SECOND_REGISTER)
 

@@ -9,6 +9,7 @@ from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import KernelError
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.commands import Commands, Runner
+from kproxy.kernel.constants import NFACCT_COUNTERS
 from kproxy.kernel.iptables import Command, HostTables
 from kproxy.kernel.sysctl import AS_ROOT
 from kproxy.model.node_info import NodeInfo
@@ -77,7 +78,7 @@ def count_in_nfacct() -> bool:
     """Make kube-proxy's two counters where the kernel can have them; whether rules may count in them."""
     try:
         nfacct.counters()
-        for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+        for name in NFACCT_COUNTERS:
             nfacct.ensure(name)
     except KernelError as error:
         _log.v(2).info("No nfacct counters", err=str(error))

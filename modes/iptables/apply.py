@@ -1,4 +1,4 @@
-"""iptables mode's Dataplane: the rules of the plans, written by a ChainWriter."""
+"""iptables mode's Dataplane: a ChainWriter with the rules of each Service port's plan."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.iptables.render import Settings, render_base, render_port
 from kproxy.modes.xtables.chain_writer import ChainWriter, Drift
-from kproxy.modes.xtables.fragments import Fragment
 from kproxy.modes.xtables.names import ENDPOINT_PREFIX
+from kproxy.modes.xtables.rules import Fragment
 
 
 class IptablesDataplane:
@@ -35,31 +35,25 @@ class IptablesDataplane:
         return self._settings.family
 
     def configure(self, settings: Settings) -> None:
-        """Take new settings. When they differ the next apply compares everything with the kernel."""
+        """Replace the settings. When they differ, the next apply compares everything with the kernel."""
         if settings != self._settings:
             self._settings = settings
             self._chains.rebase(render_base(settings), _renderer(settings))
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
-        """As Dataplane.apply."""
         return self._chains.apply(wanted, touched)
 
     def drifted(self) -> bool:
-        """As Dataplane.drifted."""
         return self._chains.drifted()
 
     def housekeeping(self) -> float | None:
-        """As Dataplane.tend: rules need no care between syncs."""
+        """There is nothing to do between syncs."""
         return None
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
-        """As Dataplane.names: the port's own chains; each leads on to its endpoints' KUBE-SEP-… chains."""
+        """The port's own chains, without the KUBE-SEP-… chains of its endpoints that they jump to."""
         chains = (chain.name for chain in render_port(plan, self._settings).chains)
         return tuple(name for name in chains if not name.startswith(ENDPOINT_PREFIX))
-
-    def cleanup(self) -> None:
-        """Remove all that kube-proxy or kproxy ever wrote into this backend's tables, in whatever mode."""
-        self._chains.cleanup()
 
 
 def _renderer(settings: Settings) -> Callable[[ServicePlan], Fragment]:

@@ -45,7 +45,7 @@ class IptablesDriver(Driver):
 def serve_localhost() -> None:
     """Let packets to 127.0.0.1 be translated, which node ports on localhost need."""
     try:
-        if sysctl.ensure(sysctl.SystemSysctls(), "net.ipv4.conf.all.route_localnet", 1):
+        if sysctl.ensure(sysctl.SystemSysctls(), sysctl.ROUTE_LOCALNET, 1):
             _log.info("Set net.ipv4.conf.all.route_localnet=1, so that node ports work on 127.0.0.1")
     except KernelError as error:
         _log.warning(f"Node ports will not work on 127.0.0.1. {sysctl.AS_ROOT}", err=str(error))

@@ -1,8 +1,8 @@
-"""Rules of iptables mode, as pure text: one fragment a Service port, one base a node.
+"""Renders the rules of iptables mode: one fragment a Service port, one base a node. Pure.
 
-Decides nothing about Services: the plan has all decisions, this module writes them in kube-proxy's chains. What it
-leaves out: what the kernel holds already (delta, apply) and how text gets there (kproxy.kernel.iptables).
-Rules are in the option order in which iptables-save prints them.
+Decides: how a plan is expressed in kube-proxy's chains; the plan has all decisions about the Service. Leaves out: what
+the kernel holds already (`kproxy.modes.xtables.chain_writer`). Rules are in the option order in which iptables-save
+prints them.
 """
 
 from __future__ import annotations
@@ -10,25 +10,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from kproxy.kernel.constants import ADDRESS_BITS, INVALID_DROPPED, LOCALHOST_ACCEPTED
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
 from kproxy.modes.xtables import names
-from kproxy.modes.xtables.filters import GUARD, PortRules, filter_chains, filter_jumps, jump
-from kproxy.modes.xtables.fragments import Base, Chain, Fragment, SharedRule
+from kproxy.modes.xtables.rules import (
+    GUARD,
+    Base,
+    Chain,
+    Fragment,
+    PortRules,
+    SharedRule,
+    filter_chains,
+    filter_jumps,
+    jump,
+)
 
-INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
-LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
 LAST_RULE = '-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain"'
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that rules depend on besides the plans.
+    """Everything that rules depend on besides the plans.
 
-    masquerade_mark: the bit of the packet mark that asks for masquerading, as a mask (1 << masqueradeBit).
-    localhost_node_ports: node ports answer on 127.0.0.1 (IPv4 only; needs the sysctl route_localnet).
-    nfacct: the kernel has nfacct counters, count in them as kube-proxy does.
-    comments: per-rule comments in the ports' own chains; off in large clusters, where they cost memory.
+    masquerade_mark: the bit of the packet mark that requests masquerading, as a mask (1 << masqueradeBit).
+    localhost_node_ports: whether node ports answer on 127.0.0.1 (IPv4 only; needs the sysctl route_localnet).
+    nfacct: whether the kernel has nfacct counters, to count in them as kube-proxy does.
+    comments: whether rules in the ports' own chains have comments; off in large clusters, where they cost memory.
     """
 
     family: Family
@@ -44,7 +52,7 @@ class Settings:
 
     @property
     def serves_localhost(self) -> bool:
-        """Whether 127.0.0.1 takes node ports, and so whether the node needs route_localnet and its guard rule."""
+        """Whether node ports answer on 127.0.0.1, so that the node needs route_localnet and its guard rule."""
         return self.family is Family.IPV4 and self.localhost_node_ports and self.node_port_addresses.loopback
 
 
@@ -58,7 +66,7 @@ def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
 
 
 class _Port:
-    """One port's rules while they are written; only to share the names that every part needs."""
+    """Renders one port; it holds the names that every part needs."""
 
     __slots__ = ("_chains", "_name", "_plan", "_proto", "_rules", "_settings", "_width")
 
@@ -75,23 +83,25 @@ class _Port:
         plan, chains = self._plan, self._chains
         if plan.internal_endpoints:
             chain = chains.local if plan.internal_local else chains.cluster
-            yield self._leads(plan.cluster_ip, "cluster IP", chain)
+            yield self._dispatch(plan.cluster_ip, "cluster IP", chain)
         if plan.has_endpoints:
             for ip in plan.external_ips:
-                yield self._leads(ip, "external IP", chains.external)
+                yield self._dispatch(ip, "external IP", chains.external)
             for ip in plan.load_balancer_ips:
-                yield self._leads(ip, "loadbalancer IP", chains.firewall if self._rules.firewalled else chains.external)
+                yield self._dispatch(
+                    ip, "loadbalancer IP", chains.firewall if self._rules.firewalled else chains.external
+                )
             if plan.node_port:
                 yield from self._node_port()
         yield from self._rules.filtering()
 
-    def _leads(self, ip: str, kind: str, chain: str) -> SharedRule:
+    def _dispatch(self, ip: str, kind: str, chain: str) -> SharedRule:
         return SharedRule("nat", names.SERVICES, self._rules.to(ip, f"{self._name} {kind}", chain))
 
     def _node_port(self) -> Iterator[SharedRule]:
         rule = self._rules.at_port(self._plan.node_port, self._name)
         if self._settings.nfacct and self._settings.serves_localhost:
-            count = f"-m nfacct --nfacct-name {LOCALHOST_COUNTER} -j {self._chains.external}"
+            count = f"-m nfacct --nfacct-name {LOCALHOST_ACCEPTED} -j {self._chains.external}"
             yield SharedRule("nat", names.NODE_PORTS, f"-d 127.0.0.0/8 {rule} {count}")
         yield SharedRule("nat", names.NODE_PORTS, f"{rule} -j {self._chains.external}")
 
@@ -116,7 +126,7 @@ class _Port:
             yield Chain(chains.firewall, tuple(self._firewall()))
 
     def _masquerade_off_cluster(self, uses_cluster_ip: bool) -> tuple[str, ...]:
-        """Traffic to the cluster IP that does not come from a pod is masqueraded, so that replies find back."""
+        """Masquerades traffic to the cluster IP that does not come from a pod, so that replies come back this way."""
         plan, settings = self._plan, self._settings
         if not uses_cluster_ip:
             return ()
@@ -131,7 +141,8 @@ class _Port:
         return ()
 
     def _balance(self, endpoints: list[tuple[str, Endpoint]]) -> Iterator[str]:
-        """Client IP affinity first, then an even choice: the i-th of n gets 1/(n-i) of what the others left."""
+        """Client IP affinity first, then an even choice: the i-th of n rules (from 0 on) matches with probability
+        1/(n-i)."""
         if self._plan.affinity_seconds:
             for chain, endpoint in endpoints:
                 recent = f"-m recent --rcheck --seconds {self._plan.affinity_seconds} --reap --name {chain}"
@@ -144,7 +155,7 @@ class _Port:
 
     def _endpoint(self, chain: str, endpoint: Endpoint) -> Iterator[str]:
         comment = self._comment(self._name)
-        # An endpoint that reaches itself through the Service would see its own address and answer past the Service.
+        # An endpoint that connects to itself through the Service would see its own address and bypass the Service.
         yield f"-s {endpoint.ip}/{self._width} {comment}-j {names.MARK_MASQ}"
         recent = f"-m recent --set --name {chain} " if self._plan.affinity_seconds else ""
         yield f"-p {self._proto} {comment}{recent}-m {self._proto} -j DNAT --to-destination {endpoint}"
@@ -153,7 +164,7 @@ class _Port:
         plan, detect = self._plan, self._settings.detect_local
         about = f"{self._name} external destinations"
         if not plan.external_local:
-            # The endpoint may be on another node, which would answer past this one.
+            # The endpoint may be on another node, whose reply would bypass this one.
             yield f"{self._comment(f'masquerade traffic for {about}')}-j {names.MARK_MASQ}"
         else:
             cluster = self._chains.cluster
@@ -172,7 +183,7 @@ class _Port:
         for cidr in plan.source_ranges:
             yield f"-s {cidr} {comment} -j {self._chains.external}"
         if plan.node_in_source_ranges:
-            # A load balancer may make its IP an address of the node, whose own traffic then carries it as source.
+            # A load balancer may assign its IP to the node, whose own traffic then has it as source.
             for ip in plan.load_balancer_ips:
                 yield f"-s {ip}/{self._width} {comment} -j {self._chains.external}"
         yield f'-m comment --comment "other traffic to {name} will be dropped by {names.PROXY_FIREWALL}"'
@@ -185,7 +196,7 @@ class _Port:
 
 
 def render_base(settings: Settings) -> Base:
-    """The chains, jumps and rules that a node needs whatever its Services are."""
+    """The chains, jumps and rules that a node needs regardless of its Services."""
     mark = f"{settings.masquerade_mark:#x}"
     shared: dict[tuple[str, str], tuple[str, ...]] = {
         **filter_chains(),
@@ -211,8 +222,8 @@ def render_base(settings: Settings) -> Base:
 
 def _forward(settings: Settings, mark: str) -> Iterator[str]:
     if not settings.tcp_be_liberal:
-        # An INVALID packet passes NAT unchanged and would make the client reset a living connection.
-        count = f"-m nfacct --nfacct-name {INVALID_COUNTER} " if settings.nfacct else ""
+        # An INVALID packet passes NAT unchanged and would make the client reset a good connection.
+        count = f"-m nfacct --nfacct-name {INVALID_DROPPED} " if settings.nfacct else ""
         yield f"-m conntrack --ctstate INVALID {count}-j DROP"
     yield f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {mark}/{mark} -j ACCEPT'
     established = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
@@ -222,14 +233,14 @@ def _forward(settings: Settings, mark: str) -> Iterator[str]:
 def _node_port_jumps(settings: Settings) -> Iterator[str]:
     addresses, ipv4 = settings.node_port_addresses, settings.family is Family.IPV4
     if addresses.match_all:
-        # ::1 never takes node ports: IPv6 has no route_localnet.
+        # Node ports never answer on ::1: IPv6 has no route_localnet.
         skip = "" if ipv4 and settings.localhost_node_ports else f"! -d {'127.0.0.0/8' if ipv4 else '::1/128'} "
         yield f"{skip}{LAST_RULE} -m addrtype --dst-type LOCAL -j {names.NODE_PORTS}"
         return
     for ip in addresses.ips:
         loopback = ip.startswith("127.") if ipv4 else ip == "::1"
         if not loopback or (ipv4 and settings.localhost_node_ports):
-            yield f"-d {ip}/{32 if ipv4 else 128} {LAST_RULE} -j {names.NODE_PORTS}"
+            yield f"-d {ip}/{ADDRESS_BITS[settings.family]} {LAST_RULE} -j {names.NODE_PORTS}"
 
 
 def _jumps() -> dict[tuple[str, str], tuple[str, ...]]:
@@ -245,11 +256,11 @@ def _jumps() -> dict[tuple[str, str], tuple[str, ...]]:
     }
 
 
-# ---------------------------------------------------------------- whole tables, to read
+# ---------------------------------------------------------------- whole tables
 
 
 def text(base: Base, fragments: Iterable[tuple[PortKey, Fragment]]) -> str:
-    """Everything as one iptables-save text, in the order of the ports' names."""
+    """All rules as one iptables-save text, in the order of the ports' names."""
     tables: dict[str, dict[str, list[str]]] = {"filter": {}, "nat": {}}
     for table, chain in (*base.jumps, *base.shared, *base.owned, *base.joint):
         tables[table].setdefault(chain, [])

@@ -1,7 +1,7 @@
-"""Removing everything that IPVS mode ever wrote but for its iptables rules, kube-proxy's included.
+"""Removes everything that IPVS mode ever wrote, kube-proxy's included, except for its iptables rules.
 
-For a node on which another mode took over, and for `kproxy cleanup`; the rules must be gone first, as sets that rules
-match on stay. Where the kernel has no IPVS, no ipsets or no kube-ipvs0, nothing of ours is there and nothing is done.
+For a node on which another mode took over, and for `kproxy cleanup`. The rules must be gone first, as sets that rules
+match on cannot be destroyed. Where the kernel has no IPVS, no ipsets or no kube-ipvs0, there is nothing to remove.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from kproxy.errors import NetlinkError
 from kproxy.kernel.ipset import HeldSet, IpSets
 from kproxy.kernel.ipvs import Held, Ipvs
 from kproxy.kernel.ipvs_codec import Operation, Verb
-from kproxy.kernel.service_device import DEVICE, ServiceAddresses
+from kproxy.kernel.service_device import ServiceAddresses
 from kproxy.kernel.virtual_servers import ServerKey
 from kproxy.model.addresses import contains
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.kernel_state import Ours
@@ -25,7 +26,7 @@ from kproxy.modes.ipvs.kernel_state import Ours
 _log = logs.get("ipvs")
 
 ABSENT = frozenset({errno.ENOENT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL})
-"""What a kernel answers that does not have what it is asked for."""
+"""The error numbers of a kernel that does not have what it is asked for."""
 
 T = TypeVar("T")
 
@@ -38,11 +39,11 @@ def clean(
     excluded: Collection[str] = (),
     families: Iterable[Family] = tuple(Family),
 ) -> list[str]:
-    """Remove our virtual servers, the device (its addresses only, while another family has some on it) and our sets.
+    """Remove our virtual servers, the device (only its addresses, while another family has some on it) and our sets.
 
-    ipvs, sets: None where the kernel does not have them loaded: opening them would load them. node_addresses: the
-    node's own, in any family. excluded: CIDRs whose virtual servers stay.
-    Returns what would not go, a line each. Raises NetlinkError when the kernel cannot be talked to.
+    ipvs, sets: None where they are not loaded in the kernel: opening them would load them. node_addresses: the node's
+    own, in any family. excluded: CIDRs whose virtual servers stay.
+    Returns a line for each object that could not be removed. Raises NetlinkError when the kernel cannot be reached.
     """
     problems: list[str] = []
     chosen = tuple(families)
@@ -64,7 +65,7 @@ def connections(
     node_addresses: Collection[str],
     excluded: Collection[str] = (),
 ) -> int:
-    """How many established connections our virtual servers carry, in both families. Arguments and errors as for
+    """The number of established connections of our virtual servers, in both families. Arguments and errors as for
     `clean`."""
     if ipvs is None:
         return 0
@@ -115,7 +116,7 @@ def _held(sets: IpSets | None, family: Family) -> Mapping[str, HeldSet]:
 def _addresses(addresses: ServiceAddresses, families: Collection[Family]) -> list[str]:
     if not any(addresses.held(family) for family in Family if family not in families):
         if addresses.remove():
-            _log.info("Deleted the device of the Services' addresses", device=DEVICE)
+            _log.info("Deleted the device of the Services' addresses", device=SERVICE_DEVICE)
         return []
     ours = [address for family in families for address in addresses.held(family)]
     errors = addresses.change((), ours) if ours else {}

@@ -1,7 +1,7 @@
-"""The steps from what the kernel holds to what some Service ports need, in the order that breaks nothing.
+"""The steps from what the kernel holds to what some Service ports need, in an order in which no traffic is lost. Pure.
 
-First whatever is missing: entries, virtual servers, real servers, then the addresses that bring packets to them. The
-rules come between. Then whatever is in excess, the other way around.
+First whatever is missing: entries, virtual servers, real servers, then the addresses that make the kernel accept
+packets to them. Then the rules are written. Then whatever is in excess is removed, in the reverse order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey
 from kproxy.model.plans import Protocol
 from kproxy.modes.ipvs.fragments import Served
 from kproxy.modes.ipvs.kernel_state import KernelState, Present
-from kproxy.modes.ipvs.ownership import Ownership, Things
+from kproxy.modes.ipvs.ownership import Objects, Ownership
 
 
 @dataclass(slots=True)
@@ -30,37 +30,38 @@ class Steps:
     empty: list[Change] = field(default_factory=list)
 
 
-def difference(mirror: KernelState, claims: Ownership, things: Things, spared: Callable[[ServerKey], bool]) -> Steps:
-    """What of THINGS the kernel lacks, has otherwise, or has for nothing.
+def difference(
+    state: KernelState, ownership: Ownership, objects: Objects, excluded: Callable[[ServerKey], bool]
+) -> Steps:
+    """The steps that make the kernel, which is in STATE, have OBJECTS as their owners want them.
 
-    spared: the virtual servers that stay even if nobody needs them.
+    excluded: the virtual servers that stay even without an owner.
     """
     steps = Steps()
-    for entry in dict.fromkeys(things.entries):
-        held, wanted = entry.entry in mirror.entries.get(entry.set, ()), bool(claims.ports(entry))
+    for entry in dict.fromkeys(objects.entries):
+        held, wanted = entry.entry in state.entries.get(entry.set, ()), bool(ownership.ports(entry))
         if held != wanted:
             (steps.fill if wanted else steps.empty).append(Change(entry.set, entry.entry, wanted))
-    for key in dict.fromkeys(things.servers):
-        present, served = mirror.servers.get(key), claims.served(key)
+    for key in dict.fromkeys(objects.servers):
+        present, served = state.servers.get(key), ownership.served(key)
         if served is not None:
             steps.serve += _server(present, served)
-        elif present is not None and not spared(key):
+        elif present is not None and not excluded(key):
             steps.retire.append(Operation(Verb.DELETE_SERVER, present.server))
-    for address in dict.fromkeys(things.addresses):
-        held, wanted = address in mirror.addresses, bool(claims.ports(address))
+    for address in dict.fromkeys(objects.addresses):
+        held, wanted = address in state.addresses, bool(ownership.ports(address))
         if held != wanted:
             (steps.bind if wanted else steps.unbind).append(address)
     return steps
 
 
-def leaves_gracefully(protocol: Protocol) -> bool:
-    """Whether a real server may end its connections: UDP has none, and SCTP associations are let go, as kube-proxy
-    does."""
+def terminates_gracefully(protocol: Protocol) -> bool:
+    """Whether connections to a real server that is removed may go on: not those of UDP and SCTP, as in kube-proxy."""
     return protocol is Protocol.TCP
 
 
-def leaving(present: Present | None, served: Served | None) -> list[RealKey]:
-    """The real servers that only end their connections."""
+def terminating(present: Present | None, served: Served | None) -> list[RealKey]:
+    """The real servers that are not wanted any more and were given weight 0."""
     if present is None or served is None:
         return []
     wanted = {real.key for real in served.reals}
@@ -88,7 +89,7 @@ def _excess(served: Served, weights: dict[RealKey, int]) -> Iterator[Operation]:
     for key, weight in weights.items():
         if key in wanted:
             continue
-        if not leaves_gracefully(served.server.key.protocol):
+        if not terminates_gracefully(served.server.key.protocol):
             yield Operation(Verb.DELETE_REAL, served.server, RealServer(key, 0))
         elif weight != 0:
             yield Operation(Verb.EDIT_REAL, served.server, RealServer(key, 0))

@@ -1,7 +1,4 @@
-"""The values between rendering and programming in IPVS mode: what a Service port needs, and what a node needs once.
-
-What IPVS mode's fragments and rules depend on besides the plans. Pure.
-"""
+"""What a Service port needs in IPVS mode, and the settings that it depends on besides the plan, as values. Pure."""
 
 from __future__ import annotations
 
@@ -13,11 +10,11 @@ import msgspec
 from kproxy.kernel.virtual_servers import RealServer, VirtualServer
 from kproxy.model.node_info import DetectLocal
 from kproxy.model.plans import Family
-from kproxy.modes.xtables.fragments import SharedRule
+from kproxy.modes.xtables.rules import SharedRule
 
 
 class Entry(NamedTuple):
-    """One entry of an ipset, in the text that ipset(8) prints. set: its full name, as in KUBE-6-CLUSTER-IP."""
+    """One entry of an ipset, as ipset(8) prints it. set: the set's full name, as in KUBE-6-CLUSTER-IP."""
 
     set: str
     entry: str
@@ -33,9 +30,8 @@ class Served(NamedTuple):
 class Fragment(msgspec.Struct, frozen=True, gc=False):
     """Everything that one Service port needs.
 
-    addresses: to be on kube-ipvs0. Several ports may need the same address or set entry (the ports of one Service share
-    their cluster IP): it stays as long as any of them needs it.
-    rules: this port's own in chains that all ports share (the base's `shared` ones); very few ports have any.
+    addresses: to be on kube-ipvs0. rules: this port's own in chains that all ports share (the base's `shared` ones);
+    very few ports have any.
     """
 
     served: tuple[Served, ...] = ()
@@ -46,13 +42,13 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One family's.
+    """The settings of one family.
 
     scheduler: of every virtual server, by the kernel's name.
-    masquerade_mark: the bit of the packet mark that asks for masquerading, as a mask (1 << masqueradeBit).
-    node_addresses: the node's own, those of kube-ipvs0 left out: they are never put on that device as well.
-    node_port_ips: those of them that take node ports; each gets a virtual server for each node port.
-    exclude_cidrs: virtual servers whose address lies in one of these are never removed, even if they look like ours.
+    masquerade_mark: the bit of the packet mark that requests masquerading, as a mask (1 << masqueradeBit).
+    node_addresses: the node's own without those of kube-ipvs0; they are never added to that device.
+    node_port_ips: those of them that accept node ports; each gets a virtual server for each node port.
+    exclude_cidrs: virtual servers whose address is in one of these are never removed, even if they look like ours.
     """
 
     family: Family

@@ -1,20 +1,33 @@
-"""What the kernel holds of one family's Services in IPVS mode, as far as it was read or written. Pure.
+"""What the kernel holds of one family's Services in IPVS mode: the value, reading it, and which of it is ours.
 
-Also decides what of the kernel is ours: whatever else there is belongs to others and is neither kept here nor touched.
+Whatever else the kernel has belongs to others, and is neither kept here nor touched. Also creates the sets, which
+everything else needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kproxy import logs
+from kproxy.errors import KernelError
+from kproxy.kernel.ipset import HeldSet, IpSets
+from kproxy.kernel.ipset_codec import SetSpec, SetType
+from kproxy.kernel.ipvs import Held, Ipvs
+from kproxy.kernel.ipvs_codec import RealState
+from kproxy.kernel.service_device import ServiceAddresses
 from kproxy.kernel.virtual_servers import RealKey, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.ipvs import names
+from kproxy.modes.ipvs.fragments import Settings
 
-UNLIKE_OURS = -1
-"""The weight noted for a real server that is not reached by masquerading: it differs from every weight."""
+_log = logs.get("ipvs")
+
+OTHER_FORWARDING = -1
+"""The weight recorded for a real server with another forwarding method than NAT: it differs from every real weight."""
+OTHER_TIMEOUT = -1
+"""The timeout recorded for a virtual server with persistence for whole networks: it differs from every real timeout."""
 
 NODE_PORTS = {
     Protocol.TCP: (names.NODE_PORT_TCP, names.NODE_PORT_LOCAL_TCP),
@@ -32,7 +45,8 @@ class Present(NamedTuple):
 
 @dataclass(slots=True)
 class KernelState:
-    """entries: of each set that exists. addresses: on kube-ipvs0. servers: those that are ours."""
+    """What the kernel was last read or written to hold. entries: of each set that exists. addresses: on kube-ipvs0.
+    servers: those that are ours."""
 
     entries: dict[str, set[str]] = field(default_factory=dict)
     addresses: set[str] = field(default_factory=set)
@@ -40,11 +54,11 @@ class KernelState:
 
 
 class Ours:
-    """Tells our virtual servers from others' by what else the kernel holds.
+    """The keys of our virtual servers, told from those of others by what else the kernel holds.
 
-    One is ours when its address is on kube-ipvs0, or in the set of the addresses that should be; when our sets have its
-    address, protocol and port; or when its address is the node's and our sets have its protocol and port as a node
-    port.
+    A virtual server is ours when its address is on kube-ipvs0, or in the set of the addresses that should be; when our
+    sets have its address, protocol and port; or when its address is the node's and our sets have its protocol and port
+    as a node port.
     """
 
     def __init__(
@@ -73,3 +87,71 @@ class Ours:
 
 def _some(entries: Mapping[str, Collection[str]], shorts: Iterable[str], family: Family) -> Iterable[Collection[str]]:
     return (entries.get(names.set_name(short, family), ()) for short in shorts)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def specs(family: Family) -> tuple[SetSpec, ...]:
+    """Every set of a family."""
+    return tuple(SetSpec(each.name, SetType(each.type), family) for each in names.sets(family))
+
+
+def ensure_sets(sets: IpSets, family: Family, drop_rules: Callable[[], None]) -> None:
+    """Create the sets that are missing.
+
+    A set with one of our names but another type is of no use to anybody: it is destroyed. If rules use it, they are
+    deleted first (by drop_rules) and have to be written again. Raises KernelError.
+    """
+    wanted = specs(family)
+    held = sets.held([spec.name for spec in wanted])
+    wrong = [spec.name for spec in wanted if spec.name in held and not _is(held[spec.name], spec)]
+    if wrong:
+        _log.warning(
+            "Ipsets have our names and another type; they are created anew, and the rules that use them", sets=wrong
+        )
+        if sets.destroy(wrong):
+            drop_rules()
+            for error in sets.destroy(wrong).values():
+                raise KernelError(f"an ipset has one of our names and another type, and is in use: {error}")
+    missing = [spec for spec in wanted if spec.name not in held or spec.name in wrong]
+    if missing:
+        sets.create(missing)
+
+
+def _is(held: HeldSet, spec: SetSpec) -> bool:
+    return held.type == spec.type and (held.family is None or held.family is spec.family)
+
+
+def read(
+    settings: Settings,
+    ipvs: Ipvs,
+    sets: IpSets,
+    addresses: ServiceAddresses,
+    known: Collection[ServerKey],
+    wanted: Collection[str],
+) -> KernelState:
+    """Read what the kernel holds of one family's Services.
+
+    known: virtual servers that are ours in any case. wanted: addresses that will be on kube-ipvs0, whose virtual
+    servers are ours too. Raises KernelError.
+    """
+    family = settings.family
+    bound = set(addresses.held(family))
+    held = sets.held([spec.name for spec in specs(family)])
+    entries = {name: set(each.entries) for name, each in held.items()}
+    ours = Ours(family, bound.union(wanted), entries, settings.node_addresses)
+    servers = {key: present(server) for key, server in ipvs.servers(family).items() if key in known or key in ours}
+    return KernelState(entries, bound, servers)
+
+
+def present(held: Held) -> Present:
+    """HELD as KernelState has it; persistence for networks of clients counts as another timeout, so that it is
+    repaired."""
+    server = held.server if held.per_client else held.server._replace(timeout=OTHER_TIMEOUT)
+    return Present(server, weights(held.reals))
+
+
+def weights(states: Mapping[RealKey, RealState]) -> dict[RealKey, int]:
+    """The weights of real servers as Present has them."""
+    return {key: state.weight if state.masqueraded else OTHER_FORWARDING for key, state in states.items()}

@@ -1,4 +1,4 @@
-"""Names of chains and ipsets in IPVS mode, as kube-proxy has them, so that a node can change hands as it is.
+"""Names of chains and ipsets in IPVS mode, the same as kube-proxy's, so that a node can change hands as it is.
 
 Chains that iptables mode has as well (KUBE-SERVICES, KUBE-MARK-MASQ, ...) are in kproxy.modes.xtables.names.
 """
@@ -17,15 +17,15 @@ IPVS_FILTER = "KUBE-IPVS-FILTER"
 IPVS_OUT_FILTER = "KUBE-IPVS-OUT-FILTER"
 
 # Sets, by their IPv4 names without "KUBE-".
-LOOP_BACK = "LOOP-BACK"  # endpoints on this node, each with its own address as the client's: they reach themselves
+LOOP_BACK = "LOOP-BACK"  # endpoints on this node that connect to themselves: client and endpoint have one address
 CLUSTER_IP = "CLUSTER-IP"  # cluster IPs and ports
 EXTERNAL_IP = "EXTERNAL-IP"  # external IPs and ports, policy Cluster
 EXTERNAL_IP_LOCAL = "EXTERNAL-IP-LOCAL"  # the same, policy Local
 LB = "LOAD-BALANCER"  # load balancers' IPs and ports, whatever the policy
 LB_LOCAL = "LOAD-BALANCER-LOCAL"  # those of them with policy Local, which keep the client's address
 LB_FIREWALL = "LOAD-BALANCER-FW"  # those of them that only some sources may reach
-LB_SOURCE_CIDR = "LOAD-BALANCER-SOURCE-CIDR"  # which sources may
-LB_SOURCE_IP = "LOAD-BALANCER-SOURCE-IP"  # may too: the IP itself as source, which the node's own connections have
+LB_SOURCE_CIDR = "LOAD-BALANCER-SOURCE-CIDR"  # those sources, with the load balancers' IPs and ports
+LB_SOURCE_IP = "LOAD-BALANCER-SOURCE-IP"  # the same for a source that is the IP itself: the node's own connections
 NODE_PORT_TCP = "NODE-PORT-TCP"  # node ports, whatever the policy
 NODE_PORT_UDP = "NODE-PORT-UDP"
 NODE_PORT_SCTP = "NODE-PORT-SCTP-HASH"  # with the node's addresses: bitmap:port knows TCP and UDP only
@@ -57,7 +57,7 @@ _TYPES = {
     HEALTH_CHECK_NODE_PORT: _PORT,
     IPVS_IPS: _IP,
 }
-LONGEST = 31  # IPSET_MAXNAMELEN without the final zero (include/uapi/linux/netfilter/ipset/ip_set.h)
+LONGEST = 31  # IPSET_MAXNAMELEN without the final NUL (include/uapi/linux/netfilter/ipset/ip_set.h)
 
 
 class IpSet(NamedTuple):
@@ -68,10 +68,10 @@ class IpSet(NamedTuple):
 
 
 def set_name(short: str, family: Family) -> str:
-    """The full name of a set: KUBE-CLUSTER-IP, KUBE-6-CLUSTER-IP; cut to what the kernel takes."""
+    """The full name of a set, as in KUBE-CLUSTER-IP and KUBE-6-CLUSTER-IP, cut to the kernel's limit."""
     return f"KUBE-{'' if family is Family.IPV4 else '6-'}{short}"[:LONGEST]
 
 
 def sets(family: Family) -> tuple[IpSet, ...]:
-    """Every set of a family. All of them always exist, as rules that are always there match on some."""
+    """Every set of a family. All of them are always created: some rules that match on them are always there."""
     return tuple(IpSet(set_name(short, family), type_) for short, type_ in _TYPES.items())

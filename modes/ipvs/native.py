@@ -1,27 +1,29 @@
-"""One family's outcome as one value, and as the texts that the kernel's own tools load. Pure."""
+"""Everything that IPVS mode programs for one family as one value, and as the texts that the kernel's tools load.
+Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from kproxy.kernel.constants import ADDRESS_BITS
 from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, ServerKey
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan, address_port
 from kproxy.modes.iptables import render as iptables
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Served, Settings
 from kproxy.modes.ipvs.render import render_port
 from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.xtables.fragments import Fragment as Rules
+from kproxy.modes.xtables.rules import Fragment as Rules
 
-DEVICE = "kube-ipvs0"
 _PROTOCOLS = {Protocol.TCP: "-t", Protocol.UDP: "-u", Protocol.SCTP: "--sctp-service"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a node has in one family: virtual servers and addresses sorted, every set with its entries sorted, rules as
-    iptables-save text."""
+    """All objects of one family: virtual servers and addresses sorted, every set with its entries sorted, and the rules
+    as iptables-save text."""
 
     family: Family
     served: tuple[Served, ...]
@@ -30,7 +32,7 @@ class Outcome:
     rules: str
 
     def json(self) -> dict[str, object]:
-        """For --format json: rules, virtualServers, ipsets, kubeIpvs0."""
+        """The object of --format json: rules, virtualServers, ipsets, kubeIpvs0."""
         return {
             "rules": self.rules,
             "virtualServers": [_values(served) for served in self.served],
@@ -41,8 +43,8 @@ class Outcome:
     def native(self) -> str:
         """Four sections, each under a comment that names the tool that loads it; sections load in this order:
 
-        `ipvsadm -R`, `ipset restore`, `ip -force -batch -`, `iptables-restore --noflush`. The device is
-        for both families: `ip` is told to go on when the other family's text made it already.
+        `ipvsadm -R`, `ipset restore`, `ip -force -batch -`, `iptables-restore --noflush`. Both families share the
+        device: with -force, `ip` goes on when the other family's text has created it already.
         """
         tool = "iptables-restore" if self.family is Family.IPV4 else "ip6tables-restore"
         sections = (
@@ -71,13 +73,13 @@ class Outcome:
             yield from (f"add {name} {entry}" for entry in self.sets[name])
 
     def _addresses(self) -> Iterator[str]:
-        yield f"link add {DEVICE} type dummy"
-        length = 32 if self.family is Family.IPV4 else 128
-        yield from (f"address add {ip}/{length} dev {DEVICE}" for ip in self.addresses)
+        yield f"link add {SERVICE_DEVICE} type dummy"
+        length = ADDRESS_BITS[self.family]
+        yield from (f"address add {ip}/{length} dev {SERVICE_DEVICE}" for ip in self.addresses)
 
 
 def outcome(plans: Iterable[tuple[PortKey, ServicePlan]], settings: Settings) -> Outcome:
-    """Everything at once. Where two Services ask for one address and port, the first in the order of names has it."""
+    """Render all PLANS. Where two Services ask for the same address and port, the first by name gets it."""
     fragments = [(key, render_port(plan, settings)) for key, plan in sorted(plans)]
     served: dict[ServerKey, Served] = {}
     entries: dict[str, set[str]] = {name: set() for name, _ in names.sets(settings.family)}

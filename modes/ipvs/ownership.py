@@ -1,8 +1,8 @@
-"""Which Service ports need which virtual server, set entry and address. Pure.
+"""Records which Service ports own which virtual server, set entry and address. Pure.
 
-Several ports may need the same: the ports of one Service share their cluster IP, and two Services may ask for one
-external IP and port. An entry or address stays as long as any of them needs it. A virtual server is the one that the
-first of its ports by name asks for, so that the outcome does not depend on the order in which they came.
+An object may have several owners: the ports of one Service share their cluster IP, and two Services may ask for the
+same external IP and port. An entry or address stays as long as it has an owner. A virtual server is what the first of
+its owners by name asks for, so that the outcome does not depend on the order in which they came.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kproxy.model.plans import PortKey
 from kproxy.modes.ipvs.fragments import Entry, Fragment, Served
 
 T = TypeVar("T", bound=Hashable)
-Claimants = tuple[PortKey, ...]
+Owners = tuple[PortKey, ...]
 
 
-class Things(NamedTuple):
-    """What is to be looked at: virtual servers, set entries and addresses, some more than once."""
+class Objects(NamedTuple):
+    """Virtual servers, set entries and addresses to compare with the kernel, with repetitions."""
 
     servers: Collection[ServerKey]
     entries: Collection[Entry]
@@ -28,12 +28,12 @@ class Things(NamedTuple):
 
 
 class Ownership:
-    """What some ports need, kept up to date one port at a time."""
+    """The owners of every object, updated one port at a time."""
 
     def __init__(self) -> None:
         self._servers: dict[ServerKey, dict[PortKey, Served]] = {}
-        self._entries: dict[Entry, Claimants] = {}
-        self._addresses: dict[str, Claimants] = {}
+        self._entries: dict[Entry, Owners] = {}
+        self._addresses: dict[str, Owners] = {}
         self._filled: Counter[str] = Counter()
 
     @property
@@ -50,22 +50,22 @@ class Ownership:
 
     @property
     def filled(self) -> frozenset[str]:
-        """The names of the sets that hold anything."""
+        """The names of the sets that are not empty."""
         return frozenset(self._filled)
 
     def served(self, key: ServerKey) -> Served | None:
-        """What a virtual server should be; None when nobody needs it."""
-        claimants = self._servers.get(key)
-        return claimants[min(claimants)] if claimants else None
+        """What a virtual server should be; None when it has no owner."""
+        owners = self._servers.get(key)
+        return owners[min(owners)] if owners else None
 
-    def ports(self, thing: ServerKey | Entry | str) -> Claimants:
-        """Those that need THING; of a virtual server the one that decides what it is."""
-        if isinstance(thing, ServerKey):
-            return (min(self._servers[thing]),) if thing in self._servers else ()
-        return self._entries.get(thing, ()) if isinstance(thing, Entry) else self._addresses.get(thing, ())
+    def ports(self, object: ServerKey | Entry | str) -> Owners:
+        """The owners of an object; of a virtual server only the one that decides what it is."""
+        if isinstance(object, ServerKey):
+            return (min(self._servers[object]),) if object in self._servers else ()
+        return self._entries.get(object, ()) if isinstance(object, Entry) else self._addresses.get(object, ())
 
-    def put(self, key: PortKey, old: Fragment, new: Fragment) -> Things:
-        """KEY needed what is in OLD and needs what is in NEW; an empty one stands for nothing. Returns all of both."""
+    def put(self, key: PortKey, old: Fragment, new: Fragment) -> Objects:
+        """Replace what KEY owned, OLD, by NEW; an empty fragment for nothing. Returns the objects of both."""
         for served in old.served:
             self._drop_server(served.server.key, key)
         for served in new.served:
@@ -80,16 +80,16 @@ class Ownership:
             _drop(self._addresses, address, key)
         for address in new.addresses:
             _add(self._addresses, address, key)
-        return Things(
+        return Objects(
             [served.server.key for served in (*old.served, *new.served)],
             (*old.entries, *new.entries),
             (*old.addresses, *new.addresses),
         )
 
     def _drop_server(self, server: ServerKey, key: PortKey) -> None:
-        claimants = self._servers[server]
-        del claimants[key]
-        if not claimants:
+        owners = self._servers[server]
+        del owners[key]
+        if not owners:
             del self._servers[server]
 
     def _count(self, entry: Entry, step: int) -> None:
@@ -98,18 +98,18 @@ class Ownership:
             del self._filled[entry.set]
 
 
-def _add(claims: dict[T, Claimants], thing: T, key: PortKey) -> bool:
-    """Whether nobody needed it before."""
-    claimants = claims.get(thing, ())
-    if key not in claimants:
-        claims[thing] = (*claimants, key)
-    return not claimants
+def _add(owned: dict[T, Owners], thing: T, key: PortKey) -> bool:
+    """Add an owner; whether it is the first."""
+    owners = owned.get(thing, ())
+    if key not in owners:
+        owned[thing] = (*owners, key)
+    return not owners
 
 
-def _drop(claims: dict[T, Claimants], thing: T, key: PortKey) -> bool:
-    """Whether nobody needs it any more."""
-    left = tuple(claimant for claimant in claims.get(thing, ()) if claimant != key)
+def _drop(owned: dict[T, Owners], thing: T, key: PortKey) -> bool:
+    """Remove an owner; whether it was the last."""
+    left = tuple(owner for owner in owned.get(thing, ()) if owner != key)
     if left:
-        claims[thing] = left
+        owned[thing] = left
         return False
-    return claims.pop(thing, None) is not None
+    return owned.pop(thing, None) is not None

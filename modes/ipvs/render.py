@@ -1,18 +1,19 @@
-"""What IPVS mode makes of a plan: virtual servers, entries of ipsets, addresses. Pure.
+"""Renders a plan for IPVS mode: virtual servers, entries of ipsets, addresses, and a few rules. Pure.
 
-Decides nothing about Services: the plan has all decisions. What it leaves out: the node's own rules (rules), and what
-the kernel holds already (delta, apply).
+Decides: how a plan is expressed in them; the plan has all decisions about the Service. Leaves out: the node's own rules
+(rules), and what the kernel holds already (apply).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kproxy.kernel.constants import ADDRESS_BITS
 from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Endpoint, Protocol, ServicePlan
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Entry, Fragment, Served, Settings
-from kproxy.modes.xtables.fragments import SharedRule
+from kproxy.modes.xtables.rules import SharedRule
 
 # Node ports by protocol: the set of all, the set of those with policy Local.
 NODE_PORTS = {
@@ -36,7 +37,7 @@ def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
 
 
 class _Port:
-    """One port's parts while they are written; only to share what each of them needs."""
+    """Renders one port; it holds what every part needs."""
 
     __slots__ = ("_plan", "_proto", "_settings")
 
@@ -48,7 +49,7 @@ class _Port:
     # -- virtual servers
 
     def served(self) -> tuple[Served, ...]:
-        """One address may be asked for twice, as external IP and as load balancer's: it is served once."""
+        """An address that is both an external IP and a load balancer's gets one virtual server."""
         plan = self._plan
         internal = self._reals(plan.internal_endpoints)
         external = self._reals(plan.external_endpoints)
@@ -59,9 +60,9 @@ class _Port:
         return tuple({served.server.key: served for served in (*found.values(), *node_ports)}.values())
 
     def _reals(self, endpoints: tuple[Endpoint, ...]) -> tuple[RealServer, ...]:
-        """Without an endpoint under its own policy, traffic goes to those of policy Cluster, where there are any.
+        """Without endpoints for its own policy, traffic is forwarded to those for policy Cluster, where there are any.
 
-        It is not masqueraded then. Pods of this node are answered all the same; whoever comes from elsewhere is not.
+        It is not masqueraded then: clients on this node get an answer all the same, others do not.
         """
         return tuple(RealServer(RealKey(e.ip, e.port)) for e in endpoints or self._plan.cluster)
 
@@ -78,7 +79,7 @@ class _Port:
     # -- addresses for kube-ipvs0
 
     def addresses(self) -> Iterator[str]:
-        """An address that the node has anyway takes packets in already; taking it off again would cut the node off."""
+        """The kernel accepts packets to the node's own addresses anyway; removing one later would cut the node off."""
         plan = self._plan
         for ip in (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips):
             if ip not in self._settings.node_addresses:
@@ -129,20 +130,20 @@ class _Port:
     # -- rules
 
     def rules(self) -> Iterator[SharedRule]:
-        """A node outside the source ranges must not reach the load balancer's IP either.
+        """Drops the node's own traffic to load balancers' IPs when the node is outside of their source ranges.
 
-        Its connection has that very IP as source, which is on kube-ipvs0, so no set tells it from others' packets.
+        Its source is that very IP, which is on kube-ipvs0, so no set can tell these packets from others.
         """
         plan = self._plan
         if not plan.source_ranges or plan.node_in_source_ranges:
             return
-        width = 128 if ":" in plan.cluster_ip else 32
+        width = ADDRESS_BITS[plan.family]
         for ip in plan.load_balancer_ips:
             server = f"-m ipvs --vproto {self._proto} --vaddr {ip} --vport {plan.port}"
             yield SharedRule("filter", names.IPVS_OUT_FILTER, f"-s {ip}/{width} {server} -j DROP")
 
 
 def _net(cidr: str) -> str:
-    """As ipset prints a network: one of a single address without its length."""
+    """CIDR as ipset prints it: that of a single address without its length."""
     address, _, length = cidr.partition("/")
     return address if length == ("128" if ":" in address else "32") else cidr

@@ -1,4 +1,4 @@
-"""The rules of IPVS mode, which match on ipsets: the same for any number of Services. Pure.
+"""Renders the iptables rules of IPVS mode, which match on ipsets and are the same for any number of Services. Pure.
 
 Rules are in the option order in which iptables-save prints them.
 """
@@ -12,8 +12,8 @@ from kproxy.model.plans import Family
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.names import set_name
-from kproxy.modes.xtables.fragments import Base
 from kproxy.modes.xtables.names import FORWARD, MARK_MASQ, POSTROUTING, PROXY_FIREWALL, SERVICES
+from kproxy.modes.xtables.rules import Base
 
 COMMENTS = {
     names.LOOP_BACK: "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose",
@@ -37,14 +37,14 @@ COMMENTS = {
 }
 NEW = "-m conntrack --ctstate NEW"
 TO_NODE = "-m addrtype --dst-type LOCAL"
-# From another machine: not by a bridge, as from a container of this node, and not from a process of this node.
+# From another machine: not through a bridge, as from a container of this node, and not from a process of this node.
 FROM_ELSEWHERE = "-m physdev ! --physdev-is-in -m addrtype ! --src-type LOCAL"
 
 
 def render_base(settings: Settings, filled: Collection[str]) -> Base:
     """The chains, rules and jumps of a node.
 
-    filled: the full names of the sets that hold anything. Rules of the others are left out, as kube-proxy leaves them.
+    filled: the full names of the sets that are not empty. Rules on the others are left out, as in kube-proxy.
     """
     rules = _Rules(settings, filled)
     owned = {
@@ -68,7 +68,7 @@ def render_base(settings: Settings, filled: Collection[str]) -> Base:
 
 
 class _Rules:
-    """The chains' rules while they are written; only to share what each of them needs."""
+    """Renders the chains' rules; it holds what every chain needs."""
 
     __slots__ = ("_family", "_filled", "_settings", "mark")
 
@@ -79,7 +79,7 @@ class _Rules:
         self.mark = f"{settings.masquerade_mark:#x}"
 
     def on(self, short: str, how: str, before: str = "") -> str:
-        """A match on a set, with its comment. how: which addresses and ports of the packet it is about."""
+        """A match on a set, with its comment. how: the addresses and ports of the packet to look up, and the target."""
         return f'{before}-m comment --comment "{COMMENTS[short]}" {self._bare(short, how)}'
 
     def if_filled(self, short: str, rest: str, before: str = "") -> Iterator[str]:
@@ -96,7 +96,7 @@ class _Rules:
     # -- nat
 
     def services(self) -> Iterator[str]:
-        """What is marked here is masqueraded; what is accepted goes on to IPVS, past other rules of the hook."""
+        """Marks what is to be masqueraded, and accepts what goes to IPVS, past the other rules of the hook."""
         yield f"-s {'127.0.0.0/8' if self._family is Family.IPV4 else '::1/128'} -j RETURN"
         yield from self.if_filled(names.LB, f"dst,dst -j {names.LOAD_BALANCER}")
         if self._has(names.CLUSTER_IP):
@@ -111,7 +111,7 @@ class _Rules:
                 yield f"{self._bare(short, 'dst,dst')} -j ACCEPT"
 
     def _masquerade_off_cluster(self) -> str:
-        """Traffic to a cluster IP that does not come from a pod is masqueraded, so that replies find back."""
+        """Masquerades traffic to a cluster IP that does not come from a pod, so that replies come back this way."""
         detect, how, before = self._settings.detect_local, "dst,dst", ""
         if not self._settings.masquerade_all:
             match detect.by:
@@ -120,12 +120,12 @@ class _Rules:
                 case DetectLocalBy.INTERFACE:
                     before = f"! -i {detect.value} "
                 case _:
-                    # The node itself talks from the cluster IP, which is on kube-ipvs0; it must not leave the node.
+                    # The node's own connections have the cluster IP, which is on kube-ipvs0, as source.
                     how = "src,dst"
         return f"{self.on(names.CLUSTER_IP, how, before)} -j {MARK_MASQ}"
 
     def node_ports(self) -> Iterator[str]:
-        """Policy Local keeps the client's address."""
+        """Marks what is to be masqueraded; policy Local keeps the client's address."""
         for proto, local, every, how in (
             ("tcp", names.NODE_PORT_LOCAL_TCP, names.NODE_PORT_TCP, "dst"),
             ("udp", names.NODE_PORT_LOCAL_UDP, names.NODE_PORT_UDP, "dst"),
@@ -135,7 +135,7 @@ class _Rules:
             yield from self.if_filled(every, f"{how} -j {MARK_MASQ}", f"-p {proto} ")
 
     def postrouting(self) -> Iterator[str]:
-        # An endpoint that reaches itself through the Service would see its own address and answer past the Service.
+        # An endpoint that connects to itself through the Service would see its own address and bypass the Service.
         yield from self.if_filled(names.LOOP_BACK, "dst,dst,src -j MASQUERADE")
         yield f"-m mark ! --mark {self.mark}/{self.mark} -j RETURN"
         # Cleared, so that the packet is not masqueraded again when it comes back through another stack.
@@ -156,7 +156,7 @@ class _Rules:
         yield "-j DROP"
 
     def ipvs_filter(self) -> Iterator[str]:
-        """What else listens on the node would answer on the Services' addresses too: only their ports get through."""
+        """Lets only Services' ports through: whatever else listens on the node would answer on their addresses too."""
         for short in (names.LB, names.CLUSTER_IP, names.EXTERNAL_IP, names.EXTERNAL_IP_LOCAL):
             yield f"{self._bare(short, 'dst,dst')} -j RETURN"
         yield f"{self._bare(names.HEALTH_CHECK_NODE_PORT, 'dst')} -j RETURN"

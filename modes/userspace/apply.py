@@ -25,7 +25,7 @@ from kproxy.modes.userspace.listener_table import ListenersLost, ListenerTable
 from kproxy.modes.userspace.listeners import Forwarder, ListenerKey, Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port, unserved
 from kproxy.modes.xtables.chain_writer import ChainWriter, Drift
-from kproxy.modes.xtables.fragments import Fragment
+from kproxy.modes.xtables.rules import Fragment
 
 _log = logs.get("userspace")
 

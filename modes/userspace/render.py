@@ -17,9 +17,19 @@ from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan, address_port
 from kproxy.modes.userspace import names
 from kproxy.modes.userspace.listeners import Listener, Reach
-from kproxy.modes.xtables.filters import GUARD, NEW, PortRules, filter_chains, filter_jumps, jump
-from kproxy.modes.xtables.fragments import Base, Chain, Fragment, SharedRule
 from kproxy.modes.xtables.names import FIREWALL
+from kproxy.modes.xtables.rules import (
+    GUARD,
+    NEW,
+    Base,
+    Chain,
+    Fragment,
+    PortRules,
+    SharedRule,
+    filter_chains,
+    filter_jumps,
+    jump,
+)
 
 PORTALS = "handle ClusterIPs; NOTE: this must be before the NodePort rules"
 NODE_PORTS = "handle service NodePorts; NOTE: this must be the last rule in the chain"

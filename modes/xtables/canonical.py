@@ -1,7 +1,7 @@
-"""What a rule means, whichever version of iptables, backend or program wrote it down.
+"""The canonical form of a rule, equal for rules of the same meaning, whichever version, backend or program wrote them.
 
-Option order, quoting, matches that an option implies, defaults that only some versions print, and the several ways to
-write a mark are folded away. This is the slow path: text that is equal needs none of it.
+It has no option order, quoting, implied matches, and defaults that only some versions print, and one way to write a
+mark. This is the slow path: text that is equal needs none of it. Pure.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-# One option: negated, its name, its values.
+from kproxy.kernel.constants import PROTOCOL_NUMBERS
+
 Option = tuple[bool, str, tuple[str, ...]]
+"""Whether it is negated, its name, its values."""
 Rule = tuple[Option, ...]
 
-# Loaded by their options or by -p anyway.
 IMPLIED = {"tcp", "udp", "sctp", "comment", "mark", "conntrack", "addrtype", "recent", "statistic", "set", "nfacct"}
+"""The matches that are recognized by their options, or by -p."""
 ALIASES = {
     "--source": "-s",
     "--src": "-s",
@@ -37,8 +39,6 @@ DEFAULTS = {
     ("--mask", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
     ("--rsource", ""),
 }
-# As match ipvs prints a protocol: by its number.
-PROTOCOL_NUMBERS = {"tcp": "6", "udp": "17", "sctp": "132"}
 FULL_MASK = 0xFFFFFFFF
 
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
@@ -98,7 +98,7 @@ def _network(value: str) -> str:
 def _probability(name: str, value: str) -> tuple[str, str]:
     try:
         return name, str(round(float(value) * 0x80000000))
-    except ValueError:
+    except (ValueError, OverflowError):
         return name, value
 
 
@@ -137,7 +137,7 @@ def _states(name: str, value: str) -> tuple[str, str]:
 
 
 def _protocol(name: str, value: str) -> tuple[str, str]:
-    return name, PROTOCOL_NUMBERS.get(value.lower(), value)
+    return name, str(PROTOCOL_NUMBERS.get(value.lower(), value))
 
 
 _FOLDS = {

@@ -1,11 +1,11 @@
-"""Brings one family's iptables tables to what some ports need, whatever mode the rules are for.
+"""Brings one family's iptables tables to what some Service ports need, in whatever mode the rules are rendered.
 
-Decides: when the difference between two states of a port is enough, when the kernel is read, and what is believed
-afterwards. Leaves out: what rules look like (each mode's render), the differences themselves (delta, reconcile), and
-cutting out what the kernel refuses (writing).
+Decides: when the difference between two states of a port is enough, when the kernel is read, and what is trusted
+afterwards. Leaves out: the rules themselves (each mode's render), the differences (reconcile), and isolating what the
+kernel refuses (restore_writer).
 
-Nothing is kept of the rules but the values that they came from: rendering is a pure function, so the old rules of a
-port are rendered again when it changes. After any failure nothing is believed and the next apply reads the kernel.
+Of the rules only the values that they were rendered from are kept: rendering is a pure function, so the old rules of a
+port are rendered again when it changes. After any failure nothing is trusted and the next apply reads the kernel.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from kproxy import logs
-from kproxy.errors import RestoreError
+from kproxy.errors import RestoreError, one_line
 from kproxy.kernel.iptables import Tables
 from kproxy.model.plans import Family, Frontend, PortKey
 from kproxy.modes.base import Outcome
 from kproxy.modes.xtables.cleanup import clean, superseded
-from kproxy.modes.xtables.delta import Change, delta
-from kproxy.modes.xtables.fragments import Base, Fragment
-from kproxy.modes.xtables.reconcile import Reconciliation
+from kproxy.modes.xtables.reconcile import Change, Reconciliation, delta
 from kproxy.modes.xtables.restore_writer import LIMITS, Writer
 from kproxy.modes.xtables.restores import NODE, Owner
+from kproxy.modes.xtables.rules import Base, Fragment
 from kproxy.modes.xtables.saved import Saved
 
 _log = logs.get("iptables")
@@ -34,13 +33,26 @@ P = TypeVar("P")
 """What a mode renders the rules of one port from; an immutable value that compares by content."""
 
 NOTHING = Fragment()
-# Even where the kernel tells of every change, it is read this often (seconds): what is believed must not rest on one
-# source for ever.
 READ_AT_LEAST = 3600.0
+"""Seconds after which the tables are read even if the kernel notified of no change: trust must not rest on one
+source."""
+
+
+class RenderFault(Exception):
+    """Rendering the port KEY raised an exception that nobody foresaw, `error`."""
+
+    def __init__(self, key: PortKey, error: Exception) -> None:
+        super().__init__(f"{key}: {fault_reason(error)}")
+        self.error = error
+
+
+def fault_reason(error: Exception) -> str:
+    """The line of `Outcome.rejected` for a port that could not be rendered because of ERROR."""
+    return one_line(f"unexpected {type(error).__name__}: {error}")
 
 
 class Drift(Protocol):
-    """Tells whether anyone else changed this family's tables. Used by one thread at a time."""
+    """Notices changes of this family's tables by other programs. Used by one thread at a time."""
 
     @property
     def proves(self) -> bool:
@@ -48,13 +60,13 @@ class Drift(Protocol):
         only makes it likely (comparing sizes)."""
 
     def reading(self) -> None:
-        """The tables are about to be read: what others changed before this moment will be seen."""
+        """Note that the tables are about to be read: that read will see what others changed before this moment."""
 
     def wrote(self) -> None:
-        """This dataplane has written; what it wrote is no drift."""
+        """Note that this dataplane has written: what it wrote is no drift."""
 
     def changed(self) -> bool:
-        """Whether anyone else changed the tables since `reading`; also true when that is unknown."""
+        """Whether others changed the tables since `reading`; also true when that is unknown."""
 
 
 class NoDrift:
@@ -63,19 +75,22 @@ class NoDrift:
     proves = False
 
     def reading(self) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def wrote(self) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def changed(self) -> bool:
         return False
 
 
 class ChainWriter(Generic[P]):
-    """Programs one family through iptables-restore.
+    """Programs one family through iptables-restore. Used by one thread; shares nothing with the other family's.
 
-    base: what the node needs whatever its ports are. render: the rules of one port. clock: seconds, monotonic.
+    base: what the node needs regardless of its ports. render: the rules of one port. clock: seconds, monotonic.
+
+    A port whose rendering raises an exception is rejected and keeps the rules that it had, unless those cannot be
+    rendered either. It is rendered again whenever it is touched.
     """
 
     def __init__(
@@ -94,48 +109,51 @@ class ChainWriter(Generic[P]):
         self._clock = clock
         self._held: dict[PortKey, P] = {}
         self._refused: dict[PortKey, tuple[P, str]] = {}
+        self._faults: dict[PortKey, Exception] = {}
         self._abandoned: dict[Frontend, None] = {}
         self._totals: Counter[str] = Counter()
         self._trusted = False
         self._read_at: float | None = None
 
     def rebase(self, base: Base, render: Callable[[P], Fragment]) -> None:
-        """What the node needs, or how rules look, has changed: the next apply compares everything with the kernel."""
+        """Replace `base` and `render`: the next apply compares everything with the kernel."""
         self._base, self._render, self._trusted = base, render, False
 
     def drifted(self) -> bool:
-        """As Dataplane.drifted."""
+        """Whether another program changed the tables since the last apply. Cheap."""
         return self._drift.changed()
 
     def cleanup(self) -> None:
-        """Remove all that kube-proxy or kproxy ever wrote into this backend's tables, in whatever mode."""
+        """Delete all that kube-proxy or kproxy ever wrote into this backend's tables, in whatever mode."""
         self._trusted, self._held = False, {}
         clean(self._tables)
         self._drift.wrote()
 
     def apply(self, wanted: Mapping[PortKey, P], touched: Collection[PortKey] | None) -> Outcome:
-        """As Dataplane.apply."""
+        """Bring the kernel to WANTED; touched: as in Dataplane.apply."""
         outcome = Outcome()
-        full, believed = touched is None, self._trusted
-        known = believed and not (full and self._drift.changed())
+        full, trusted = touched is None, self._trusted
+        known = trusted and not (full and self._drift.changed())
         if known and self._change(wanted, touched, outcome) and not (full and self._reading_is_due()):
             return self._done(outcome)
         before = outcome.transactions
         self._check(wanted, outcome)
-        # A refused port writes and takes back every time.
-        outcome.repaired = full and believed and not self._refused and outcome.transactions > before
+        # A refused port is written and deleted again at every check.
+        refused = self._refused or self._faults
+        outcome.repaired = full and trusted and not refused and outcome.transactions > before
         return self._done(outcome)
 
     # ---------------------------------------------------------------- by difference
 
     def _change(self, wanted: Mapping[PortKey, P], touched: Collection[PortKey] | None, outcome: Outcome) -> bool:
-        """Write what differs between the held and the wanted plans; False when the kernel is not what was believed."""
+        """Write what differs between the held and the wanted plans; False when everything has to be compared."""
         keys = {*self._held, *wanted} if touched is None else touched
         if touched is None:
             self._refused = {}  # a full check tries them again
         differing = [key for key in keys if self._differs(key, wanted.get(key))]
         for key in [key for key in self._refused if key not in wanted or key in differing]:
             del self._refused[key]
+        self._faults = {} if touched is None else {k: e for k, e in self._faults.items() if k not in keys}
         if not differing:
             return True
         self._trusted = False
@@ -147,11 +165,12 @@ class ChainWriter(Generic[P]):
         except RestoreError as error:
             _log.warning("A change was refused; comparing everything", family=self.family.value, why=str(error))
             return False
+        except RenderFault as error:
+            _log.warning("Old rules cannot be rendered; comparing everything", family=self.family.value, why=str(error))
+            return False
         for key in differing:
-            if (plan := wanted.get(key)) is None:
-                self._held.pop(key, None)
-            else:
-                self._held[key] = plan
+            if key not in self._faults:
+                _replace(self._held, key, wanted.get(key))
         self._totals, self._trusted = totals, True
         return True
 
@@ -161,7 +180,12 @@ class ChainWriter(Generic[P]):
 
     def _changes(self, keys: Iterable[PortKey], wanted: Mapping[PortKey, P], totals: Counter[str]) -> Iterator[Change]:
         for key in keys:
-            old, new = self._fragment(self._held.get(key)), self._fragment(wanted.get(key))
+            try:
+                new = self._fragment(key, wanted.get(key))
+            except RenderFault as fault:
+                self._faults[key] = fault.error
+                continue
+            old = self._fragment(key, self._held.get(key))
             _count(totals, old, -1)
             _count(totals, new, 1)
             yield Change(key, old, new)
@@ -170,7 +194,7 @@ class ChainWriter(Generic[P]):
         rules: list[tuple[Owner, str]] = [
             (key, rule.rule)
             for key, plan in wanted.items()
-            for rule in self._fragment(self._held.get(key) if key in self._refused else plan).shared
+            for rule in self._fragment(key, self._held.get(key) if self._keeps_old(key) else plan).shared
             if (rule.table, rule.chain) == (table, chain)
         ]
         return [*rules, *((NODE, rule) for rule in self._base.shared.get((table, chain), ()))]
@@ -178,28 +202,29 @@ class ChainWriter(Generic[P]):
     # ---------------------------------------------------------------- by comparison with the kernel
 
     def _check(self, wanted: Mapping[PortKey, P], outcome: Outcome) -> None:
-        """Make the kernel equal to the wanted plans, but for ports that it refuses: they keep what they had."""
+        """Make the kernel equal to the wanted plans, except for ports that are refused: they keep what they had."""
         self._trusted = False
-        self._refused = {}
+        self._refused, self._faults = {}, {}
         target = dict(wanted)
         refused = self._compare(target, outcome)
         if refused:
             self._refused = {key: (wanted[key], why) for key, why in refused.items()}
             for key in refused:
                 _replace(target, key, self._held.get(key))
-            # What the refused ports had written before the line that was refused goes again.
+            # This deletes what the refused ports had written before the line that was refused.
             for key in self._compare(target, outcome):
                 del target[key]
         self._held = target
         self._trusted = True
 
-    def _compare(self, target: Mapping[PortKey, P], outcome: Outcome) -> dict[PortKey, str]:
+    def _compare(self, target: dict[PortKey, P], outcome: Outcome) -> dict[PortKey, str]:
+        """Write what differs between the kernel and TARGET; returns the ports that the kernel refused."""
         self._drift.reading()
         saved = Saved(self._tables.save())
         comparison = Reconciliation(saved, self._base, self.family, self._limit)
         writer = Writer(self._tables, outcome, isolate=True)
         try:
-            writer.run(comparison.restores((key, self._fragment(plan)) for key, plan in target.items()))
+            writer.run(comparison.restores(self._fragments(target)))
             writer.run(superseded(saved, self._base, self._limit, comparison.left))
         finally:
             self._drift.wrote()
@@ -211,14 +236,38 @@ class ChainWriter(Generic[P]):
             _log.warning("Refused by the kernel", family=self.family.value, why=why)
         return writer.refused_ports
 
+    def _fragments(self, target: dict[PortKey, P]) -> Iterator[tuple[PortKey, Fragment]]:
+        """The rules of TARGET. Where a plan cannot be rendered, TARGET gets the one that is held, if that can be."""
+        for key, plan in tuple(target.items()):
+            try:
+                fragment = self._fragment(key, plan)
+            except RenderFault as fault:
+                self._faults[key] = fault.error
+                held = self._held.get(key)
+                try:
+                    fragment = self._fragment(key, held)
+                except RenderFault:
+                    held, fragment = None, NOTHING
+                _replace(target, key, held)
+            yield key, fragment
+
     # ---------------------------------------------------------------- small things
 
     @property
     def _limit(self) -> int:
         return LIMITS[self._tables.backend]
 
-    def _fragment(self, plan: P | None) -> Fragment:
-        return NOTHING if plan is None else self._render(plan)
+    def _fragment(self, key: PortKey, plan: P | None) -> Fragment:
+        """The rules of a plan, NOTHING for none. Raises RenderFault."""
+        if plan is None:
+            return NOTHING
+        try:
+            return self._render(plan)
+        except Exception as error:
+            raise RenderFault(key, error) from error
+
+    def _keeps_old(self, key: PortKey) -> bool:
+        return key in self._refused or key in self._faults
 
     def _reading_is_due(self) -> bool:
         if not self._drift.proves or self._drift.changed() or self._read_at is None:
@@ -230,6 +279,8 @@ class ChainWriter(Generic[P]):
             self._drift.wrote()
         outcome.abandoned, self._abandoned = tuple(self._abandoned), {}
         outcome.rejected = {key: why for key, (_, why) in self._refused.items()}
+        outcome.rejected |= {key: fault_reason(error) for key, error in self._faults.items()}
+        outcome.faults = dict(self._faults)
         outcome.rules_total = dict(self._totals)
         return outcome
 

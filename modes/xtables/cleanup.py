@@ -1,7 +1,7 @@
-"""Removing everything that kube-proxy and kproxy ever wrote through iptables, in any mode and of any release.
+"""Removes everything that kube-proxy and kproxy ever wrote through iptables, in any mode and of any release.
 
 The kubelet's chains stay (KUBE-KUBELET-CANARY, KUBE-IPTABLES-HINT, KUBE-MARK-DROP), and so does KUBE-FIREWALL while
-anyone else has a rule in it.
+another program has a rule in it.
 """
 
 from __future__ import annotations
@@ -13,116 +13,89 @@ from kproxy.kernel.iptables import Tables
 from kproxy.modes.base import Outcome
 from kproxy.modes.xtables import names
 from kproxy.modes.xtables.canonical import canonical
-from kproxy.modes.xtables.filters import GUARD
-from kproxy.modes.xtables.fragments import Base
 from kproxy.modes.xtables.node_rules import jump_target
-from kproxy.modes.xtables.reconcile import PORT_CHAINS
 from kproxy.modes.xtables.restore_writer import LIMITS, Writer
 from kproxy.modes.xtables.restores import Chore, Part, Restore, Section
+from kproxy.modes.xtables.rules import GUARD, Base
 from kproxy.modes.xtables.saved import Saved
 
 _log = logs.get("iptables")
 
-CANARY = "KUBE-PROXY-CANARY"
-NODE_CHAINS = frozenset(
-    {
-        names.SERVICES,
-        names.EXTERNAL_SERVICES,
-        names.NODE_PORTS,
-        names.PROXY_FIREWALL,
-        names.FORWARD,
-        names.MARK_MASQ,
-        names.POSTROUTING,
-        CANARY,
-        # IPVS mode
-        "KUBE-LOAD-BALANCER",
-        "KUBE-NODE-PORT",
-        "KUBE-SOURCE-RANGES-FIREWALL",
-        "KUBE-IPVS-FILTER",
-        "KUBE-IPVS-OUT-FILTER",
-        # userspace mode
-        "KUBE-PORTALS-CONTAINER",
-        "KUBE-PORTALS-HOST",
-        "KUBE-NODEPORT-CONTAINER",
-        "KUBE-NODEPORT-HOST",
-        "KUBE-NODEPORT-NON-LOCAL",
-        "KUBE-PROXY-PORTS",
-    }
-)
-
 
 def clean(tables: Tables) -> Outcome:
-    """Remove it all; nothing is written where there is nothing. What the rules in somebody else's chains lead to stays,
-    as does what the kernel will not let go of, and the rest goes. Raises KernelError."""
+    """Remove all of it; nothing is written where there is nothing. Chains that other programs' rules jump to stay, and
+    so does what the kernel refuses to delete. Raises KernelError."""
     outcome = Outcome()
     Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save()), LIMITS[tables.backend]))
     return outcome
 
 
 def removals(saved: Saved, limit: int) -> Iterator[Restore]:
-    """The restores that take everything away: the jumps first, so that packets stop coming."""
+    """The restores that delete everything: the jumps first, so that no packet reaches a chain that is being deleted."""
     for table in saved.tables:
-        chains = [chain for chain in saved.chains(table) if chain in NODE_CHAINS or chain.startswith(PORT_CHAINS)]
+        chains = [
+            chain for chain in saved.chains(table) if chain in names.NODE_CHAINS or chain.startswith(names.PORT_CHAINS)
+        ]
         yield from _without(saved, table, {*chains, *_emptied(saved, table)}, limit)
 
 
 def superseded(saved: Saved, base: Base, limit: int, left: Collection[str] = ()) -> Iterator[Restore]:
-    """The restores that take away what another mode left on a node that now has BASE; nothing when nothing is left.
+    """The restores that delete what another mode left on a node that now has BASE; none when nothing is left.
 
-    left: chains of single ports to take away as well. Those that no port needs go with the comparison itself, but for
-    these, which the other mode's chains lead to.
+    left: chains of single ports to delete as well: `Reconciliation` leaves those to us that the other mode's chains
+    jump to.
     """
     kept = {*base.owned, *base.shared, *base.joint}
     for table in saved.tables:
         held = saved.chains(table)
         ports = frozenset(left if table == "nat" else ())
-        ours = frozenset(c for c in held if (table, c) in kept or (c.startswith(PORT_CHAINS) and c not in ports))
-        going = {c for c in held if c in NODE_CHAINS and c not in ours and c != CANARY} | ports
+        ours = frozenset(c for c in held if (table, c) in kept or (c.startswith(names.PORT_CHAINS) and c not in ports))
+        doomed = {c for c in held if c in names.NODE_CHAINS and c not in ours and c != names.CANARY} | ports
         if (table, names.FIREWALL) not in kept:
-            going |= _emptied(saved, table)
-        yield from _without(saved, table, going, limit, ours)
+            doomed |= _emptied(saved, table)
+        yield from _without(saved, table, doomed, limit, ours)
 
 
 def _without(
-    saved: Saved, table: str, going: set[str], limit: int, ours: Collection[str] = frozenset()
+    saved: Saved, table: str, doomed: set[str], limit: int, ours: Collection[str] = frozenset()
 ) -> Iterator[Restore]:
-    """ours: chains that stay, or go by other means; what their rules in SAVED lead to has no meaning any more."""
-    if needed := _needed(saved, table, going, ours):
-        _log.warning("Chains stay, as another program's rules lead to them", table=table, chains=sorted(needed))
-        going -= needed
+    """Deletes the DOOMED chains. ours: chains that stay or are deleted elsewhere; their jumps in SAVED do not count."""
+    if needed := _needed(saved, table, doomed, ours):
+        _log.warning("Chains stay, as another program's rules jump to them", table=table, chains=sorted(needed))
+        doomed -= needed
     guards = _guards(saved, table) if names.FIREWALL not in ours else ()
-    unlinks = [*_jumps(saved, table, going), *guards]
+    unlinks = [*_jumps(saved, table, doomed), *guards]
     if unlinks:
         yield Restore((Section(table, tuple(unlinks)),))
-    chains = sorted(going, key=_leads_first)
+    chains = sorted(doomed, key=_jumping_first)
     for start in range(0, len(chains), limit):
         some = chains[start : start + limit]
         yield Restore((Section(table, tuple(Part(Chore(f"chain {c}"), delete=(c,)) for c in some)),))
 
 
-def _jumps(saved: Saved, table: str, going: set[str]) -> Iterator[Part]:
+def _jumps(saved: Saved, table: str, doomed: set[str]) -> Iterator[Part]:
     for chain in saved.chains(table):
         if not saved.builtin(table, chain):
             continue
         for rule in saved.rules(table, chain):
-            if jump_target(rule) in going:
+            if jump_target(rule) in doomed:
                 yield Part(Chore(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
 
 
-def _needed(saved: Saved, table: str, going: set[str], ours: Collection[str]) -> set[str]:
-    """Chains of GOING that rules in chains of other programs lead to (KUBE-MARK-MASQ, for some network plugins)."""
+def _needed(saved: Saved, table: str, doomed: set[str], ours: Collection[str]) -> set[str]:
+    """The DOOMED chains that rules in chains of other programs jump to (KUBE-MARK-MASQ, for some network plugins)."""
     needed: set[str] = set()
-    passed_over = {*going, *ours}
-    others = [c for c in saved.chains(table) if c not in passed_over and not saved.builtin(table, c)]
+    skipped = {*doomed, *ours}
+    others = [c for c in saved.chains(table) if c not in skipped and not saved.builtin(table, c)]
     while others:
         rules = saved.rules(table, others.pop())
-        others += (new := {jump_target(rule) for rule in rules} & going - needed)
+        others += (new := {jump_target(rule) for rule in rules} & doomed - needed)
         needed |= new
     return needed
 
 
 def _guards(saved: Saved, table: str) -> Iterator[Part]:
-    """Our rule in KUBE-FIREWALL when others' keep the chain."""
+    """The deletion of our rule in KUBE-FIREWALL, when rules of others keep the chain."""
     if table == "filter" and not _emptied(saved, table):
         for rule in saved.rules(table, names.FIREWALL):
             if canonical(rule) == canonical(GUARD):
@@ -130,15 +103,15 @@ def _guards(saved: Saved, table: str) -> Iterator[Part]:
 
 
 def _emptied(saved: Saved, table: str) -> set[str]:
-    """KUBE-FIREWALL, when it holds nothing but our rule."""
+    """KUBE-FIREWALL, when it holds no rule but ours."""
     if table != "filter" or not saved.has(table, names.FIREWALL):
         return set()
     others = [r for r in saved.rules(table, names.FIREWALL) if canonical(r) != canonical(GUARD)]
     return set() if others else {names.FIREWALL}
 
 
-def _leads_first(chain: str) -> tuple[int, str]:
-    """Chains that lead to others before those; of the node's own, the marking chain is led to by all."""
+def _jumping_first(chain: str) -> tuple[int, str]:
+    """The sort key by which chains come before those they jump to. All others jump to the marking chain."""
     if chain == names.MARK_MASQ:
-        return len(PORT_CHAINS) + 1, chain
-    return next((i for i, prefix in enumerate(PORT_CHAINS, 1) if chain.startswith(prefix)), 0), chain
+        return len(names.PORT_CHAINS) + 1, chain
+    return next((i for i, prefix in enumerate(names.PORT_CHAINS, 1) if chain.startswith(prefix)), 0), chain

@@ -1,4 +1,7 @@
-"""Names of chains, as kube-proxy forms them, so that a node can change hands without a chain being renamed."""
+"""Names of chains, as kube-proxy forms them, so that a node can change hands without a chain being renamed. Pure.
+
+Also the names that any mode or release of kube-proxy and kproxy ever used, by which stale rules are found.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,43 @@ FIREWALL = "KUBE-FIREWALL"
 MARK_MASQ = "KUBE-MARK-MASQ"
 POSTROUTING = "KUBE-POSTROUTING"
 ENDPOINT_PREFIX = "KUBE-SEP-"
+CANARY = "KUBE-PROXY-CANARY"
+
+NODE_CHAINS = frozenset(
+    {
+        SERVICES,
+        EXTERNAL_SERVICES,
+        NODE_PORTS,
+        PROXY_FIREWALL,
+        FORWARD,
+        MARK_MASQ,
+        POSTROUTING,
+        CANARY,
+        # IPVS mode
+        "KUBE-LOAD-BALANCER",
+        "KUBE-NODE-PORT",
+        "KUBE-SOURCE-RANGES-FIREWALL",
+        "KUBE-IPVS-FILTER",
+        "KUBE-IPVS-OUT-FILTER",
+        # userspace mode
+        "KUBE-PORTALS-CONTAINER",
+        "KUBE-PORTALS-HOST",
+        "KUBE-NODEPORT-CONTAINER",
+        "KUBE-NODEPORT-HOST",
+        "KUBE-NODEPORT-NON-LOCAL",
+        "KUBE-PROXY-PORTS",
+    }
+)
+"""The chains of a node as a whole, of every mode. KUBE-FIREWALL is not among them: the kubelet uses it too."""
+PORT_CHAINS = ("KUBE-FW-", "KUBE-XLB-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", ENDPOINT_PREFIX)
+"""The prefixes of chains of single ports. A chain jumps only to chains with later prefixes, so this is the order in
+which they can be deleted. KUBE-XLB- is what kube-proxy before 1.24 had instead of KUBE-EXT- and KUBE-SVL-."""
+DISPATCHING = (SERVICES, NODE_PORTS, "KUBE-PORTALS-CONTAINER", "KUBE-NODEPORT-CONTAINER")
+"""The chains of the nat table that direct traffic to single ports, in iptables mode and in userspace mode."""
 
 
 def _hash(text: str) -> str:
-    """The 16 characters that tell a chain from all others: xtables allows 28 in a name."""
+    """The 16 characters that make a chain's name unique: xtables allows 28 in a name."""
     return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
 
 

@@ -1,4 +1,4 @@
-"""The part of the kernel's rules that does not depend on Services: what of it is missing or wrong. Pure."""
+"""Repairs the rules that do not depend on Services: the node's own chains, and the jumps in built-in chains. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from kproxy.model.plans import Family
 from kproxy.modes.xtables.canonical import canonical
-from kproxy.modes.xtables.fragments import Base
 from kproxy.modes.xtables.restores import NODE, Part, Section
+from kproxy.modes.xtables.rules import Base
 from kproxy.modes.xtables.saved import Saved, as_saved, same_rules
 
-# Every jump that kube-proxy and we write into built-in chains says so in a comment that starts with one of these words.
+# Every jump that kube-proxy and kproxy write into built-in chains has a comment that starts with one of these.
 OUR_COMMENTS = (
     '--comment "kubernetes ',
     '--comment "kube-proxy ',
@@ -24,8 +24,8 @@ OUR_COMMENTS = (
 def repair_base(
     saved: Saved, base: Base, family: Family
 ) -> tuple[tuple[Section, ...], dict[tuple[str, str], list[str]]]:
-    """What to write so that SAVED has all of BASE (a section a table, none when nothing is wrong), and what the shared
-    chains hold besides the rules that must be last in them."""
+    """Compares SAVED with BASE. Returns what to write (a section a table, none when nothing is wrong), and the rules
+    that each shared chain holds before those that must be last in it."""
     work: dict[str, _Lines] = defaultdict(_Lines)
     for (table, chain), rules in base.owned.items():
         if not saved.has(table, chain) or not same_rules(chain, saved.block(table, chain), rules, family):
@@ -61,7 +61,7 @@ class _Lines:
 
 
 def _shared(work: _Lines, saved: Saved, table: str, chain: str, tail: tuple[str, ...], family: Family) -> list[str]:
-    """Mend the end of a shared chain; returns the rest of it."""
+    """Repair the rules that must be last in a shared chain; returns the other ones."""
     if not saved.has(table, chain):
         work.rewrite(chain, tail)
         return []
@@ -75,7 +75,7 @@ def _shared(work: _Lines, saved: Saved, table: str, chain: str, tail: tuple[str,
     def is_last(rule: str) -> bool:
         return rule in texts or (jump_target(rule) in targets and canonical(rule) in meanings)
 
-    # Among themselves they may stand in any order: each is about another address.
+    # Their order among themselves does not matter: each is about another address.
     if sorted(map(canonical, end)) == sorted(map(canonical, tail)) and not any(map(is_last, body)):
         return body
     work.unlink += [f"-D {chain} {rule}" for rule in held if is_last(rule)]
@@ -84,7 +84,7 @@ def _shared(work: _Lines, saved: Saved, table: str, chain: str, tail: tuple[str,
 
 
 def _joint(work: _Lines, saved: Saved, table: str, chain: str, rules: tuple[str, ...]) -> None:
-    """Others' rules in the chain stay as they are, and where they are."""
+    """Add our rules to a chain of several programs; the rules of others stay as and where they are."""
     if not saved.has(table, chain):
         work.rewrite(chain, rules)
         return
@@ -93,7 +93,7 @@ def _joint(work: _Lines, saved: Saved, table: str, chain: str, rules: tuple[str,
 
 
 def _jumps(work: _Lines, saved: Saved, table: str, chain: str, rules: tuple[str, ...], base: Base) -> None:
-    """Each wanted jump once, wherever it stands; missing ones go to the head, in order. Wrong ones go."""
+    """Have each wanted jump once, at any place. Missing ones are inserted at the head in order, wrong ones deleted."""
     ours = {c for t, c in (*base.owned, *base.shared) if t == table}
     open_jumps = {canonical(rule): rule for rule in rules}
     wanted = set(open_jumps)
@@ -106,11 +106,11 @@ def _jumps(work: _Lines, saved: Saved, table: str, chain: str, rules: tuple[str,
 
 
 def is_our_jump(rule: str, ours: set[str]) -> bool:
-    """Whether a rule of a built-in chain is a jump that kube-proxy or we wrote. A jump into our chains that somebody
-    else made up (another comment, none) stays."""
+    """Whether a rule of a built-in chain is a jump that kube-proxy or kproxy wrote. One that somebody else wrote to our
+    chains (with another comment or none) stays."""
     return jump_target(rule) in ours and any(comment in rule for comment in OUR_COMMENTS)
 
 
 def jump_target(rule: str) -> str:
-    """Where a rule jumps to, with that target's options; "" when it jumps nowhere."""
+    """The target of a rule with the target's options; "" when it has none."""
     return rule.rpartition(" -j ")[2] if " -j " in rule else rule[3:] if rule.startswith("-j ") else ""

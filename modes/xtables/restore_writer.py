@@ -1,7 +1,7 @@
-"""Getting restores into the kernel, leaving out what it refuses.
+"""Sends restores to the kernel, and isolates what it refuses.
 
-One Service that the kernel will not have must not keep the others out: a refused line leads to its owner, whose lines
-are left out from then on, and the rest is tried again. Where no line is named the owners are tried by halves.
+One Service that the kernel refuses must not keep the others out: the owner of a refused line is found, its lines are
+left out from then on, and the rest is tried again. When the kernel names no line, the owners are tried by halves.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from kproxy.model.plans import PortKey
 from kproxy.modes.base import Outcome
 from kproxy.modes.xtables.restores import Chore, Owner, Restore, Section
 
-# Chains that go into one restore. nf_tables' parser looks each of them up in a list, so that a restore costs the square
-# of them; legacy copies the whole table out of the kernel and back for every restore, however small.
 LIMITS = {Backend.NFT: 600, Backend.LEGACY: 60_000}
+"""The number of chains in one restore. On nf_tables the time of a restore grows with its square, as the parser keeps
+the chains in a list; legacy copies the whole table out of the kernel and back for every restore, however small.
+"""
 
 
 class Writer:
     """Sends restores and counts what they did into an Outcome.
 
     isolate: leave out owners whose lines are refused; otherwise the first refusal is raised.
-    refused: the owners left out, each with one line that names the rule and says why.
+    refused: the owners left out, each with one line that names the rule and the reason.
     """
 
     def __init__(self, tables: Tables, outcome: Outcome, isolate: bool) -> None:
@@ -33,7 +34,7 @@ class Writer:
         self._isolate = isolate
 
     def run(self, restores: Iterable[Restore]) -> None:
-        """Raises KernelError; what was sent before stays in the kernel, each restore whole."""
+        """Send all restores. Raises KernelError; the restores before the one that failed stay in the kernel."""
         for restore in restores:
             self._send(restore)
 
@@ -55,7 +56,7 @@ class Writer:
                 return
 
     def _narrow(self, restore: Restore, error: RestoreError) -> Restore:
-        """Leave out who is at fault; returns what is still to be sent. Tables before the faulty one are in already."""
+        """Leave out the owner at fault; returns what is still to be sent. Tables before the faulty one are done."""
         place = restore.at(error.line)
         self._count(restore.sections[: place.section], 0)
         faulty, *later = restore.sections[place.section :]
@@ -66,7 +67,7 @@ class Writer:
         if len(owners) == 1:
             self._refuse(owners[0], _reason(error), error)
             return Restore((faulty, *later))
-        # The node's own lines, which all need, go with the first half.
+        # The node's own lines, which all others need, are sent with the first half.
         owners.sort(key=lambda owner: not _required(owner))
         half = set(owners[: len(owners) // 2])
         for chosen in (True, False):

@@ -1,9 +1,8 @@
-"""Reading iptables-save text, and telling whether it holds the rules that we would write.
+"""Reads iptables-save text, and compares it with rendered rules. Pure.
 
-Decides: which saved rules are equal to rendered ones. Text is compared first, in the form in which the tools print it;
-only what differs is taken apart. Leaves out: what to do about differences (reconcile).
-
-Which address and port a rule of a shared chain is about.
+Decides: which saved rules are equal to rendered ones, and which frontend a saved rule is about. Text is compared first,
+in the form in which the tools print it; only what differs is parsed. Leaves out: what to do about differences
+(reconcile).
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from kproxy.kernel.constants import PROTOCOL_NUMBERS
 from kproxy.model.plans import Family, Frontend, Protocol
-from kproxy.modes.xtables.canonical import PROTOCOL_NUMBERS, canonical
+from kproxy.modes.xtables.canonical import canonical
 
 REJECT_WITH = {Family.IPV4: "icmp-port-unreachable", Family.IPV6: "icmp6-port-unreachable"}
 RECENT_MASK = {Family.IPV4: "255.255.255.255", Family.IPV6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}
@@ -28,8 +28,8 @@ _RECENT = re.compile(r"(-m recent .*?--name \S+)")
 
 
 class Saved:
-    """The tables of one family as saved. Keeps the text and where each chain's rules stand in it: 170,000 rules are
-    read in a fraction of a second, and only chains that are asked for become strings of their own."""
+    """The tables of one family as saved. Keeps the text and the position of each chain's rules in it, so that 170,000
+    rules are read in a fraction of a second, and only chains that are asked for become strings of their own."""
 
     def __init__(self, text: str) -> None:
         self._text = text if text.endswith("\n") else text + "\n"
@@ -51,7 +51,7 @@ class Saved:
         return chain in self._spans.get(table, ())
 
     def builtin(self, table: str, chain: str) -> bool:
-        """Whether it is one of the table's own chains, which have a policy and cannot go away."""
+        """Whether it is one of the table's built-in chains, which have a policy and cannot be deleted."""
         return (table, chain) in self._builtin
 
     def block(self, table: str, chain: str) -> str:
@@ -87,8 +87,8 @@ class Saved:
 
 
 def as_saved(rule: str, family: Family) -> str:
-    """A rendered rule as iptables-save prints it once the kernel has it: defaults spelt out, the probability as the
-    multiple of 2^-31 that the kernel keeps (include/uapi/linux/netfilter/xt_statistic.h)."""
+    """A rendered rule as iptables-save prints it: with the defaults written out, and the probability as the multiple of
+    2^-31 that the kernel keeps (include/uapi/linux/netfilter/xt_statistic.h)."""
     if "--probability " in rule:
         return _PROBABILITY.sub(_kept, rule)
     if "-m recent " in rule:
@@ -112,7 +112,7 @@ def _quantised(text: str) -> str:
 
 
 def same_rules(chain: str, block: str, rules: Iterable[str], family: Family) -> bool:
-    """Whether the saved BLOCK of CHAIN is what RULES become in the kernel, in their order."""
+    """Whether the saved BLOCK of CHAIN equals RULES, in their order."""
     wanted = [as_saved(rule, family) for rule in rules]
     if block == "".join([f"-A {chain} {rule}\n" for rule in wanted]):
         return True
@@ -125,14 +125,14 @@ def same_rules(chain: str, block: str, rules: Iterable[str], family: Family) -> 
 
 
 _DESTINATION = re.compile(r"(?:^| )-d (\S+?)(?:/\d+)? ")
-_PORT = re.compile(r" --dport (\d+)(?: |$)")
+_PORT = re.compile(r" --dport (\d{1,5})(?: |$)")
 _PROTOCOL = re.compile(r"(?:^| )-p (tcp|udp|sctp) ")
 
 
 def frontend(rule: str) -> Frontend | None:
-    """The frontend that a rule in iptables-save form leads to a Service; None for rules without protocol and port.
+    """The frontend that a rule in iptables-save form matches; None for rules without protocol and port.
 
-    A node port's rule names no destination, or the loopback network when it counts in an nfacct counter.
+    A node port's rule has no destination, or the loopback network when it counts in an nfacct counter.
     """
     protocol, port, to = _PROTOCOL.search(rule), _PORT.search(rule), _DESTINATION.search(rule)
     if not protocol or not port:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kproxy.kernel import nfacct
+from kproxy.kernel.constants import INVALID_DROPPED, NFACCT_COUNTERS
 from kproxy.lab.proxies import Proxy
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def kproxy_ran(node: Node, backend: str) -> None:
 
 def kube_proxy_ran(node: Node, backend: str) -> None:
     """kube-proxy's counters and rules, as they were recorded."""
-    for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+    for name in NFACCT_COUNTERS:
         node.space.call(nfacct.ensure, name)
     for stem in STEMS:
         # Over what is there, with its own declarations of built-in chains left out.
@@ -105,16 +106,16 @@ def test_a_node_without_any_rules(node: Node) -> None:
 def test_the_counters_go_too(shared: Node) -> None:
     shared.space.call(nfacct.ensure, "others")
     kproxy_ran(shared, "nft")
-    assert nfacct.INVALID_DROPPED in shared.space.call(nfacct.counters)
+    assert INVALID_DROPPED in shared.space.call(nfacct.counters)
     assert shared.clean_up()[0] == 0
     assert shared.space.call(nfacct.counters).keys() == {"others"}
 
 
 def test_a_counter_that_others_count_in_stays(shared: Node) -> None:
     kproxy_ran(shared, "nft")
-    shared.run("iptables-nft", "-A", "DOCKER-USER", "-m", "nfacct", "--nfacct-name", nfacct.INVALID_DROPPED)
+    shared.run("iptables-nft", "-A", "DOCKER-USER", "-m", "nfacct", "--nfacct-name", INVALID_DROPPED)
     assert shared.clean_up()[0] == 0
-    assert shared.space.call(nfacct.counters).keys() == {nfacct.INVALID_DROPPED}
+    assert shared.space.call(nfacct.counters).keys() == {INVALID_DROPPED}
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])

@@ -49,7 +49,7 @@ class _Set:
 
 
 class FakeIpSets:
-    """As kproxy.kernel.ipset.IpSets, both families; dataplanes of both may share one.
+    """An IpSets of both families, in memory; dataplanes of both may share one.
 
     Faults to inject: `most`, the entries that a hash may have; `refuse`, which gives the errno for a change or 0;
     `fail_at`, the numbers of the applies (from 1) of which only the first half is done before the kernel cannot be
@@ -74,7 +74,7 @@ class FakeIpSets:
     # ---- what a test does to it
 
     def flush(self, *names: str) -> None:
-        """As ipset flush does; all sets when none is named."""
+        """Do what `ipset flush` does; to all sets when none is named."""
         for name in names or tuple(self._sets):
             self._sets[name].entries.clear()
 
@@ -132,16 +132,6 @@ class FakeIpSets:
         if failing:
             raise NetlinkError("change sets", errno.ENOBUFS)
         return errors
-
-    def swap(self, one: str, other: str) -> None:
-        self._present(f"swap ipsets {one} and {other}")
-        for name, number in ((one, errno.ENOENT), (other, errno.EEXIST)):
-            if name not in self._sets:
-                raise NetlinkError(f"swap ipsets {one} and {other}", number)
-        here, there = self._sets[one], self._sets[other]
-        if here.spec[1:] != there.spec[1:]:
-            raise NetlinkError(f"swap ipsets {one} and {other}", errno.EINVAL)
-        here.entries, there.entries = there.entries, here.entries
 
     def destroy(self, names: Iterable[str]) -> dict[str, NetlinkError]:
         self._present("destroy sets")

@@ -75,7 +75,6 @@ class FakeTables:
         return self._backend
 
     def save(self) -> str:
-        """As Tables.save."""
         self.saves += 1
         return "".join(self._lines())
 
@@ -85,7 +84,6 @@ class FakeTables:
         held.chains = {c: [] for c in held.chains if keep_chains or c in held.policies}
 
     def restore(self, text: bytes | str) -> None:
-        """As Tables.restore."""
         text = text.decode(errors="surrogateescape") if isinstance(text, bytes) else text
         self.restores.append(text)
         if len(self.restores) in self.fail_at:

@@ -33,7 +33,7 @@ class _Server:
 
 
 class FakeIpvs:
-    """As kproxy.kernel.ipvs.Ipvs, both families; dataplanes of both may share one.
+    """An Ipvs of both families, in memory; dataplanes of both may share one.
 
     Faults to inject: `schedulers` that the kernel has; `refuse`, which gives the errno for an operation or 0 (a kernel
     short of memory, a real server's address that is a broadcast address on this host); `fail_at`, the numbers of the
@@ -69,7 +69,7 @@ class FakeIpvs:
             raise NetlinkError(str(operation), number)
 
     def clear(self, family: Family | None = None) -> None:
-        """As ipvsadm -C does."""
+        """Do what `ipvsadm -C` does."""
         for key in [key for key in self._servers if family in (None, family_of(key.address))]:
             del self._servers[key]
 

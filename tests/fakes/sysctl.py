@@ -17,11 +17,9 @@ class FakeSysctls:
         self.written: list[tuple[str, str]] = []
 
     def get(self, name: str) -> str | None:
-        """As kproxy.kernel.sysctl.Sysctls.get."""
         return self._values.get(name)
 
     def set(self, name: str, value: str) -> None:
-        """As kproxy.kernel.sysctl.Sysctls.set."""
         if name not in self._values:
             raise KernelError(f"{name} cannot be set to {value}: No such file or directory")
         if self._read_only & {name, "*"}:

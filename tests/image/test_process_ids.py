@@ -10,10 +10,11 @@ import pytest
 
 from kproxy.kernel import netlink
 from kproxy.kernel.commands import REMEMBERED
+from kproxy.kernel.constants import NETLINK_NETFILTER
 from kproxy.kernel.netlink_sockets import Socket
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import choose_backend, wait_for
-from kproxy.netfilter.notifications import NETLINK_NETFILTER, NFNLGRP_NFTABLES
+from kproxy.netfilter.notifications import NFNLGRP_NFTABLES
 from tests.image.test_starts import SLICE, Pod, Start
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]

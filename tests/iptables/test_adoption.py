@@ -1,4 +1,4 @@
-"""A node that kube-proxy programmed is taken over without a write; what kube-proxy left too much of goes."""
+"""A node that kube-proxy programmed is taken over without a write; what is stale is deleted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_adopted_service_can_be_removed(taken_over: Callable[..., Any], real:
     assert "KUBE-SVC" not in real.save()
 
 
-def test_what_kube_proxy_had_for_services_that_are_gone_goes(taken_over: Callable[..., Any]) -> None:
+def test_rules_of_services_that_are_gone_are_deleted(taken_over: Callable[..., Any]) -> None:
     text, settings, plans = taken_over(Family.IPV4)
     tables = FakeTables()
     tables.restore(text)
@@ -80,7 +80,7 @@ def test_what_kube_proxy_had_for_services_that_are_gone_goes(taken_over: Callabl
     assert outcome.abandoned == (Frontend("10.96.10.2", 53, Protocol.UDP),)
 
 
-def test_what_went_in_a_check_that_failed_is_told_by_the_next(taken_over: Callable[..., Any]) -> None:
+def test_frontends_that_a_failed_check_deleted_are_reported_by_the_next(taken_over: Callable[..., Any]) -> None:
     """Stale flows to it must go, and it is not in the kernel any more to be found."""
     text, settings, plans = taken_over(Family.IPV4)
     tables = FakeTables()

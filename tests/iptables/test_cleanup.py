@@ -1,4 +1,4 @@
-"""Cleanup takes away what any mode of kube-proxy or kproxy ever wrote, and nothing of others."""
+"""Cleanup deletes what any mode of kube-proxy or kproxy ever wrote, and nothing of other programs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 from kproxy.kernel.iptables import HostTables
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
-from kproxy.modes.xtables.cleanup import NODE_CHAINS, clean
-from kproxy.modes.xtables.filters import GUARD
+from kproxy.modes.xtables.cleanup import clean
+from kproxy.modes.xtables.names import NODE_CHAINS
+from kproxy.modes.xtables.rules import GUARD
 from tests.fakes.iptables import FakeTables
 
 OTHERS = (
@@ -25,7 +26,7 @@ def without_comments(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if not line.startswith("#"))
 
 
-def test_what_kube_proxy_left_goes(taken_over: Callable[..., Any]) -> None:
+def test_the_rules_of_kube_proxy_are_deleted(taken_over: Callable[..., Any]) -> None:
     tables = FakeTables()
     tables.restore(OTHERS)
     before = tables.save()
@@ -34,19 +35,19 @@ def test_what_kube_proxy_left_goes(taken_over: Callable[..., Any]) -> None:
     assert tables.save() == before
 
 
-def test_it_goes_from_the_real_kernel(real: HostTables, plan: Any, settings: Any) -> None:
+def test_our_rules_are_deleted_from_the_real_kernel(real: HostTables, plan: Any, settings: Any) -> None:
     real.restore(OTHERS)
     before = without_comments(real.save())
     plans = {p.key: p for p in (plan("web", node_port=30080), plan("none", cluster=()))}
     dataplane = IptablesDataplane(settings, real)
     dataplane.apply(plans, None)
-    dataplane.cleanup()
+    clean(real)
     assert without_comments(real.save()) == before
-    dataplane.apply(plans, [])
-    assert "default/web:http cluster IP" in real.save(), "after a cleanup nothing is believed"
+    dataplane.apply(plans, None)
+    assert "default/web:http cluster IP" in real.save()
 
 
-def test_chains_of_every_mode_go() -> None:
+def test_chains_of_every_mode_are_deleted() -> None:
     declared = "".join(f":{chain} - [0:0]\n" for chain in sorted(NODE_CHAINS))
     tables = FakeTables()
     for table in ("nat", "filter", "mangle"):
@@ -76,7 +77,7 @@ def test_the_kubelets_firewall_stays(theirs: str) -> None:
     assert rules == ["-A INPUT -j KUBE-FIREWALL", f"-A KUBE-FIREWALL {theirs}"]
 
 
-def test_thousands_of_chains_go_in_small_restores() -> None:
+def test_thousands_of_chains_are_deleted_in_small_restores() -> None:
     chains = "".join(f":KUBE-SEP-{n:016} - [0:0]\n:KUBE-SVC-{n:016} - [0:0]\n" for n in range(1000))
     rules = "".join(f"-A KUBE-SVC-{n:016} -j KUBE-SEP-{n:016}\n" for n in range(1000))
     tables = FakeTables()

@@ -87,7 +87,7 @@ def test_declaring_a_chain_empties_it_but_not_a_built_in_one(fake: FakeTables) -
     assert "-A OUTPUT -j OLD" in fake.save()
 
 
-def test_a_chain_may_go_with_what_leads_to_it(fake: FakeTables) -> None:
+def test_a_chain_can_be_deleted_together_with_the_chain_that_jumps_to_it(fake: FakeTables) -> None:
     fake.restore("*nat\n:OLD - [0:0]\n:LED - [0:0]\n-X LED\n-X OLD\nCOMMIT\n")
     assert "OLD" not in fake.save()
 

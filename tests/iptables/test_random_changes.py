@@ -1,4 +1,4 @@
-"""Whatever changes in whatever order, the kernel ends where writing everything at once would have ended."""
+"""Whatever changes in whatever order, the kernel ends as after writing everything at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.xtables import delta
+from kproxy.modes.xtables import reconcile
 from tests.fakes.iptables import FakeTables
 
 Plans = dict[PortKey, ServicePlan]
@@ -55,13 +55,13 @@ def limits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Small limits, so that few ports are as many: chains in a restore, rules to take out of a chain."""
     chains, rules = request.param
     monkeypatch.setattr("kproxy.modes.xtables.chain_writer.LIMITS", dict.fromkeys(Backend, chains))
-    monkeypatch.setattr(delta, "REWRITE_ABOVE", rules)
+    monkeypatch.setattr(reconcile, "REWRITE_ABOVE", rules)
 
 
 @pytest.mark.usefixtures("limits")
 class TestChanges:
     @given(data=st.data(), backend=BACKENDS)
-    def test_changes_lead_where_writing_all_leads(
+    def test_changes_end_as_writing_everything_at_once(
         self, data: Any, backend: Backend, clusters: Any, shape: Shape, settings: Settings
     ) -> None:
         tables = FakeTables(Family.IPV4, backend)
@@ -80,7 +80,7 @@ class TestChanges:
         assert outcome.rules_total == dataplane.apply(held, None).rules_total
 
     @given(data=st.data(), backend=BACKENDS)
-    def test_edits_and_failures_are_healed_by_the_next_check(
+    def test_edits_and_failures_are_repaired_by_the_next_check(
         self, data: Any, backend: Backend, clusters: Any, shape: Shape, settings: Settings
     ) -> None:
         tables = FakeTables(Family.IPV4, backend)
@@ -118,7 +118,7 @@ class TestChanges:
             assert shape(tables.save()) == shape(fresh(settings, wanted, backend))
 
     @given(data=st.data(), backend=BACKENDS)
-    def test_no_restore_of_many_leads_to_a_service_that_is_not_complete(
+    def test_no_restore_makes_an_incomplete_service_reachable(
         self, data: Any, backend: Backend, clusters: Any, settings: Settings
     ) -> None:
         """After each restore, every chain that a packet can reach from a shared chain has its rules."""

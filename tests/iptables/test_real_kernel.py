@@ -1,4 +1,4 @@
-"""The real kernel, through both backends, ends where the one in memory ends."""
+"""The real kernel, through both backends, behaves like the one in memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from kproxy.kernel.iptables import HostTables
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.xtables.cleanup import clean
 from kproxy.modes.xtables.saved import Saved
 from tests.fakes.iptables import FakeTables
 
@@ -80,7 +81,7 @@ def test_random_changes_end_where_the_kernel_in_memory_ends(
     chosen = Settings(Family.IPV4, masquerade_all=data.draw(st.booleans()))
     memory = FakeTables(Family.IPV4, real.backend)
     dataplanes = [IptablesDataplane(chosen, tables) for tables in (real, memory)]
-    dataplanes[0].cleanup()
+    clean(real)
     held: Plans = {}
     for dataplane in dataplanes:
         dataplane.apply(held, None)

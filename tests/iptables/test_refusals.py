@@ -93,7 +93,7 @@ def test_a_refused_service_is_tried_again_by_a_full_check(
 
 
 @BOTH
-def test_a_refused_service_that_changes_or_goes_is_no_longer_refused(
+def test_a_refused_service_that_is_changed_or_deleted_is_no_longer_refused(
     tables: FakeTables, plans: Plans, settings: Settings, plan: Callable[..., ServicePlan]
 ) -> None:
     dataplane = IptablesDataplane(settings, tables)
@@ -123,7 +123,7 @@ def test_a_host_that_is_busy_is_nobodys_fault(tables: FakeTables, plans: Plans, 
     assert all(f"default/{key.name}:http cluster IP" in tables.save() for key in plans)
 
 
-def test_a_stale_chain_that_somebody_leads_to_stays_and_the_rest_is_done(plans: Plans, settings: Settings) -> None:
+def test_a_stale_chain_that_others_jump_to_stays_and_the_rest_is_deleted(plans: Plans, settings: Settings) -> None:
     tables = FakeTables()
     tables.restore(
         "*nat\n:KUBE-SEP-AAAAAAAAAAAAAAAA - [0:0]\n:KUBE-SEP-BBBBBBBBBBBBBBBB - [0:0]\n:MINE - [0:0]\n"

@@ -1,4 +1,4 @@
-"""What another program flushed or edited is found by the next full check, and mended without touching the rest."""
+"""What another program flushed or edited is found by the next full check and repaired, without touching the rest."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def masquerading() -> Settings:
 
 
 @pytest.mark.parametrize("text", EDITS.values(), ids=EDITS)
-def test_edits_are_mended(text: str, plans: Any, masquerading: Settings, shape: Any) -> None:
+def test_edits_are_repaired(text: str, plans: Any, masquerading: Settings, shape: Any) -> None:
     tables = FakeTables()
     dataplane = IptablesDataplane(masquerading, tables)
     dataplane.apply(plans, None)
@@ -74,7 +74,9 @@ def test_edits_are_mended(text: str, plans: Any, masquerading: Settings, shape: 
     assert not dataplane.apply(plans, None).repaired
 
 
-def test_edits_are_mended_in_the_real_kernel(real: HostTables, plans: Any, masquerading: Settings, shape: Any) -> None:
+def test_edits_are_repaired_in_the_real_kernel(
+    real: HostTables, plans: Any, masquerading: Settings, shape: Any
+) -> None:
     dataplane = IptablesDataplane(masquerading, real)
     dataplane.apply(plans, None)
     before = real.save()
@@ -134,7 +136,7 @@ def test_tables_that_are_proved_unchanged_are_read_once_an_hour(plans: Any, masq
     assert tables.saves == 2
 
 
-def test_drift_is_read_and_mended(plans: Any, masquerading: Settings, shape: Any) -> None:
+def test_drift_is_noticed_and_repaired(plans: Any, masquerading: Settings, shape: Any) -> None:
     tables, drift = FakeTables(), Told(proves=True)
     dataplane = IptablesDataplane(masquerading, tables, drift, lambda: 0.0)
     dataplane.apply(plans, None)
@@ -155,7 +157,7 @@ def test_a_likelihood_does_not_save_the_reading(plans: Any, masquerading: Settin
     assert tables.saves == 2
 
 
-def test_a_change_on_flushed_tables_mends_them(plans: Any, masquerading: Settings, plan: Any, shape: Any) -> None:
+def test_a_change_of_flushed_tables_repairs_them(plans: Any, masquerading: Settings, plan: Any, shape: Any) -> None:
     """A change is refused when its chains are gone; that is no reason to reject its Service."""
     tables = FakeTables()
     dataplane = IptablesDataplane(masquerading, tables)

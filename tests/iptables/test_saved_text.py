@@ -121,7 +121,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
-def test_rules_that_mean_something_else_differ(one: str, other: str) -> None:
+def test_rules_of_another_meaning_differ(one: str, other: str) -> None:
     assert canonical(one) != canonical(other)
 
 

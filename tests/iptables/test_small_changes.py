@@ -10,9 +10,9 @@ from kproxy.kernel.iptables import Backend
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.xtables import delta as deltas
-from kproxy.modes.xtables.delta import Change, delta
-from kproxy.modes.xtables.fragments import Chain, Fragment, SharedRule
+from kproxy.modes.xtables import reconcile as deltas
+from kproxy.modes.xtables.reconcile import Change, delta
+from kproxy.modes.xtables.rules import Chain, Fragment, SharedRule
 from tests.fakes.iptables import FakeTables
 
 KEY = PortKey("default", "web", "http", Protocol.TCP)
@@ -77,14 +77,14 @@ CASES: dict[str, tuple[Fragment, Fragment, str]] = {
 @pytest.mark.parametrize(("old", "new", "text"), CASES.values(), ids=CASES)
 def test_one_port_changes_in_one_restore(old: Fragment, new: Fragment, text: str) -> None:
     restores = list(delta([Change(KEY, old, new)], 600, lambda table, chain: []))
-    assert "".join(restore.text() for restore in restores).replace("\n", "|").rstrip("|") == text
+    assert "".join(restore.encoded().decode() for restore in restores).replace("\n", "|").rstrip("|") == text
     assert len(restores) == bool(text)
 
 
-def test_every_line_leads_back_to_its_service() -> None:
+def test_every_line_has_its_owner() -> None:
     changes = [Change(KEY, NONE, Fragment(ONE.chains, (LED,))), Change(OTHER, NONE, Fragment((), (REFUSED,)))]
     [restore] = delta(changes, 600, lambda table, chain: [])
-    for number, line in enumerate(restore.text().splitlines(), 1):
+    for number, line in enumerate(restore.encoded().decode().splitlines(), 1):
         place = restore.at(number)
         assert place.line == line
         owner = place.part.owner if place.part else None
@@ -93,7 +93,7 @@ def test_every_line_leads_back_to_its_service() -> None:
 
 def test_a_chain_that_two_ports_claim_stays_with_the_one_that_has_it() -> None:
     changes = [Change(KEY, ONE, NONE), Change(OTHER, NONE, ONE)]
-    text = "".join(r.text() for r in delta(changes, 600, lambda table, chain: []))
+    text = "".join(r.encoded().decode() for r in delta(changes, 600, lambda table, chain: []))
     assert "-X" not in text
 
 
@@ -103,12 +103,12 @@ def test_many_changes_are_cut_and_linked_after_they_are_complete() -> None:
         led = SharedRule("nat", "KUBE-SERVICES", f"-d 10.96.0.{n}/32 -j KUBE-SVC-{n}")
         return Change(PortKey("default", str(n), "", Protocol.TCP), NONE, Fragment(chains, (led,)))
 
-    texts = [r.text() for r in delta(map(port, range(10)), 2, lambda table, chain: [])]
+    texts = [r.encoded().decode() for r in delta(map(port, range(10)), 2, lambda table, chain: [])]
     assert ["-I " in text for text in texts] == [False] * (len(texts) - 1) + [True]
     assert len(texts) == 5
 
 
-def test_very_many_lines_that_go_rewrite_their_chain_with_its_last_rule_last(
+def test_very_many_deletions_rewrite_the_chain_with_its_last_rule_last(
     plan: Callable[..., ServicePlan], settings: Settings
 ) -> None:
     tables = FakeTables()

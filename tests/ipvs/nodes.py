@@ -39,8 +39,10 @@ from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.ipvs import native
 from kproxy.modes.ipvs.apply import IpvsDataplane
+from kproxy.modes.ipvs.cleanup import clean
 from kproxy.modes.ipvs.driver import prepare_ipvs
 from kproxy.modes.ipvs.fragments import Settings
+from kproxy.modes.xtables.cleanup import clean as clean_rules
 from tests.fakes.clocks import ManualClock
 
 Plans = dict[PortKey, ServicePlan]
@@ -144,7 +146,20 @@ class Node:
         self._dataplanes[family].housekeeping()
 
     def cleanup(self, family: Family) -> None:
-        self.space.call(self._dataplanes[family].cleanup)
+        """What `kproxy cleanup` does, for one family; the dataplane is a new one afterwards."""
+        settings, used = self._settings[family], ExitStack()
+        with used:
+            sets = used.enter_context(self.space.call(KernelIpSets))
+            addresses = used.enter_context(self.space.call(KernelAddresses))
+
+            def remove() -> list[str]:
+                clean_rules(HostTables(Commands(), family, NFT))
+                return clean(
+                    self.ipvs, sets, addresses, settings.node_addresses, settings.exclude_cidrs, families=[family]
+                )
+
+            assert self.space.call(remove) == []
+        self._dataplanes[family] = self._make_dataplane(family)
 
     def wanted(self) -> list[native.Outcome]:
         """What the kernel should hold of each family, as what is rendered."""

@@ -1,4 +1,4 @@
-"""What others than our own code read of IPVS mode's part of the kernel: ipvsadm, ipset, ip and pyroute2."""
+"""Independent readers of IPVS mode's part of the kernel: ipvsadm, ipset, ip and pyroute2."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import NamedTuple
 
-from kproxy.kernel.service_device import DEVICE
 from kproxy.lab.namespaces import Namespace
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.modes.ipvs.native import Outcome
 
 
@@ -47,7 +47,7 @@ def by_ipset(space: Namespace) -> frozenset[str]:
 def by_ip(space: Namespace) -> frozenset[str]:
     """The kernel's own IPv6 address left out, and nothing where there is no such device."""
     links = json.loads(space.run(["ip", "-j", "address"]))
-    held = (info for link in links if link.get("ifname") == DEVICE for info in link["addr_info"])
+    held = (info for link in links if link.get("ifname") == SERVICE_DEVICE for info in link["addr_info"])
     return frozenset(f"{info['local']}/{info['prefixlen']}" for info in held if info["scope"] == "global")
 
 

@@ -1,4 +1,4 @@
-"""A node that kube-proxy leaves: what it programmed, loaded by the kernel's own tools, is taken over as it is."""
+"""What kube-proxy programmed, loaded by the kernel's own tools, is taken over as it is."""
 
 from __future__ import annotations
 

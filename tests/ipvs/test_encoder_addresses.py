@@ -1,4 +1,4 @@
-"""The device kube-ipvs0: what we put on it, ip(8) shows, and the kernel takes connections to it in."""
+"""The addresses of kube-ipvs0 as ip(8) shows them, and the connections to them that the kernel accepts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy.errors import NetlinkError
-from kproxy.kernel.service_device import DEVICE, KernelAddresses
+from kproxy.kernel.service_device import KernelAddresses
 from kproxy.lab.namespaces import Namespace
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family
 from tests.ipvs.readers import by_ip
 
@@ -30,7 +31,7 @@ def addresses(space: Namespace) -> Iterator[KernelAddresses]:
 def test_the_device_is_a_dummy_without_arp(space: Namespace, addresses: KernelAddresses) -> None:
     addresses.ensure()
     addresses.ensure()
-    (link,) = json.loads(space.run(["ip", "-d", "-j", "link", "show", "dev", DEVICE]))
+    (link,) = json.loads(space.run(["ip", "-d", "-j", "link", "show", "dev", SERVICE_DEVICE]))
     assert link["linkinfo"]["info_kind"] == "dummy"
     assert "NOARP" in link["flags"]
     assert "UP" not in link["flags"]
@@ -42,13 +43,15 @@ def test_addresses_are_hosts_without_routes_but_the_local_ones(space: Namespace,
     assert by_ip(space) == {"10.96.0.1/32", "10.96.0.10/32", "fd00::1/128", "fd00::a/128"}
     assert {family: addresses.held(family) for family in Family} == ADDRESSES
     for option in ("-4", "-6"):
-        routes = json.loads(space.run(["ip", "-j", option, "route", "show", "table", "all", "dev", DEVICE]) or "[]")
+        routes = json.loads(
+            space.run(["ip", "-j", option, "route", "show", "table", "all", "dev", SERVICE_DEVICE]) or "[]"
+        )
         assert {route["dst"] for route in routes} == ADDRESSES[Family.IPV4 if option == "-4" else Family.IPV6]
         assert {(route["type"], route["table"]) for route in routes} == {("local", "local")}
 
 
 @pytest.mark.parametrize("address", ["10.96.0.1", "fd00::1"])
-def test_the_host_takes_connections_to_an_address_at_once(
+def test_the_host_accepts_connections_to_an_address_at_once(
     space: Namespace, addresses: KernelAddresses, address: str
 ) -> None:
     def talk() -> bytes:
@@ -83,7 +86,7 @@ def test_refusals_name_the_address_and_all_others_are_done(space: Namespace, add
         "nothing": errno.EINVAL,
         "10.0.0": errno.EINVAL,
     }
-    assert str(refused["ff02::1"]).startswith(f"address ff02::1 of {DEVICE}: Cannot assign requested address")
+    assert str(refused["ff02::1"]).startswith(f"address ff02::1 of {SERVICE_DEVICE}: Cannot assign requested address")
     assert by_ip(space) == {"10.96.0.1/32", "fd00::1/128"}
 
 
@@ -93,7 +96,7 @@ def test_addresses_of_other_devices_and_the_kernels_own_are_left_out(
     space.run(["ip", "link", "add", "other", "type", "dummy"])
     space.run(["ip", "address", "add", "10.7.0.1/24", "dev", "other"])
     addresses.ensure()
-    space.run(["ip", "link", "set", DEVICE, "up"])  # which gives it a link-local address
+    space.run(["ip", "link", "set", SERVICE_DEVICE, "up"])  # which gives it a link-local address
     addresses.change(BOTH, ())
     assert {family: addresses.held(family) for family in Family} == ADDRESSES
 
@@ -110,7 +113,7 @@ def test_thousands_of_addresses(space: Namespace, addresses: KernelAddresses) ->
 def test_without_the_device_there_is_nothing(space: Namespace, addresses: KernelAddresses) -> None:
     assert addresses.held(Family.IPV4) == addresses.held(Family.IPV6) == frozenset()
     assert addresses.change((), BOTH) == {}
-    with pytest.raises(NetlinkError, match=f"add addresses to {DEVICE}: No such device"):
+    with pytest.raises(NetlinkError, match=f"add addresses to {SERVICE_DEVICE}: No such device"):
         addresses.change(["10.96.0.1"], ())
     assert not addresses.remove()
 
@@ -119,5 +122,5 @@ def test_removing_the_device_takes_the_addresses_along(space: Namespace, address
     addresses.ensure()
     addresses.change(BOTH, ())
     assert addresses.remove()
-    assert DEVICE not in space.run(["ip", "link"])
+    assert SERVICE_DEVICE not in space.run(["ip", "link"])
     assert not addresses.remove()

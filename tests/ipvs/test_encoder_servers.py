@@ -1,4 +1,4 @@
-"""What we write to IPVS, ipvsadm and pyroute2 read; what ipvsadm writes, we read."""
+"""Virtual servers that we write, ipvsadm and pyroute2 read; those that ipvsadm writes, we read."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def many(count: int) -> Iterable[tuple[VirtualServer, tuple[RealServer, ...]]]:
         yield VirtualServer(key, "rr"), tuple(RealServer(RealKey(f"10.{n}.{i >> 8}.{i & 255}", 80)) for n in range(5))
 
 
-def test_more_than_goes_out_at_once_and_all_of_it_refused(space: Namespace, ipvs: KernelIpvs) -> None:
+def test_more_operations_than_one_batch_and_all_of_them_refused(space: Namespace, ipvs: KernelIpvs) -> None:
     servers = dict(many(400))
     operations = additions(servers)
     assert ipvs.apply(operations) == {}

@@ -1,4 +1,4 @@
-"""Session affinity: a client stays with its endpoint as long as both are there."""
+"""Session affinity: a client keeps its endpoint as long as both exist."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def test_each_client_stays_where_it_is(node: Node, family: Family) -> None:
 
 
 @FAMILIES
-def test_a_client_whose_endpoint_leaves_goes_elsewhere_but_for_its_open_connections(node: Node, family: Family) -> None:
+def test_a_client_of_a_removed_endpoint_is_scheduled_anew_except_for_open_connections(
+    node: Node, family: Family
+) -> None:
     plan = node.plan(family, pods=("a", "b"), affinity_seconds=10800)
     node.serve(family, plan)
     with node.held(plan) as (left, connection):
@@ -42,7 +44,7 @@ def test_a_client_whose_endpoint_leaves_goes_elsewhere_but_for_its_open_connecti
         assert node.ask(plan, 2) == [stays] * 2, "it is there now"
 
 
-def test_the_kernel_is_told_to_let_go(node: Node) -> None:
+def test_the_kernel_is_set_to_forget_persistence_of_quiescent_servers(node: Node) -> None:
     names = " ".join(f"net.ipv4.vs.{name}" for name in EXPIRING)
     said = node.space.run(["sysctl", *names.split()])
     assert dict(line.removeprefix("net.ipv4.vs.").split(" = ") for line in said.splitlines()) == EXPIRING

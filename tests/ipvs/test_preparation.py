@@ -1,4 +1,4 @@
-"""How a host is prepared for IPVS mode, and what is said of one that cannot be."""
+"""How a host is prepared for IPVS mode, and the error when it cannot be."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_with_strict_arp_the_node_keeps_quiet_about_the_addresses_of_services(sp
     assert values(space, *ARP) == ["1", "2"]
 
 
-def test_an_unknown_scheduler_is_told_in_one_line(space: Namespace) -> None:
+def test_an_unknown_scheduler_is_reported_in_one_line(space: Namespace) -> None:
     with pytest.raises(KernelError) as told:
         prepare(space, IPVS(scheduler="none-such", strict_arp=True))
     assert str(told.value) == "ipvs.scheduler: this kernel has no scheduler none-such, nor a module ip_vs_none-such"

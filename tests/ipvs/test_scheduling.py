@@ -1,4 +1,4 @@
-"""How connections spread over endpoints, by the scheduler that is asked for."""
+"""The distribution of connections over endpoints, by scheduler."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_rr_takes_turns(node: Node, family: Family) -> None:
 
 
 @FAMILIES
-def test_wrr_goes_by_weight_and_weights_of_others_are_set_right(node: Node, family: Family) -> None:
+def test_wrr_respects_weights_and_edited_weights_are_repaired(node: Node, family: Family) -> None:
     plan = node.plan(family)
     node.serve(family, plan, scheduler="wrr")
     assert node.counts(plan, 6) == {"a": 2, "b": 2, "c": 2}
@@ -54,7 +54,7 @@ def test_wrr_goes_by_weight_and_weights_of_others_are_set_right(node: Node, fami
         ("wlc", {"a": 2}, {"a": 4, "b": 2, "c": 2}),
     ],
 )
-def test_connections_go_where_fewest_are_open(
+def test_connections_are_scheduled_to_the_endpoint_with_the_fewest(
     node: Node, family: Family, scheduler: str, weights: dict[str, int], expected: dict[str, int]
 ) -> None:
     plan = node.plan(family)
@@ -73,7 +73,7 @@ def test_sh_keeps_a_client_where_it_is(node: Node, family: Family) -> None:
 
 
 @FAMILIES
-def test_mh_leads_the_same_port_of_a_client_to_the_same_endpoint_of_every_service(node: Node, family: Family) -> None:
+def test_mh_maps_a_client_port_to_the_same_endpoint_of_every_service(node: Node, family: Family) -> None:
     """As it would on every node: what it chooses depends on nothing else."""
     one, other = (node.plan(family, Protocol.UDP) for _ in range(2))
     node.serve(family, one, other, scheduler="mh")

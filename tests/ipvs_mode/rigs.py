@@ -1,4 +1,4 @@
-"""A node in memory that IPVS mode programs, plans for it, and what it must hold for them."""
+"""A node in memory that IPVS mode programs, plans for it, and the state that they ask for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kproxy.modes.ipvs.apply import IpvsDataplane
 from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.native import outcome
 from tests.fakes.clocks import ManualClock
-from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.iptables import FakeTables
 from tests.fakes.ipvs import FakeIpvs
+from tests.fakes.service_device import FakeAddresses
 
 Plans = dict[PortKey, ServicePlan]
 

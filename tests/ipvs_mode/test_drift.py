@@ -1,4 +1,4 @@
-"""What others flush or edit is noticed soon, by looks that cost little."""
+"""What others flush or edit is noticed soon, by checks that cost little."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_own_changes_are_no_drift(rig: Rig) -> None:
     assert not seconds_until_seen(rig, 60)
 
 
-def test_a_look_does_not_grow_with_the_number_of_services(rig: Rig) -> None:
+def test_a_check_does_not_grow_with_the_number_of_services(rig: Rig) -> None:
     reads, lists = rig.ipvs.reads, rig.ipvs.lists
     seconds_until_seen(rig, 10)
     assert rig.ipvs.lists == lists

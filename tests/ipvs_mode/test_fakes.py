@@ -1,4 +1,4 @@
-"""The kernels in memory refuse what the real ones refuse, and hold what they were told."""
+"""The kernels in memory refuse what the real ones refuse, and hold what is written."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kproxy.kernel.ipset_codec import SetSpec, SetType
 from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
 from kproxy.kernel.virtual_servers import HASHED, PERSISTENT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
-from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.ipvs import FakeIpvs
+from tests.fakes.service_device import FakeAddresses
 
 WEB = VirtualServer(ServerKey(Protocol.TCP, "10.96.0.1", 443), "rr")
 DNS = VirtualServer(ServerKey(Protocol.UDP, "fd00::a", 53), "rr")
@@ -136,7 +136,7 @@ def sets() -> FakeIpSets:
 
 class TestIpSets:
     @pytest.mark.parametrize("type_", SetType)
-    def test_only_entries_of_the_sets_type_are_taken(self, sets: FakeIpSets, type_: SetType) -> None:
+    def test_only_entries_of_the_sets_type_are_accepted(self, sets: FakeIpSets, type_: SetType) -> None:
         name, (good, bad) = SPECS[type_].name, ENTRIES[type_]
         changes = [Change(name, entry, True) for entry in (*good, *bad)]
         refused = sets.apply(changes)
@@ -182,15 +182,6 @@ class TestIpSets:
         assert sets.unknown("-m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT")
         assert not sets.unknown("-m set --match-set KUBE-IPS dst -j ACCEPT")
 
-    def test_sets_of_one_type_change_places(self, sets: FakeIpSets) -> None:
-        sets.create([SPECS[SetType.HASH_IP]._replace(name="NEW")])
-        sets.apply([Change("NEW", "10.0.0.1", True)])
-        sets.swap("KUBE-IPS", "NEW")
-        assert [len(sets.held([name])[name].entries) for name in ("KUBE-IPS", "NEW")] == [1, 0]
-        for other in ("KUBE-CLUSTER-IP", "NONE"):
-            with pytest.raises(NetlinkError):
-                sets.swap("NEW", other)
-
     def test_failures_that_are_asked_for(self, sets: FakeIpSets) -> None:
         sets.fail_at = {1}
         with pytest.raises(NetlinkError):
@@ -203,7 +194,7 @@ class TestIpSets:
 
 
 class TestAddresses:
-    def test_addresses_come_and_go(self) -> None:
+    def test_addresses_are_added_and_removed(self) -> None:
         device = FakeAddresses()
         with pytest.raises(NetlinkError) as missing:
             device.change(["10.96.0.1"], ())

@@ -1,4 +1,4 @@
-"""Endpoints that leave end their connections, or are let go after 15 minutes; those that return serve again."""
+"""Removed endpoints keep their connections for 15 minutes at most; those that return serve again."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_an_endpoint_with_connections_gets_weight_zero_and_stays(active: int, in
     assert rig.reals(WEB) == {real(1): 1, real(2): 0}
 
 
-def test_an_endpoint_without_connections_goes_at_the_first_look() -> None:
+def test_an_endpoint_without_connections_is_deleted_at_the_first_check() -> None:
     rig = Rig()
     left(rig, 0)
     assert rig.dataplane.housekeeping() is None
     assert rig.reals(WEB) == {real(1): 1}
 
 
-def test_it_goes_soon_after_its_last_connection() -> None:
+def test_it_is_deleted_soon_after_its_last_connection() -> None:
     rig = Rig()
     left(rig)
     wait(rig, 300)
@@ -63,7 +63,7 @@ def test_it_goes_soon_after_its_last_connection() -> None:
     assert rig.dataplane.housekeeping() is None
 
 
-def test_its_connections_are_given_up_after_a_quarter_of_an_hour() -> None:
+def test_it_is_deleted_with_its_connections_after_a_quarter_of_an_hour() -> None:
     rig = Rig()
     left(rig)
     times = wait(rig, QUARTER)
@@ -97,7 +97,7 @@ def test_one_that_returns_serves_again(full: bool) -> None:
     assert rig.reals(WEB) == {real(1): 1, real(2): 1}
 
 
-def test_one_that_leaves_again_has_all_its_time_again() -> None:
+def test_one_that_is_removed_again_has_its_whole_grace_again() -> None:
     rig = Rig()
     left(rig)
     wait(rig, QUARTER - 10)
@@ -108,7 +108,7 @@ def test_one_that_leaves_again_has_all_its_time_again() -> None:
 
 
 @pytest.mark.parametrize("protocol", [Protocol.UDP, Protocol.SCTP])
-def test_other_protocols_let_go_at_once(protocol: Protocol) -> None:
+def test_endpoints_of_other_protocols_are_deleted_at_once(protocol: Protocol) -> None:
     rig = Rig()
     both, one = plan(protocol=protocol, cluster=(1, 2)), plan(protocol=protocol, cluster=(1,))
     rig.apply(by_key(both))
@@ -131,7 +131,7 @@ def test_with_the_last_endpoint_gone_the_server_stays_and_ends_its_connections()
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_port_that_goes_takes_all_along(full: bool) -> None:
+def test_a_deleted_port_deletes_its_server_at_once(full: bool) -> None:
     rig = Rig()
     left(rig)
     nothing: Plans = {}
@@ -156,7 +156,7 @@ def test_after_a_restart_the_time_begins_anew() -> None:
     assert rig.reals(WEB) == {real(1): 1}
 
 
-def test_a_look_costs_one_question_a_server() -> None:
+def test_a_check_costs_one_query_a_server() -> None:
     rig = Rig()
     plans = by_key(*(plan(f"s{n}") for n in range(20)))
     rig.apply(plans)
@@ -171,7 +171,7 @@ def test_a_look_costs_one_question_a_server() -> None:
     assert rig.ipvs.reads == reads + 1, "not before it is due"
 
 
-def test_very_many_are_looked_at_bit_by_bit() -> None:
+def test_very_many_are_checked_a_few_at_a_time() -> None:
     rig = Rig()
     names = [f"s{n}" for n in range(200)]
     plans = {p.key: p for n, name in enumerate(names) for p in [plan(name, cluster_ip=f"10.97.0.{n}")]}
@@ -208,7 +208,7 @@ def test_one_that_the_kernel_keeps_is_tried_again() -> None:
     assert rig.reals(WEB) == {real(1): 1}
 
 
-def test_what_others_took_away_or_brought_back_is_left_to_the_next_check() -> None:
+def test_what_others_deleted_or_revived_is_left_to_the_next_check() -> None:
     rig = Rig()
     left(rig)
     key = rig.servers()[WEB][0]

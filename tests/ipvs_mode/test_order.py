@@ -1,4 +1,4 @@
-"""Nothing is taken away before what replaces it stands, and no packet is led where nothing waits for it."""
+"""Nothing is removed before its replacement is there, and no packet is accepted that nothing serves."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Noting(FakeTables):
 PHASES = ("entry", "virtual server", "real server", "address", "rules")
 
 
-def test_a_service_comes_from_the_inside_out() -> None:
+def test_a_service_is_added_from_the_inside_out() -> None:
     rig = Witness()
     rig.apply({})
     rig.log.clear()
@@ -95,7 +95,7 @@ def test_a_service_comes_from_the_inside_out() -> None:
     ]
 
 
-def test_a_service_goes_from_the_outside_in() -> None:
+def test_a_service_is_deleted_from_the_outside_in() -> None:
     rig = Witness()
     rig.apply(by_key(plan()))
     rig.log.clear()
@@ -104,7 +104,7 @@ def test_a_service_goes_from_the_outside_in() -> None:
     assert rig.addresses.removed == [plan().cluster_ip]
 
 
-def test_an_address_is_taken_off_before_its_server_goes() -> None:
+def test_an_address_is_removed_before_its_server() -> None:
     rig = Witness()
     rig.apply(by_key(plan()))
     bound: list[bool] = []

@@ -1,4 +1,4 @@
-"""Whatever changes in whatever order, the node ends where programming everything at once would have ended."""
+"""Whatever changes in whatever order, the node ends as after programming everything at once."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ TRACES = {"ipset flush", "ip addr flush", "the device is deleted"}
 
 
 @given(data=st.data())
-def test_changes_lead_where_programming_all_leads(data: Any) -> None:
+def test_changes_end_as_programming_everything_at_once(data: Any) -> None:
     rig = Rig()
     rig.apply({})
     held: Plans = {}
@@ -117,7 +117,7 @@ def test_changes_lead_where_programming_all_leads(data: Any) -> None:
 
 
 @given(data=st.data(), edits=st.lists(st.sampled_from(sorted(EDITS)), max_size=4))
-def test_edits_and_failures_are_healed_by_the_next_check(data: Any, edits: list[str]) -> None:
+def test_edits_and_failures_are_repaired_by_the_next_check(data: Any, edits: list[str]) -> None:
     rig = Rig()
     failures = st.sets(st.integers(1, 8), max_size=3)
     for kernel in (rig.ipvs, rig.sets, rig.addresses, rig.tables):
@@ -151,7 +151,7 @@ def test_edits_and_failures_are_healed_by_the_next_check(data: Any, edits: list[
 
 
 @given(data=st.data())
-def test_refused_objects_are_all_that_is_missing_and_come_when_they_are_taken(data: Any) -> None:
+def test_only_refused_objects_are_missing_and_they_are_added_when_accepted(data: Any) -> None:
     rig = Rig()
     bad_reals = data.draw(st.sets(st.integers(1, 5), max_size=2))
     bad_server = data.draw(st.sampled_from([None, "10.96.0.98", "203.0.113.5", NODE_IP]))
@@ -167,16 +167,16 @@ def test_refused_objects_are_all_that_is_missing_and_come_when_they_are_taken(da
     for wanted in data.draw(st.lists(clusters(), min_size=1, max_size=3)):
         outcome = rig.apply(wanted, data.draw(st.sampled_from([None, changed(held, wanted)])))
         held = wanted
-        claims = rig.dataplane._claims
+        ownership = rig.dataplane._ownership
         refused = {
             key: served
-            for key in claims.servers
-            if (served := claims.served(key))
+            for key in ownership.servers
+            if (served := ownership.served(key))
             and (key.address == bad_server or any(each.key.address in addresses for each in served.reals))
         }
         # A virtual server or real server that stands already is not asked for again, so it is not refused either.
         for key, why in outcome.rejected.items():
-            assert any(key in claims.ports(server) and str(server) in why for server in refused)
+            assert any(key in ownership.ports(server) and str(server) in why for server in refused)
             assert "\n" not in why
     rig.ipvs.refuse = lambda op: 0
     assert not rig.apply(held).rejected

@@ -1,4 +1,4 @@
-"""What the kernel refuses is named, keeps nobody else out, and is tried again."""
+"""What the kernel refuses is reported and tried again, and keeps nothing else out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kproxy.kernel.ipvs_codec import Operation, Verb
 from kproxy.kernel.virtual_servers import RealServer
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.ipvs.names import set_name
-from tests.fakes import dummies, ipset, ipvs
+from tests.fakes import ipset, ipvs, service_device
 from tests.ipvs_mode.rigs import Plans, Rig, by_key, plan, real, server
 
 A, B, C = plan("a", cluster_ip="10.96.0.1"), plan("b", cluster_ip="10.96.0.2"), plan("c", cluster_ip="10.96.0.3")
@@ -41,7 +41,7 @@ def refuse_entry(rig: Rig) -> None:
 
 
 def permit(rig: Rig) -> None:
-    rig.ipvs.refuse, rig.sets.refuse, rig.addresses.refuse = ipvs.accept, ipset.accept, dummies.accept
+    rig.ipvs.refuse, rig.sets.refuse, rig.addresses.refuse = ipvs.accept, ipset.accept, service_device.accept
 
 
 REFUSALS: dict[str, tuple[Callable[[Rig], None], str]] = {
@@ -95,7 +95,7 @@ def test_it_is_tried_when_its_plan_changes(refuse: Callable[[Rig], None], named:
 
 
 @EACH
-def test_a_refused_port_can_go(refuse: Callable[[Rig], None], named: str) -> None:
+def test_a_refused_port_can_be_deleted(refuse: Callable[[Rig], None], named: str) -> None:
     rig = Rig()
     refuse(rig)
     rig.apply(PLANS)
@@ -110,7 +110,7 @@ def test_all_ports_that_need_a_refused_address_are_named() -> None:
     assert set(rig.apply(PLANS | by_key(second)).rejected) == {B.key, second.key}
 
 
-def test_a_missing_scheduler_is_told_of_every_port() -> None:
+def test_a_missing_scheduler_rejects_every_port() -> None:
     rig = Rig()
     rig.ipvs.schedulers = {"wlc"}
     assert set(rig.apply(PLANS).rejected) == set(PLANS)
@@ -133,7 +133,7 @@ def test_an_edit_that_is_refused_leaves_what_was_there() -> None:
     rig.assert_holds(PLANS | by_key(sticky))
 
 
-def test_what_would_not_go_is_tried_by_the_next_check() -> None:
+def test_what_could_not_be_removed_is_tried_by_the_next_check() -> None:
     rig = Rig()
     rig.apply(PLANS)
     rig.ipvs.refuse = lambda op: errno.EPERM
@@ -166,7 +166,7 @@ SURPRISES = [device_gone, rules_and_sets_gone, server_gone, real_there]
 
 
 @pytest.mark.parametrize("surprise", SURPRISES)
-def test_a_kernel_that_is_not_as_believed_is_compared_whole(surprise: Callable[[Rig], None]) -> None:
+def test_a_kernel_in_an_unexpected_state_is_compared_whole(surprise: Callable[[Rig], None]) -> None:
     rig = Rig()
     rig.apply(PLANS)
     surprise(rig)
@@ -211,7 +211,7 @@ class TestSetsOfAnotherType:
         rig.apply(PLANS)
         rig.assert_holds(PLANS)
 
-    def test_rules_that_hold_them_go_first(self) -> None:
+    def test_rules_that_use_them_are_deleted_first(self) -> None:
         rig = Rig()
         rig.sets.create([SetSpec(self.NAME, SetType.HASH_IP_PORT, Family.IPV6)])
         rig.tables.restore(
@@ -228,7 +228,7 @@ class TestSetsOfAnotherType:
             rig.apply(PLANS)
 
 
-def test_two_services_at_one_address_do_not_fight() -> None:
+def test_of_two_services_at_one_address_the_first_by_name_has_it() -> None:
     """The first by name has it, whoever came first; when it goes, the other one does."""
     rig = Rig()
     first = plan("a", external_ips=("203.0.113.9",), cluster=(1,))

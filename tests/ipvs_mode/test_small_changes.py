@@ -1,4 +1,4 @@
-"""A change costs what it changes, however many Services there are; what does not change costs nothing."""
+"""The cost of a change depends on the change, and not on the number of Services."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules that a node needs in IPVS mode, whatever its Services are."""
+"""The rules of a node in IPVS mode, which do not depend on its Services."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kproxy.modes.iptables.render import text
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.rules import render_base
-from kproxy.modes.xtables.fragments import Base
 from kproxy.modes.xtables.node_rules import repair_base
+from kproxy.modes.xtables.rules import Base
 from kproxy.modes.xtables.saved import Saved, as_saved
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -61,7 +61,7 @@ def test_every_set_is_matched_by_some_rule(family: Family, settings: MakeSetting
 
 @FAMILIES
 @pytest.mark.parametrize("filled", [False, True])
-def test_every_jump_leads_to_a_chain(family: Family, filled: bool, settings: MakeSettings) -> None:
+def test_every_jump_has_an_existing_target(family: Family, filled: bool, settings: MakeSettings) -> None:
     base = render_base(settings(family), all_sets(family) if filled else ())
     chains = {*base.owned, *base.shared}
     for table, _, rule in rules(base):
@@ -113,7 +113,7 @@ def test_traffic_to_cluster_ips_is_masqueraded(chosen: dict[str, Any], rule: str
     )
 
 
-def test_services_are_looked_up_in_an_order_that_has_a_meaning(settings: MakeSettings) -> None:
+def test_the_order_of_the_rules_of_kube_services(settings: MakeSettings) -> None:
     """Cluster IPs are local addresses (of kube-ipvs0): node ports come last of what marks, and accepting at the end."""
     base = render_base(settings(V6, detect_local=PODS), all_sets(V6))
     found = [
@@ -170,7 +170,7 @@ def test_a_node_that_has_it_all_needs_nothing(family: Family, settings: MakeSett
 
 
 @pytest.mark.parametrize("chain", ["INPUT", "FORWARD", "OUTPUT"])
-def test_a_jump_that_stands_twice_goes_once(chain: str, settings: MakeSettings) -> None:
+def test_a_duplicate_jump_is_deleted_once(chain: str, settings: MakeSettings) -> None:
     """Whichever comment kube-proxy gives it."""
     base = render_base(settings(), ())
     for jump in base.jumps["filter", chain]:

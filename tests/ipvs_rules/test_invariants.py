@@ -1,4 +1,4 @@
-"""What holds for every plan."""
+"""Invariants of rendering over random plans."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_served_address_is_bound_or_the_nodes_own(data: Any, any_plan: Any
 
 
 @given(data=st.data())
-def test_sets_and_virtual_servers_say_the_same(data: Any, any_plan: Any, any_settings: AnySettings) -> None:
+def test_sets_and_virtual_servers_agree(data: Any, any_plan: Any, any_settings: AnySettings) -> None:
     """What the rules let through to IPVS is served there, and what is served there is let through."""
     plan, _, fragment = drawn(data, any_plan, any_settings)
     served = {f"{s.server.key.address},{plan.protocol.lower()}:{s.server.key.port}" for s in fragment.served}
@@ -73,7 +73,7 @@ def test_real_servers_are_the_plans_endpoints(data: Any, any_plan: Any, any_sett
 
 
 @given(data=st.data())
-def test_entries_go_to_sets_of_their_family_and_fit_their_type(
+def test_entries_are_in_sets_of_their_family_and_fit_their_type(
     data: Any, any_plan: Any, any_settings: AnySettings
 ) -> None:
     plan, _, fragment = drawn(data, any_plan, any_settings)

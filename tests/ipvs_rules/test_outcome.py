@@ -1,4 +1,4 @@
-"""Everything of a family as values for JSON, and as texts for the kernel's own tools."""
+"""All objects of a family as JSON, and as texts for the kernel's own tools."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kproxy.model.plans import Family, Protocol, ServicePlan
+from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.native import Outcome, outcome
 
@@ -102,6 +103,23 @@ def test_a_ports_own_rules_stand_in_their_chain(plan: Plan, settings: MakeSettin
     rules = made(settings(), plan(load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",))).rules
     assert "-A KUBE-IPVS-OUT-FILTER -s 203.0.113.5/32 -m ipvs --vproto tcp --vaddr 203.0.113.5" in rules
     assert "-A KUBE-PROXY-FIREWALL -m comment" in rules
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("CLUSTER-IP", "KUBE-6-CLUSTER-IP"),
+        ("LOAD-BALANCER-SOURCE-CIDR", "KUBE-6-LOAD-BALANCER-SOURCE-CID"),
+        ("NODE-PORT-LOCAL-SCTP-HASH", "KUBE-6-NODE-PORT-LOCAL-SCTP-HAS"),
+    ],
+)
+def test_ipv6_names_of_sets_are_cut_to_the_kernels_limit(short: str, full: str) -> None:
+    assert names.set_name(short, Family.IPV6) == full
+
+
+def test_no_two_sets_share_a_name() -> None:
+    every = [name for family in Family for name, _ in names.sets(family)]
+    assert len(set(every)) == len(every) == 34
 
 
 def test_a_cluster_without_services(settings: MakeSettings) -> None:

@@ -1,4 +1,4 @@
-"""What one Service port needs in IPVS mode, Service type by Service type and policy by policy."""
+"""What one Service port needs in IPVS mode, by type of Service and policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets and rules as the real kernel's tools load and print them: what was written reads as what is wanted."""
+"""Sets and rules, as the real kernel's tools load and print them, equal the wanted ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands run to their end, in the C locale, and every failure is a CommandError that says why."""
+"""Commands run to their end in the C locale; every failure is a CommandError with the reason."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kproxy.errors import CommandError
-from kproxy.kernel.commands import MISSING, REMEMBERED, TIMED_OUT, Commands, checked
+from kproxy.kernel.commands import MISSING, REMEMBERED, TIMED_OUT, TOO_LONG, Commands, checked
 from tests.fakes.clocks import ManualClock
 
 
@@ -70,12 +71,71 @@ def test_a_command_that_cannot_start(commands: Commands, argv: list[str], status
     assert "\n" not in str(failure.value)
 
 
-def test_a_command_that_takes_too_long_is_killed_and_reaped(commands: Commands) -> None:
-    with pytest.raises(CommandError, match=r"longer than 0\.2 s: stuck") as failure:
-        commands.run(["sh", "-c", "echo stuck >&2; exec sleep 60"], timeout=0.2)
+STUCK = {
+    "sleeping": "echo stuck >&2; exec sleep 60",
+    "ignoring SIGTERM": "trap '' TERM; echo stuck >&2; while :; do sleep 0.05; done",
+    "waiting for its child": "echo stuck >&2; sleep 60; exit 0",
+    "with closed streams": "echo stuck >&2; exec >&- 2>&-; exec sleep 60",
+    "writing errors for ever": "echo stuck >&2; exec yes >&2",
+}
+
+
+@pytest.mark.parametrize("script", STUCK.values(), ids=STUCK)
+def test_a_command_that_takes_too_long_is_killed_with_its_children(commands: Commands, script: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(CommandError, match=r"longer than 0\.3 s: stuck") as failure:
+        commands.run(["sh", "-c", script], timeout=0.3)
     assert failure.value.status == TIMED_OUT
+    assert time.monotonic() - start < 5
     (child,) = commands.recent_pids() - Commands().recent_pids()
     assert not os.path.exists(f"/proc/{child}")
+    assert not _members(child)
+
+
+def _members(group: int) -> list[str]:
+    """The processes of a process group that live, each with its state."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, number = path.read_text().rpartition(") ")[2].split()[:3]
+            if int(number) == group and state != "Z":
+                found.append(f"{path}: {state}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "script", ["echo fine; sleep 5 &", "echo fine; (for i in $(seq 500); do echo more; sleep 0.01; done) &"]
+)
+def test_what_a_command_leaves_running_is_not_waited_for(commands: Commands, script: str) -> None:
+    start = time.monotonic()
+    done = commands.run(["sh", "-c", script], timeout=30)
+    assert (done.status, done.stdout[:5]) == (0, b"fine\n")
+    assert time.monotonic() - start < 4
+
+
+def test_output_without_end_is_cut_off(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kproxy.kernel.commands.OUTPUT_LIMIT", 1_000_000)
+    assert len(commands.run(["head", "-c", "1000000", "/dev/zero"]).stdout) == 1_000_000
+    with pytest.raises(CommandError, match="printed more than 1000000 bytes") as failure:
+        commands.run(["yes"], timeout=30)
+    assert failure.value.status == TOO_LONG
+
+
+def test_only_the_beginning_of_long_errors_is_kept(commands: Commands) -> None:
+    done = commands.run(["sh", "-c", "echo begin >&2; head -c 5000000 /dev/zero >&2; echo out"])
+    assert (done.stdout, done.stderr[:6], len(done.stderr) < 200_000) == (b"out\n", "begin\n", True)
+
+
+def test_commands_of_two_threads_do_not_wait_for_each_other() -> None:
+    commands = Commands()
+    with ThreadPoolExecutor(8) as pool:
+        slow = pool.submit(commands.run, ["sleep", "3"])
+        results = [pool.submit(commands.run, ["cat"], bytes([n]) * 200_000) for n in range(24)]
+        asked = [pool.submit(commands.recent_pids) for _ in range(24)]
+        assert [r.result().stdout for r in results] == [bytes([n]) * 200_000 for n in range(24)]
+        assert all(os.getpid() in a.result() for a in asked)
+        assert not slow.done()
+        assert {r.result().pid for r in results} <= commands.recent_pids()
 
 
 def test_checked_raises_with_what_the_command_said(commands: Commands) -> None:

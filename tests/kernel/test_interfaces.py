@@ -1,4 +1,4 @@
-"""Interfaces and addresses of the namespace, the node's own IP, and notice of changes."""
+"""Interfaces and addresses of a network namespace, the node's own IP, and the monitor of changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size of a legacy table tells of edits, and asking for it never makes the table."""
+"""The size of a legacy table reveals edits, and asking for it never loads the table."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_refused_transaction_changes_nothing_and_names_the_parts(netns: None) 
         assert chains(kernel) == ["good"]
 
 
-def test_a_transaction_that_expects_another_generation_is_not_looked_at(netns: None) -> None:
+def test_a_transaction_that_expects_another_generation_is_not_applied(netns: None) -> None:
     with Socket(NETFILTER) as kernel:
         assert kernel.transact(NFTABLES, [table("t")], "make a table", generation=1) == {}
         with pytest.raises(NetlinkError) as raised:

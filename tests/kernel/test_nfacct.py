@@ -1,4 +1,4 @@
-"""Counters are made once, keep their counts, and count what a rule sends to them."""
+"""Counters are created once, keep their counts, and count what a rule counts into them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from kproxy.kernel import nfacct
+from kproxy.kernel.constants import INVALID_DROPPED, LOCALHOST_ACCEPTED
 
 
 @pytest.fixture
@@ -18,8 +19,8 @@ def kernel(netns: None) -> None:
 
 def test_a_counter_is_there_after_it_was_made(kernel: None) -> None:
     assert nfacct.counters() == {}
-    nfacct.ensure(nfacct.INVALID_DROPPED)
-    nfacct.ensure(nfacct.LOCALHOST_ACCEPTED)
+    nfacct.ensure(INVALID_DROPPED)
+    nfacct.ensure(LOCALHOST_ACCEPTED)
     assert nfacct.counters() == {
         "ct_state_invalid_dropped_pkts": nfacct.Counter(0, 0),
         "localhost_nps_accepted_pkts": nfacct.Counter(0, 0),

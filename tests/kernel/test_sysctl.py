@@ -1,4 +1,4 @@
-"""Kernel parameters are written only where they differ, and each that cannot be is one line."""
+"""Kernel parameters are written only where they differ; each that cannot be written is reported in one line."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.apply import IpvsDataplane
 from kproxy.modes.settings import ipvs_settings
 from tests.fakes.clocks import ManualClock
-from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.iptables import FakeTables
 from tests.fakes.ipvs import FakeIpvs
 from tests.fakes.plans import BothFamilies
+from tests.fakes.service_device import FakeAddresses
 from tests.parity.events import changes, deletions, listed, unruly_events
 
 SHORT = {Family.IPV4: "ipv4", Family.IPV6: "ipv6"}

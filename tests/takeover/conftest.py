@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from kproxy.kernel import nfacct
+from kproxy.kernel.constants import NFACCT_COUNTERS
 from kproxy.lab import links, probes
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy
@@ -45,7 +46,7 @@ class Node:
 
     def load(self) -> None:
         """Make kube-proxy's counters and load its rules."""
-        for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+        for name in NFACCT_COUNTERS:
             self.space.call(nfacct.ensure, name)
         for family, stem in STEMS.items():
             self.run(self.tool(family, "-restore"), given=(DATA / f"{stem}-nft-save.txt").read_text())

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from kproxy.config import defaults
 from kproxy.config.fields import ProxyMode
 from kproxy.kernel import nfacct
+from kproxy.kernel.constants import NFACCT_COUNTERS
 from kproxy.lab.clusters import CLUSTER_CIDRS, gateway_of, node_address
 from kproxy.lab.loads import Load, Pace, load, targets
 from kproxy.lab.namespaces import Namespace
@@ -252,6 +253,6 @@ def _rules_of(saved: str, chain: str) -> str:
 def _counts() -> bool:
     if not nfacct.available():
         return False
-    for name in (nfacct.INVALID_DROPPED, nfacct.LOCALHOST_ACCEPTED):
+    for name in NFACCT_COUNTERS:
         nfacct.ensure(name)
     return True

@@ -18,7 +18,7 @@ from kproxy.modes.base import Outcome
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.ipvs.apply import IpvsDataplane
 from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
-from kproxy.modes.ipvs.reading import specs
+from kproxy.modes.ipvs.kernel_state import specs
 from kproxy.modes.nftables.apply import NftablesDataplane
 from kproxy.modes.nftables.fragments import Settings as NftablesSettings
 from kproxy.modes.nftables.names import TABLE
@@ -27,11 +27,11 @@ from kproxy.modes.settings import ipvs_settings, nftables_settings
 from kproxy.netfilter.changes import OwnTransactions
 from kproxy.netfilter.kernel import KernelNftables, Nftables
 from kproxy.netfilter.table import Table
-from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.iptables import FakeTables
 from tests.fakes.ipvs import FakeIpvs
 from tests.fakes.nftables import FakeNftables
+from tests.fakes.service_device import FakeAddresses
 from tests.parity.conftest import Case, cases
 from tests.parity.test_real_kernel import Inside, loadable
 

@@ -12,8 +12,9 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from kproxy.lab.namespaces import Namespace
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Endpoint, Family, ServicePlan
-from kproxy.modes.ipvs.native import DEVICE, Outcome
+from kproxy.modes.ipvs.native import Outcome
 
 CLUSTER_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
 WORD = {Family.IPV4: "ip", Family.IPV6: "ip6"}
@@ -85,7 +86,7 @@ def nftables(family: Family, plans: Iterable[ServicePlan], node_ip: str) -> str:
 def ipvs(space: Namespace, outcomes: Mapping[Family, Outcome]) -> dict[Family, str]:
     """Load kube-proxy's sysctls, virtual servers, sets and the addresses of its device, which stays down; what is left
     is the iptables rules of each family."""
-    space.run(["ip", "link", "add", DEVICE, "type", "dummy"])
+    space.run(["ip", "link", "add", SERVICE_DEVICE, "type", "dummy"])
     for outcome in outcomes.values():
         servers, sets, addresses, _ = (part.partition("\n")[2] for part in outcome.native().split("# ")[1:])
         space.run(["ipvsadm", "-R"], servers)

@@ -14,7 +14,7 @@ from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.userspace.listeners import Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners
-from kproxy.modes.xtables.fragments import Fragment
+from kproxy.modes.xtables.rules import Fragment
 
 NODE = "172.30.0.11"
 BY_CIDR = Settings(Family.IPV4, NODE, detect_local=DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16"))

@@ -15,7 +15,7 @@ from kproxy.model.plans import Family, Protocol, ServicePlan
 from kproxy.modes.iptables.render import text
 from kproxy.modes.userspace.listeners import Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port
-from kproxy.modes.xtables.fragments import Fragment
+from kproxy.modes.xtables.rules import Fragment
 from tests.userspace.portal_plans import (
     BY_CIDR,
     BY_INTERFACE,

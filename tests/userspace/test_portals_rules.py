@@ -11,7 +11,7 @@ from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.userspace.listeners import Listener, Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port, unserved
-from kproxy.modes.xtables.filters import GUARD
+from kproxy.modes.xtables.rules import GUARD
 from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, build_plan, portal
 
 V4, V6 = Family.IPV4, Family.IPV6

@@ -1,4 +1,4 @@
-"""Cleaning takes everything that IPVS mode ever wrote, kube-proxy's included, and nothing else."""
+"""Cleanup removes everything that IPVS mode ever wrote, and nothing of other programs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kproxy.kernel.virtual_servers import ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.ipvs.cleanup import clean, connections
 from kproxy.modes.xtables.cleanup import clean as clean_rules
-from tests.fakes.dummies import FakeAddresses
 from tests.fakes.ipset import FakeIpSets
 from tests.fakes.ipvs import FakeIpvs
+from tests.fakes.service_device import FakeAddresses
 from tests.ipvs_mode.rigs import FOREIGN, FOREIGN_REAL, SETTINGS, Rig, by_key, plan, real, server
 
 PLANS = by_key(plan(node_port=30080, external_ips=("198.51.100.7",)), plan("dns", 53, Protocol.UDP, node_port=30053))
@@ -30,34 +30,19 @@ def rig() -> Rig:
     return made
 
 
-def test_cleanup_of_the_programmer_leaves_what_others_have(rig: Rig) -> None:
-    rig.dataplane.cleanup()
-    assert set(rig.servers()) == {FOREIGN.key}
-    assert rig.sets.names() == {MINE.name}
-    assert (rig.addresses.present, rig.addresses.held(Family.IPV4)) == (False, frozenset())
-    assert "KUBE" not in rig.tables.save()
-    assert rig.dataplane.housekeeping() is None
-    rig.dataplane.cleanup()
-
-
-def test_after_cleanup_everything_can_be_programmed_again(rig: Rig) -> None:
-    rig.dataplane.cleanup()
-    rig.apply(PLANS, ())
-    rig.assert_holds(PLANS)
-
-
 def test_when_another_mode_took_over(rig: Rig) -> None:
     clean_rules(rig.tables)
     assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
     assert set(rig.servers()) == {FOREIGN.key}
     assert rig.sets.names() == {MINE.name}
     assert not rig.addresses.present
+    assert "KUBE" not in rig.tables.save()
     before = rig.written()
     assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
     assert rig.written() == before
 
 
-def test_sets_that_rules_still_use_are_told(rig: Rig) -> None:
+def test_sets_that_rules_still_use_are_reported(rig: Rig) -> None:
     problems = clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses)
     assert problems
     assert all(problem.count("KUBE-") and "\n" not in problem for problem in problems)
@@ -65,7 +50,7 @@ def test_sets_that_rules_still_use_are_told(rig: Rig) -> None:
     assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses) == []
 
 
-def test_servers_that_would_not_go_are_told(rig: Rig) -> None:
+def test_servers_that_cannot_be_deleted_are_reported(rig: Rig) -> None:
     clean_rules(rig.tables)
     rig.ipvs.refuse = lambda operation: errno.EPERM if operation.server.key.port == 53 else 0
     [problem] = clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses)
@@ -82,7 +67,8 @@ def test_one_family_alone(rig: Rig) -> None:
     rig.ipvs.edit(Operation(Verb.ADD_SERVER, six))
     rig.addresses.edit(["fd00:96::1"])
     rig.sets.create([SetSpec("KUBE-6-CLUSTER-IP", SetType.HASH_IP_PORT, Family.IPV6)])
-    rig.dataplane.cleanup()
+    clean_rules(rig.tables)
+    assert clean(rig.ipvs, rig.sets, rig.addresses, SETTINGS.node_addresses, families=[Family.IPV4]) == []
     assert [set(rig.addresses.held(family)) for family in Family] == [set(), {"fd00:96::1"}]
     assert set(rig.ipvs.servers(Family.IPV6)) == {six.key}
     assert rig.sets.names() == {MINE.name, "KUBE-6-CLUSTER-IP"}

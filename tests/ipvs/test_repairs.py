@@ -1,4 +1,4 @@
-"""What the mode writes is what other tools read; what they flush or delete is noticed and comes back."""
+"""Objects that other tools flush or delete are noticed and added again."""
 
 from __future__ import annotations
 

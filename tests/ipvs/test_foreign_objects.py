@@ -1,4 +1,4 @@
-"""Virtual servers, sets, addresses and rules of others stay, whatever the mode does; excludeCIDRs."""
+"""Virtual servers, sets, addresses and rules of other programs stay; excludeCIDRs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.kernel.service_device import DEVICE
 from kproxy.lab.namespaces import Namespace
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family, Protocol
 from tests.ipvs.nodes import Node, server, with_pods
 from tests.ipvs.readers import by_ipvsadm, shown
@@ -69,7 +69,7 @@ def test_it_survives_all_that_the_mode_does(node: Node, others: Namespace) -> No
     assert f"-A {RULE}" in rules
     assert "KUBE-" not in rules + others.run(["ip6tables-nft-save"])
     links = others.run(["ip", "address"])
-    assert DEVICE not in links
+    assert SERVICE_DEVICE not in links
     assert "192.0.2.77/32" in links
 
 

@@ -1,4 +1,4 @@
-"""A node that changes its mode: what the other mode left goes, and only once the new rules stand."""
+"""After a change of mode the chains of the other mode are deleted, and only once the new rules are complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.xtables.filters import GUARD
+from kproxy.modes.xtables.rules import GUARD
 from tests.fakes.iptables import FakeTables
 
 IPVS = (
@@ -33,7 +33,7 @@ OTHERS = "*nat\n:CNI-1 - [0:0]\n-A POSTROUTING -j CNI-1\n-A CNI-1 -j KUBE-LOAD-B
 
 
 @pytest.mark.parametrize("left", [IPVS, USERSPACE, IPVS + USERSPACE], ids=["ipvs", "userspace", "both"])
-def test_another_modes_chains_go(left: str, plan: Any, settings: Settings) -> None:
+def test_chains_of_another_mode_are_deleted(left: str, plan: Any, settings: Settings) -> None:
     plans = {p.key: p for p in (plan("web"), plan("none", cluster=()))}
     expected, tables = FakeTables(), FakeTables()
     IptablesDataplane(settings, expected).apply(plans, None)
@@ -44,7 +44,7 @@ def test_another_modes_chains_go(left: str, plan: Any, settings: Settings) -> No
     assert dataplane.apply(plans, None).transactions == 0
 
 
-def test_they_go_after_the_new_rules_stand(plan: Any, settings: Settings) -> None:
+def test_they_are_deleted_after_the_new_rules_are_complete(plan: Any, settings: Settings) -> None:
     tables = FakeTables()
     tables.restore(IPVS)
     web = plan("web")
@@ -55,7 +55,7 @@ def test_they_go_after_the_new_rules_stand(plan: Any, settings: Settings) -> Non
     assert linked < first_gone
 
 
-def test_what_others_lead_to_stays(plan: Any, settings: Settings) -> None:
+def test_chains_that_others_jump_to_stay(plan: Any, settings: Settings) -> None:
     tables = FakeTables()
     tables.restore(IPVS + OTHERS)
     web = plan("web")

@@ -7,8 +7,7 @@ import ipaddress
 from collections.abc import Callable, Collection, Mapping
 
 from kproxy.errors import NetlinkError
-from kproxy.kernel.service_device import DEVICE
-from kproxy.model.node_info import family_of
+from kproxy.model.node_info import SERVICE_DEVICE, family_of
 from kproxy.model.plans import Family
 
 
@@ -18,7 +17,7 @@ def accept(address: str) -> int:
 
 
 class FakeAddresses:
-    """As kproxy.kernel.service_device.ServiceAddresses, both families; dataplanes of both may share one.
+    """A ServiceAddresses of both families, in memory; dataplanes of both may share one.
 
     Faults to inject: `refuse`, which gives the errno for an address that is to be added, or 0; `fail_at`, the numbers
     of the changes (from 1) of which only the additions are done before the kernel cannot be talked to; `unreadable`.
@@ -43,7 +42,7 @@ class FakeAddresses:
     # ---- what a test does to it
 
     def flush(self, family: Family | None = None) -> None:
-        """As ip addr flush dev kube-ipvs0 does."""
+        """Do what `ip addr flush dev kube-ipvs0` does."""
         self._addresses = {a: None for a in self._addresses if family not in (None, family_of(a))}
 
     def edit(self, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
@@ -60,7 +59,7 @@ class FakeAddresses:
 
     def held(self, family: Family) -> frozenset[str]:
         if self.unreadable:
-            raise NetlinkError(f"list addresses of {DEVICE}", errno.ENOBUFS)
+            raise NetlinkError(f"list addresses of {SERVICE_DEVICE}", errno.ENOBUFS)
         self.lists += 1
         return frozenset(a for a in self._addresses if family_of(a) is family)
 
@@ -69,10 +68,10 @@ class FakeAddresses:
         self.added += add
         self.removed += remove
         if add and not self.present:
-            raise NetlinkError(f"add addresses to {DEVICE}", errno.ENODEV)
-        errors = {a: NetlinkError(f"address {a} of {DEVICE}", number) for a in add if (number := self._add(a))}
+            raise NetlinkError(f"add addresses to {SERVICE_DEVICE}", errno.ENODEV)
+        errors = {a: NetlinkError(f"address {a} of {SERVICE_DEVICE}", number) for a in add if (number := self._add(a))}
         if self.changes in self.fail_at:
-            raise NetlinkError(f"change addresses of {DEVICE}", errno.ENOBUFS)
+            raise NetlinkError(f"change addresses of {SERVICE_DEVICE}", errno.ENOBUFS)
         for address in remove:
             self._addresses.pop(address, None)
         return errors

@@ -1,4 +1,4 @@
-"""`kproxy run` in IPVS mode on a host that lacks what it takes: one line that says what, and exit status 1."""
+"""`kproxy run` in IPVS mode on a host that lacks something: one line that names it, and exit status 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Endpoints that leave while connections lead to them, as the kernel and the clients see it."""
+"""Graceful termination of endpoints with open connections, as the kernel and the clients see it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value
 
 
 @FAMILIES
-def test_its_connection_goes_on_new_ones_go_elsewhere_and_it_may_return(node: Node, family: Family) -> None:
+def test_its_connection_continues_new_ones_are_scheduled_elsewhere_and_it_may_return(
+    node: Node, family: Family
+) -> None:
     plan = node.plan(family, pods=("a", "b"))
     node.serve(family, plan)
     with node.held(plan) as (left, connection):
@@ -43,7 +45,7 @@ def test_its_connection_goes_on_new_ones_go_elsewhere_and_it_may_return(node: No
         assert connection.alive(PATIENCE)
 
 
-def test_it_goes_when_its_last_connection_has_ended(node: Node) -> None:
+def test_it_is_deleted_when_its_last_connection_has_ended(node: Node) -> None:
     """Of both families at once: the kernel takes ten seconds to forget a connection that was reset."""
     plans = [node.plan(family, pods=["a"]) for family in Family]
     for plan in plans:
@@ -77,7 +79,7 @@ def test_after_fifteen_minutes_its_connections_are_reset(node: Node, family: Fam
 
 
 @FAMILIES
-def test_by_udp_it_goes_at_once_and_its_clients_go_elsewhere(node: Node, family: Family) -> None:
+def test_with_udp_it_is_deleted_at_once_and_its_clients_are_scheduled_elsewhere(node: Node, family: Family) -> None:
     plan = node.plan(family, Protocol.UDP, pods=["a"])
     node.serve(family, plan)
 

@@ -1,4 +1,4 @@
-"""What the tests beside this one take for granted of the kernel and its tools."""
+"""The assumptions of the tests in this folder about the kernel and its tools."""
 
 from __future__ import annotations
 
