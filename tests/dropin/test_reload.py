@@ -15,8 +15,8 @@ import pytest
 
 from kproxy.config.defaults import METRICS_PORT
 from kproxy.lab import probes
-from kproxy.lab.loops import Ask, Record, asking
-from kproxy.lab.outcomes import Answered
+from kproxy.lab.background_clients import Ask, Record, asking
+from kproxy.lab.probes import Answered
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import Probe, Via
 from kproxy.model.plans import Family

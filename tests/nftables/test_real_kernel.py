@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from kproxy.config.files import from_text
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS, build
+from kproxy.lab.deployment import Deployment
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.lab.outcomes import Nothing
+from kproxy.lab.probes import Nothing
 from kproxy.lab.proxies import Manifests, Proxy
-from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Scenario, Via, node_objects
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, PORTS, Scenario, Via, node_objects
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, ServicePlan
@@ -82,7 +83,7 @@ def cluster_state() -> Preview:
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The lab's cluster with the rendered tables on node1, and no proxy at work."""
     folder: Path = tmp_path_factory.mktemp("trial")
     preview = cluster_state()
@@ -91,13 +92,13 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
         for family in Family:
             node.run(["nft", "-f", "-"], preview.nftables(family))
         idle = Proxy(node, folder, folder / "log")
-        yield Trial(cluster, idle, Manifests(folder), "nft", "nftables")
+        yield Deployment(cluster, idle, Manifests(folder), "nft", "nftables")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_packets_meet_what_the_table_of_scenarios_says(trial: Trial, scenario: Scenario, family: Family) -> None:
+def test_packets_meet_what_the_table_of_scenarios_says(trial: Deployment, scenario: Scenario, family: Family) -> None:
     assert trial.faults(scenario, family) == {}
 
 
@@ -105,7 +106,7 @@ def test_packets_meet_what_the_table_of_scenarios_says(trial: Trial, scenario: S
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("source", ["caller", "node1", "client"])
 def test_what_no_service_has_is_refused_at_a_cluster_ip_and_dropped_elsewhere(
-    trial: Trial, family: Family, source: str
+    trial: Deployment, family: Family, source: str
 ) -> None:
     ip, space = SCENARIOS[0].address(Via.CLUSTER_IP, family), trial.cluster.spaces[source]
     assert space.call(probes.tcp, ip, 81, 5.0, "") is Nothing.REFUSED
@@ -115,7 +116,7 @@ def test_what_no_service_has_is_refused_at_a_cluster_ip_and_dropped_elsewhere(
 
 
 @pytest.mark.slow
-def test_one_endpoint_remembers_a_client_for_as_long_as_the_service_asks(trial: Trial) -> None:
+def test_one_endpoint_remembers_a_client_for_as_long_as_the_service_asks(trial: Deployment) -> None:
     scenario = next(s for s in SCENARIOS if s.name == "affinity")
     assert trial.fault(scenario.probes[0], scenario, Family.IPV4, scenario.ports[0]) == ""
     caller = trial.cluster.pods["caller"].ip(Family.IPV4)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.scenarios import SCENARIOS
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
 from kproxy.model.plans import Family
 
 ALIVE = [s for s in SCENARIOS if s.name in ("cluster-ip", "node-port-local", "affinity", "several-ports")]
@@ -29,7 +29,7 @@ exec {real} "$@" < "$given"
 class Watched:
     """A trial, and the folder with one file for each restore."""
 
-    trial: Trial
+    trial: Deployment
     records: Path
 
     def restart(self) -> None:
@@ -58,7 +58,7 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]
         path = tmp_path / "commands" / tool
         path.write_text(RECORDER.format(real=shutil.which(tool)))
         path.chmod(0o755)
-    with trial(tmp_path / "trial", backend, scenarios=ALIVE, start=False) as under_way:
+    with deployment(tmp_path / "trial", backend, scenarios=ALIVE, start=False) as under_way:
         under_way.proxy.environment |= {
             "PATH": f"{tmp_path / 'commands'}:{os.environ['PATH']}",
             "RECORDS": str(tmp_path / "records"),
@@ -67,7 +67,7 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]
         yield Watched(under_way, tmp_path / "records")
 
 
-def start(under_way: Trial) -> None:
+def start(under_way: Deployment) -> None:
     """Start the proxy and wait until it has synced both families, whatever was in the kernel before."""
     under_way.proxy.start()
     under_way.proxy.await_ready(lambda: under_way.proxy.synced() == len(Family))

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kproxy.lab import probes
-from kproxy.lab.outcomes import Answered
-from kproxy.lab.scenarios import SCENARIOS, End, Scenario, Via
-from kproxy.lab.trials import Trial
+from kproxy.lab.deployment import Deployment
+from kproxy.lab.probes import Answered
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import End, Scenario, Via
 from kproxy.model.plans import Family
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 ENDINGS = pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 
 
-def rules(trial: Trial) -> dict[Family, list[str]]:
+def rules(trial: Deployment) -> dict[Family, list[str]]:
     """All that iptables holds, without counters and times."""
     node = trial.cluster.spaces["node1"]
     texts = {family: node.run([f"{name}-{trial.backend}-save"]) for family, name in TOOLS.items()}
@@ -32,11 +33,11 @@ def rules(trial: Trial) -> dict[Family, list[str]]:
     }
 
 
-def unserved(trial: Trial, scenario: Scenario) -> dict[Family, dict[str, str]]:
+def unserved(trial: Deployment, scenario: Scenario) -> dict[Family, dict[str, str]]:
     return {family: dict(faults) for family in Family if (faults := trial.faults(scenario, family))}
 
 
-def hold(trial: Trial, scenario: Scenario) -> list[probes.Held]:
+def hold(trial: Deployment, scenario: Scenario) -> list[probes.Held]:
     """Connections that stay open: from a pod, the node and outside, in both families."""
     return [
         trial.cluster.spaces[source].call(probes.Held, scenario.address(via, family), scenario.port(via, port))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from kproxy.kernel import nfacct
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy
-from kproxy.lab.scenarios import SCENARIOS, Scenario
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import Scenario
 from kproxy.model.plans import Family
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -34,7 +35,7 @@ MARKS = {
 class Node:
     """The node, with the proxy that runs on it now."""
 
-    trial: Trial
+    trial: Deployment
     folder: Path
     proxy: Proxy | None = None
 
@@ -95,7 +96,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     if reason:
         pytest.skip(reason)
     (tmp_path / "trial").mkdir()
-    with trial(tmp_path / "trial", "nft", scenarios=ALIVE, start=False) as under_way:
+    with deployment(tmp_path / "trial", "nft", scenarios=ALIVE, start=False) as under_way:
         here = Node(under_way, tmp_path)
         try:
             yield here

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kproxy.lab.loops import Ask, asking
+from kproxy.lab.background_clients import Ask, asking
 from kproxy.lab.scenarios import Probe, Via
 from kproxy.model.plans import Family
 

@@ -17,11 +17,12 @@ from kproxy.config import defaults
 from kproxy.config.fields import ProxyMode
 from kproxy.kernel import nfacct
 from kproxy.lab.clusters import CLUSTER_CIDRS, gateway_of, node_address
-from kproxy.lab.loads import Load, Pace, load, targets
+from kproxy.lab.deployment import Deployment
+from kproxy.lab.load import Load, Rates, load, targets
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import Proxy, choose_backend
-from kproxy.lab.scenarios import SCENARIOS, Scenario
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import Scenario
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview
@@ -41,7 +42,7 @@ QUICK = ("--iptables-min-sync-period=50ms", "--iptables-sync-period=1h", "--logg
 class Stage:
     """The node. proxies: those that were started, the last one last."""
 
-    trial: Trial
+    trial: Deployment
     folder: Path
     proxies: list[Proxy] = field(default_factory=list)
     served: Sequence[Scenario] = SERVED
@@ -172,7 +173,7 @@ class Stage:
     # ---- clients
 
     @contextmanager
-    def clients(self, pace: Pace = Pace()) -> Iterator[Load]:  # noqa: B008
+    def clients(self, pace: Rates = Rates()) -> Iterator[Load]:  # noqa: B008
         """Clients at work while the block runs."""
         with load(self.trial.cluster, targets(self.served), pace) as found:
             yield found

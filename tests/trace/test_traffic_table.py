@@ -10,8 +10,9 @@ import pytest
 
 from kproxy.lab import clusters
 from kproxy.lab.differences import expected
-from kproxy.lab.outcomes import Nothing
-from kproxy.lab.scenarios import PODS, SCENARIOS, Port, Probe, Scenario, Seen, Via, node_objects
+from kproxy.lab.probes import Nothing
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, Port, Probe, Scenario, Seen, Via, node_objects
 from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, address_port
