@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.report.__main__ import main
-from benchmarks.report.files import write
-from benchmarks.report.meanings import LIMITS, MEANINGS
+from benchmarks.report.descriptions import DESCRIPTIONS, LIMITS
+from benchmarks.report.pages import write
 from benchmarks.report.plots import COSTS, cost, distribution, plots, png
 from benchmarks.report.summaries import Results
 from benchmarks.suite.results import Measurement, Problem, Quantity, Run, Subject, encode
@@ -123,7 +123,7 @@ def test_the_page_says_where_how_and_what_failed(page: Element) -> None:
 def test_every_quantity_has_its_meaning_and_a_row_for_each_subject(page: Element, quantity: Quantity) -> None:
     section = page.find(f".//*[@id='{quantity}']")
     assert section is not None
-    assert words(section).count(MEANINGS[quantity]) == 1
+    assert words(section).count(DESCRIPTIONS[quantity]) == 1
     assert list(rows(page, str(quantity))) == [subject.name for subject in SUBJECTS]
 
 

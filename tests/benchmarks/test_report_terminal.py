@@ -7,8 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmarks.report.progress import bars
-from benchmarks.report.terminal import table
+from benchmarks.report.terminal import bars, table
 from benchmarks.suite.results import Measurement, Problem, Quantity, Run, Subject
 
 RUN = Run(
