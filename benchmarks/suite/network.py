@@ -64,9 +64,7 @@ def around(control: Namespace) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
         node, client, pods = (stack.enter_context(contextlib.closing(_space(n))) for n in ("node", "client", "pods"))
         links.connect(node, "to-api", control, "to-node")
-        stack.callback(
-            _unplug, control, "to-node"
-        )  # the namespace goes some time after its last user
+        stack.callback(_unplug, control, "to-node")  # the namespace goes some time after its last user
         links.address(node, "to-api", f"{NODE_TO_API}/30")
         links.address(control, "to-node", f"{API_TO_NODE}/30")
         links.route(node, "to-api", f"{API_ADDRESS}/32", via=API_TO_NODE)

@@ -31,14 +31,14 @@ QUIET = "1h"
 class Node:
     """The node. config: what its file holds, as values."""
 
-    trial: Deployment
+    deployed: Deployment
     volume: Volume
     proxy: Proxy
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def space(self) -> Namespace:
-        return self.trial.cluster.spaces["node1"]
+        return self.deployed.cluster.spaces["node1"]
 
     def write(self, **changed: Any) -> None:
         """Change fields of the file; None removes one."""
@@ -88,9 +88,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
     """A proxy that works in iptables mode, by a file in a ConfigMap's volume."""
     if reason := unavailable(("iptables-nft-save", "iptables-nft-restore", "nft")):
         pytest.skip(reason)
-    (tmp_path / "trial").mkdir()
+    (tmp_path / "deployed").mkdir()
     volume = Volume(tmp_path / "volume")
-    with deployment(tmp_path / "trial", "nft", scenarios=ALIVE, start=False) as under_way:
+    with deployment(tmp_path / "deployed", "nft", scenarios=ALIVE, start=False) as under_way:
         config = ("--config", str(volume.folder / "config.conf"))
         proxy = Proxy(under_way.cluster.spaces["node1"], under_way.manifests.folder, tmp_path / "log", config)
         here = Node(under_way, volume, proxy)

@@ -35,33 +35,33 @@ CHAINS = {
 }
 
 
-def run(trial: Deployment, tool: str, *words: str, given: str = "") -> str:
+def run(deployed: Deployment, tool: str, *words: str, given: str = "") -> str:
     """A tool of iptables on the node, under the lock that the proxy takes as well."""
-    return trial.cluster.spaces["node1"].run([tool, *words], given, env=trial.proxy.environment)
+    return deployed.cluster.spaces["node1"].run([tool, *words], given, env=deployed.proxy.environment)
 
 
-def tool(trial: Deployment, family: Family, verb: str = "") -> str:
-    return f"{TOOLS[family]}-{trial.backend}{verb}"
+def tool(deployed: Deployment, family: Family, verb: str = "") -> str:
+    return f"{TOOLS[family]}-{deployed.backend}{verb}"
 
 
-def ours(trial: Deployment, family: Family) -> list[str]:
+def ours(deployed: Deployment, family: Family) -> list[str]:
     """kproxy's own rules and chains in one family, without counters. The order between chains has no meaning."""
-    text = run(trial, tool(trial, family, "-save"))
+    text = run(deployed, tool(deployed, family, "-save"))
     return sorted(
         re.sub(r" \[\d+:\d+\]$", "", line) for line in text.splitlines() if "KUBE" in line and "HINT" not in line
     )
 
 
-def unserved(trial: Deployment, family: Family) -> dict[str, dict[str, str]]:
+def unserved(deployed: Deployment, family: Family) -> dict[str, dict[str, str]]:
     """The Services that do not do as the table says, and how."""
-    alive = [s for s in SCENARIOS if (trial.manifests.folder / f"{s.name}.yaml").exists()]
+    alive = [s for s in SCENARIOS if (deployed.manifests.folder / f"{s.name}.yaml").exists()]
     with ThreadPoolExecutor(len(alive)) as crowd:
-        found = crowd.map(lambda s: (s.name, dict(trial.faults(s, family))), alive)
+        found = crowd.map(lambda s: (s.name, dict(deployed.faults(s, family))), alive)
         return {name: faults for name, faults in found if faults}
 
 
-def heals(trial: Deployment, before: dict[Family, list[str]]) -> bool:
-    return wait_for(lambda: all(ours(trial, family) == lines for family, lines in before.items()), SOON)
+def heals(deployed: Deployment, before: dict[Family, list[str]]) -> bool:
+    return wait_for(lambda: all(ours(deployed, family) == lines for family, lines in before.items()), SOON)
 
 
 @FAMILIES

@@ -50,31 +50,31 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         assert proxy.running(), proxy.tail()
 
 
-def listed(trial: Deployment) -> str:
+def listed(deployed: Deployment) -> str:
     """The tables, of each set the elements in order."""
     lines = [
         line.strip().strip("{},")
         for family in ("ip", "ip6")
-        for line in trial.cluster.spaces["node1"].run(["nft", "-s", "list", "table", family, "kproxy"]).splitlines()
+        for line in deployed.cluster.spaces["node1"].run(["nft", "-s", "list", "table", family, "kproxy"]).splitlines()
     ]
     words = " ".join(lines).replace(", ", " ").replace("elements = {", "").split()
     return " ".join(sorted(words))
 
 
-def is_as(trial: Deployment, before: str) -> bool:
+def is_as(deployed: Deployment, before: str) -> bool:
     try:
-        return listed(trial) == before
+        return listed(deployed) == before
     except KernelError:  # the table is not there
         return False
 
 
-def faults(trial: Deployment, scenario: Scenario) -> dict[str, dict[str, str]]:
-    return {family.value: dict(found) for family in Family if (found := trial.faults(scenario, family))}
+def faults(deployed: Deployment, scenario: Scenario) -> dict[str, dict[str, str]]:
+    return {family.value: dict(found) for family in Family if (found := deployed.faults(scenario, family))}
 
 
-def repairs(trial: Deployment) -> dict[str, float]:
+def repairs(deployed: Deployment) -> dict[str, float]:
     """How often the proxy has put the table of a family right."""
-    _, _, text = trial.cluster.spaces["node1"].call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics", 10.0)
+    _, _, text = deployed.cluster.spaces["node1"].call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics", 10.0)
     samples = [sample for metric in text_string_to_metric_families(text) for sample in metric.samples]
     return {s.labels["ip_family"]: s.value for s in samples if s.name == "kproxy_foreign_changes_repaired_total"}
 

@@ -27,14 +27,14 @@ exec {real} "$@" < "$given"
 
 @dataclass(slots=True)
 class Watched:
-    """A trial, and the folder with one file for each restore."""
+    """A deployed, and the folder with one file for each restore."""
 
-    trial: Deployment
+    deployed: Deployment
     records: Path
 
     def restart(self) -> None:
         """Start the proxy again, and wait until it has compared everything."""
-        start(self.trial)
+        start(self.deployed)
 
     def written(self) -> list[str]:
         """The restores since the last call."""
@@ -52,13 +52,13 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]
     reason = unavailable(tools)
     if reason:
         pytest.skip(reason)
-    for name in ("trial", "records", "commands"):
+    for name in ("deployed", "records", "commands"):
         (tmp_path / name).mkdir()
     for tool in tools:
         path = tmp_path / "commands" / tool
         path.write_text(RECORDER.format(real=shutil.which(tool)))
         path.chmod(0o755)
-    with deployment(tmp_path / "trial", backend, scenarios=ALIVE, start=False) as under_way:
+    with deployment(tmp_path / "deployed", backend, scenarios=ALIVE, start=False) as under_way:
         under_way.proxy.environment |= {
             "PATH": f"{tmp_path / 'commands'}:{os.environ['PATH']}",
             "RECORDS": str(tmp_path / "records"),

@@ -120,7 +120,7 @@ def test_from_nftables_mode_back_to_kube_proxy_which_decides_from_then_on(stage:
         load.mark("kube-proxy")
         stage.kube_proxy(theirs)
     for scenario in stage.served:
-        stage.trial.manifests.put(scenario.name, scenario.objects((End("b"),)))
+        stage.deployed.manifests.put(scenario.name, scenario.objects((End("b"),)))
     stage.kube_proxy(theirs)
     stage.space.run(["conntrack", "-F"])  # kube-proxy removes the flows that lead to former endpoints
     with stage.clients(NONE_LASTING) as load:

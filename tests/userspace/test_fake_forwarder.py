@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.errors import KernelError
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
-from kproxy.modes.userspace.listeners import Forwarder, ForwarderBusy, Listener, ListenerKey, Reach, Statistics
+from kproxy.modes.userspace.listeners import Forwarder, ForwarderBusy, Listener, ListenerKey, Reach
 from tests.fakes.forwarder import FakeForwarder
 
 WEB = ListenerKey(PortKey("default", "web", "", Protocol.TCP), Reach.CLUSTER)
@@ -28,22 +28,6 @@ def test_each_listener_has_a_port_of_its_own_and_keeps_it() -> None:
     assert port_of(fake, WEB, listener(81)) == answer[WEB]
     assert fake.listeners[Family.IPV4, WEB] == listener(81)
     assert fake.ports == {(Family.IPV4, key): port for key, port in answer.items()}
-
-
-def test_families_do_not_share_listeners() -> None:
-    fake = FakeForwarder()
-    four = port_of(fake, WEB, listener())
-    six = port_of(fake, WEB, listener(family=Family.IPV6))
-    assert four != six
-    assert fake.update(Family.IPV6, {WEB: None}) == {}
-    assert list(fake.listeners) == [(Family.IPV4, WEB)]
-
-
-def test_a_listener_that_was_closed_comes_back_on_another_port() -> None:
-    fake = FakeForwarder()
-    first = port_of(fake, WEB, listener())
-    fake.update(Family.IPV4, {WEB: None})
-    assert port_of(fake, WEB, listener()) != first
 
 
 def test_a_refused_listener_does_not_stop_the_others() -> None:
@@ -79,13 +63,6 @@ def test_a_family_that_had_no_listener_hears_nothing_of_a_death() -> None:
     fake.die()
     assert isinstance(port_of(fake, WEB, listener(family=Family.IPV6)), int)
     assert not fake.alive(Family.IPV4)
-
-
-def test_it_tells_what_it_was_given_to_tell() -> None:
-    fake = FakeForwarder()
-    assert fake.statistics() == Statistics()
-    fake.counted = Statistics(connections=3, refused={"no-endpoint": 1})
-    assert fake.statistics().connections == 3
 
 
 def test_nothing_is_left_once_it_was_closed() -> None:
