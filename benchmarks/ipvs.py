@@ -19,8 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import guest
 from benchmarks.figures import Figure
+from benchmarks.suite.guests import run_in_guest
 from kproxy.errors import KernelError
 from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.kernel.ipvs_codec import Operation, Verb
@@ -135,7 +135,7 @@ def _in_machine(endpoints: int, sizes: Sequence[int], rounds: int) -> list[Figur
     with TemporaryDirectory(prefix="kproxy-bench-") as folder:
         asked = json.dumps({"endpoints": endpoints, "sizes": list(sizes), "rounds": rounds})
         command = [sys.executable, "-m", "benchmarks.ipvs", f"{INSIDE}/figures", asked]
-        found = guest.run(Path(folder), command, "figures", MACHINE_SECONDS)
+        found = run_in_guest(Path(folder), command, "figures", MACHINE_SECONDS)
     return [Figure(**figure) for figure in json.loads(found)]
 
 

@@ -4,7 +4,7 @@ Everything here is made of a `benchmarks.suite.results.Run` and nothing else, so
 its JSON.
 """
 
-from benchmarks.report.files import write
+from benchmarks.report.pages import write
 from benchmarks.report.terminal import table
 
 __all__ = ["table", "write"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.report.files import write
+from benchmarks.report.pages import write
 from benchmarks.report.terminal import table
 from benchmarks.suite.results import decode
 from kproxy.errors import KproxyError

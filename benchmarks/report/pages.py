@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs nothing else, neither scripts nor the network."""
+"""The files of a report: the HTML page, which needs neither scripts nor the network, and each plot by itself."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 
 from benchmarks.figures import number
-from benchmarks.report.meanings import LIMITS, MEANINGS
-from benchmarks.report.plots import Plot
+from benchmarks.report.descriptions import DESCRIPTIONS, LIMITS
+from benchmarks.report.plots import Plot, plots, png
 from benchmarks.report.summaries import Results, amount, times
 from benchmarks.suite.results import Quantity, Run
 
@@ -24,13 +24,26 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
+def write(run: Run, folder: Path) -> list[Path]:
+    """Write FOLDER/suite.html and FOLDER/*.png; returns their paths, the page first. Replaces files of these names."""
+    results = Results(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [(plot, png(plot.figure)) for plot in plots(results)]
+    written = [folder / "suite.html"]
+    written[0].write_text(page(run, results, drawn), encoding="utf-8")
+    for plot, content in drawn:
+        written.append(folder / f"{plot.name}.png")
+        written[-1].write_bytes(content)
+    return written
+
+
 def page(run: Run, results: Results, drawn: Sequence[tuple[Plot, bytes]]) -> str:
-    """As HTML. drawn: the plots as PNGs; each stands where its quantity is first spoken of."""
+    """The page as HTML. drawn: the plots as PNGs; each is placed at the first of its quantities."""
     return _TEMPLATES.get_template("page.html.j2").render(
         run=run,
         results=results,
         sections=_sections(results, drawn),
-        distribution=next((_image(plot, png) for plot, png in drawn if plot.name == "distribution"), None),
+        distribution=next((_image(plot, data) for plot, data in drawn if plot.name == "distribution"), None),
         limits=LIMITS,
         amount=amount,
         number=number,
@@ -41,15 +54,15 @@ def page(run: Run, results: Results, drawn: Sequence[tuple[Plot, bytes]]) -> str
 
 def _sections(results: Results, drawn: Sequence[tuple[Plot, bytes]]) -> list[dict[str, Any]]:
     made = []
-    left = [(plot, png) for plot, png in drawn if plot.name != "distribution"]
+    left = [(plot, data) for plot, data in drawn if plot.name != "distribution"]
     for quantity in results.quantities:
         mine = [each for each in left if quantity in each[0].quantities]
         left = [each for each in left if each not in mine]
         made.append(
             {
                 "quantity": quantity,
-                "meaning": MEANINGS[quantity],
-                "images": [_image(plot, png) for plot, png in mine],
+                "description": DESCRIPTIONS[quantity],
+                "images": [_image(plot, data) for plot, data in mine],
                 "sizes": results.sizes(quantity),
                 "rows": [_row(results, quantity, name) for name in results.measured(quantity)],
                 "zero": any(
@@ -77,5 +90,5 @@ def _row(results: Results, quantity: Quantity, name: str) -> dict[str, Any]:
     }
 
 
-def _image(plot: Plot, png: bytes) -> dict[str, str]:
-    return {"title": plot.title, "source": "data:image/png;base64," + base64.b64encode(png).decode("ascii")}
+def _image(plot: Plot, data: bytes) -> dict[str, str]:
+    return {"title": plot.title, "source": "data:image/png;base64," + base64.b64encode(data).decode("ascii")}

@@ -1,13 +1,17 @@
-"""A run's summary for the terminal."""
+"""A run on the terminal: its progress while it measures, and the summary of its results."""
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich import progress
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from benchmarks.report.summaries import Results, Size, amount, times
-from benchmarks.suite.results import Quantity, Run
+from benchmarks.suite.results import Progress, Quantity, Run
 
 
 def table(run: Run) -> RenderableType:
@@ -49,3 +53,62 @@ def _cell(results: Results, quantity: Quantity, name: str, size: Size) -> str:
         return ""
     p50, p99 = amount(summary.p50, quantity.unit), amount(summary.p99, quantity.unit)
     return p50 if summary.count == 1 or p50 == p99 else f"{p50} / {p99}"
+
+
+@contextmanager
+def bars(console: Console | None = None) -> Iterator[Progress]:
+    """Shows progress as bars on a terminal, as plain lines elsewhere, until the context ends."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as shown:
+        yield _Bars(shown)
+
+
+class _Lines:
+    """Prints a line for each phase and message; steps would be too many."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def begin(self, subject: str, services: int, what: str, total: int) -> None:
+        self.say(_phase(subject, services, what))
+
+    def step(self) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+class _Bars:
+    """Shows the bar of the current phase below the messages."""
+
+    def __init__(self, shown: progress.Progress) -> None:
+        self._shown = shown
+        self._task: progress.TaskID | None = None
+
+    def begin(self, subject: str, services: int, what: str, total: int) -> None:
+        if self._task is not None:
+            self._shown.remove_task(self._task)
+        self._task = self._shown.add_task(_phase(subject, services, what), total=total or None)
+
+    def step(self) -> None:
+        if self._task is not None:
+            self._shown.advance(self._task)
+
+    def say(self, line: str) -> None:
+        self._shown.refresh()
+        self._shown.console.print(Text(line))
+
+
+def _phase(subject: str, services: int, what: str) -> str:
+    return f"{subject}, {services:,} Services: {what}" if services else f"{subject}: {what}"

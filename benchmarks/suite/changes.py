@@ -1,4 +1,4 @@
-"""Single changes, one after the other: how long each takes to reach a packet, and what it costs the proxy."""
+"""Cold starts and single changes: how long each takes to reach a packet, and what it costs the proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from random import Random
 from benchmarks.suite.objects import Change
 from benchmarks.suite.probing import REFUSED, Prober
 from benchmarks.suite.results import Quantity
-from benchmarks.suite.trials import LOOSE, TIGHT, Trial
+from benchmarks.suite.trials import LOOSE, PATIENCE, TIGHT, Trial
+from kproxy.errors import KernelError
 
 WARM_UP = 3
 APART = (0.03, 0.08)  # seconds from one change's proof to the next change: more than the shortened minSyncPeriod
@@ -66,3 +67,24 @@ def _add(trial: Trial, prober: Prober, change: Change) -> float:
     trial.objects.learn(change.number, json.loads(sent.answer)["spec"]["clusterIP"])
     ip = trial.objects.ip(change.number)
     return trial.await_proof(prober, ip, change.addresses, TIGHT, trial.proxy.check) - sent.began
+
+
+START_PAUSE = 0.002  # seconds between two attempts: the proxy needs the processors more
+
+
+def cold_start(trial: Trial, prober: Prober) -> float:
+    """Seconds. Raises KernelError when the proxy ends or the cluster is not served in time.
+
+    The Services are asked one after the other, each until it delivers; so the last answer comes when the last of them
+    is programmed, whichever that is.
+    """
+    trial.begin("cold start", len(trial.probed))
+    delivered, end = 0.0, time.monotonic() + PATIENCE
+    for number in trial.probed:
+        ip, wanted = trial.objects.ip(number), set(trial.objects.endpoints(number))
+        try:
+            delivered = prober.await_proof(ip, wanted, end, START_PAUSE, trial.proxy.check)
+        except TimeoutError:
+            raise KernelError(f"nothing was delivered in {PATIENCE:.0f} s: {trial.proxy.last_words()}") from None
+        trial.progress.step()
+    return delivered - trial.proxy.began

@@ -1,23 +1,25 @@
-"""The suite in a virtual machine with Debian's kernel, for the modes that this host's kernel cannot do.
+"""Runs benchmarks in a virtual machine with Debian's kernel, for modes that this host's kernel cannot do.
 
-python -m benchmarks.suite.guests FOLDER ARGUMENT... is what runs inside of it: results and progress go to FOLDER.
+Without KVM its processor is emulated: compare its times with each other only. Inside it runs
+python -m benchmarks.suite.guests FOLDER ARGUMENT..., which writes results and progress to FOLDER.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import guest
 from benchmarks.suite.options import read
-from benchmarks.suite.progress import Progress
-from benchmarks.suite.results import Run, decode, encode
+from benchmarks.suite.results import Progress, Run, decode, encode
 from benchmarks.suite.runs import measure as measure_here
-from tests.guest.machine import CHECKOUT, INSIDE
+from kproxy.errors import KernelError
+from tests.guest.machine import CHECKOUT, INSIDE, Machine, MachineError, unavailable
 
 RESULT, LINES = "suite.json", "progress"
 SECONDS = 3500.0  # the machine itself lasts an hour at most
@@ -38,9 +40,9 @@ def measure(argv: Sequence[str], progress: Progress) -> Run:
 
         inner = [argument for argument in argv if argument != "--guest"]
         command = [sys.executable, "-m", "benchmarks.suite.guests", str(INSIDE), *inner]
-        run = decode(guest.run(folder, command, RESULT, SECONDS, look))
+        found = decode(run_in_guest(folder, command, RESULT, SECONDS, look))
     kind = "virtual machine; figures of it are good for ratios only"
-    return replace(run, arguments=tuple(argv), machine={**run.machine, "inside": kind})
+    return replace(found, arguments=tuple(argv), machine={**found.machine, "inside": kind})
 
 
 class _Lines:
@@ -58,6 +60,33 @@ class _Lines:
     def say(self, line: str) -> None:
         with self._path.open("a") as file:
             file.write(f"{line}\n")
+
+
+def run_in_guest(
+    folder: Path, argv: Sequence[str], result: str, seconds: float, look: Callable[[], None] | None = None
+) -> bytes:
+    """What the command ARGV wrote to the file RESULT in the shared FOLDER, whose path inside is INSIDE.
+
+    look: called now and then. Raises KernelError where there is no such machine, or when the command wrote nothing or
+    took longer than SECONDS.
+    """
+    if reason := unavailable():
+        raise KernelError(reason)
+    try:
+        machine = Machine(folder, argv)
+    except MachineError as error:
+        raise KernelError(str(error)) from None
+    end = time.monotonic() + seconds
+    with closing(machine):
+        while machine.running():
+            if time.monotonic() > end:
+                raise KernelError(f"the virtual machine took more than {seconds:.0f} s: {machine.tail()[-300:]}")
+            time.sleep(0.2)
+            if look:
+                look()
+        if not (folder / result).exists():
+            raise KernelError(f"the virtual machine measured nothing: {machine.tail()[-300:]}")
+    return (folder / result).read_bytes()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import msgspec
 
 from benchmarks import cluster
 from benchmarks.cluster import Shape
-from benchmarks.suite.addresses import FIRST_REPLACEMENT, REPLACEMENTS
+from benchmarks.suite.network import FIRST_REPLACEMENT, REPLACEMENTS
 from kproxy.model.plans import Family
 
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices"

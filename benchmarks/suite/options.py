@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from benchmarks.cluster import Shape
 from benchmarks.figures import RESULTS
-from benchmarks.suite.addresses import MOST_ENDPOINTS
+from benchmarks.suite.network import MOST_ENDPOINTS
 from benchmarks.suite.subjects import MODES, PLACEHOLDERS, Launch, launches
 
 MOST_IN_A_SLICE = 1000  # the API's own limit

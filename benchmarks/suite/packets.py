@@ -9,11 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
-from benchmarks.suite.addresses import SERVICE_PORT, TARGET_PORT
+from benchmarks.suite.network import SERVICE_PORT, TARGET_PORT, World
 from benchmarks.suite.probing import Prober
 from benchmarks.suite.results import Quantity
 from benchmarks.suite.trials import Trial
-from benchmarks.suite.worlds import World
 from kproxy.errors import CommandError, KernelError
 
 ROUNDS = 3

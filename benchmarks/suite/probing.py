@@ -16,8 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from benchmarks.suite.addresses import SERVICE_PORT, TARGET_PORT
-from benchmarks.suite.worlds import World
+from benchmarks.suite.network import SERVICE_PORT, TARGET_PORT, World
 
 REFUSED = "refused"
 BACKLOG = 4096

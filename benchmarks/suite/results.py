@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -127,3 +127,16 @@ def decode(text: bytes) -> Run:
         return msgspec.json.decode(text, type=Run)
     except msgspec.DecodeError as error:
         raise InvalidConfig([f"not the results of a benchmark: {error}"]) from error
+
+
+class Progress(Protocol):
+    """Shows how far a run is. Called from the thread that measures."""
+
+    def begin(self, subject: str, services: int, what: str, total: int) -> None:
+        """A phase of TOTAL steps begins; the previous one is over."""
+
+    def step(self) -> None:
+        """One more step of the phase is done."""
+
+    def say(self, line: str) -> None:
+        """Show a line: a result or a problem."""

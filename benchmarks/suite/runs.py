@@ -12,17 +12,16 @@ from pathlib import Path
 
 import kproxy
 from benchmarks.cluster import Shape
-from benchmarks.suite import changes, packets, starts, storms, tracing
+from benchmarks.suite import changes, packets, storms, tracing
 from benchmarks.suite.machines import describe
+from benchmarks.suite.network import around, control
 from benchmarks.suite.options import Options
 from benchmarks.suite.probing import Prober
-from benchmarks.suite.progress import Progress
 from benchmarks.suite.proxies import Proxy, quiet
-from benchmarks.suite.results import Problem, Quantity, Run
+from benchmarks.suite.results import Problem, Progress, Quantity, Run
 from benchmarks.suite.servers import Api, remote, stand_in
 from benchmarks.suite.subjects import Launch
 from benchmarks.suite.trials import Findings, Trial
-from benchmarks.suite.worlds import around, control
 from kproxy.errors import KproxyError
 from kproxy.lab.namespaces import Namespace
 
@@ -93,9 +92,9 @@ class _Side:
         try:
             for _ in range(self._options.limits.starts - 1):
                 with self._start() as (trial, prober):
-                    took.append(starts.cold(trial, prober))
+                    took.append(changes.cold_start(trial, prober))
             with self._start() as (trial, prober):
-                took.append(starts.cold(trial, prober))
+                took.append(changes.cold_start(trial, prober))
                 trial.record(Quantity.COLD_START, took)
                 self._running(trial, prober)
         except KproxyError as error:

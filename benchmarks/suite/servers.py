@@ -22,7 +22,7 @@ import urllib3
 import yaml
 
 from benchmarks.cluster import Shape, node
-from benchmarks.suite.addresses import API_ADDRESS
+from benchmarks.suite.network import API_ADDRESS
 from benchmarks.suite.objects import Objects, Write
 from kproxy.errors import ApiError, InvalidConfig, KernelError, SourceError, one_line
 from kproxy.lab.namespaces import Namespace, tied

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.cluster import NODE
-from benchmarks.suite.addresses import CLUSTER_CIDR, NODE_ADDRESS
+from benchmarks.suite.network import CLUSTER_CIDR, NODE_ADDRESS
 from benchmarks.suite.results import Subject
 
 MODES = ("iptables", "iptables-nft", "iptables-legacy", "ipvs", "nftables", "userspace")

@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.cluster import Shape
+from benchmarks.suite.network import World
 from benchmarks.suite.objects import Change, Objects, Write, spread
 from benchmarks.suite.options import Limits
 from benchmarks.suite.probing import Prober
-from benchmarks.suite.progress import Progress
 from benchmarks.suite.proxies import Proxy
-from benchmarks.suite.results import Measurement, Problem, Quantity, Subject
+from benchmarks.suite.results import Measurement, Problem, Progress, Quantity, Subject
 from benchmarks.suite.servers import Writer
-from benchmarks.suite.worlds import World
 from kproxy.errors import KernelError
 
 PATIENCE = 300.0  # seconds; a change that takes longer has found its answer

@@ -26,7 +26,7 @@ from kproxy.config.fields import ProxyMode
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLIENT, Cluster, Pod, build, node_address
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.lab.outcomes import Answered, Nothing, Outcome
+from kproxy.lab.probes import Answered, Nothing, Outcome
 from kproxy.lab.proxies import Proxy, choose_backend
 from kproxy.model.plans import Family
 

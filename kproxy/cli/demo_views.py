@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kproxy.lab.outcomes import Answered, Outcome
-from kproxy.lab.probes import Ask
+from kproxy.lab.probes import Answered, Ask, Outcome
 
 WIDTH = 120  # of plain output, and the most that a terminal is filled
 COLOURS = {"web-1": "green", "web-2": "cyan", "web-3": "yellow", "dns-1": "magenta"}

@@ -1,13 +1,14 @@
-"""Which connection-tracking entries lead to the wrong place.
+"""Decides which connection tracking entries are stale: they translate to something that no longer serves the Service.
 
-The kernel translates the first packet of a flow by the rules and every later one by its conntrack entry. TCP ends with
-its endpoint, but UDP and SCTP clients go on sending, so an entry that outlives its endpoint swallows their packets.
-Decides which entries those are. Leaves out: reading and deleting them (kproxy.conntrack.table), and TCP.
+The kernel translates the first packet of a flow by the rules and every later one by its conntrack entry. A TCP
+connection ends with its endpoint, but UDP and SCTP clients keep sending, so an entry that outlives its endpoint
+swallows their packets. Pure. Leaves out: reading and deleting entries (kproxy.conntrack.table), and TCP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,15 +16,16 @@ from kproxy.model.plans import Frontend, PortKey, Protocol, ServicePlan, fronten
 
 TRACKED = frozenset({Protocol.UDP, Protocol.SCTP})
 
-Carriers = frozenset[tuple[str, int]]
+Backends = frozenset[tuple[str, int]]
+"""IP and port of everything that may answer a flow."""
 
 
 class Flow(msgspec.Struct, frozen=True, gc=False):
     """One conntrack entry. Addresses are canonical text.
 
-    The client sends from source to destination; what answers is the reply source, which differs from the destination
-    when the packets are translated. zone, zone_of_original (the zone counts for the client's direction only) and id are
-    the kernel's, to name exactly this entry.
+    The client sends from source to destination; the reply source is what answers it, and differs from the destination
+    if the packets are translated. zone, zone_of_original (the zone applies to the client's direction only) and id are
+    the kernel's and identify exactly this entry.
     """
 
     protocol: Protocol
@@ -39,29 +41,35 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def translated(self) -> bool:
-        """Something other than the address the client asked for answers."""
+        """Whether something other than the address that the client asked for answers."""
         return self.reply_source != self.destination or self.reply_port != self.destination_port
 
 
-def carriers(plan: ServicePlan) -> Carriers:
-    """The endpoints that may carry a flow to PLAN.
-
-    Of any policy: a flow that began under another policy is served until it ends.
-    """
+def backends(plan: ServicePlan) -> Backends:
+    """The endpoints that may answer a flow to PLAN, of either policy: a flow keeps the policy that it began under."""
     return frozenset((e.ip, e.port) for e in (*plan.reachable, *plan.lingering))
 
 
-class Frontends:
-    """The live frontends of one IP family, kept up to date one port at a time; only UDP and SCTP are in it."""
+class Update(NamedTuple):
+    """What an update changed.
+
+    changed: anything that a flow could notice. retired: frontends that no Service has any more. failed: ports that are
+    as they were, because an exception was raised for them.
+    """
+
+    changed: bool
+    retired: set[Frontend]
+    failed: dict[PortKey, Exception]
+
+
+class LiveFrontends:
+    """The frontends of one IP family and the backends of each, kept up to date port by port. UDP and SCTP only."""
 
     def __init__(self) -> None:
-        self._ports: dict[PortKey, tuple[tuple[Frontend, ...], Carriers]] = {}
-        # Two Services may share an external IP and port: then the endpoints of both may carry a flow.
-        self._owners: dict[Frontend, dict[PortKey, Carriers]] = {}
-        self._live: dict[Frontend, Carriers] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._ports)
+        self._ports: dict[PortKey, tuple[tuple[Frontend, ...], Backends]] = {}
+        # Two Services may share an external IP and port; the endpoints of both may then answer a flow.
+        self._owners: dict[Frontend, dict[PortKey, Backends]] = {}
+        self._live: dict[Frontend, Backends] = {}
 
     def __contains__(self, frontend: Frontend) -> bool:
         return frontend in self._live
@@ -73,8 +81,8 @@ class Frontends:
         return frozenset(key.protocol for key in self._ports)
 
     def put(self, key: PortKey, plan: ServicePlan | None) -> tuple[bool, frozenset[Frontend]]:
-        """Note what KEY is now, None when it is gone: whether that changed anything, and what leads nowhere by it."""
-        new = (frontends(plan), carriers(plan)) if plan is not None and key.protocol in TRACKED else None
+        """Set one port's plan, None if it is gone. Returns whether that changed anything, and the frontends retired."""
+        new = (frontends(plan), backends(plan)) if plan is not None and key.protocol in TRACKED else None
         old = self._ports.get(key)
         if old == new:
             return False, frozenset()
@@ -90,23 +98,25 @@ class Frontends:
                 self._set(frontend, key, new[1])
         return True, frozenset(f for f in lost if f not in self._live)
 
-    def update(
-        self, wanted: Mapping[PortKey, ServicePlan], touched: Iterable[PortKey] | None
-    ) -> tuple[bool, set[Frontend]]:
-        """Put every port of TOUCHED (None: all) as WANTED has it. Returns what `put` does, for all of them together."""
-        keys = {*self._ports, *wanted} if touched is None else touched
-        changed, retired = False, set[Frontend]()
+    def update(self, wanted: Mapping[PortKey, ServicePlan], keys: Iterable[PortKey]) -> Update:
+        """Set every port of KEYS to its plan in WANTED, or remove it if it has none there."""
+        changed, retired, failed = False, set[Frontend](), dict[PortKey, Exception]()
         for key in keys:
-            one, lost = self.put(key, wanted.get(key))
+            try:
+                one, lost = self.put(key, wanted.get(key))
+            except Exception as error:
+                failed[key] = error
+                continue
             changed |= one
             retired |= lost
-        return changed, {f for f in retired if f not in self._live}
+        # A frontend that one of the ports lost may by now be another's.
+        return Update(changed, {f for f in retired if f not in self._live}, failed)
 
     def stale(self, flows: Iterable[Flow], retired: Collection[Frontend], node_ips: Collection[str]) -> list[Flow]:
-        """Those of FLOWS that must go.
+        """The stale ones of FLOWS.
 
-        retired: frontends that lead to no Service any more; what was translated for them goes, whoever answers.
-        node_ips: the node's own addresses that take node ports. Another machine's port of that number is none.
+        retired: frontends that no Service has any more; every translated flow to them is stale, whoever answers.
+        node_ips: the node's own addresses that accept node ports; the same port of another machine is unrelated.
         """
         own, gone = frozenset(node_ips), frozenset(retired)
         return [flow for flow in flows if self._is_stale(flow, gone, own)]
@@ -121,10 +131,10 @@ class Frontends:
             return flow.translated and (exact in retired or by_node_port in retired)
         if (flow.reply_source, flow.reply_port) in allowed:
             return False
-        # A virtual switch tracks flows in zones of its own, before our rules see them: untranslated is right there.
+        # A virtual switch tracks flows in zones of its own before our rules see them; untranslated is correct there.
         return flow.translated or not flow.zone
 
-    def _set(self, frontend: Frontend, key: PortKey, allowed: Carriers | None) -> None:
+    def _set(self, frontend: Frontend, key: PortKey, allowed: Backends | None) -> None:
         owners = self._owners.setdefault(frontend, {})
         if allowed is None:
             owners.pop(key, None)

@@ -1,261 +1,71 @@
-"""The kernel's connection tracking table, by netlink: its UDP and SCTP entries, and deleting some of them.
+"""The kernel's connection tracking table: lists its UDP and SCTP entries and deletes some of them, over netlink.
 
-Decides: how entries become Flows and how one entry is named to the kernel. Leaves out: which entries are stale
-(kproxy.conntrack.stale_flows).
-Sources: include/uapi/linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
+The bytes are kproxy.conntrack.codec's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol as Interface
 
+from kproxy.conntrack.codec import DELETE, GET, decode, deletion, dump_request
 from kproxy.conntrack.stale_flows import TRACKED, Flow
-from kproxy.kernel import netlink
-from kproxy.kernel.constants import (
-    ADDRESS_FAMILY,
-    NETLINK_NETFILTER,
-    NFNL_SUBSYS_CTNETLINK,
-    PROTOCOL_NUMBERS,
-    address_family,
-)
+from kproxy.errors import KernelError
+from kproxy.kernel.constants import NETLINK_NETFILTER
 from kproxy.kernel.netlink_sockets import Socket
 from kproxy.model.plans import Family, Protocol
 
-SUBSYSTEM = NFNL_SUBSYS_CTNETLINK << 8
-NEW, GET, DELETE = SUBSYSTEM | 0, SUBSYSTEM | 1, SUBSYSTEM | 2
-CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE, CTA_FILTER = 1, 2, 12, 18, 25
-CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_ZONE = 1, 2, 3
-CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
-CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
-CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
-FILTER_PROTO_NUM = 1 << 3  # CTA_FILTER_F_CTA_PROTO_NUM of net/netfilter/nf_internals.h
-
-NUMBERS = {protocol: PROTOCOL_NUMBERS[protocol.lower()] for protocol in (Protocol.UDP, Protocol.SCTP)}
 DELETED_AT_ONCE = 64  # so that the acknowledgements fit the receive buffer
-
-_HEADERS = 16 + 4  # struct nlmsghdr, struct nfgenmsg
-_MESSAGE = struct.Struct("=IH")
-_ATTRIBUTE = struct.Struct("=HH")
-_FLAGS = struct.Struct("=I")
 
 
 class Conntrack(Interface):
-    """The connection tracking table of this network namespace."""
+    """The connection tracking table of this network namespace. Both calls may be made from any thread."""
 
     def flows(self, family: Family, protocols: Collection[Protocol] = TRACKED) -> list[Flow]:
-        """The entries of FAMILY with one of PROTOCOLS (of UDP and SCTP). Raises KernelError."""
+        """The entries of one family with one of PROTOCOLS (of UDP and SCTP).
+
+        Raises KernelError when any part of the table could not be read; a part of it is never returned.
+        """
 
     def delete(self, flows: Iterable[Flow]) -> int:
-        """Delete exactly these entries; how many there still were. One that is gone is no error. Raises KernelError."""
+        """Delete exactly these entries. Returns how many still existed; one that has gone is no error.
+
+        Raises KernelError when one could not be deleted; some of the others may have been.
+        """
 
 
 class KernelConntrack:
-    """The real table. Opens its sockets in the network namespace of the calling thread, call by call."""
+    """The real table. Each call opens a socket, in the network namespace of the calling thread."""
 
     def flows(self, family: Family, protocols: Collection[Protocol] = TRACKED) -> list[Flow]:
-        """As Conntrack.flows. The kernel (5.8 and newer) leaves other protocols out of its answer."""
         found: list[Flow] = []
         for protocol in sorted(protocols):
-            request = netlink.netfilter(ADDRESS_FAMILY[family]) + _only(protocol)
-            with Socket(NETLINK_NETFILTER) as kernel:
-                chunks = kernel.dump(GET, request, f"list {family} {protocol} conntrack entries")
-            found.extend(decode(chunks, family, {protocol}))
+            request = f"list {family} {protocol} conntrack entries"
+            with _readable(request), Socket(NETLINK_NETFILTER) as kernel:
+                chunks = kernel.dump(GET, dump_request(family, protocol), request)
+                found.extend(decode(chunks, family, {protocol}))
         return found
 
     def delete(self, flows: Iterable[Flow]) -> int:
-        """As Conntrack.delete."""
         requests = [(DELETE, 0, deletion(flow)) for flow in flows]
-        deleted = 0
-        if requests:
-            with Socket(NETLINK_NETFILTER) as kernel:
-                for start in range(0, len(requests), DELETED_AT_ONCE):
-                    part = requests[start : start + DELETED_AT_ONCE]
-                    gone = kernel.ask_many(part, "delete conntrack entries", ignore=(errno.ENOENT,))
-                    deleted += len(part) - len(gone)
+        if not requests:
+            return 0
+        request, deleted = "delete conntrack entries", 0
+        with _readable(request), Socket(NETLINK_NETFILTER) as kernel:
+            for start in range(0, len(requests), DELETED_AT_ONCE):
+                part = requests[start : start + DELETED_AT_ONCE]
+                gone = kernel.ask_many(part, request, ignore=(errno.ENOENT,))
+                deleted += len(part) - len(gone)
         return deleted
 
 
-def _only(protocol: Protocol) -> bytes:
-    """The attributes that make the kernel filter a dump; older kernels pass over them."""
-    return (
-        netlink.nested(
-            CTA_TUPLE_ORIG,
-            netlink.nested(CTA_TUPLE_PROTO, netlink.attribute(CTA_PROTO_NUM, bytes([NUMBERS[protocol]]))),
-        )
-        + netlink.nested(
-            CTA_FILTER,
-            netlink.attribute(CTA_FILTER_ORIG_FLAGS, _FLAGS.pack(FILTER_PROTO_NUM)),
-            netlink.attribute(CTA_FILTER_REPLY_FLAGS, _FLAGS.pack(0)),
-        )
-    )  # fmt: skip
-
-
-# ---- pure: bytes to Flows and back
-
-
-class _Layout:
-    """Where the kernel puts the two tuples of an entry that has ports and no zone of its own per direction.
-
-    It is always the same, so one struct reads what would take eighteen attributes; the attribute headers in between are
-    compared with what they should be, and an entry that differs is decoded attribute by attribute.
-    """
-
-    def __init__(self, family: Family) -> None:
-        self.family = ADDRESS_FAMILY[family]
-        width = 4 if family is Family.IPV4 else 16
-        half = f"12s {width}s 4s {width}s 8s B 3x 4s H 2x 4s H 2x"
-        self.struct = struct.Struct(f">{half} {half}")
-        nothing = bytes(width)
-        flow = (nothing, 0, nothing, 0)
-        # The even fields are headers, the odd ones source, destination, protocol and both ports.
-        self.headers = self.struct.unpack(_tuple(CTA_TUPLE_ORIG, 0, *flow) + _tuple(CTA_TUPLE_REPLY, 0, *flow))[::2]
-
-
-def _tuple(type: int, protocol: int, source: bytes, sport: int, destination: bytes, dport: int, zone: int = 0) -> bytes:
-    v4 = len(source) == 4
-    return netlink.nested(
-        type,
-        netlink.nested(
-            CTA_TUPLE_IP,
-            netlink.attribute(CTA_IP_V4_SRC if v4 else CTA_IP_V6_SRC, source),
-            netlink.attribute(CTA_IP_V4_DST if v4 else CTA_IP_V6_DST, destination),
-        ),
-        netlink.nested(
-            CTA_TUPLE_PROTO,
-            netlink.attribute(CTA_PROTO_NUM, bytes([protocol])),
-            netlink.be16(CTA_PROTO_SRC_PORT, sport),
-            netlink.be16(CTA_PROTO_DST_PORT, dport),
-        ),
-        netlink.be16(CTA_TUPLE_ZONE, zone) if zone else b"",
-    )
-
-
-LAYOUTS = {family: _Layout(family) for family in Family}
-
-
-def deletion(flow: Flow) -> bytes:
-    """The payload that names exactly FLOW's entry. The kernel compares the id too, which spares most successors: it is
-    made of the addresses and the entry's place in memory."""
-    family = address_family(flow.source)
-    source, destination = (socket.inet_pton(family, ip) for ip in (flow.source, flow.destination))
-    ports = (flow.source_port, flow.destination_port)
-    inner, outer = (flow.zone, 0) if flow.zone_of_original else (0, flow.zone)
-    number = NUMBERS[flow.protocol]
-    return b"".join(
-        (
-            netlink.netfilter(family),
-            _tuple(CTA_TUPLE_ORIG, number, source, ports[0], destination, ports[1], inner),
-            netlink.be16(CTA_ZONE, outer) if outer else b"",
-            netlink.be32(CTA_ID, flow.id) if flow.id else b"",
-        )
-    )
-
-
-def decode(chunks: Iterable[bytes], family: Family, protocols: Collection[Protocol] = TRACKED) -> list[Flow]:
-    """The Flows in the datagrams of a dump; entries of another family or protocol are passed over.
-
-    Raises ValueError for bytes that are no netlink messages.
-    """
-    decoder = _Decoder(LAYOUTS[family], {NUMBERS[p]: p for p in protocols})
-    found = (decoder.flow(data, at, end) for data in chunks for at, end in _entries(data))
-    return [flow for flow in found if flow is not None]
-
-
-def _entries(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each entry's attributes begin and end; messages of other types are no entries."""
-    at, size = 0, len(data)
-    while at < size:
-        length, type_ = _MESSAGE.unpack_from(data, at)
-        if length < 16 or at + length > size:
-            raise ValueError("netlink message of a wrong length")
-        if type_ == NEW and length >= _HEADERS:
-            yield at + _HEADERS, at + length
-        at += (length + 3) & ~3
-
-
-class _Decoder:
-    def __init__(self, layout: _Layout, protocols: Mapping[int, Protocol]) -> None:
-        self._layout, self._protocols = layout, protocols
-        self._texts: dict[bytes, str] = {}  # the same few addresses, thousands of times
-
-    def flow(self, data: bytes, at: int, end: int) -> Flow | None:
-        """The entry with its attributes between AT and END, None when it is not asked for."""
-        layout = self._layout
-        if data[at - 4] != layout.family:
-            return None
-        rest = at + layout.struct.size
-        if rest > end:
-            return self._thorough(data[at:end])
-        fields = layout.struct.unpack_from(data, at)
-        if fields[::2] != layout.headers:
-            return self._thorough(data[at:end])
-        protocol = self._protocols.get(fields[5])
-        if protocol is None:
-            return None
-        zone, id_ = _zone_and_id(data, rest, end)
-        source, destination, answers = fields[1], fields[3], fields[11]
-        text = self._text
-        return Flow(
-            protocol,
-            text(source), fields[7], text(destination), fields[9], text(answers), fields[17], zone, False, id_,
-        )  # fmt: skip
-
-    def _thorough(self, data: bytes) -> Flow | None:
-        """Attribute by attribute, for entries with a zone per direction, or of a kernel with another order."""
-        top = netlink.attributes(data)
-        original, reply = (_Tuple(netlink.attributes(top.get(t, b""))) for t in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY))
-        protocol = self._protocols.get(original.protocol)
-        if protocol is None:
-            return None
-        zone = original.zone or netlink.to_int(top.get(CTA_ZONE, b""))
-        return Flow(
-            protocol,
-            self._text(original.source),
-            original.source_port,
-            self._text(original.destination),
-            original.destination_port,
-            self._text(reply.source),
-            reply.source_port,
-            zone,
-            bool(original.zone),
-            netlink.to_int(top.get(CTA_ID, b"")),
-        )
-
-    def _text(self, packed: bytes) -> str:
-        known = self._texts.get(packed)
-        if known is None:
-            known = self._texts[packed] = socket.inet_ntop(self._layout.family, packed)
-        return known
-
-
-class _Tuple:
-    """One direction of an entry, from its attributes; what is missing is empty or 0."""
-
-    def __init__(self, parts: Mapping[int, bytes]) -> None:
-        ip = netlink.attributes(parts.get(CTA_TUPLE_IP, b""))
-        proto = netlink.attributes(parts.get(CTA_TUPLE_PROTO, b""))
-        self.source = ip.get(CTA_IP_V4_SRC) or ip.get(CTA_IP_V6_SRC, b"")
-        self.destination = ip.get(CTA_IP_V4_DST) or ip.get(CTA_IP_V6_DST, b"")
-        self.protocol = netlink.to_int(proto.get(CTA_PROTO_NUM, b""))
-        self.source_port = netlink.to_int(proto.get(CTA_PROTO_SRC_PORT, b""))
-        self.destination_port = netlink.to_int(proto.get(CTA_PROTO_DST_PORT, b""))
-        self.zone = netlink.to_int(parts.get(CTA_TUPLE_ZONE, b""))
-
-
-def _zone_and_id(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The zone comes before the id; nothing after that is of interest."""
-    zone = 0
-    while at + 8 <= end:
-        length, type_ = _ATTRIBUTE.unpack_from(data, at)
-        if type_ == CTA_ID:
-            return zone, netlink.to_int(data[at + 4 : at + 8])
-        if type_ == CTA_ZONE:
-            zone = netlink.to_int(data[at + 4 : at + 6])
-        if length < 4:
-            break
-        at += (length + 3) & ~3
-    return zone, 0
+@contextlib.contextmanager
+def _readable(request: str) -> Iterator[None]:
+    """Turn the errors of decoding into KernelError: what arrives on the socket is not ours to trust."""
+    try:
+        yield
+    except (ValueError, struct.error) as error:
+        raise KernelError(f"{request}: the kernel's answer cannot be decoded: {error}") from error

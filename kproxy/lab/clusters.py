@@ -4,8 +4,8 @@
     router 172.30.0.1 ─────────┼─ one switch ─┬─ node1 172.30.0.11 ── pods 10.244.1.11 … (one veth each)
     (and 203.0.113.250)        ┘              └─ node2 172.30.0.12 ── pods 10.244.2.11 …
 
-kproxy is meant for node1: the client's routes to cluster IPs, load balancer and external IPs lead there. The router is
-everybody's way out, knows none of these addresses, and plays the load balancer at 203.0.113.250. IPv6 is alike:
+kproxy runs on node1, to which the client routes cluster IPs, load balancer IPs and external IPs. The router is the
+default gateway of all others, knows none of these addresses, and acts as load balancer at 203.0.113.250. IPv6 is alike:
 fd00:30::, fd00:244:N::, fd00:96::, 2001:db8:113::.
 """
 
@@ -34,27 +34,27 @@ DEFAULT = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod to be: its name, the node (1 or 2) that it runs on, and the last part of its addresses (11 or more)."""
+    """A pod: its name, the node (1 or 2) that it runs on, and the last part of its addresses (11 or more)."""
 
     name: str
     node: int
     number: int
 
     def ip(self, family: Family) -> str:
-        """Its address, as in 10.244.1.11."""
+        """Its address, such as 10.244.1.11."""
         return f"10.244.{self.node}.{self.number}" if family is Family.IPV4 else f"fd00:244:{self.node}::{self.number}"
 
 
 @dataclass(slots=True)
 class Cluster:
-    """What was built. `spaces` holds every namespace by name: node1, node2, router, client, and the pods."""
+    """A running cluster. spaces: its namespaces by name (node1, node2, router, client, and the pods)."""
 
     pods: dict[str, Pod]
     servers: Servers
     spaces: dict[str, Namespace] = field(default_factory=dict)
 
     def addresses_of(self, name: str, family: Family) -> frozenset[str]:
-        """Every address by which NAME may show as the source of a packet."""
+        """The addresses that packets of NAME may have as their source."""
         if name in self.pods:
             return frozenset({self.pods[name].ip(family)})
         if name.startswith("node"):
@@ -74,9 +74,9 @@ def gateway_of(node: int, family: Family) -> str:
 
 @contextlib.contextmanager
 def build(pods: Sequence[Pod], ports: Mapping[str, Sequence[int]] | Sequence[int] = (8080,)) -> Iterator[Cluster]:
-    """A cluster with these PODS, gone when the block ends.
+    """A cluster with these pods, removed when the block ends.
 
-    ports: where each pod serves, or one list for all of them. Raises KernelError where namespaces cannot be had.
+    ports: the ports of each pod, or one list for all of them. Raises KernelError where namespaces cannot be created.
     """
     with contextlib.ExitStack() as undo:
         cluster = Cluster({pod.name: pod for pod in pods}, undo.enter_context(contextlib.closing(Servers())))
@@ -124,7 +124,7 @@ def _route_outside(spaces: Mapping[str, Namespace]) -> None:
 
 
 def _attach(spaces: Mapping[str, Namespace], pod: Pod) -> None:
-    """One link per pod and no switch among them, so that replies between pods of a node pass through its rules too."""
+    """Connect a pod by a link of its own, not a switch, so that replies between pods of a node pass its rules too."""
     node, own, outer = spaces[f"node{pod.node}"], spaces[pod.name], f"veth{pod.number}"
     links.connect(node, outer, own, "eth0")
     for family in BOTH:

@@ -1,6 +1,6 @@
-"""Where a proxy mode cannot do what the table of scenarios asks for, what a client meets instead, and why.
+"""Where a proxy mode differs from the table of scenarios: which probes, with which result instead, and why.
 
-docs/modes.md explains each reason under the same words. Whatever is not listed here holds in every mode.
+docs/modes.md explains each reason in the same words. Everything that is not listed here holds in every mode.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from kproxy.lab.outcomes import Nothing
+from kproxy.lab.probes import Nothing
 from kproxy.lab.scenarios import Probe, Scenario, Seen, Via
 
 
 class Difference(NamedTuple):
-    """reason: the words that docs/modes.md has. concerns: which probes differ. instead: what is met, None when it
-    cannot be told (the probe is left out)."""
+    """reason: as in docs/modes.md. concerns: whether a probe differs. instead: the probe with the result in this mode,
+    None if that is undefined (the probe is left out)."""
 
     reason: str
     concerns: Callable[[Scenario, Probe], bool]
@@ -39,14 +39,14 @@ def _refused(scenario: Scenario, probe: Probe) -> Probe:
 
 
 def _from_within_to_policy_local(scenario: Scenario, probe: Probe) -> bool:
-    """Pods and the node may go anywhere by way of an outside address, whose outside traffic stays on the node."""
+    """Whether pods or the node connect through an outside address with external policy Local."""
     within = probe.source in ("caller", "node1") and probe.via is not Via.CLUSTER_IP
     here = isinstance(probe.expect, tuple) and "a" in probe.expect
     return within and here and scenario.spec.get("externalTrafficPolicy") == "Local"
 
 
 def _only_here(scenario: Scenario, probe: Probe) -> Probe:
-    # The node asks by the load balancer IP that it holds itself.
+    # The node connects to a load balancer IP that is its own.
     own = probe.source == "node1" and probe.via is Via.BALANCER
     return replace(probe, expect=("a",), seen=Seen.EITHER if own else probe.seen)
 
@@ -72,7 +72,7 @@ DIFFERENCES: dict[str, tuple[Difference, ...]] = {
 
 
 def expected(mode: str, scenario: Scenario, probe: Probe) -> Probe | None:
-    """PROBE as it must turn out in MODE; None when it says nothing there."""
+    """PROBE with its expected result in MODE; None if it is undefined there."""
     for difference in DIFFERENCES.get(mode, ()):
         if difference.concerns(scenario, probe):
             changed = difference.instead(scenario, probe)

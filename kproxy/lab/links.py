@@ -20,7 +20,7 @@ HOST_SYSCTLS = {
     "ipv6/conf/default/accept_dad": "0",
     "ipv6/conf/default/accept_ra": "0",
     "ipv6/conf/default/router_solicitations": "0",
-    # Refusals are counted by tests: they must not be rationed.
+    # Tests count refusals, so they must not be rate-limited.
     "ipv4/icmp_ratelimit": "0",
     "ipv6/icmp/ratelimit": "0",
 }
@@ -49,7 +49,7 @@ def connect(near: Namespace, near_name: str, far: Namespace, far_name: str) -> N
 
 
 def bridge(space: Namespace, name: str, ports: Iterable[str]) -> None:
-    """A switch out of interfaces that the namespace already has."""
+    """Join interfaces of the namespace by a bridge."""
 
     def work() -> None:
         with IPRoute() as ip:
@@ -63,7 +63,7 @@ def bridge(space: Namespace, name: str, ports: Iterable[str]) -> None:
 
 
 def address(space: Namespace, interface: str, *addresses: str) -> None:
-    """Give an interface addresses, each as IP/LEN. The first of a family is the one that its packets leave with."""
+    """Add addresses to an interface, each as IP/LEN. The first of a family is the source of its packets."""
 
     def work() -> None:
         with IPRoute() as ip:
@@ -71,7 +71,7 @@ def address(space: Namespace, interface: str, *addresses: str) -> None:
             for place, text in enumerate(addresses):
                 each = ipaddress.ip_interface(text)
                 options = {"flags": IFA_F_NODAD} if each.version == 6 else {}
-                if each.version == 6 and place:  # among equals Linux likes the newest best, unless it is deprecated
+                if each.version == 6 and place:  # among equals Linux prefers the newest, unless it is deprecated
                     options |= {"preferred_lft": 0, "valid_lft": FOREVER}
                 ip.addr("add", index=index, address=str(each.ip), prefixlen=each.network.prefixlen, **options)
 
@@ -79,7 +79,7 @@ def address(space: Namespace, interface: str, *addresses: str) -> None:
 
 
 def route(space: Namespace, interface: str, *networks: str, via: str = "") -> None:
-    """Lead NETWORKS (IP/LEN) out of INTERFACE, to the gateway VIA or, without one, directly."""
+    """Route networks (IP/LEN) through an interface, to the gateway VIA or, without one, directly."""
 
     def work() -> None:
         with IPRoute() as ip:

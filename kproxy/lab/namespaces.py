@@ -1,8 +1,8 @@
-"""One network namespace, held by an open file descriptor, with a few threads of this process that live in it.
+"""A network namespace, kept by an open file descriptor, and a few threads of this process inside it.
 
 A thread may be in another network namespace than the rest of its process (setns(2)), and a socket stays in the
-namespace in which it was made. So a probe costs a function call and no process has to be started for it, and a
-command started from such a thread runs in the namespace.
+namespace in which it was made. So a probe is a function call rather than a process, and a command started from such a
+thread runs in the namespace.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 
 class Namespace:
-    """A new, empty network namespace. Close it to remove it; the processes started in it are ended first."""
+    """A new, empty network namespace. Closing it ends the processes started in it and removes it."""
 
     def __init__(self, name: str) -> None:
-        """Raises KernelError where this process may not make one."""
+        """Raises KernelError where this process may not create one."""
         self.name = name
         self._processes: list[subprocess.Popen[bytes]] = []
-        with ThreadPoolExecutor(1) as maker:  # the thread that leaves our namespace must not come back to the caller
+        with ThreadPoolExecutor(1) as maker:  # a thread that has left our namespace must not be used for anything else
             self.fd = maker.submit(_unshare).result()
         self._pool = ThreadPoolExecutor(
             THREADS, thread_name_prefix=f"lab-{name}", initializer=_enter, initargs=(self.fd,)
@@ -42,7 +42,7 @@ class Namespace:
 
     @property
     def path(self) -> str:
-        """What `nsenter --net=PATH` takes while this process lives."""
+        """The path for `nsenter --net=PATH` while this process lives."""
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
@@ -54,7 +54,7 @@ class Namespace:
         return self.submit(function, *args, **kwargs).result()
 
     def sysctl(self, values: Mapping[str, str]) -> None:
-        """Set kernel parameters, named as under /proc/sys/net; one that this kernel lacks is passed over."""
+        """Set kernel parameters, named as under /proc/sys/net; one that this kernel lacks is skipped."""
 
         def write() -> None:
             for key, value in values.items():
@@ -84,7 +84,7 @@ class Namespace:
         return process
 
     def close(self) -> None:
-        """End what was started here, and let go of the namespace; with its last user gone the kernel removes it."""
+        """End the processes started here and close the namespace, which the kernel removes with its last user."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
@@ -99,7 +99,7 @@ class Namespace:
 def tied(argv: Sequence[str], dies_of: str = "KILL") -> list[str]:
     """The command ARGV so that the kernel sends it the signal DIES_OF when this process dies; it keeps its process id.
 
-    Without setpriv(1) it is ARGV as it is. prctl(2), PR_SET_PDEATHSIG: nobody is told of a parent that has died before.
+    Without setpriv(1) it is ARGV as it is. prctl(2), PR_SET_PDEATHSIG: a parent that has died before causes no signal.
     """
     if not shutil.which("setpriv"):
         return [*argv]
@@ -107,7 +107,7 @@ def tied(argv: Sequence[str], dies_of: str = "KILL") -> list[str]:
 
 
 def unavailable(tools: Sequence[str] = ("iptables-save", "iptables-restore")) -> str:
-    """Why no lab can be built here, as one line; "" when it can. TOOLS: the commands that must be there."""
+    """The reason why no lab can be built here, as one line; "" if it can. tools: the commands that are needed."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         return f"{', '.join(missing)} not found"

@@ -1,7 +1,7 @@
-"""Clients: one connection or datagram each, with what became of it as a value.
+"""Client connections: one connection or datagram each, with its outcome as a value.
 
-Every function makes its socket in the thread that calls it, so run it through Namespace.call or submit.
-All times are seconds.
+Every function makes its socket in the calling thread, so call it through Namespace.call or submit. All times are
+seconds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,38 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
-from kproxy.kernel.constants import address_family
-from kproxy.lab.outcomes import Answered, Nothing, Outcome
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer.
+
+    pod: the name of the pod that answered. source, source_port: the client's address as the pod saw it. reached,
+    reached_port: the pod's own address.
+    """
+
+    pod: str
+    source: str
+    source_port: int
+    reached: str
+    reached_port: int
+
+
+class Nothing(Enum):
+    """No answer, and how the attempt ended."""
+
+    REFUSED = "refused"
+    TIMED_OUT = "timed out"
+    UNREACHABLE = "unreachable"
+    CUT = "cut off"
+
+
+Outcome = Answered | Nothing
+
 
 Ask = Callable[[str, int, float, str], Outcome]
-"""tcp or udp: address, port, timeout, the client's own address."""
+"""`tcp` or `udp`: address, port, timeout, the client's own address."""
 
 REFUSALS = {errno.ECONNREFUSED}
 NO_LINGER = struct.pack("ii", 1, 0)  # struct linger
@@ -29,7 +55,7 @@ NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM, 0}
 
 
 def tcp(ip: str, port: int, timeout: float = 2, source: str = "") -> Outcome:
-    """Connect and read who answers. SOURCE: the client's own address, "" for any."""
+    """Connect and read the answer. source: the client's own address, "" for any."""
     try:
         with _stream(ip, port, timeout, source) as connection:
             return _read(connection)
@@ -38,27 +64,27 @@ def tcp(ip: str, port: int, timeout: float = 2, source: str = "") -> Outcome:
 
 
 def udp(ip: str, port: int, timeout: float = 2, source: str = "") -> Outcome:
-    """Send one datagram from a new source port and read who answers."""
+    """Send one datagram from a new source port and read the answer."""
     with udp_client(ip, port, source) as client:
         return client.ask(timeout)
 
 
 @dataclass(slots=True)
 class UdpClient:
-    """A client that keeps its source port, so that connection tracking takes all its datagrams for one flow."""
+    """A client that keeps its source port, so that all its datagrams are one flow to connection tracking."""
 
     socket: socket.socket
 
     def ask(self, timeout: float = 2) -> Outcome:
-        """One datagram, one answer. A refusal of an earlier datagram counts as this one's."""
+        """Send one datagram and read one answer. A refusal of an earlier datagram counts as this one's."""
         self.socket.settimeout(timeout)
         try:
             self.socket.send(b"who\n")
             return _introduced(self.socket.recv(4096))
         except PermissionError:
-            # A rule refuses what leaves this very host: the send fails, and the reason, if any, comes to the socket.
+            # A rule refuses the packet on this very host: the send fails, and the socket may get the reason.
             waiter = select.poll()
-            waiter.register(self.socket, 0)  # errors are always told
+            waiter.register(self.socket, 0)  # errors are always reported
             waiter.poll(REASON_MS)
             return _nothing(OSError(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), ""))
         except OSError as error:
@@ -67,8 +93,8 @@ class UdpClient:
 
 @contextlib.contextmanager
 def udp_client(ip: str, port: int, source: str = "") -> Iterator[UdpClient]:
-    """A UdpClient that talks to one address and port, closed in the end."""
-    with socket.socket(address_family(ip), socket.SOCK_DGRAM) as own:
+    """A UdpClient of one address and port, closed at the end."""
+    with socket.socket(_family(ip), socket.SOCK_DGRAM) as own:
         if source:
             own.bind((source, 0))
         own.connect((ip, port))
@@ -76,19 +102,19 @@ def udp_client(ip: str, port: int, source: str = "") -> Iterator[UdpClient]:
 
 
 class Held:
-    """A TCP connection that stays open. `first` is who answered when it was made."""
+    """A TCP connection that stays open. first: the answer when it was opened."""
 
     def __init__(self, ip: str, port: int, timeout: float = 2, source: str = "") -> None:
-        """Raises OSError when there is no connection."""
+        """Raises OSError when it cannot connect."""
         self._socket = _stream(ip, port, timeout, source)
         self.first = _read(self._socket)
 
     def alive(self, timeout: float = 2) -> bool:
-        """Send a line and see it come back."""
+        """Whether a line that is sent comes back."""
         return self.failure(timeout) is None
 
     def failure(self, timeout: float = 2) -> Nothing | None:
-        """Send a line: how that fails, None when it comes back."""
+        """Send a line. Returns how that failed, None if the line came back."""
         try:
             self._socket.settimeout(timeout)
             self._socket.sendall(b"still there?\n")
@@ -100,7 +126,7 @@ class Held:
         self._socket.close()
 
     def reset(self) -> None:
-        """Close it with a reset: whoever tracks connections forgets it within seconds instead of minutes."""
+        """Close with a reset, which connection tracking forgets within seconds instead of minutes."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self._socket.close()
 
@@ -144,3 +170,7 @@ def _nothing(error: OSError) -> Nothing:
     if error.errno in NO_WAY:
         return Nothing.UNREACHABLE
     return Nothing.CUT
+
+
+def _family(ip: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in ip else socket.AF_INET

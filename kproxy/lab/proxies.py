@@ -1,4 +1,4 @@
-"""The proxy under observation: a real `kproxy run` process on a node of the lab, and a folder of manifests for it."""
+"""The proxy under test: a real `kproxy run` process on a node of the lab, and the folder of manifests it follows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 
 
 class Manifests:
-    """A folder that a proxy follows; each file is replaced at once, never half-written."""
+    """A folder that a proxy follows; files are replaced atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "manifests"
@@ -47,7 +47,7 @@ class Proxy:
 
     def __init__(self, space: Namespace, manifests: Path | None, log: Path, arguments: Sequence[str] = ()) -> None:
         self.space, self.log = space, log
-        # Not the host's lock of iptables, which all namespaces share.
+        # Not the iptables lock of the host, which all namespaces would share.
         self.environment = {"XTABLES_LOCKFILE": str(log.with_suffix(".lock"))}
         self._argv = [
             *(sys.executable, "-m", "kproxy", "run"),
@@ -58,13 +58,13 @@ class Proxy:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; it has not programmed anything yet when this returns."""
+        """Start it. It has not programmed anything yet when this returns."""
         with self.log.open("ab") as log:
             self._process = self.space.spawn(self._argv, log, self.environment)
 
     @property
     def pid(self) -> int:
-        """Its process id. Raises RuntimeError when it was not started."""
+        """Its process id. Raises RuntimeError if it was not started."""
         if self._process is None:
             raise RuntimeError("the proxy was not started")
         return self._process.pid
@@ -80,12 +80,12 @@ class Proxy:
         return self._process.wait(timeout)
 
     def await_ready(self, ready: Callable[[], bool], seconds: float = 150) -> None:
-        """Wait until READY holds; raises KernelError with the end of its log when it ends first or takes too long."""
+        """Wait until READY holds. Raises KernelError with the end of the log if that takes too long or it ends."""
         if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
             raise KernelError(f"kproxy run did not come up: {self.tail(300)}")
 
     def synced(self) -> int:
-        """How many families it has programmed at least once since it started, by its metrics."""
+        """The number of families that it has programmed since it started, according to its metrics."""
         try:
             _, _, text = self.space.call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics")
         except OSError:
@@ -99,7 +99,7 @@ class Proxy:
 
 
 def choose_backend(space: Namespace, backend: str) -> None:
-    """Leave the chain by which a kubelet says which iptables the node uses: "nft" or "legacy"."""
+    """Create the chain by which a kubelet shows which iptables the node uses: "nft" or "legacy"."""
     for command in ("iptables", "ip6tables"):
         space.run([f"{command}-{backend}", "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])
 

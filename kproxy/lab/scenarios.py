@@ -1,10 +1,10 @@
-"""What traffic must meet, whatever the proxy mode: one table of Services, and who answers whom.
+"""Scenarios: a Service with its endpoints, and the probes that say which client must be answered by whom.
 
-Each scenario is one dual-stack Service with its endpoints, at addresses and ports of its own, so that all of them can
-be alive in one cluster at once. A probe says from where and by which way a client comes, and what must become of it;
-unless it says otherwise it is made for every port of the Service, and so by TCP and by UDP.
+Each scenario is one dual-stack Service at addresses and ports of its own, so that all of them can exist in one cluster
+at once. A probe names a client, the way by which it connects, and the expected result; it is made for every port of the
+Service, and so by TCP and by UDP. kproxy.lab.scenario_table has the scenarios.
 
-The pods of the table: "a" and "b" on node1, "far" on node2, and "caller" on node1, which serves nothing.
+The pods: "a" and "b" on node1, "far" on node2, and "caller" on node1, which serves nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from kproxy.lab.clusters import BALANCER, CLIENT, Pod, node_address
-from kproxy.lab.outcomes import Nothing
+from kproxy.lab.clusters import BALANCER, Pod, node_address
+from kproxy.lab.probes import Nothing
 from kproxy.model.plans import Family, Protocol
 
 PODS = (Pod("a", 1, 11), Pod("b", 1, 12), Pod("caller", 1, 13), Pod("far", 2, 11))
@@ -24,7 +24,7 @@ ZONES = {1: "zone-1", 2: "zone-2"}
 
 
 class Via(Enum):
-    """The way to a Service."""
+    """The kind of address by which a client reaches a Service."""
 
     CLUSTER_IP = "cluster IP"
     NODE_PORT = "node port"
@@ -34,7 +34,7 @@ class Via(Enum):
 
 
 class Seen(Enum):
-    """Which source the pod sees: the client's own, one of node1's, or either (a node asks for itself)."""
+    """The source address that the pod sees: the client's own, one of node1's, or either (when node1 is the client)."""
 
     KEPT = "kept"
     REWRITTEN = "rewritten"
@@ -54,7 +54,7 @@ TCP_AND_UDP = (Port(), Port("udp", Protocol.UDP))
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One endpoint: the pod, its conditions as the slice shows them, its hints, and which slice it is in."""
+    """One endpoint: its pod, its conditions and hints in the EndpointSlice, and the number of that slice."""
 
     pod: str
     ready: bool | None = True
@@ -67,11 +67,11 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A client and what it must meet.
+    """A client and the result that it must see.
 
     source: a pod, node1, client, or client-other (the client by its second address).
-    expect: the pods of which each answers sooner or later, and no other; or why none does.
-    sticky: one of them, always the same.
+    expect: the pods that answer, each of them sooner or later and no other; or how the connection fails.
+    sticky: always the same one of them answers.
     """
 
     source: str
@@ -84,9 +84,10 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One Service. spec and status are what its manifest says beyond type, addresses and ports.
+    """One Service. spec: the fields of its manifest besides type, addresses and ports.
 
-    health: what the health check node port answers, 0 when the Service has none.
+    health: the status of its health check node port, 0 if it has none. number: its place in the table, from 1, from
+    which addresses and ports follow.
     """
 
     name: str
@@ -98,14 +99,10 @@ class Scenario:
     external_ips: bool = False
     ingress: tuple[Mapping[str, str], ...] = ()
     health: int = 0
-
-    @property
-    def number(self) -> int:
-        """Its place in the table, from 1; addresses and ports follow from it."""
-        return NUMBERS[self.name]
+    number: int = 0
 
     def address(self, via: Via, family: Family) -> str:
-        """The IP that a client uses to come by VIA."""
+        """The IP that a client connects to."""
         four = family is Family.IPV4
         match via:
             case Via.CLUSTER_IP:
@@ -200,239 +197,3 @@ def node_objects() -> list[dict[str, Any]]:
         }
         for n in (1, 2)
     ]
-
-
-LOCAL = {"externalTrafficPolicy": "Local"}
-INTERNAL_LOCAL = {"internalTrafficPolicy": "Local"}
-A, B, FAR = End("a"), End("b"), End("far")
-IP, PORT, LB, EXT, HOME = Via.CLUSTER_IP, Via.NODE_PORT, Via.BALANCER, Via.EXTERNAL_IP, Via.LOCALHOST
-KEPT, REWRITTEN = Seen.KEPT, Seen.REWRITTEN
-REFUSED, DROPPED = Nothing.REFUSED, Nothing.TIMED_OUT
-
-SCENARIOS: tuple[Scenario, ...] = (
-    Scenario(
-        "cluster-ip",
-        (A, B, FAR),
-        (
-            Probe("caller", IP, ("a", "b", "far"), KEPT),
-            Probe("node1", IP, ("a", "b", "far")),
-            Probe("client", IP, ("a", "b", "far"), REWRITTEN),
-        ),
-    ),
-    Scenario("hairpin", (A,), (Probe("a", IP, ("a",), REWRITTEN), Probe("b", IP, ("a",), KEPT))),
-    Scenario(
-        "no-endpoints",
-        (),
-        tuple(Probe(source, IP, REFUSED) for source in ("caller", "node1", "client"))
-        + tuple(Probe(source, via, REFUSED) for source in ("caller", "client") for via in (PORT, LB, EXT)),
-        type="LoadBalancer",
-        external_ips=True,
-    ),
-    Scenario(
-        "no-endpoints-policy-local",
-        (),
-        (Probe("client", PORT, REFUSED), Probe("client", LB, REFUSED), Probe("caller", IP, REFUSED)),
-        type="LoadBalancer",
-        spec=LOCAL | INTERNAL_LOCAL,
-    ),
-    Scenario(
-        "node-port",
-        (A, FAR),
-        (
-            Probe("client", PORT, ("a", "far"), REWRITTEN),
-            Probe("caller", PORT, ("a", "far"), REWRITTEN),
-            Probe("node1", PORT, ("a", "far"), REWRITTEN),
-            Probe("node1", HOME, ("a", "far"), REWRITTEN, families=(Family.IPV4,)),
-        ),
-        type="NodePort",
-    ),
-    Scenario(
-        "node-port-local",
-        (A, FAR),
-        (
-            Probe("client", PORT, ("a",), KEPT),
-            Probe("caller", PORT, ("a", "far"), KEPT),
-            Probe("node1", PORT, ("a", "far"), REWRITTEN),
-            Probe("caller", IP, ("a", "far"), KEPT),
-        ),
-        type="NodePort",
-        spec=LOCAL,
-    ),
-    Scenario(
-        "node-port-local-elsewhere",
-        (FAR,),
-        (
-            Probe("client", PORT, DROPPED),
-            Probe("caller", PORT, ("far",), KEPT),
-            Probe("node1", PORT, ("far",), REWRITTEN),
-        ),
-        type="NodePort",
-        spec=LOCAL,
-    ),
-    Scenario(
-        "load-balancer",
-        (A, FAR),
-        (
-            Probe("client", LB, ("a", "far"), REWRITTEN),
-            Probe("caller", LB, ("a", "far"), REWRITTEN),
-            Probe("node1", LB, ("a", "far"), REWRITTEN),
-        ),
-        type="LoadBalancer",
-    ),
-    Scenario(
-        "load-balancer-local",
-        (A, FAR),
-        (
-            Probe("client", LB, ("a",), KEPT),
-            Probe("caller", LB, ("a", "far"), KEPT),
-            Probe("node1", LB, ("a", "far"), REWRITTEN),
-        ),
-        type="LoadBalancer",
-        spec=LOCAL,
-        health=200,
-    ),
-    Scenario(
-        "load-balancer-local-elsewhere",
-        (FAR,),
-        (Probe("client", LB, DROPPED), Probe("caller", LB, ("far",), KEPT)),
-        type="LoadBalancer",
-        spec=LOCAL,
-        health=503,
-    ),
-    Scenario(
-        "source-ranges",
-        (A, FAR),
-        (
-            Probe("client", LB, ("a", "far"), REWRITTEN),
-            Probe("client-other", LB, DROPPED),
-            Probe("caller", LB, DROPPED),
-            Probe("client-other", PORT, ("a", "far"), REWRITTEN),
-            Probe("client-other", IP, ("a", "far"), REWRITTEN),
-        ),
-        type="LoadBalancer",
-        spec={"loadBalancerSourceRanges": [f" {CLIENT[Family.IPV4]}/32 ", f"{CLIENT[Family.IPV6]}/128"]},
-    ),
-    Scenario(
-        "source-ranges-that-hold-the-node",
-        (A,),
-        (Probe("node1", LB, ("a",), REWRITTEN), Probe("client", LB, ("a",), REWRITTEN), Probe("caller", LB, DROPPED)),
-        type="LoadBalancer",
-        spec={"loadBalancerSourceRanges": ["172.30.0.0/24", "fd00:30::/64"]},
-    ),
-    Scenario(
-        "balancer-in-mode-proxy",
-        (A, FAR),
-        (
-            Probe("caller", LB, ("balancer",), KEPT),
-            Probe("node1", LB, ("balancer",)),
-            Probe("client", PORT, ("a", "far"), REWRITTEN),
-        ),
-        type="LoadBalancer",
-        ingress=tuple({"ip": BALANCER[f], "ipMode": "Proxy"} for f in Family),
-    ),
-    Scenario(
-        "external-ip",
-        (A, FAR),
-        (
-            Probe("client", EXT, ("a", "far"), REWRITTEN),
-            Probe("caller", EXT, ("a", "far"), REWRITTEN),
-            Probe("node1", EXT, ("a", "far"), REWRITTEN),
-        ),
-        external_ips=True,
-    ),
-    Scenario(
-        "external-ip-local",
-        (A, FAR),
-        (Probe("client", EXT, ("a",), KEPT), Probe("caller", EXT, ("a", "far"), KEPT)),
-        spec=LOCAL,
-        external_ips=True,
-    ),
-    Scenario(
-        "internal-local",
-        (A, FAR),
-        (
-            Probe("caller", IP, ("a",), KEPT),
-            Probe("node1", IP, ("a",)),
-            Probe("client", IP, ("a",), REWRITTEN),
-            Probe("client", PORT, ("a", "far"), REWRITTEN),
-        ),
-        type="NodePort",
-        spec=INTERNAL_LOCAL,
-    ),
-    Scenario(
-        "internal-local-elsewhere",
-        (FAR,),
-        (Probe("caller", IP, DROPPED), Probe("client", IP, DROPPED), Probe("client", PORT, ("far",), REWRITTEN)),
-        type="NodePort",
-        spec=INTERNAL_LOCAL,
-    ),
-    Scenario(
-        "affinity",
-        (A, B, FAR),
-        (
-            Probe("caller", IP, ("a", "b", "far"), KEPT, sticky=True),
-            Probe("client", PORT, ("a", "b", "far"), REWRITTEN, sticky=True),
-            Probe("client-other", PORT, ("a", "b", "far"), REWRITTEN, sticky=True),
-        ),
-        type="NodePort",
-        spec={"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}},
-    ),
-    Scenario("not-ready", (A, End("b", ready=False, serving=False)), (Probe("caller", IP, ("a",), KEPT),)),
-    Scenario("conditions-left-out", (End("a", ready=None), FAR), (Probe("caller", IP, ("a", "far"), KEPT),)),
-    Scenario("only-not-ready", (End("b", ready=False, serving=False),), (Probe("caller", IP, REFUSED),)),
-    Scenario(
-        "terminating-beside-ready",
-        (A, End("b", ready=False, serving=True, terminating=True)),
-        (Probe("caller", IP, ("a",), KEPT),),
-    ),
-    Scenario(
-        "only-terminating",
-        (
-            End("a", ready=False, serving=True, terminating=True),
-            End("far", ready=False, serving=False, terminating=True),
-        ),
-        (Probe("caller", IP, ("a",), KEPT), Probe("client", PORT, ("a",), REWRITTEN)),
-        type="NodePort",
-    ),
-    Scenario(
-        "last-local-terminating",
-        (End("a", ready=False, serving=True, terminating=True), FAR),
-        (Probe("client", PORT, ("a",), KEPT), Probe("caller", IP, ("far",), KEPT)),
-        type="NodePort",
-        spec=LOCAL,
-    ),
-    Scenario(
-        "zone-hints",
-        (End("a", zone="zone-1"), End("b", zone="zone-2"), End("far", zone="zone-2")),
-        (Probe("caller", IP, ("a",), KEPT), Probe("client", IP, ("a",), REWRITTEN)),
-    ),
-    Scenario(
-        "zone-hints-missing-on-one",
-        (End("a", zone="zone-1"), FAR),
-        (Probe("caller", IP, ("a", "far"), KEPT),),
-    ),
-    Scenario(
-        "zone-hints-for-other-zones",
-        (End("a", zone="zone-2"), End("far", zone="zone-3")),
-        (Probe("caller", IP, ("a", "far"), KEPT),),
-    ),
-    Scenario(
-        "node-hints",
-        (End("a", zone="zone-1", node="node1"), End("far", zone="zone-1", node="node2")),
-        (Probe("caller", IP, ("a",), KEPT),),
-    ),
-    Scenario(
-        "two-slices",
-        (A, End("far", slice=2), End("a", slice=2)),
-        (Probe("caller", IP, ("a", "far"), KEPT),),
-    ),
-    Scenario(
-        "several-ports",
-        (A, FAR),
-        (Probe("caller", IP, ("a", "far"), KEPT), Probe("client", PORT, ("a", "far"), REWRITTEN)),
-        type="NodePort",
-        ports=(Port("web", port=80), Port("admin", port=9090, target=8081), Port("dns", Protocol.UDP, 53, 8081)),
-    ),
-)
-
-NUMBERS = {scenario.name: place for place, scenario in enumerate(SCENARIOS, 1)}

@@ -1,7 +1,7 @@
-"""The pods' servers: TCP and UDP, one thread for all of them, the sockets in the pods' namespaces.
+"""The pods' TCP and UDP servers: one thread for all of them, with sockets in the pods' namespaces.
 
-A TCP client is told at once who answers, as one line of JSON, and may then keep the connection: every line that it
-sends comes back. A UDP datagram is answered by the same JSON.
+A TCP client gets one line of JSON that says who answers, and may then keep the connection: every line that it sends is
+returned. A UDP datagram is answered by the same JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_CONNECTIONS = 1024
 
 
 class Servers:
-    """Start with `add`, end with `close`."""
+    """Started with `add`, ended with `close`."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -43,9 +43,9 @@ class Servers:
             self._selector.register(datagrams, selectors.EVENT_READ, partial(_answer_datagram, datagrams, pod))
 
     def hang_up(self) -> None:
-        """Reset every connection and forget it, also those whose client is gone without the pod knowing.
+        """Reset every connection, including those whose client has gone without the pod noticing.
 
-        Such a one would meet a new client that happens to have the same source port, and make it try twice.
+        A new client with the source port of such a connection would otherwise have to try twice.
         """
         self._hung_up.clear()
         self._wake.send(b"x")
@@ -67,8 +67,8 @@ class Servers:
                     if not self._woken.recv(1):
                         return
                     self._reset_all()
-                    break  # what else was ready may be closed now
-                with contextlib.suppress(OSError):  # a client that went away is its own business
+                    break  # other ready sockets may be closed now
+                with contextlib.suppress(OSError):  # the client has gone
                     key.data()
 
     def _reset_all(self) -> None:

@@ -1,4 +1,4 @@
-"""Walks a probe through the tables of iptables.
+"""Traces a probe through the tables of iptables.
 
 At each hook: raw, mangle, nat (where destinations change), filter, security, nat (where sources change).
 """
@@ -7,82 +7,82 @@ from __future__ import annotations
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
-from kproxy.trace.flows import Flow, Journey, Packet, Place
-from kproxy.trace.parsing import Chain, Tables
-from kproxy.trace.rules import Dnat, Jump, MarkSet, Plain, Redirect, Rule, SetOracle, Surroundings
-from kproxy.trace.verdicts import Affinity, Fate, Host, Memory, Outcome, Probe, Step, check_family
+from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
+from kproxy.trace.iptables_parser import Chain, Tables
+from kproxy.trace.iptables_rules import Dnat, Jump, MarkSet, MatchContext, Plain, Redirect, Rule, SetLookup
+from kproxy.trace.outcome import Affinity, AffinityEntry, Fate, Host, Outcome, Probe, Step, check_family
 
 NAT = "nat"
 TABLES = {
-    Place.PREROUTING: ("raw", "mangle", NAT),
-    Place.INPUT: ("mangle", "filter", "security", NAT),
-    Place.FORWARD: ("mangle", "filter", "security"),
-    Place.OUTPUT: ("raw", "mangle", NAT, "filter", "security"),
-    Place.POSTROUTING: ("mangle", NAT),
+    Hook.PREROUTING: ("raw", "mangle", NAT),
+    Hook.INPUT: ("mangle", "filter", "security", NAT),
+    Hook.FORWARD: ("mangle", "filter", "security"),
+    Hook.OUTPUT: ("raw", "mangle", NAT, "filter", "security"),
+    Hook.POSTROUTING: ("mangle", NAT),
 }
-DEEPEST = 64
+MAX_DEPTH = 64
 
 
-class IptablesWalker:
+class IptablesTracer:
     """The rules of one family on one host.
 
-    text: as iptables-save prints it, or `kproxy render --mode iptables`. sets: answers for ipsets; without it a rule
-    that asks for one is an error.
+    text: as printed by iptables-save or `kproxy render --mode iptables`. sets: looks up ipsets; without it a rule that
+    matches on one is an error.
     """
 
-    def __init__(self, text: str, family: Family, host: Host, sets: SetOracle | None = None) -> None:
+    def __init__(self, text: str, family: Family, host: Host, sets: SetLookup | None = None) -> None:
         self.family = family
         self._tables = Tables(text, family)
         self._host = host
         self._sets = sets or _no_sets
 
-    def walk(self, probe: Probe, affinity: Affinity | None = None) -> Outcome:
-        """What becomes of PROBE. affinity: what `recent` lists hold, as Branch.remembers has it.
+    def trace(self, probe: Probe, affinity: Affinity | None = None) -> Outcome:
+        """The outcome of PROBE. affinity: the entries of `recent` lists, as in Branch.remembers.
 
-        Raises InvalidInput when the probe is of another family, or comes by a rule that is not understood.
+        Raises InvalidInput when the probe is of another family, or reaches a rule that is not understood.
         """
         check_family(probe, self.family)
-        return _Walk(self._tables, Surroundings(self._host, affinity or {}, self._sets)).run(probe)
+        return _Trace(self._tables, MatchContext(self._host, affinity or {}, self._sets)).run(probe)
 
 
 def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:
-    raise InvalidInput(f"a rule asks for the ipset {name}, and its content was not given")
+    raise InvalidInput(f"a rule matches on the ipset {name}, whose entries were not given")
 
 
-class _Walk(Journey):
-    """One probe under way."""
+class _Trace(HookTracer):
+    """The trace of one probe."""
 
-    def __init__(self, tables: Tables, around: Surroundings) -> None:
-        super().__init__(around.host)
-        self._tables, self._around = tables, around
+    def __init__(self, tables: Tables, context: MatchContext) -> None:
+        super().__init__(context.host)
+        self._tables, self._context = tables, context
 
-    def _hook(self, place: Place, flow: Flow, nat: bool) -> list[Flow]:
-        left = [flow]
-        for table in TABLES[place]:
-            chain = self._tables.chain(table, place.name)
+    def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
+        left = [path]
+        for table in TABLES[hook]:
+            chain = self._tables.chain(table, hook.name)
             if chain and (nat or table != NAT):
                 left = [passed for each in left for passed in self._base(table, chain, each)]
         return left
 
-    def _base(self, table: str, chain: Chain, flow: Flow) -> list[Flow]:
+    def _base(self, table: str, chain: Chain, path: Path) -> list[Path]:
         passed = []
-        for after, accepted in self._chain(table, chain, flow, 0):
+        for after, accepted in self._chain(table, chain, path, 0):
             if accepted or chain.policy != "DROP":
                 passed.append(after)
             else:
-                self._end(after.by(Step(table, chain.name, "policy DROP")), Fate.DROPPED)
+                self._end(after.after(Step(table, chain.name, "policy DROP")), Fate.DROPPED)
         return passed
 
     # -- chains and rules
 
-    def _chain(self, table: str, chain: Chain, flow: Flow, depth: int) -> list[tuple[Flow, bool]]:
-        """What comes out of a chain: accepted (True), or at its end (False)."""
-        if depth > DEEPEST:
+    def _chain(self, table: str, chain: Chain, path: Path, depth: int) -> list[tuple[Path, bool]]:
+        """The paths that leave a chain, each with whether it was accepted (True) or reached the end (False)."""
+        if depth > MAX_DEPTH:
             raise InvalidInput(f"table {table}, chain {chain.name}: chains jump in a circle")
-        out: list[tuple[Flow, bool]] = []
-        inside = [flow]
-        for rule in chain.relevant(flow.packet.destination_number, flow.packet.port):
-            on: list[Flow] = []
+        out: list[tuple[Path, bool]] = []
+        inside = [path]
+        for rule in chain.relevant(path.packet.destination_number, path.packet.port):
+            on: list[Path] = []
             for each in inside:
                 missed, hit = self._met(table, chain.name, rule, each)
                 if missed:
@@ -94,53 +94,59 @@ class _Walk(Journey):
                 break
         return [*out, *((each, False) for each in inside)]
 
-    def _met(self, table: str, chain: str, rule: Rule, flow: Flow) -> tuple[Flow | None, Flow | None]:
-        """The part of the flow that the rule passes over, and the part that it takes."""
-        if not rule.holds(flow.packet, self._around):
-            return flow, None
+    def _met(self, table: str, chain: str, rule: Rule, path: Path) -> tuple[Path | None, Path | None]:
+        """The path if the rule does not match, and the path if it does; None where that is impossible."""
+        if not rule.holds(path.packet, self._context):
+            return path, None
         if rule.unknown:
             raise InvalidInput(f'table {table}, rule "-A {chain} {rule.text}": {rule.unknown}')
-        hit = flow.by(Step(table, chain, rule.text))
+        hit = path.after(Step(table, chain, rule.text))
         if rule.remembers:
-            hit = hit.remembering(Memory(rule.remembers, flow.packet.source))
+            hit = hit.remembering(AffinityEntry(rule.remembers, path.packet.source))
         if rule.chance == 1:
             return None, hit
-        return flow.part(1 - rule.chance), hit.part(rule.chance) if rule.chance else None
+        return path.part(1 - rule.chance), hit.part(rule.chance) if rule.chance else None
 
     def _follow(
-        self, table: str, rule: Rule, flow: Flow, depth: int, on: list[Flow], out: list[tuple[Flow, bool]]
+        self,
+        table: str,
+        rule: Rule,
+        path: Path,
+        depth: int,
+        on: list[Path],
+        out: list[tuple[Path, bool]],
     ) -> None:
-        """Do what the rule says; put the flow to those that go ON with the next rule, or that come OUT of the chain."""
+        """Apply the rule's target. on: paths that continue with the next rule. out: paths that leave the chain."""
         match rule.target:
             case Jump(name, goto):
-                for after, accepted in self._chain(table, self._tables[table, name], flow, depth + 1):
+                for after, accepted in self._chain(table, self._tables[table, name], path, depth + 1):
                     if accepted or goto:
                         out.append((after, accepted))
                     else:
                         on.append(after)
             case MarkSet(value, mask):
-                on.append(flow.changed(mark=flow.packet.mark & ~mask ^ value))
+                on.append(path.changed(mark=path.packet.mark & ~mask ^ value))
             case Dnat(ip, port):
-                out.append((flow.led(ip, port), True))
+                out.append((path.redirected(ip, port), True))
             case Redirect(port) as redirect:
-                out.append((flow.led(self._redirected(redirect, flow.packet), port), True))
+                out.append((path.redirected(self._redirected(redirect, path.packet), port), True))
             case Plain(name):
-                self._plain(name, flow, on, out)
+                self._plain(name, path, on, out)
 
-    def _plain(self, name: str, flow: Flow, on: list[Flow], out: list[tuple[Flow, bool]]) -> None:
+    def _plain(self, name: str, path: Path, on: list[Path], out: list[tuple[Path, bool]]) -> None:
         match name:
             case "ACCEPT":
-                out.append((flow, True))
+                out.append((path, True))
             case "RETURN":
-                out.append((flow, False))
+                out.append((path, False))
             case "MASQUERADE":
-                out.append((flow.changed(masqueraded=True), True))
+                out.append((path.changed(masqueraded=True), True))
             case "DROP":
-                self._end(flow, Fate.DROPPED)
+                self._end(path, Fate.DROPPED)
             case "REJECT":
-                self._end(flow, Fate.REJECTED)
+                self._end(path, Fate.REJECTED)
             case _:
-                on.append(flow)
+                on.append(path)
 
     def _redirected(self, target: Redirect, packet: Packet) -> str:
         ip = target.destination(packet, self._host)

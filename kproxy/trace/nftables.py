@@ -1,6 +1,6 @@
-"""Walks a probe through nftables mode's table, as values: the same that are written as text and to the kernel.
+"""Traces a probe through nftables mode's table, given as the values that are written to the kernel.
 
-Chains of one hook follow each other by priority. The table is taken to be the only one.
+Chains of one hook are passed in the order of their priority. Other tables are left out.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from kproxy.modes.nftables.render import Layout
 from kproxy.modes.nftables.text import Writer
 from kproxy.netfilter import objects
 from kproxy.netfilter.objects import Chain, Element, Field, Load, Random, Rule, Statement
-from kproxy.trace.flows import Flow, Journey, Packet, Place
-from kproxy.trace.verdicts import Affinity, Fate, Host, Memory, Outcome, Probe, Step, check_family
+from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
+from kproxy.trace.outcome import Affinity, AffinityEntry, Fate, Host, Outcome, Probe, Step, check_family
 
-DEEPEST = 16  # NFT_JUMP_STACK_SIZE
+MAX_DEPTH = 16  # NFT_JUMP_STACK_SIZE
 Key = tuple[str | int, ...]
 
 
-class NftablesWalker:
+class NftablesTracer:
     """The table of one family on one host."""
 
     def __init__(self, layout: Layout, host: Host) -> None:
-        """Raises InvalidInput when an element is given twice, or is for a set that the table does not have."""
+        """Raises InvalidInput when an element is given twice, or belongs to a set that the table does not have."""
         self.family = layout.family
         self._table = _Table(layout)
         self._host = host
 
-    def walk(self, probe: Probe, affinity: Affinity | None = None) -> Outcome:
-        """What becomes of PROBE. affinity: what the sets of clients hold, as Branch.remembers has it.
+    def trace(self, probe: Probe, affinity: Affinity | None = None) -> Outcome:
+        """The outcome of PROBE. affinity: the elements of the sets of clients, as in Branch.remembers.
 
-        Raises InvalidInput when the probe is of another family, or a rule leads to a chain or map that is not there.
+        Raises InvalidInput when the probe is of another family, or a rule names a chain or map that does not exist.
         """
         check_family(probe, self.family)
-        return _Walk(self._table, self._host, affinity or {}).run(probe)
+        return _Trace(self._table, self._host, affinity or {}).run(probe)
 
 
 class _Table:
-    """A layout, ready to be looked into."""
+    """A layout, indexed for lookups."""
 
     def __init__(self, layout: Layout) -> None:
         self.chains, self.sets = layout.chains, layout.sets
@@ -69,63 +69,63 @@ class _Table:
         return self.chains[name]
 
     def find(self, name: str, key: Key) -> Element | None:
-        """The element of a set or map that a packet's KEY meets."""
+        """The element of a set or map that matches a packet's KEY."""
         if not self.set(name).interval:
             return self._exact.get(name, {}).get(key)
         return next((e for e in self._intervals.get(name, ()) if _within(e.key, key)), None)
 
-    def words(self, rule: Rule, element: Element | None = None) -> str:
-        """A rule as nft prints it, and the element that it met."""
-        met = f" {{ {self._writer.element(element)} }}" if element else ""
-        return " ".join(self._writer.statement(statement) for statement in rule) + met
+    def text(self, rule: Rule, element: Element | None = None) -> str:
+        """A rule as nft prints it, with the element that matched."""
+        matched = f" {{ {self._writer.element(element)} }}" if element else ""
+        return " ".join(self._writer.statement(statement) for statement in rule) + matched
 
 
-def _hooks(chains: Iterable[Chain]) -> Mapping[Place, list[Chain]]:
+def _hooks(chains: Iterable[Chain]) -> Mapping[Hook, list[Chain]]:
     based = sorted(((c.base.priority, c.name, c) for c in chains if c.base), key=lambda entry: entry[:2])
-    return {place: [c for _, _, c in based if c.base and c.base.hook.value == place.value] for place in Place}
+    return {hook: [c for _, _, c in based if c.base and c.base.hook.value == hook.value] for hook in Hook}
 
 
 def _within(pattern: Key, key: Key) -> bool:
-    """Whether each part of KEY is that of PATTERN, or lies in it when that is a CIDR."""
+    """Whether each part of KEY equals that of PATTERN, or lies within it if that is a CIDR."""
     return len(pattern) == len(key) and all(
         contains(part, str(value)) if isinstance(part, str) and "/" in part else part == value
         for part, value in zip(pattern, key, strict=True)
     )
 
 
-Out = list[tuple[Flow, bool]]
+Out = list[tuple[Path, bool]]
 
 
-class _Walk(Journey):
-    """One probe under way."""
+class _Trace(HookTracer):
+    """The trace of one probe."""
 
     def __init__(self, table: _Table, host: Host, affinity: Affinity) -> None:
         super().__init__(host)
         self._table, self._affinity = table, affinity
 
-    def _hook(self, place: Place, flow: Flow, nat: bool) -> list[Flow]:
-        left = [flow]
-        for chain in self._table.hooks[place]:
+    def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
+        left = [path]
+        for chain in self._table.hooks[hook]:
             if nat or chain.base is None or chain.base.type != "nat":
                 left = [passed for each in left for passed, _ in self._chain(chain, each, 0)]
         return left
 
-    def _chain(self, chain: Chain, flow: Flow, depth: int) -> Out:
-        """What comes out of a chain: accepted (True), or at its end (False)."""
-        if depth > DEEPEST:
+    def _chain(self, chain: Chain, path: Path, depth: int) -> Out:
+        """The paths that leave a chain, each with whether it was accepted (True) or reached the end (False)."""
+        if depth > MAX_DEPTH:
             raise InvalidInput(f"chain {chain.name}: jumps are nested too deeply")
         out: Out = []
-        inside = [flow]
+        inside = [path]
         for rule in chain.rules:
-            on: list[Flow] = []
+            on: list[Path] = []
             for each in inside:
                 self._rule(chain.name, rule, each, depth, on, out)
             inside = on
         return [*out, *((each, False) for each in inside)]
 
-    def _rule(self, chain: str, rule: Rule, flow: Flow, depth: int, on: list[Flow], out: Out) -> None:
-        """Put the flow to those that go ON with the next rule, or that come OUT of the chain."""
-        going = [flow]
+    def _rule(self, chain: str, rule: Rule, path: Path, depth: int, on: list[Path], out: Out) -> None:
+        """Apply a rule. on: paths that continue with the next rule. out: paths that leave the chain."""
+        going = [path]
         for statement in rule:
             before, going = going, []
             for each in before:
@@ -133,29 +133,35 @@ class _Walk(Journey):
                     self._final(chain, rule, statement, each, depth, on, out)
                 else:
                     self._other(statement, each, going, on)
-        on.extend(each.by(self._step(chain, rule)) for each in going)
+        on.extend(each.after(self._step(chain, rule)) for each in going)
 
     def _step(self, chain: str, rule: Rule, element: Element | None = None) -> Step:
-        return Step(TABLE, chain, self._table.words(rule, element))
+        return Step(TABLE, chain, self._table.text(rule, element))
 
-    # -- statements after which the rule goes on, or not
+    # -- statements that match or change, after which the rule may continue
 
-    def _other(self, statement: objects.Match | objects.Change, flow: Flow, going: list[Flow], on: list[Flow]) -> None:
+    def _other(
+        self,
+        statement: objects.Match | objects.Change,
+        path: Path,
+        going: list[Path],
+        on: list[Path],
+    ) -> None:
         match statement:
             case objects.OneIn(count):
                 share = Fraction(1, count)
-                going.append(flow.part(share))
+                going.append(path.part(share))
                 if count > 1:
-                    on.append(flow.part(1 - share))
+                    on.append(path.part(1 - share))
             case objects.MarkSet(mask):
-                going.append(flow.changed(mark=flow.packet.mark | mask))
+                going.append(path.changed(mark=path.packet.mark | mask))
             case objects.MarkClear(mask):
-                going.append(flow.changed(mark=flow.packet.mark & ~mask))
+                going.append(path.changed(mark=path.packet.mark & ~mask))
             case objects.Update(name, key):
-                memory = _memory(name, self._fields(key, flow.packet))
-                (on if self._full(name, memory) else going).append(flow.remembering(memory))
+                memory = _affinity_entry(name, self._fields(key, path.packet))
+                (on if self._full(name, memory) else going).append(path.remembering(memory))
             case _:
-                (going if self._holds(statement, flow.packet) else on).append(flow)
+                (going if self._holds(statement, path.packet) else on).append(path)
 
     def _holds(self, statement: Statement, packet: Packet) -> bool:
         match statement:
@@ -179,16 +185,16 @@ class _Walk(Journey):
         raise InvalidInput(f"statement {statement} is not known here")
 
     def _has(self, name: str, key: Key) -> bool:
-        """Whether a set holds KEY; what the packet path put there, affinity has."""
+        """Whether a set has KEY. The elements that the packet path adds are in the affinity."""
         if self._table.set(name).timeout:
-            return self._fresh(name, _memory(name, key))
+            return self._fresh(name, _affinity_entry(name, key))
         return self._table.find(name, key) is not None
 
-    def _fresh(self, name: str, memory: Memory) -> bool:
+    def _fresh(self, name: str, memory: AffinityEntry) -> bool:
         age = self._affinity.get(memory)
         return age is not None and age < self._table.set(name).timeout
 
-    def _full(self, name: str, memory: Memory) -> bool:
+    def _full(self, name: str, memory: AffinityEntry) -> bool:
         size = self._table.set(name).size
         if not size or len(self._affinity) < size or self._fresh(name, memory):
             return False
@@ -197,28 +203,35 @@ class _Walk(Journey):
     # -- statements that end a rule
 
     def _final(
-        self, chain: str, rule: Rule, statement: objects.Final, flow: Flow, depth: int, on: list[Flow], out: Out
+        self,
+        chain: str,
+        rule: Rule,
+        statement: objects.Final,
+        path: Path,
+        depth: int,
+        on: list[Path],
+        out: Out,
     ) -> None:
         match statement:
             case objects.Lookup(key, name):
-                self._lookup(chain, rule, self._table.find(name, self._fields(key, flow.packet)), flow, depth, on, out)
+                self._lookup(chain, rule, self._table.find(name, self._fields(key, path.packet)), path, depth, on, out)
             case objects.DnatByMap(key, name):
-                self._by_map(chain, rule, key, name, flow, on, out)
+                self._by_map(chain, rule, key, name, path, on, out)
             case objects.Dnat(address, port):
-                out.append((flow.by(self._step(chain, rule)).led(address, port), True))
+                out.append((path.after(self._step(chain, rule)).redirected(address, port), True))
             case objects.Masquerade():
-                out.append((flow.by(self._step(chain, rule)).changed(masqueraded=True), True))
+                out.append((path.after(self._step(chain, rule)).changed(masqueraded=True), True))
             case objects.Reject():
-                self._end(flow.by(self._step(chain, rule)), Fate.REJECTED)
+                self._end(path.after(self._step(chain, rule)), Fate.REJECTED)
             case objects.Drop():
-                self._end(flow.by(self._step(chain, rule)), Fate.DROPPED)
+                self._end(path.after(self._step(chain, rule)), Fate.DROPPED)
             case objects.Jump(target) | objects.Goto(target):
                 leaves = isinstance(statement, objects.Goto)
-                self._enter(target, flow.by(self._step(chain, rule)), depth, out if leaves else None, on, out)
+                self._enter(target, path.after(self._step(chain, rule)), depth, out if leaves else None, on, out)
 
-    def _enter(self, target: str, flow: Flow, depth: int, end: Out | None, on: list[Flow], out: Out) -> None:
-        """Go through another chain. end: where to put what falls off its end, None for the next rule."""
-        for after, accepted in self._chain(self._table.chain(target), flow, depth + 1):
+    def _enter(self, target: str, path: Path, depth: int, end: Out | None, on: list[Path], out: Out) -> None:
+        """Pass another chain. end: where to put paths that reach its end; None for the next rule."""
+        for after, accepted in self._chain(self._table.chain(target), path, depth + 1):
             if accepted:
                 out.append((after, True))
             elif end is None:
@@ -227,27 +240,41 @@ class _Walk(Journey):
                 end.append((after, False))
 
     def _lookup(
-        self, chain: str, rule: Rule, element: Element | None, flow: Flow, depth: int, on: list[Flow], out: Out
+        self,
+        chain: str,
+        rule: Rule,
+        element: Element | None,
+        path: Path,
+        depth: int,
+        on: list[Path],
+        out: Out,
     ) -> None:
         if element is None:
-            on.append(flow)
+            on.append(path)
             return
-        flow = flow.by(self._step(chain, rule, element))
+        path = path.after(self._step(chain, rule, element))
         if not isinstance(element.data, objects.Verdict):
             raise InvalidInput(f"set {element.set}: {element.key} has no verdict")
         if element.data.chain:
-            self._enter(element.data.chain, flow, depth, out, on, out)
+            self._enter(element.data.chain, path, depth, out, on, out)
         else:
-            self._end(flow, Fate.DROPPED)
+            self._end(path, Fate.DROPPED)
 
     def _by_map(
-        self, chain: str, rule: Rule, key: tuple[Load, ...], name: str, flow: Flow, on: list[Flow], out: Out
+        self,
+        chain: str,
+        rule: Rule,
+        key: tuple[Load, ...],
+        name: str,
+        path: Path,
+        on: list[Path],
+        out: Out,
     ) -> None:
-        """Each number that may be drawn is a branch of its own."""
-        choices = [self._values(load, flow.packet) for load in key]
+        """Translate by a map. Each random number is a path of its own."""
+        choices = [self._values(load, path.packet) for load in key]
         combined = list(product(*choices))
         for values in combined:
-            part = flow.part(Fraction(1, len(combined))) if len(combined) > 1 else flow
+            part = path.part(Fraction(1, len(combined))) if len(combined) > 1 else path
             element = self._table.find(name, values)
             if element is None:
                 on.append(part)
@@ -255,10 +282,10 @@ class _Walk(Journey):
             if not isinstance(element.data, tuple) or isinstance(element.data, objects.Verdict):
                 raise InvalidInput(f"set {name}: {element.key} has no address and port")
             ip, port = element.data
-            out.append((part.by(self._step(chain, rule, element)).led(str(ip), int(port)), True))
+            out.append((part.after(self._step(chain, rule, element)).redirected(str(ip), int(port)), True))
 
     def _fields(self, key: Iterable[Load], packet: Packet) -> Key:
-        """A number that is drawn from one alone is that one."""
+        """The values of a key; a random number out of one is that one."""
         return tuple(load.offset if isinstance(load, Random) else _field(load, packet) for load in key)
 
     def _values(self, load: Load, packet: Packet) -> list[str | int]:
@@ -267,10 +294,10 @@ class _Walk(Journey):
         return [_field(load, packet)]
 
 
-def _memory(name: str, key: Key) -> Memory:
-    """A key of a set that the packet path fills, which begins with the client."""
+def _affinity_entry(name: str, key: Key) -> AffinityEntry:
+    """The affinity entry for a key of a set that the packet path fills; the key begins with the client."""
     client, *rest = map(str, key)
-    return Memory(name, client, " . ".join(rest))
+    return AffinityEntry(name, client, " . ".join(rest))
 
 
 def _field(field: Field, packet: Packet) -> str | int:

@@ -1,76 +1,90 @@
-"""The daemon's side of the forwarder: starts its processes, tells them what to listen for, and notices their end."""
+"""The daemon's side of the forwarder: starts its workers, passes changes of listeners to them, and restarts them.
+
+Both families' threads use it, and the one that serves metrics. A worker that does not answer holds up only the thread
+that asks it (for ANSWER_TIMEOUT, after which all workers are restarted); the others are told that the forwarder is busy
+after BUSY_AFTER, and do without.
+"""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
-from typing import TypeVar
-
-import msgspec
+from collections.abc import Iterator, Mapping
 
 from kproxy import logs
 from kproxy.errors import KernelError
 from kproxy.model.plans import Family
-from kproxy.modes.userspace.listeners import Listener, ListenerKey, Statistics
+from kproxy.modes.userspace.listeners import ForwarderBusy, Listener, ListenerKey, Statistics
 from kproxy.modes.userspace.messages import Settings
-from kproxy.modes.userspace.workers import Workers
+from kproxy.modes.userspace.worker_processes import AnswerOverdue, WorkerError, WorkerProcesses
 
-SLICE = 64  # changes in one request; the processes forward between two of them
-GONE = "the forwarder's process has ended"
-
-T = TypeVar("T")
+BUSY_AFTER = 0.4  # seconds without an answer to somebody else's request
+STATISTICS_TIMEOUT = 1.0  # seconds
+POLL = 0.05  # seconds
+ENDED = "the forwarder's process has ended"
 
 log = logs.get("userspace")
 
 
 class ForwarderProcess:
-    """As listeners.Forwarder. The processes run in the network namespace of the thread that makes them start."""
+    """The Forwarder. Its processes run in the network namespace of the thread that makes them start.
+
+    The lock is held for one request to the workers at a time.
+    """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        """Nothing is started yet; the first `update` does that."""
+        """Starts nothing yet; the first `update` does."""
         self._settings = settings if settings is not None else Settings()
         self._lock = threading.Lock()
-        self._workers: Workers | None = None
+        self._workers: WorkerProcesses | None = None
         self._listening: dict[Family, set[ListenerKey]] = {family: set() for family in Family}
-        self._lost: set[Family] = set()
+        self._lost: set[Family] = set()  # families whose listeners were lost and that were not told yet
         self._closed = False
 
     def update(self, family: Family, changes: Mapping[ListenerKey, Listener | None]) -> Mapping[ListenerKey, int | str]:
-        """As listeners.Forwarder.update."""
-        with self._lock:
+        with self._exclusive():
             workers = self._running(family)
-            answer: dict[ListenerKey, int | str] = {}
-            rest = iter(changes.items())
-            while part := dict(itertools.islice(rest, SLICE)):
-                answer |= self._update(workers, family, part)
-            return answer
+            try:
+                with self._losing():
+                    found = workers.update(family, dict(changes))
+            except KernelError:
+                self._lost.discard(family)  # this error tells it
+                raise
+            opened = {key for key, port in found.items() if isinstance(port, int)}
+            self._listening[family] -= changes.keys() - opened
+            self._listening[family] |= opened
+            return found
 
-    def alive(self) -> bool:
-        """As listeners.Forwarder.alive."""
-        if self._closed or self._lost:
+    def alive(self, family: Family) -> bool:
+        if self._closed or family in self._lost:
             return False
         workers = self._workers
-        return workers is None or workers.run() or not any(self._listening.values())
+        return not self._listening[family] or (workers is not None and workers.running())
 
     def statistics(self) -> Statistics:
-        """As listeners.Forwarder.statistics; before the first `update` nothing was counted."""
-        with self._lock:
-            if self._workers is None:
+        with self._exclusive():
+            workers = self._workers
+            if workers is None:
                 if self._closed or self._lost:
-                    raise KernelError(GONE)
+                    raise KernelError(ENDED)
                 return Statistics()
-            return self._asking(self._workers.count)
+            with self._losing():
+                try:
+                    return workers.count(STATISTICS_TIMEOUT)
+                except AnswerOverdue as error:  # costs this reading only
+                    raise ForwarderBusy(str(error)) from error
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The processes' ids, none before they were started or after they were found to have ended."""
+        """The processes' ids; none before they were started or after they were found to have ended."""
         workers = self._workers
         return workers.pids if workers is not None else ()
 
     def close(self) -> None:
-        """As listeners.Forwarder.close. May be called again."""
+        """May be called again, and while other threads wait for an answer: they get an error at once."""
         self._closed = True
+        if (workers := self._workers) is not None:
+            workers.kill()
         with self._lock:
             if self._workers is not None:
                 self._workers.end()
@@ -78,45 +92,46 @@ class ForwarderProcess:
 
     # ---- inside
 
-    def _running(self, family: Family) -> Workers:
+    @contextlib.contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the lock. Raises ForwarderBusy when whoever has it waits for an answer that does not come."""
+        while not self._lock.acquire(timeout=POLL):
+            workers = self._workers
+            if workers is not None and workers.unanswered_for() > BUSY_AFTER:
+                raise ForwarderBusy("the forwarder is busy: it does not answer another request")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _running(self, family: Family) -> WorkerProcesses:
         if self._closed:
             raise KernelError("the forwarder was closed")
-        if self._workers is not None and not self._workers.run():
-            self._lose()
+        if self._workers is not None and not self._workers.running():
+            self._lose("it ended")
         if family in self._lost:
             self._lost.discard(family)
-            raise KernelError(GONE)
+            raise KernelError(ENDED)
         if self._workers is None:
-            self._workers = Workers(self._settings)
+            self._workers = WorkerProcesses(self._settings)
             log.v(2).info("Forwarder started", pids=self._workers.pids)
         return self._workers
 
-    def _update(
-        self, workers: Workers, family: Family, part: dict[ListenerKey, Listener | None]
-    ) -> dict[ListenerKey, int | str]:
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """End all workers when one of them fails, as it is not known what they did of the request."""
         try:
-            made = self._asking(lambda: workers.update(family, part))
-        except KernelError:
-            self._lost.discard(family)  # this error tells it
-            raise
-        opened = {key for key, port in made.items() if isinstance(port, int)}
-        self._listening[family] -= part.keys() - opened
-        self._listening[family] |= opened
-        return made
+            yield
+        except WorkerError as error:
+            self._lose(str(error))
+            raise KernelError(f"{ENDED}: {error}") from error
 
-    def _asking(self, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        except (OSError, msgspec.MsgspecError) as error:
-            # Whatever they did or did not do, nothing of it is left.
-            self._lose()
-            raise KernelError(f"{GONE}: {error}" if str(error) else GONE) from error
-
-    def _lose(self) -> None:
+    def _lose(self, why: str) -> None:
         assert self._workers is not None
         pids = self._workers.pids
         log.error(
             "The forwarder's process has ended, and its connections with it; another is started",
+            why=why,
             pids=pids,
             statuses=self._workers.end(),
         )

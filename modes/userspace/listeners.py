@@ -1,7 +1,7 @@
-"""The values between userspace mode's rules and its forwarder: what is listened for, and where it leads. Pure.
+"""The interface between userspace mode's rules and its forwarder: listeners as values. Pure.
 
 A Service port has one listener for each list of endpoints that some of its traffic may reach (policy Cluster, policy
-Local); each listens on a proxy port of its own, to which the portal rules lead.
+Local). Each listens on a proxy port of its own, to which the portal rules redirect.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from kproxy.errors import KernelError
 from kproxy.model.plans import Endpoint, Family, PortKey
 
 
@@ -23,14 +24,14 @@ class Reach(StrEnum):
 
 
 class ListenerKey(NamedTuple):
-    """Names one listener within one IP family."""
+    """Identifies a listener within one IP family."""
 
     key: PortKey
     reach: Reach
 
 
 class Listener(msgspec.Struct, frozen=True, gc=False):
-    """What a listener does. endpoints: in the plan's order, never empty. affinity_seconds: 0 without affinity."""
+    """What a listener forwards to. endpoints: in the plan's order, never empty. affinity_seconds: 0 for none."""
 
     family: Family
     endpoints: tuple[Endpoint, ...]
@@ -38,12 +39,13 @@ class Listener(msgspec.Struct, frozen=True, gc=False):
 
 
 class Statistics(msgspec.Struct, frozen=True):
-    """Counted since the forwarder started, but for what is open now.
+    """The forwarder's counters, since it started.
 
-    connections, sessions: TCP connections and UDP sessions that are open. accepted: TCP connections taken.
-    bytes_in, bytes_out: towards endpoints, towards clients. retries: endpoints that were skipped because they refused
-    or did not answer in time. refused: connections that were given up, by reason ("no-endpoint": none would have them,
-    "descriptors": the process has no file descriptor left). reset: cut off when the drain time was over.
+    connections, sessions: TCP connections and UDP sessions that are open now. accepted: TCP connections accepted.
+    bytes_in, bytes_out: towards endpoints, towards clients. retries: endpoints skipped because they refused or did not
+    answer in time. refused: connections given up, by reason ("no-endpoint": no endpoint accepted, "descriptors": the
+    process has no file descriptor left, "not-translated": the client connected to the proxy port itself,
+    "internal-error": an unexpected exception). reset: connections cut off at the end of the drain time.
     """
 
     connections: int = 0
@@ -56,29 +58,34 @@ class Statistics(msgspec.Struct, frozen=True):
     reset: int = 0
 
 
+class ForwarderBusy(KernelError):
+    """The forwarder does not answer at present. Nothing was changed and nothing was lost; try again later."""
+
+
 class Forwarder(Protocol):
-    """Listens and forwards, in processes of its own. Used by several threads."""
+    """Listens and forwards, in processes of its own. Used by several threads at any time."""
 
     def update(self, family: Family, changes: Mapping[ListenerKey, Listener | None]) -> Mapping[ListenerKey, int | str]:
-        """Make these listeners what they should be; None closes one. All others stay as they are.
+        """Open or change these listeners; None closes one. All others stay as they are.
 
-        Returns for each that was not closed its proxy port, which stays the same as long as it listens, or why it
-        cannot be had (one line; it does not listen then). Connections that are open stay open: those to endpoints that
-        left until the drain time is over. The first call starts the forwarder.
+        One request to every worker, which forwards nothing meanwhile: at most some 64 changes.
+        Returns for each that was not closed its proxy port, which stays the same for as long as it listens, or the
+        reason why it does not listen (one line). Open connections stay open, those to endpoints that were removed until
+        the drain time is over. The first call starts the forwarder.
 
-        Raises KernelError when the forwarder is gone, or cannot be started. It knows of no listener any more then, and
-        nothing of these changes was made. Each family whose listeners were lost is told so once; the family's next call
-        begins afresh, in a new process, and has to set up all of its listeners again.
+        Raises ForwarderBusy. Raises any other KernelError when the forwarder has ended or cannot be started: then it
+        has no listeners any more. Each family that had some gets this error once; its next call is served by new
+        processes, and it has to open all of its listeners again.
         """
 
-    def alive(self) -> bool:
-        """Cheap: whether all listeners that were set up still listen; true before the first of them.
+    def alive(self, family: Family) -> bool:
+        """Whether all listeners that a family opened still listen; true if it has none. Cheap.
 
-        False from the loss of them until `update` has told every family that had some.
+        False from their loss until `update` has raised its error for this family.
         """
 
     def statistics(self) -> Statistics:
-        """What was counted. Raises KernelError when the forwarder does not answer."""
+        """The counters; all zero before the first `update`. Raises KernelError when the forwarder does not answer."""
 
     def close(self) -> None:
-        """End it, and with it every connection."""
+        """End the forwarder, and with it every connection."""

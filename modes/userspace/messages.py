@@ -1,6 +1,7 @@
-"""What the daemon and its forwarder process say to each other, and how it lies on the wire. Pure.
+"""The control protocol between the daemon and its forwarder's workers. Pure.
 
-Each message is MessagePack behind its length in four bytes. The daemon asks and the process answers, in order.
+Each message is MessagePack, preceded by its length in four bytes. The daemon sends requests, and a worker answers them
+in order.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from kproxy.model.plans import Family
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Statistics
 
 LENGTH = struct.Struct("!I")
+MAX_BYTES = 1 << 28
+"""More than any message has: some 64 listeners with all their endpoints."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How the forwarder works. All times are seconds.
+    """The forwarder's settings. All times are seconds.
 
-    port_range: the first and the last proxy port (KubeProxyConfiguration.proxy_ports); (0, 0) lets the kernel choose.
-    udp_idle_seconds: a UDP session ends when no datagram passed for that long (the
-    original's default). drain_seconds: how long connections to an endpoint that left, or of a listener that was
-    closed, may go on. connect_seconds: how long the first, second, ... endpoint tried for a connection may take to
-    answer; later ones have as long as the last of them, and so has the only endpoint that is left to try, for which
-    waiting is better than giving up. translated_only: refuse TCP connections whose destination no portal rule changed:
-    somebody connected to the proxy port itself, past the rules' source ranges. descriptors: use no more file
-    descriptors than that, 0 for what a process may have. workers: processes that share the work, 0 for one a core,
-    but no more than four. log_format, verbosity: as kproxy.logs.setup.
+    port_range: first and last proxy port (KubeProxyConfiguration.proxy_ports); (0, 0) lets the kernel choose.
+    udp_idle_seconds: a UDP session ends after so long without a datagram. drain_seconds: how long connections may
+    continue after their endpoint was removed or their listener closed. connect_seconds: timeouts of the first, second,
+    ... endpoint that is tried for a connection. Later ones have the last timeout, and so has the only endpoint left to
+    try, for which waiting is better than giving up. translated_only: refuse TCP connections that no portal rule
+    redirected: the client connected to the proxy port itself and so bypassed the source ranges. descriptors: the most
+    file descriptors to use, 0 for the process's limit. workers: number of processes, 0 for one per core but four at
+    most. log_format, verbosity: as for kproxy.logs.setup.
     """
 
     port_range: tuple[int, int] = (0, 0)
@@ -43,16 +45,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
-    """Make this listener so, or close it where `listener` is None.
+    """Open or change a listener, or close it if `listener` is None.
 
-    port: where it is to listen when it does not yet, 0 for a port of its own choice. turn: the place of its turn in
-    the memory that all workers share.
+    port: where to open it, 0 for any port. counter: index of its round-robin counter in the memory that all workers
+    share.
     """
 
     key: ListenerKey
     listener: Listener | None
     port: int = 0
-    turn: int = 0
+    counter: int = 0
 
 
 class Update(msgspec.Struct, frozen=True, tag=True):
@@ -67,7 +69,7 @@ class Count(msgspec.Struct, frozen=True, tag=True):
 
 
 class Updated(msgspec.Struct, frozen=True, tag=True):
-    """For each change, in order: the proxy port, why there is none, or None where it was closed."""
+    """For each change, in order: the proxy port, the reason why there is none, or None if it was closed."""
 
     ports: list[int | str | None]
 
@@ -78,31 +80,34 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
 
 Request = Update | Count
 Answer = Updated | Counted
-Ask = msgspec.msgpack.Decoder(Request)
+requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 T = TypeVar("T")
 
 
-def packed(message: Request | Answer) -> bytes:
-    """MESSAGE as it goes over the wire."""
+def encode(message: Request | Answer) -> bytes:
+    """MESSAGE as it is sent."""
     body = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(body)) + body
 
 
 class Messages(Generic[T]):
-    """Cuts a stream of bytes into messages."""
+    """Splits a stream of bytes into messages."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[T]) -> None:
         self._decoder = decoder
-        self._left = bytearray()
+        self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[T]:
-        """The messages that are complete with DATA. Raises msgspec.MsgspecError for one that is none."""
-        self._left += data
-        while len(self._left) >= LENGTH.size:
-            (size,) = LENGTH.unpack_from(self._left)
-            if len(self._left) < LENGTH.size + size:
+        """The messages that DATA completes. Raises msgspec.MsgspecError for bytes that are not a message."""
+        self._buffer += data
+        while len(self._buffer) >= LENGTH.size:
+            (size,) = LENGTH.unpack_from(self._buffer)
+            if size > MAX_BYTES:
+                raise msgspec.DecodeError(f"a message of {size} bytes")
+            if len(self._buffer) < LENGTH.size + size:
                 return
-            body = bytes(self._left[LENGTH.size : LENGTH.size + size])
-            del self._left[: LENGTH.size + size]
+            body = bytes(self._buffer[LENGTH.size : LENGTH.size + size])
+            del self._buffer[: LENGTH.size + size]
             yield self._decoder.decode(body)

@@ -1,6 +1,6 @@
-"""One family's outcome as text and as values, for `render`. Pure.
+"""One family's rules and listeners as text and as values, for `kproxy render`. Pure.
 
-Proxy ports are chosen when listeners are opened, and no two runs need to choose alike: here they are counted up.
+The forwarder allocates proxy ports when it opens listeners; here they are numbered in order.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ FIRST_PORT = 40_000
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One listener and the proxy port that it would have."""
+class NumberedListener:
+    """One listener and its proxy port."""
 
     key: PortKey
     reach: Reach
@@ -34,19 +34,19 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a node has in one family: rules as iptables-save text, the listeners that they lead to, what is unserved."""
+    """A node's rules as iptables-save text, its listeners, and the reasons for which ports are not served."""
 
     rules: str
-    listeners: tuple[Shown, ...]
+    listeners: tuple[NumberedListener, ...]
     unserved: tuple[str, ...]
 
     def native(self) -> str:
-        """What iptables-restore loads, with the listeners in comments behind it."""
+        """Text for iptables-restore, followed by the listeners as comments."""
         notes = ["Listeners; their proxy ports are chosen at run time", *map(str, self.listeners), *self.unserved]
         return self.rules + "".join(f"# {note}\n" for note in notes)
 
     def json(self) -> dict[str, object]:
-        """For --format json: rules, listeners."""
+        """For --format json."""
         return {
             "rules": self.rules,
             "listeners": [
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def outcome(plans: Iterable[tuple[PortKey, ServicePlan]], settings: Settings, first_port: int) -> Outcome:
-    """Everything at once; proxy ports from `first_port` on, in the order of the ports' names."""
+    """One family's outcome, with proxy ports from `first_port` on, in the order of the Service ports' names."""
     ordered = sorted(plans)
     shown = tuple(_numbered(ordered, first_port))
     numbers = {(one.key, one.reach): one.port for one in shown}
@@ -76,8 +76,8 @@ def outcome(plans: Iterable[tuple[PortKey, ServicePlan]], settings: Settings, fi
     return Outcome(rules, shown, tuple(why for _, plan in ordered if (why := unserved(plan))))
 
 
-def _numbered(plans: Iterable[tuple[PortKey, ServicePlan]], first_port: int) -> Iterator[Shown]:
+def _numbered(plans: Iterable[tuple[PortKey, ServicePlan]], first_port: int) -> Iterator[NumberedListener]:
     for key, plan in plans:
         for reach, listener in listeners(plan).items():
-            yield Shown(key, reach, first_port, listener)
+            yield NumberedListener(key, reach, first_port, listener)
             first_port += 1

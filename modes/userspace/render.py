@@ -1,8 +1,9 @@
-"""Rules of userspace mode, as pure text: portals that lead to the proxy ports of a Service port's listeners.
+"""Renders userspace mode's rules: portals, which redirect a Service port's traffic to its proxy ports. Pure.
 
-Traffic from containers (PREROUTING) is redirected to the address at which it came in, the node's own traffic (OUTPUT)
-to one address of the node. What must not get through meets the filter rules of iptables mode. A proxy port takes only
-what a portal led to it: it would know nothing of source ranges and policies, nor that a cluster IP is no node port.
+Traffic from pods and other machines (PREROUTING) is redirected to the address at which it came in, the node's own
+traffic (OUTPUT) to one address of the node. What must not get through is stopped by iptables mode's filter rules. A
+proxy port accepts only what a portal redirected to it; otherwise clients could bypass source ranges and policies, and
+reach cluster IPs from outside.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from msgspec.structs import replace
 
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan, address_port
-from kproxy.modes.userspace import names
 from kproxy.modes.userspace.listeners import Listener, Reach
 from kproxy.modes.xtables.names import FIREWALL
 from kproxy.modes.xtables.rules import (
@@ -31,19 +31,28 @@ from kproxy.modes.xtables.rules import (
     jump,
 )
 
+# Chains, as kube-proxy named them up to 1.25; it had no PROXY_PORTS. Others are in kproxy.modes.xtables.names.
+PORTALS_CONTAINER = "KUBE-PORTALS-CONTAINER"
+PORTALS_HOST = "KUBE-PORTALS-HOST"
+NODEPORT_CONTAINER = "KUBE-NODEPORT-CONTAINER"
+NODEPORT_HOST = "KUBE-NODEPORT-HOST"
+NODEPORT_NON_LOCAL = "KUBE-NODEPORT-NON-LOCAL"
+PROXY_PORTS = "KUBE-PROXY-PORTS"
+
+# Comments of the jumps to them.
 PORTALS = "handle ClusterIPs; NOTE: this must be before the NodePort rules"
 NODE_PORTS = "handle service NodePorts; NOTE: this must be the last rule in the chain"
 NON_LOCAL = "Ensure that non-local NodePort traffic can flow"
-DIRECT = "kubernetes proxy ports are for what portals lead to them"
-NOT_LED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
+TO_PROXY_PORTS = "kubernetes proxy ports are for what portals lead to them"
+NOT_REDIRECTED = "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All that rules depend on besides the plans and their proxy ports.
+    """Everything that the rules depend on besides the plans and their proxy ports.
 
-    node_ip: where the node's own traffic is led to, an address that this host really has.
-    localhost_node_ports: node ports answer on loopback addresses too, of either family; that needs no sysctl here.
+    node_ip: the address to which the node's own traffic is redirected; this host must really have it.
+    localhost_node_ports: whether node ports answer on loopback addresses of either family; that needs no sysctl here.
     """
 
     family: Family
@@ -54,7 +63,7 @@ class Settings:
 
 
 class Portal(msgspec.Struct, frozen=True, gc=False):
-    """A plan, and the proxy port of its listener for each policy; 0 where it has none."""
+    """A plan, and the proxy port of its listener for each policy; 0 if it has none."""
 
     plan: ServicePlan
     cluster: int = 0
@@ -64,13 +73,13 @@ class Portal(msgspec.Struct, frozen=True, gc=False):
         return self.cluster if reach is Reach.CLUSTER else self.local
 
 
-# ---------------------------------------------------------------- what listens
+# ---------------------------------------------------------------- listeners
 
 
 def listeners(plan: ServicePlan) -> dict[Reach, Listener]:
     """The listeners that a Service port needs: one for each list of endpoints that some of its traffic may reach.
 
-    None for SCTP, which a process cannot take over as it can TCP and UDP: its associations carry addresses.
+    None for SCTP, which a process cannot relay as it can TCP and UDP: its associations carry addresses.
     """
     if plan.protocol is Protocol.SCTP:
         return {}
@@ -80,7 +89,7 @@ def listeners(plan: ServicePlan) -> dict[Reach, Listener]:
 
 
 def unserved(plan: ServicePlan) -> str:
-    """Why the port cannot be served in this mode at all, as one line; "" when it can."""
+    """The reason why this mode cannot serve the port, as one line; "" if it can."""
     if plan.protocol is Protocol.SCTP and plan.has_endpoints:
         return f"{plan.key}: SCTP is not forwarded in userspace mode; its clients are refused"
     return ""
@@ -88,7 +97,7 @@ def unserved(plan: ServicePlan) -> str:
 
 def _served_by(plan: ServicePlan) -> dict[Reach, tuple[Endpoint, ...]]:
     outside = plan.externally_accessible
-    # Pods and the node itself may go anywhere, also by way of an address whose outside traffic stays here.
+    # Pods and the node itself may reach any endpoint, also through an address with external policy Local.
     cluster = plan.cluster if outside or not plan.internal_local else ()
     local = plan.local if plan.internal_local or (outside and plan.external_local) else ()
     found = {Reach.CLUSTER: cluster, Reach.LOCAL: local}
@@ -96,8 +105,7 @@ def _served_by(plan: ServicePlan) -> dict[Reach, tuple[Endpoint, ...]]:
 
 
 def _without_missing(portal: Portal) -> ServicePlan:
-    """The plan as far as it is served: without the endpoints that no listener leads to, and without endpoints at all
-    when there is no listener though there should be."""
+    """The plan as far as it is served: without the endpoints of listeners that are missing."""
     plan = portal.plan
     if all(portal.port(reach) for reach in _served_by(plan)):
         return plan
@@ -109,13 +117,13 @@ def _without_missing(portal: Portal) -> ServicePlan:
 
 
 def render_port(portal: Portal, settings: Settings) -> Fragment:
-    """The rules that one Service port needs."""
+    """The rules of one Service port."""
     port = _Port(portal, settings)
     return Fragment(tuple(port.chains()), tuple(port.shared()))
 
 
 class _Port:
-    """One port's rules while they are written; only to share the names that every part needs."""
+    """Renders one port's rules; a class only so that its parts share the names that they need."""
 
     __slots__ = ("_plan", "_portal", "_rules", "_settings")
 
@@ -133,7 +141,7 @@ class _Port:
         yield from self._rules.filtering()
 
     def chains(self) -> Iterator[Chain]:
-        """For policy Local, where the order of rules counts: pods may go anywhere, all others only here."""
+        """The chain of external policy Local, where rules have an order: pods reach any endpoint, others local ones."""
         if not self._splits:
             return
         pods, to = self._settings.detect_local, f"{self._rules.name} external destinations"
@@ -153,7 +161,7 @@ class _Port:
         for ip in plan.external_ips:
             yield from self._address(ip, "external IP", inward, host)
         ranges = plan.source_ranges if self._rules.firewalled else ("",)
-        # A load balancer may make its IP an address of the node, whose own traffic then carries it as source.
+        # A load balancer may assign its IP to the node, whose own traffic then has it as source address.
         own = tuple(f"{ip}/{self._rules.width}" for ip in plan.load_balancer_ips if plan.node_in_source_ranges)
         for ip in plan.load_balancer_ips:
             for source in ranges:
@@ -165,40 +173,40 @@ class _Port:
         if not self._plan.node_port:
             return
         match = self._rules.at_port(self._plan.node_port, self._rules.name)
-        for chain, target in ((names.NODEPORT_CONTAINER, self._inward()), (names.NODEPORT_HOST, self._outward())):
+        for chain, target in ((NODEPORT_CONTAINER, self._inward()), (NODEPORT_HOST, self._outward())):
             if target:
                 yield SharedRule("nat", chain, f"{match} -j {target}")
-        for number in self._taking():
+        for number in self._outside_ports():
             match = self._rules.at_port(number, self._rules.name)
-            yield SharedRule("filter", names.NODEPORT_NON_LOCAL, f"{match} {NEW} -j ACCEPT")
+            yield SharedRule("filter", NODEPORT_NON_LOCAL, f"{match} {NEW} -j ACCEPT")
 
     def _proxy_ports(self) -> Iterator[SharedRule]:
         for number in (self._portal.cluster, self._portal.local):
             if number:
                 match = self._rules.at_port(number, f"{self._rules.name} proxy port")
-                yield SharedRule("filter", names.PROXY_PORTS, f"{match} -j REJECT")
+                yield SharedRule("filter", PROXY_PORTS, f"{match} -j REJECT")
 
-    # -- where it leads
+    # -- targets
 
     @property
     def _splits(self) -> bool:
-        """Outside traffic is led by its source: pods' traffic elsewhere than others'."""
+        """Whether traffic to outside addresses is redirected by its source: pods' traffic and others' differently."""
         local = self._plan.externally_accessible and self._plan.external_local
         return local and bool(self._settings.detect_local) and bool(self._portal.cluster)
 
     def _inward(self) -> str:
-        """The target for what comes from containers and other machines to an outside address; "" for none."""
+        """The target of traffic from pods and other machines to an outside address; "" for none."""
         if self._splits:
             return self._rules.chains.external
         number = self._portal.port(Reach.LOCAL if self._plan.external_local else Reach.CLUSTER)
         return _redirect(number) if number else ""
 
     def _outward(self) -> str:
-        """The target for the node's own traffic to an outside address, which may go anywhere."""
+        """The target of the node's own traffic to an outside address, which may reach any endpoint."""
         return self._dnat(self._portal.cluster) if self._portal.cluster else ""
 
-    def _taking(self) -> Iterator[int]:
-        """The proxy ports that take what comes to an outside address."""
+    def _outside_ports(self) -> Iterator[int]:
+        """The proxy ports that traffic to outside addresses is redirected to."""
         if self._portal.cluster and (self._splits or not self._plan.external_local):
             yield self._portal.cluster
         if self._portal.local and self._plan.external_local:
@@ -207,7 +215,7 @@ class _Port:
     # -- wording
 
     def _address(self, ip: str, kind: str, container: str, host: str, source: str = "") -> Iterator[SharedRule]:
-        for chain, target in ((names.PORTALS_CONTAINER, container), (names.PORTALS_HOST, host)):
+        for chain, target in ((PORTALS_CONTAINER, container), (PORTALS_HOST, host)):
             if target:
                 rule = self._rules.to(ip, f"{self._rules.name} {kind}", target, source)
                 yield SharedRule("nat", chain, rule)
@@ -227,41 +235,41 @@ def _redirect(number: int) -> str:
 
 
 def render_base(settings: Settings) -> Base:
-    """The chains and jumps that a node needs whatever its Services are."""
-    nat = (names.PORTALS_CONTAINER, names.PORTALS_HOST, names.NODEPORT_CONTAINER, names.NODEPORT_HOST)
+    """The chains and jumps that a node needs independently of its Services."""
+    nat = (PORTALS_CONTAINER, PORTALS_HOST, NODEPORT_CONTAINER, NODEPORT_HOST)
     shared = {
         **filter_chains(),
-        ("filter", names.NODEPORT_NON_LOCAL): (),
-        ("filter", names.PROXY_PORTS): (),
+        ("filter", NODEPORT_NON_LOCAL): (),
+        ("filter", PROXY_PORTS): (),
         **{("nat", chain): () for chain in nat},
     }
     # iptables mode may have set route_localnet, which lasts until the node restarts.
     guard = (GUARD,) if settings.family is Family.IPV4 else ()
     jumps = filter_jumps()
     jumps["filter", "INPUT"] += (
-        jump(DIRECT, names.PROXY_PORTS, NOT_LED),
-        jump(NON_LOCAL, names.NODEPORT_NON_LOCAL),
+        jump(TO_PROXY_PORTS, PROXY_PORTS, NOT_REDIRECTED),
+        jump(NON_LOCAL, NODEPORT_NON_LOCAL),
     )
-    jumps["nat", "PREROUTING"] = (jump(PORTALS, names.PORTALS_CONTAINER), *_containers(settings))
-    jumps["nat", "OUTPUT"] = (jump(PORTALS, names.PORTALS_HOST), *_host(settings))
+    jumps["nat", "PREROUTING"] = (jump(PORTALS, PORTALS_CONTAINER), *_containers(settings))
+    jumps["nat", "OUTPUT"] = (jump(PORTALS, PORTALS_HOST), *_host(settings))
     return Base({}, shared, {("filter", FIREWALL): guard}, jumps)
 
 
 def _containers(settings: Settings) -> Iterator[str]:
-    """What comes to a loopback address never comes from elsewhere."""
+    """The jumps for pods and other machines, which never send to a loopback address."""
     if settings.node_port_addresses.match_all:
-        yield jump(NODE_PORTS, names.NODEPORT_CONTAINER, "-m addrtype --dst-type LOCAL")
+        yield jump(NODE_PORTS, NODEPORT_CONTAINER, "-m addrtype --dst-type LOCAL")
     for address in _addresses(settings, loopback=False):
-        yield jump(NODE_PORTS, names.NODEPORT_CONTAINER, address)
+        yield jump(NODE_PORTS, NODEPORT_CONTAINER, address)
 
 
 def _host(settings: Settings) -> Iterator[str]:
     if settings.node_port_addresses.match_all:
         loopback = "127.0.0.0/8" if settings.family is Family.IPV4 else "::1/128"
         match = "" if settings.localhost_node_ports else f"! -d {loopback} "
-        yield jump(NODE_PORTS, names.NODEPORT_HOST, f"{match}-m addrtype --dst-type LOCAL")
+        yield jump(NODE_PORTS, NODEPORT_HOST, f"{match}-m addrtype --dst-type LOCAL")
     for address in _addresses(settings, loopback=settings.localhost_node_ports):
-        yield jump(NODE_PORTS, names.NODEPORT_HOST, address)
+        yield jump(NODE_PORTS, NODEPORT_HOST, address)
 
 
 def _addresses(settings: Settings, loopback: bool) -> Iterator[str]:

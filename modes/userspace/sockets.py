@@ -1,4 +1,4 @@
-"""Listening sockets on proxy ports, on every address of the node."""
+"""Sockets bound to proxy ports, on every address of the node, and how the kernel shares a port between workers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from collections.abc import Iterator
 
 from kproxy.model.plans import Family, Protocol
 
-# Somebody who is gone without a word is noticed two minutes later; accepted sockets inherit these.
+# A peer that vanished is noticed after two minutes; accepted sockets inherit these options.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF = 51, 68  # include/uapi/asm-generic/socket.h
 # include/uapi/linux/bpf_common.h, filter.h
 LOAD_WORD, TO_X, XOR_X, MULTIPLY, SHIFT_RIGHT, MODULO, RETURN_A = 0x20, 0x07, 0xAC, 0x24, 0x74, 0x94, 0x16
 NETWORK_HEADER = 2**32 - 0x100000  # SKF_NET_OFF
 IP_PKTINFO = 8  # include/uapi/linux/in.h
-PORTAL = {Family.IPV4: (socket.AF_INET, "0.0.0.0"), Family.IPV6: (socket.AF_INET6, "::")}
+ANY_ADDRESS = {Family.IPV4: (socket.AF_INET, "0.0.0.0"), Family.IPV6: (socket.AF_INET6, "::")}
 _KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 
 
 class ProxyPorts:
-    """Gives out ports of a range, or those that the kernel chooses."""
+    """Allocates proxy ports: from a range, or as the kernel chooses."""
 
     def __init__(self, first: int, last: int) -> None:
-        """From FIRST to LAST; both 0: as the kernel chooses."""
+        """first, last: the range; both 0: as the kernel chooses."""
         self._range = (first, last)
         self._free: dict[tuple[Family, Protocol], deque[int]] = {}
 
     def open(self, family: Family, protocol: Protocol) -> socket.socket:
-        """A non-blocking socket on a port of its own, not listening yet. Raises OSError; its text says why."""
+        """A non-blocking socket on a free port, not listening yet. Raises OSError with the reason as its text."""
         if protocol not in _KINDS:
             raise OSError(f"{protocol} cannot be forwarded in userspace mode")
         if not self._range[1]:
@@ -48,8 +48,8 @@ class ProxyPorts:
                     raise
         raise OSError(f"no {protocol} port is free between {self._range[0]} and {self._range[1]}")
 
-    def give_back(self, family: Family, protocol: Protocol, port: int) -> None:
-        """PORT is not listened on any more."""
+    def release(self, family: Family, protocol: Protocol, port: int) -> None:
+        """Make PORT available again."""
         if self._range[1]:
             self._pool(family, protocol).append(port)
 
@@ -59,19 +59,22 @@ class ProxyPorts:
 
 
 def share(bound: socket.socket) -> None:
-    """Let other processes of this user bind the same port. Only now, as the kernel would else choose a shared one."""
+    """Let other processes of this user bind the same port.
+
+    Only after bind: the kernel would otherwise choose a port that is shared already.
+    """
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def join(family: Family, protocol: Protocol, port: int) -> socket.socket:
-    """Another socket on a PORT that is shared. Raises OSError."""
+    """Another socket on a shared PORT. Raises OSError."""
     return _bound(family, protocol, port, shared=True)
 
 
-def steer(joined: socket.SocketType, family: Family, workers: int, by_client: bool) -> None:
-    """Say how the kernel chooses among the WORKERS sockets of a port: BY_CLIENT address, or by its port as well.
+def balance(joined: socket.SocketType, family: Family, workers: int, by_client: bool) -> None:
+    """Set how the kernel distributes connections over a port's sockets: by client address, or by client port as well.
 
-    joined: the last of them. Raises OSError.
+    joined: any of the sockets. workers: their number. Raises OSError.
     """
     if not by_client:
         joined.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
@@ -83,21 +86,21 @@ def steer(joined: socket.SocketType, family: Family, workers: int, by_client: bo
 
 
 def _by_client(family: Family, workers: int) -> Iterator[tuple[int, int, int, int]]:
-    """A program of classic BPF: a hash of the source address, modulo the number of workers."""
+    """A classic BPF program: a hash of the source address, modulo the number of workers."""
     first, words = (12, 1) if family is Family.IPV4 else (8, 4)
     yield LOAD_WORD, 0, 0, NETWORK_HEADER + first
     for i in range(1, words):
         yield TO_X, 0, 0, 0
         yield LOAD_WORD, 0, 0, NETWORK_HEADER + first + 4 * i
         yield XOR_X, 0, 0, 0
-    yield MULTIPLY, 0, 0, 0x9E3779B1  # 2**32 over the golden ratio: neighbours come apart
+    yield MULTIPLY, 0, 0, 0x9E3779B1  # 2**32 / golden ratio: spreads neighbouring addresses
     yield SHIFT_RIGHT, 0, 0, 16
     yield MODULO, 0, 0, workers
     yield RETURN_A, 0, 0, 0
 
 
 def _bound(family: Family, protocol: Protocol, port: int, shared: bool = False) -> socket.socket:
-    number, everywhere = PORTAL[family]
+    number, everywhere = ANY_ADDRESS[family]
     made = socket.socket(number, _KINDS[protocol] | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if number == socket.AF_INET6:
@@ -118,7 +121,7 @@ def _bound(family: Family, protocol: Protocol, port: int, shared: bool = False) 
 
 
 def _prepare_stream(made: socket.socket, port: int) -> None:
-    if port:  # it may have connections of an earlier listener that are closing
+    if port:  # connections of an earlier listener may still be closing
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 
-import pytest
 from rich.console import Console
 
-from benchmarks.report.progress import bars
-from benchmarks.report.terminal import table
+from benchmarks.report.terminal import bars, table
 from benchmarks.suite.results import Measurement, Problem, Quantity, Run, Subject
 
 RUN = Run(
@@ -51,29 +49,3 @@ def test_a_file_gets_a_line_for_each_phase_and_none_for_a_step() -> None:
         progress.begin("all", 0, "report", 1)
     expected = ["kproxy [red], 1,000 Services: cold start", "one [bold]line[/] " + "x" * 200, "all: report"]
     assert text.getvalue().splitlines() == expected
-
-
-def test_a_terminal_gets_a_bar_that_counts_steps_under_what_is_said() -> None:
-    to, text = console(True)
-    with bars(to) as progress:
-        progress.step()  # before any phase: nothing to count
-        progress.begin("kproxy [red]", 1_000, "cold start", 2)
-        progress.step()
-        progress.begin("other", 1_000, "changes", 7)
-        for _ in range(3):
-            progress.step()
-        progress.say("so far [so] good")
-        progress.begin("other", 1_000, "unknown", 0)
-    shown = text.getvalue()
-    assert "so far [so] good" in shown
-    assert "other, 1,000 Services: changes" in shown
-    assert "3/7" in shown
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_an_error_passes_and_the_bars_are_gone(terminal: bool) -> None:
-    to, text = console(terminal)
-    totals: dict[str, int] = {}
-    with pytest.raises(KeyError), bars(to) as progress:
-        progress.begin("x", 1, "y", totals["y"])
-    assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h")

@@ -15,7 +15,7 @@ from benchmarks import processes
 from benchmarks.processes import Stat, family, parse_stat, parse_status
 from benchmarks.suite.machines import describe, processor
 from benchmarks.suite.servers import redirected
-from benchmarks.suite.traces import written
+from benchmarks.suite.tracing import written
 
 CHILD = "import time; end = time.process_time() + 0.2\nwhile time.process_time() < end: pass\ntime.sleep(60)"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CHILD!r}])"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kproxy.conntrack.codec import decode, deletion
 from kproxy.conntrack.stale_flows import Flow
-from kproxy.conntrack.table import decode, deletion
 from kproxy.kernel import netlink
 from kproxy.model.plans import Family, Protocol
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.conntrack.stale_flows import Flow, Frontends
+from kproxy.conntrack.stale_flows import Flow, LiveFrontends
 from kproxy.model.plans import Endpoint, Family, Frontend, PortKey, Protocol, ServicePlan, frontends
 
 UDP, SCTP, TCP = Protocol.UDP, Protocol.SCTP, Protocol.TCP
@@ -39,8 +39,8 @@ def flow(to: str, port: int, answers: tuple[str, int] | None = None, protocol: P
 
 
 def is_stale(one: Flow, *plans: ServicePlan, retired: set[Frontend] | None = None) -> bool:
-    live = Frontends()
-    live.update({p.key: p for p in plans}, None)
+    live = LiveFrontends()
+    live.update({p.key: p for p in plans}, [p.key for p in plans])
     return live.stale([one], retired or set(), NODE_IPS) == [one]
 
 
@@ -145,19 +145,18 @@ class TestServicesThatShare:
         assert not is_stale(flow("127.0.0.1", 30053, DEAD), by_node_port, by_ip)
 
     def test_when_one_of_them_goes_the_frontend_is_not_retired(self) -> None:
-        live = Frontends()
+        live = LiveFrontends()
         one, two = (plan(PortKey("default", n, "", UDP), cluster_ip=f"10.96.0.{i}") for i, n in ((1, "a"), (2, "b")))
-        live.update({one.key: one, two.key: two}, None)
-        changed, retired = live.update({two.key: two}, [one.key])
-        assert (changed, retired) == (True, {Frontend("10.96.0.1", 53, UDP)})
+        live.update({one.key: one, two.key: two}, [one.key, two.key])
+        assert live.update({two.key: two}, [one.key]) == (True, {Frontend("10.96.0.1", 53, UDP)}, {})
 
 
 class TestWhatRetires:
     def test_every_frontend_of_a_deleted_service(self) -> None:
-        live = Frontends()
+        live = LiveFrontends()
         live.put(DNS, plan())
         assert live.put(DNS, None) == (True, frozenset(frontends(plan())))
-        assert not live
+        assert not live.keys()
         assert live.put(DNS, None) == (False, frozenset())
 
     @pytest.mark.parametrize(
@@ -172,27 +171,27 @@ class TestWhatRetires:
         ],
     )
     def test_only_what_a_service_lost(self, changes: dict[str, Any], retired: set[Frontend]) -> None:
-        live = Frontends()
+        live = LiveFrontends()
         live.put(DNS, plan())
         assert live.put(DNS, plan(**changes)) == (True, frozenset(retired))
 
     def test_a_plan_that_differs_in_nothing_that_flows_see_is_no_change(self) -> None:
-        live = Frontends()
+        live = LiveFrontends()
         live.put(DNS, plan())
         assert live.put(DNS, plan(affinity_seconds=60, source_ranges=("10.0.0.0/8",))) == (False, frozenset())
 
     def test_tcp_is_none_of_our_business(self) -> None:
-        live, key = Frontends(), PortKey("default", "web", "", TCP)
+        live, key = LiveFrontends(), PortKey("default", "web", "", TCP)
         assert live.put(key, plan(key)) == (False, frozenset())
-        assert not live
+        assert not live.keys()
 
     def test_an_address_that_moves_between_two_services_at_once(self) -> None:
-        live, a, b = Frontends(), PortKey("default", "a", "", UDP), PortKey("default", "b", "", UDP)
+        live, a, b = LiveFrontends(), PortKey("default", "a", "", UDP), PortKey("default", "b", "", UDP)
         before = {a: plan(a, cluster_ip="10.96.0.1"), b: plan(b, cluster_ip="10.96.0.2", external_ips=())}
         after = {a: plan(a, cluster_ip="10.96.0.1", external_ips=()), b: plan(b, cluster_ip="10.96.0.2")}
-        live.update(before, None)
-        assert live.update(after, [a, b]) == (True, set())
-        assert live.update(before, [b, a]) == (True, set())
+        live.update(before, [a, b])
+        assert live.update(after, [a, b]) == (True, set(), {})
+        assert live.update(before, [b, a]) == (True, set(), {})
 
 
 # ---- however the state was reached, it decides alike
@@ -231,17 +230,17 @@ def plans_of(state: dict[PortKey, Any]) -> dict[PortKey, ServicePlan]:
 
 @given(st.lists(STATES, min_size=1, max_size=5), st.lists(FLOWS, max_size=10))
 def test_step_by_step_or_at_once_the_same_flows_are_stale(steps: list[dict[PortKey, Any]], flows: list[Flow]) -> None:
-    gradual, at_once = Frontends(), Frontends()
+    gradual, at_once = LiveFrontends(), LiveFrontends()
     before: dict[PortKey, ServicePlan] = {}
     for state in steps:
         wanted = plans_of(state)
         touched = {key for key in {*before, *wanted} if before.get(key) != wanted.get(key)}
-        _, retired = gradual.update(wanted, touched)
+        retired = gradual.update(wanted, touched).retired
         assert retired == {f for p in before.values() if p.protocol is UDP for f in frontends(p)} - {
             f for p in wanted.values() for f in frontends(p)
         }
         before = wanted
-    at_once.update(before, None)
+    at_once.update(before, before)
     assert gradual.stale(flows, set(), NODE_IPS) == at_once.stale(flows, set(), NODE_IPS)
 
 
@@ -249,8 +248,8 @@ def test_step_by_step_or_at_once_the_same_flows_are_stale(steps: list[dict[PortK
 def test_no_flow_to_an_endpoint_of_its_frontend_ever_goes(
     state: dict[PortKey, Any], flows: list[Flow], retired: set[Frontend]
 ) -> None:
-    live = Frontends()
-    live.update(plans_of(state), None)
+    live = LiveFrontends()
+    live.update(plans_of(state), plans_of(state))
     for one in live.stale(flows, retired, NODE_IPS):
         assert one.destination != "192.168.0.2"
         for key, (endpoints, _, _) in state.items():

@@ -14,10 +14,10 @@ import yaml
 from kproxy.config.defaults import METRICS_PORT
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy, wait_for
-from kproxy.lab.scenarios import SCENARIOS
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
 from kproxy.model.plans import Family
 from tests.dropin.volumes import Volume
 
@@ -31,14 +31,14 @@ QUIET = "1h"
 class Node:
     """The node. config: what its file holds, as values."""
 
-    trial: Trial
+    deployed: Deployment
     volume: Volume
     proxy: Proxy
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def space(self) -> Namespace:
-        return self.trial.cluster.spaces["node1"]
+        return self.deployed.cluster.spaces["node1"]
 
     def write(self, **changed: Any) -> None:
         """Change fields of the file; None removes one."""
@@ -88,9 +88,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
     """A proxy that works in iptables mode, by a file in a ConfigMap's volume."""
     if reason := unavailable(("iptables-nft-save", "iptables-nft-restore", "nft")):
         pytest.skip(reason)
-    (tmp_path / "trial").mkdir()
+    (tmp_path / "deployed").mkdir()
     volume = Volume(tmp_path / "volume")
-    with trial(tmp_path / "trial", "nft", scenarios=ALIVE, start=False) as under_way:
+    with deployment(tmp_path / "deployed", "nft", scenarios=ALIVE, start=False) as under_way:
         config = ("--config", str(volume.folder / "config.conf"))
         proxy = Proxy(under_way.cluster.spaces["node1"], under_way.manifests.folder, tmp_path / "log", config)
         here = Node(under_way, volume, proxy)

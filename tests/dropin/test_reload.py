@@ -15,8 +15,8 @@ import pytest
 
 from kproxy.config.defaults import METRICS_PORT
 from kproxy.lab import probes
-from kproxy.lab.loops import Ask, Record, asking
-from kproxy.lab.outcomes import Answered
+from kproxy.lab.background_clients import Ask, Record, asking
+from kproxy.lab.probes import Answered
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import Probe, Via
 from kproxy.model.plans import Family
@@ -82,7 +82,7 @@ SEQUENCES = [
 @pytest.mark.parametrize(("modes", "asks", "pause"), SEQUENCES)
 def test_the_mode_changes_in_place(node: Node, modes: tuple[str, ...], asks: list[Ask], pause: float) -> None:
     pid, syncs = node.proxy.pid, node.metric("kubeproxy_sync_proxy_rules_duration_seconds_count")
-    with asking(node.trial, ALIVE[0], asks, pause) as record, scraping(node, 5 * pause) as statuses:
+    with asking(node.deployed, ALIVE[0], asks, pause) as record, scraping(node, 5 * pause) as statuses:
         assert wait_for(lambda: len(record.answered) == len(asks), SOON)
         for count, mode in enumerate(modes, 1):
             node.write(mode=mode)
@@ -107,7 +107,7 @@ def masquerades_all(rules: str) -> bool:
 
 def test_settings_change_in_place(node: Node) -> None:
     assert "-m comment" in node.rules()
-    with asking(node.trial, ALIVE[0], [ask for ask in ASKS if ask.probe.source == "caller"], 0.01) as record:
+    with asking(node.deployed, ALIVE[0], [ask for ask in ASKS if ask.probe.source == "caller"], 0.01) as record:
         node.write(
             iptables={"masqueradeAll": True, "masqueradeBit": 10, "syncPeriod": "20m", "minSyncPeriod": "50ms"},
             nodePortAddresses=["127.0.0.0/8"],
@@ -121,7 +121,7 @@ def test_settings_change_in_place(node: Node) -> None:
         r"-A KUBE-SERVICES -d 127\.\S+ .*-j KUBE-NODEPORTS", rules
     ), "node ports are for loopback only"
     outside = Probe("client", Via.NODE_PORT, ())
-    refused = node.trial.ask(outside, ALIVE[0], Family.IPV4, ALIVE[0].ports[0], 1.0)
+    refused = node.deployed.ask(outside, ALIVE[0], Family.IPV4, ALIVE[0].ports[0], 1.0)
     assert not isinstance(refused, Answered)
     configz = node.configz()
     assert (configz["iptables"]["syncPeriod"], configz["nodePortAddresses"]) == ("20m0s", ["127.0.0.0/8"])

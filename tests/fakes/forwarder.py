@@ -7,17 +7,18 @@ from collections.abc import Mapping
 
 from kproxy.errors import KernelError
 from kproxy.model.plans import Family
-from kproxy.modes.userspace.listeners import Listener, ListenerKey, Statistics
+from kproxy.modes.userspace.listeners import ForwarderBusy, Listener, ListenerKey, Statistics
 
 Place = tuple[Family, ListenerKey]
 
 
 class FakeForwarder:
-    """As kproxy.modes.userspace.listeners.Forwarder. Used from any thread.
+    """The Forwarder of kproxy.modes.userspace.listeners, in memory. Used from any thread.
 
     listeners, ports: what listens now, and where. updates: what each call asked for, in order, failed ones included.
     counted: what `statistics` returns; may be replaced. first_port: the first proxy port; no port is given out twice,
-    so that a listener that was closed and came back is seen to have another one.
+    so that a listener that was closed and came back is seen to have another one. busy: while it is set, updates fail
+    with ForwarderBusy.
     """
 
     def __init__(self, first_port: int = 40_000) -> None:
@@ -25,6 +26,7 @@ class FakeForwarder:
         self.ports: dict[Place, int] = {}
         self.updates: list[tuple[Family, dict[ListenerKey, Listener | None]]] = []
         self.counted = Statistics()
+        self.busy = False
         self._next = first_port
         self._refused: dict[Place, str] = {}
         self._lost: set[Family] = set()
@@ -58,12 +60,14 @@ class FakeForwarder:
             if family in self._lost:
                 self._lost.discard(family)
                 raise KernelError("the forwarder has ended; its listeners are lost")
+            if self.busy:
+                raise ForwarderBusy("the forwarder is busy")
             self._running = True
             answers = ((key, self._change(family, key, wanted)) for key, wanted in changes.items())
             return {key: answer for key, answer in answers if answer is not None}
 
-    def alive(self) -> bool:
-        return not self._closed and not self._lost
+    def alive(self, family: Family) -> bool:
+        return not self._closed and family not in self._lost
 
     def statistics(self) -> Statistics:
         if self._closed or not self._running:

@@ -21,9 +21,10 @@ from kproxy.kernel import nfacct
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS, Cluster, build, node_address
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.lab.outcomes import Answered
+from kproxy.lab.probes import Answered
 from kproxy.lab.proxies import Proxy, choose_backend, wait_for
-from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, End, Scenario, Via, node_objects
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, PORTS, End, Scenario, Via, node_objects
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind
 from kproxy.model.plans import Family

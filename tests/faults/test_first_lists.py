@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import SCENARIOS
+from kproxy.lab.scenario_table import SCENARIOS
 from tests.fakes.apifaults import Hang
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import SCENARIOS, End
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import End
 from tests.fakes.apifaults import Cut, CutBody, EndAtOnce, ErrorEvent, Fault, Garbled, Hang, Refuse
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kproxy.lab.deployment import Deployment
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import SCENARIOS
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
 from kproxy.model.plans import Family
 
 SOON = 60  # seconds; it takes less than one, but the machine may be busy
@@ -35,38 +35,38 @@ CHAINS = {
 }
 
 
-def run(trial: Trial, tool: str, *words: str, given: str = "") -> str:
+def run(deployed: Deployment, tool: str, *words: str, given: str = "") -> str:
     """A tool of iptables on the node, under the lock that the proxy takes as well."""
-    return trial.cluster.spaces["node1"].run([tool, *words], given, env=trial.proxy.environment)
+    return deployed.cluster.spaces["node1"].run([tool, *words], given, env=deployed.proxy.environment)
 
 
-def tool(trial: Trial, family: Family, verb: str = "") -> str:
-    return f"{TOOLS[family]}-{trial.backend}{verb}"
+def tool(deployed: Deployment, family: Family, verb: str = "") -> str:
+    return f"{TOOLS[family]}-{deployed.backend}{verb}"
 
 
-def ours(trial: Trial, family: Family) -> list[str]:
+def ours(deployed: Deployment, family: Family) -> list[str]:
     """kproxy's own rules and chains in one family, without counters. The order between chains has no meaning."""
-    text = run(trial, tool(trial, family, "-save"))
+    text = run(deployed, tool(deployed, family, "-save"))
     return sorted(
         re.sub(r" \[\d+:\d+\]$", "", line) for line in text.splitlines() if "KUBE" in line and "HINT" not in line
     )
 
 
-def unserved(trial: Trial, family: Family) -> dict[str, dict[str, str]]:
+def unserved(deployed: Deployment, family: Family) -> dict[str, dict[str, str]]:
     """The Services that do not do as the table says, and how."""
-    alive = [s for s in SCENARIOS if (trial.manifests.folder / f"{s.name}.yaml").exists()]
+    alive = [s for s in SCENARIOS if (deployed.manifests.folder / f"{s.name}.yaml").exists()]
     with ThreadPoolExecutor(len(alive)) as crowd:
-        found = crowd.map(lambda s: (s.name, dict(trial.faults(s, family))), alive)
+        found = crowd.map(lambda s: (s.name, dict(deployed.faults(s, family))), alive)
         return {name: faults for name, faults in found if faults}
 
 
-def heals(trial: Trial, before: dict[Family, list[str]]) -> bool:
-    return wait_for(lambda: all(ours(trial, family) == lines for family, lines in before.items()), SOON)
+def heals(deployed: Deployment, before: dict[Family, list[str]]) -> bool:
+    return wait_for(lambda: all(ours(deployed, family) == lines for family, lines in before.items()), SOON)
 
 
 @FAMILIES
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_is_healed(healing: Trial, family: Family, edit: str) -> None:
+def test_an_edit_is_healed(healing: Deployment, family: Family, edit: str) -> None:
     before = {each: ours(healing, each) for each in Family}
     run(healing, tool(healing, family), "-w", *EDITS[edit].format(**CHAINS[healing.mode]).split())
     assert heals(healing, before), healing.proxy.tail()
@@ -74,7 +74,7 @@ def test_an_edit_is_healed(healing: Trial, family: Family, edit: str) -> None:
 
 
 @FAMILIES
-def test_a_firewall_that_loads_its_own_rules_whole(healing: Trial, family: Family) -> None:
+def test_a_firewall_that_loads_its_own_rules_whole(healing: Deployment, family: Family) -> None:
     before = {each: ours(healing, each) for each in Family}
     run(healing, tool(healing, family, "-restore"), "-w", given=RELOAD)
     assert heals(healing, before), healing.proxy.tail()
@@ -83,7 +83,7 @@ def test_a_firewall_that_loads_its_own_rules_whole(healing: Trial, family: Famil
 
 
 @pytest.mark.parametrize("healing", ["nft"], indirect=True)
-def test_nft_flush_ruleset_is_healed(healing: Trial) -> None:
+def test_nft_flush_ruleset_is_healed(healing: Deployment) -> None:
     before = {family: ours(healing, family) for family in Family}
     run(healing, "nft", "flush", "ruleset")
     assert heals(healing, before), healing.proxy.tail()

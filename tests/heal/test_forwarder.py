@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.lab.deployment import Deployment
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import SCENARIOS
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
 from kproxy.model.plans import Family
 
 SOON = 60
@@ -27,7 +27,7 @@ def children(of: int) -> list[int]:
 
 
 @pytest.mark.parametrize("healing", ["userspace"], indirect=True)
-def test_all_is_served_by_its_successor(healing: Trial) -> None:
+def test_all_is_served_by_its_successor(healing: Deployment) -> None:
     before = children(healing.proxy.pid)
     assert before
     os.kill(before[0], signal.SIGKILL)

@@ -12,10 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from kproxy.config.defaults import METRICS_PORT
 from kproxy.errors import KernelError
 from kproxy.lab import probes
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import unavailable
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import SCENARIOS, Scenario
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import Scenario
 from kproxy.model.plans import Family
 
 SOON = 60  # seconds; it takes less than one, but the machine may be busy
@@ -30,13 +31,13 @@ EDITS = {
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """No tool of iptables or nftables can be found by the proxy, which needs none."""
     if reason := unavailable(("nft", "iptables-nft")):
         pytest.skip(reason)
     periods = ("--iptables-sync-period", "1h", "--iptables-min-sync-period", "50ms")
     folder: Path = tmp_path_factory.mktemp("nftables")
-    with trial(folder, "nft", periods, ALIVE, start=False, mode="nftables") as under_way:
+    with deployment(folder, "nft", periods, ALIVE, start=False, mode="nftables") as under_way:
         proxy = under_way.proxy
         tools = folder / "tools"
         tools.mkdir()
@@ -49,37 +50,37 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
         assert proxy.running(), proxy.tail()
 
 
-def listed(trial: Trial) -> str:
+def listed(deployed: Deployment) -> str:
     """The tables, of each set the elements in order."""
     lines = [
         line.strip().strip("{},")
         for family in ("ip", "ip6")
-        for line in trial.cluster.spaces["node1"].run(["nft", "-s", "list", "table", family, "kproxy"]).splitlines()
+        for line in deployed.cluster.spaces["node1"].run(["nft", "-s", "list", "table", family, "kproxy"]).splitlines()
     ]
     words = " ".join(lines).replace(", ", " ").replace("elements = {", "").split()
     return " ".join(sorted(words))
 
 
-def is_as(trial: Trial, before: str) -> bool:
+def is_as(deployed: Deployment, before: str) -> bool:
     try:
-        return listed(trial) == before
+        return listed(deployed) == before
     except KernelError:  # the table is not there
         return False
 
 
-def faults(trial: Trial, scenario: Scenario) -> dict[str, dict[str, str]]:
-    return {family.value: dict(found) for family in Family if (found := trial.faults(scenario, family))}
+def faults(deployed: Deployment, scenario: Scenario) -> dict[str, dict[str, str]]:
+    return {family.value: dict(found) for family in Family if (found := deployed.faults(scenario, family))}
 
 
-def repairs(trial: Trial) -> dict[str, float]:
+def repairs(deployed: Deployment) -> dict[str, float]:
     """How often the proxy has put the table of a family right."""
-    _, _, text = trial.cluster.spaces["node1"].call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics", 10.0)
+    _, _, text = deployed.cluster.spaces["node1"].call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics", 10.0)
     samples = [sample for metric in text_string_to_metric_families(text) for sample in metric.samples]
     return {s.labels["ip_family"]: s.value for s in samples if s.name == "kproxy_foreign_changes_repaired_total"}
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_is_healed(served: Trial, edit: str) -> None:
+def test_an_edit_is_healed(served: Deployment, edit: str) -> None:
     """The counter proves that there was something to heal: the table may be whole again before anybody can list it."""
     before, repaired = listed(served), repairs(served)
     assert len(repaired) == len(Family)

@@ -31,8 +31,8 @@ from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey, Virtua
 from kproxy.lab import links, probes
 from kproxy.lab.clusters import Pod, gateway_of, node_address
 from kproxy.lab.namespaces import Namespace
-from kproxy.lab.outcomes import Answered
-from kproxy.lab.outcomes import Outcome as Answer
+from kproxy.lab.probes import Answered
+from kproxy.lab.probes import Outcome as Answer
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.servers import Servers
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan

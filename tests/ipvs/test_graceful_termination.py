@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from kproxy.lab import probes
-from kproxy.lab.outcomes import Answered, Nothing
+from kproxy.lab.probes import Answered, Nothing
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.ipvs.graceful_termination import GRACE
 from tests.ipvs.nodes import CLIENTS, PATIENCE, Node, soon, with_pods

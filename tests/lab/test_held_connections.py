@@ -10,8 +10,7 @@ from contextlib import closing
 import pytest
 
 from kproxy.lab.clusters import Cluster
-from kproxy.lab.outcomes import Answered, Nothing
-from kproxy.lab.probes import Held
+from kproxy.lab.probes import Answered, Held, Nothing
 from kproxy.model.plans import Family
 
 WHO = b'{"pod": "a", "source": "127.0.0.1", "source_port": 1, "reached": "127.0.0.1", "reached_port": 2}\n'

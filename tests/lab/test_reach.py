@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.lab import probes
 from kproxy.lab.clusters import BALANCER, CLIENT_OTHER, Cluster, node_address
-from kproxy.lab.outcomes import Answered, Nothing
+from kproxy.lab.probes import Answered, Nothing
 from kproxy.model.plans import Family
 
 FAMILIES = pytest.mark.parametrize("family", list(Family))

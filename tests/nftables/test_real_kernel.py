@@ -12,11 +12,12 @@ import pytest
 from kproxy.config.files import from_text
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS, build
+from kproxy.lab.deployment import Deployment
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.outcomes import Nothing
+from kproxy.lab.probes import Nothing
 from kproxy.lab.proxies import Manifests, Proxy
-from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Scenario, Via, node_objects
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, PORTS, Scenario, Via, node_objects
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family
@@ -42,32 +43,34 @@ def cluster_state() -> Preview:
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The lab's cluster with the rendered tables on node1, and no proxy at work."""
-    folder: Path = tmp_path_factory.mktemp("trial")
+    folder: Path = tmp_path_factory.mktemp("deployment")
     preview = cluster_state()
     with build(PODS, PORTS) as cluster:
         node = cluster.spaces["node1"]
         for family in Family:
             node.run(["nft", "-f", "-"], preview.nftables(family))
         idle = Proxy(node, folder, folder / "log")
-        yield Trial(cluster, idle, Manifests(folder), "nft", "nftables")
+        yield Deployment(cluster, idle, Manifests(folder), "nft", "nftables")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_packets_are_treated_as_the_scenarios_require(trial: Trial, scenario: Scenario, family: Family) -> None:
-    assert trial.faults(scenario, family) == {}
+def test_packets_are_treated_as_the_scenarios_require(
+    deployment: Deployment, scenario: Scenario, family: Family
+) -> None:
+    assert deployment.faults(scenario, family) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("source", ["caller", "node1", "client"])
 def test_ports_of_no_service_are_refused_at_a_cluster_ip_and_dropped_elsewhere(
-    trial: Trial, family: Family, source: str
+    deployment: Deployment, family: Family, source: str
 ) -> None:
-    ip, space = SCENARIOS[0].address(Via.CLUSTER_IP, family), trial.cluster.spaces[source]
+    ip, space = SCENARIOS[0].address(Via.CLUSTER_IP, family), deployment.cluster.spaces[source]
     assert space.call(probes.tcp, ip, 81, 5.0, "") is Nothing.REFUSED
     assert space.call(probes.udp, ip, 81, 5.0, "") is Nothing.REFUSED
     nobody = "10.96.200.200" if family is Family.IPV4 else "fd00:96::c8c8"
@@ -75,11 +78,11 @@ def test_ports_of_no_service_are_refused_at_a_cluster_ip_and_dropped_elsewhere(
 
 
 @pytest.mark.slow
-def test_one_endpoint_remembers_a_client_for_as_long_as_the_service_asks(trial: Trial) -> None:
+def test_one_endpoint_remembers_a_client_for_as_long_as_the_service_asks(deployment: Deployment) -> None:
     scenario = next(s for s in SCENARIOS if s.name == "affinity")
-    assert trial.fault(scenario.probes[0], scenario, Family.IPV4, scenario.ports[0]) == ""
-    caller = trial.cluster.pods["caller"].ip(Family.IPV4)
-    held = json.loads(trial.cluster.spaces["node1"].run(["nft", "-j", "list", "sets", "ip"]))
+    assert deployment.fault(scenario.probes[0], scenario, Family.IPV4, scenario.ports[0]) == ""
+    caller = deployment.cluster.pods["caller"].ip(Family.IPV4)
+    held = json.loads(deployment.cluster.spaces["node1"].run(["nft", "-j", "list", "sets", "ip"]))
     sets = {item["set"]["name"]: item["set"] for item in held["nftables"] if "set" in item}
     clients = sets["clients-60s"]
     assert clients["timeout"] == 60

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.scenarios import SCENARIOS
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
 
 CHOSEN = ("hairpin", "no-endpoints", "node-port-local", "load-balancer-local", "source-ranges", "affinity")
 SERVED = tuple(scenario for scenario in SCENARIOS if scenario.name in CHOSEN)
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     if reason := unavailable(("nft",)):
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("nftables-guest")
-    with trial(folder, "nft", ("--iptables-sync-period", "1h"), SERVED, mode="nftables") as under_way:
+    with deployment(folder, "nft", ("--iptables-sync-period", "1h"), SERVED, mode="nftables") as under_way:
         yield under_way
         assert under_way.proxy.running(), under_way.proxy.tail()

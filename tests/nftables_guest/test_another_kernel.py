@@ -8,8 +8,8 @@ from contextlib import ExitStack, closing
 
 import pytest
 
+from kproxy.lab.deployment import Deployment
 from kproxy.lab.namespaces import Namespace
-from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family
 from kproxy.netfilter.kernel import KernelNftables
 from kproxy.netfilter.support import missing
@@ -69,6 +69,6 @@ def test_source_ranges_become_wider_and_narrower_in_one_transaction(space: Names
 
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("name", CHOSEN)
-def test_packets_are_treated_as_required(running: Trial, name: str, family: Family) -> None:
+def test_packets_are_treated_as_required(running: Deployment, name: str, family: Family) -> None:
     scenario = next(scenario for scenario in SERVED if scenario.name == name)
     assert running.faults(scenario, family) == {}

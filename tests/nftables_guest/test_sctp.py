@@ -13,9 +13,9 @@ from functools import partial
 import pytest
 
 from kproxy.lab.clusters import gateway_of
+from kproxy.lab.deployment import Deployment
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import End, Port, Scenario, Via
-from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family, Protocol
 
 pytestmark = pytest.mark.ipvs_kernel
@@ -47,7 +47,7 @@ def endpoint(address: str, port: int = 0) -> socket.socket:
 class Lab:
     """Who listens, and whom a client reaches."""
 
-    def __init__(self, running: Trial, listeners: dict[tuple[str, Family], socket.socket]) -> None:
+    def __init__(self, running: Deployment, listeners: dict[tuple[str, Family], socket.socket]) -> None:
         self.running, self.listeners = running, listeners
 
     def serve(self, *pods: str, **spec: str) -> None:
@@ -100,7 +100,7 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(running: Trial) -> Iterator[Lab]:
+def lab(running: Deployment) -> Iterator[Lab]:
     cluster = running.cluster
     with ExitStack() as stack:
         listeners = {}

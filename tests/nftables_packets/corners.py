@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kproxy.lab.clusters import CLIENT, CLIENT_OTHER, CLUSTER_CIDRS, gateway_of, node_address
-from kproxy.lab.outcomes import Nothing
+from kproxy.lab.probes import Nothing
 from kproxy.lab.scenarios import PODS
 from kproxy.model.plans import Family, Protocol
 

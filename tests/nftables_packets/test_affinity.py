@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLIENT, CLIENT_OTHER, Cluster, build
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.outcomes import Answered
+from kproxy.lab.probes import Answered
 from kproxy.lab.scenarios import PODS, PORTS
 from kproxy.model.plans import Endpoint, Family, ServicePlan
 from tests.nftables.plans import build_plan, settings

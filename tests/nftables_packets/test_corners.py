@@ -15,7 +15,7 @@ from kproxy.config.files import from_text
 from kproxy.lab import links, probes
 from kproxy.lab.clusters import CLUSTER_CIDRS, Cluster, build, gateway_of, node_address
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.outcomes import Answered, Nothing
+from kproxy.lab.probes import Answered, Nothing
 from kproxy.lab.scenarios import PODS, PORTS
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.scenarios import SCENARIOS
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
 from kproxy.model.plans import Family
 
 ALIVE = [s for s in SCENARIOS if s.name in ("cluster-ip", "node-port-local", "affinity", "several-ports")]
@@ -27,14 +27,14 @@ exec {real} "$@" < "$given"
 
 @dataclass(slots=True)
 class Watched:
-    """A trial, and the folder with one file for each restore."""
+    """A deployed, and the folder with one file for each restore."""
 
-    trial: Trial
+    deployed: Deployment
     records: Path
 
     def restart(self) -> None:
         """Start the proxy again, and wait until it has compared everything."""
-        start(self.trial)
+        start(self.deployed)
 
     def written(self) -> list[str]:
         """The restores since the last call."""
@@ -52,13 +52,13 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]
     reason = unavailable(tools)
     if reason:
         pytest.skip(reason)
-    for name in ("trial", "records", "commands"):
+    for name in ("deployed", "records", "commands"):
         (tmp_path / name).mkdir()
     for tool in tools:
         path = tmp_path / "commands" / tool
         path.write_text(RECORDER.format(real=shutil.which(tool)))
         path.chmod(0o755)
-    with trial(tmp_path / "trial", backend, scenarios=ALIVE, start=False) as under_way:
+    with deployment(tmp_path / "deployed", backend, scenarios=ALIVE, start=False) as under_way:
         under_way.proxy.environment |= {
             "PATH": f"{tmp_path / 'commands'}:{os.environ['PATH']}",
             "RECORDS": str(tmp_path / "records"),
@@ -67,7 +67,7 @@ def watched(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched]
         yield Watched(under_way, tmp_path / "records")
 
 
-def start(under_way: Trial) -> None:
+def start(under_way: Deployment) -> None:
     """Start the proxy and wait until it has synced both families, whatever was in the kernel before."""
     under_way.proxy.start()
     under_way.proxy.await_ready(lambda: under_way.proxy.synced() == len(Family))

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from kproxy.kernel import nfacct
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy
-from kproxy.lab.scenarios import SCENARIOS, Scenario
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import Scenario
 from kproxy.model.plans import Family
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -34,13 +35,13 @@ MARKS = {
 class Node:
     """The node, with the proxy that runs on it now."""
 
-    trial: Trial
+    deployed: Deployment
     folder: Path
     proxy: Proxy | None = None
 
     @property
     def space(self) -> Namespace:
-        return self.trial.cluster.spaces["node1"]
+        return self.deployed.cluster.spaces["node1"]
 
     @property
     def scenario(self) -> Scenario:
@@ -50,7 +51,7 @@ class Node:
         """Start a proxy in MODE and wait until it has written both families."""
         log = self.folder / f"log-{mode}"
         arguments = ("--proxy-mode", mode, *ARGUMENTS)
-        self.proxy = proxy = Proxy(self.space, self.trial.manifests.folder, log, arguments)
+        self.proxy = proxy = Proxy(self.space, self.deployed.manifests.folder, log, arguments)
         proxy.start()
         proxy.await_ready(lambda: proxy.synced() == len(Family))
 
@@ -94,8 +95,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     reason = unavailable(("iptables-nft-save", "iptables-legacy-save", "ip", "nft"))
     if reason:
         pytest.skip(reason)
-    (tmp_path / "trial").mkdir()
-    with trial(tmp_path / "trial", "nft", scenarios=ALIVE, start=False) as under_way:
+    (tmp_path / "deployed").mkdir()
+    with deployment(tmp_path / "deployed", "nft", scenarios=ALIVE, start=False) as under_way:
         here = Node(under_way, tmp_path)
         try:
             yield here

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kproxy.lab.loops import Ask, asking
+from kproxy.lab.background_clients import Ask, asking
 from kproxy.lab.scenarios import Probe, Via
 from kproxy.model.plans import Family
 
@@ -45,7 +45,7 @@ def test_no_client_notices(node: Node, old: str, new: str, eventually: Callable[
         asks = [Ask(pod, web, Family.IPV4), Ask(host, web, Family.IPV6), Ask(outside, dns, Family.IPV4)]
         pause = 0.2
     node.start(old)
-    with asking(node.trial, node.scenario, asks, pause) as record:
+    with asking(node.deployed, node.scenario, asks, pause) as record:
         assert eventually(lambda: len(record.answered) == len(asks))
         node.stop()
         before = record.answered.copy()

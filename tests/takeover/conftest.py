@@ -16,9 +16,9 @@ import pytest
 from kproxy.kernel import nfacct
 from kproxy.kernel.constants import NFACCT_COUNTERS
 from kproxy.lab import links, probes
+from kproxy.lab.deployment import deployment
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.lab.proxies import Proxy
-from kproxy.lab.trials import trial
 from kproxy.model.plans import Family
 from tests.takeover.stages import SERVED, Stage
 
@@ -141,7 +141,7 @@ class _Stages(dict[str, Stage]):
             pytest.skip(reason)
         folder = self._factory.mktemp(backend)
         made = self[backend] = Stage(
-            self._stack.enter_context(trial(folder, backend, scenarios=SERVED, start=False)), folder
+            self._stack.enter_context(deployment(folder, backend, scenarios=SERVED, start=False)), folder
         )
         return made
 

@@ -18,11 +18,12 @@ from kproxy.config.fields import ProxyMode
 from kproxy.kernel import nfacct
 from kproxy.kernel.constants import NFACCT_COUNTERS
 from kproxy.lab.clusters import CLUSTER_CIDRS, gateway_of, node_address
-from kproxy.lab.loads import Load, Pace, load, targets
+from kproxy.lab.deployment import Deployment
+from kproxy.lab.load import Load, Rates, load, targets
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import Proxy, choose_backend
-from kproxy.lab.scenarios import SCENARIOS, Scenario
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import Scenario
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview
@@ -42,7 +43,7 @@ QUICK = ("--iptables-min-sync-period=50ms", "--iptables-sync-period=1h", "--logg
 class Stage:
     """The node. proxies: those that were started, the last one last."""
 
-    trial: Trial
+    deployed: Deployment
     folder: Path
     proxies: list[Proxy] = field(default_factory=list)
     served: Sequence[Scenario] = SERVED
@@ -50,7 +51,7 @@ class Stage:
 
     @property
     def space(self) -> Namespace:
-        return self.trial.cluster.spaces["node1"]
+        return self.deployed.cluster.spaces["node1"]
 
     @property
     def proxy(self) -> Proxy:
@@ -77,11 +78,11 @@ class Stage:
         """What a network plugin has in iptables before any proxy starts."""
         for tool in TOOLS.values():
             rule = ("PREROUTING", "-p", "tcp", "--dport", "9", "-j", "RETURN")
-            self.space.run([f"{tool}-{self.trial.backend}", "-w", "-t", "nat", "-A", *rule])
+            self.space.run([f"{tool}-{self.deployed.backend}", "-w", "-t", "nat", "-A", *rule])
 
     def restore(self, family: Family, text: str) -> None:
         """As kube-proxy does: its chains are replaced, everybody else's stay, and missing jumps come first."""
-        tool, saved = f"{TOOLS[family]}-{self.trial.backend}", self.saved(family)
+        tool, saved = f"{TOOLS[family]}-{self.deployed.backend}", self.saved(family)
         lines = []
         for line in text.splitlines():
             jump = re.match(r"-A ([A-Z]+) ", line)
@@ -98,7 +99,7 @@ class Stage:
         )
 
     def _preview(self, mode: ProxyMode = ProxyMode.IPTABLES) -> Preview:
-        objects, problems = read_manifests([str(self.trial.manifests.folder)])
+        objects, problems = read_manifests([str(self.deployed.manifests.folder)])
         state, more = loaded("node1", objects)
         assert [*problems, *more] == []
         config = replace(defaults.default(mode), hostname_override="node1", cluster_cidr=CLUSTER_CIDRS)
@@ -108,7 +109,7 @@ class Stage:
 
     def crowd(self, turn: int, services: int = 150) -> None:
         """Many more Services, so that a sync takes its time; from one TURN to the next a tenth of them change."""
-        path, spare = self.trial.manifests.folder / "crowd.json", self.folder / "crowd"
+        path, spare = self.deployed.manifests.folder / "crowd.json", self.folder / "crowd"
         items = [item for number in range(services) for item in _one_of_many(number, turn)]
         items += _one("marker", _markers(turn), (turn, turn))
         spare.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
@@ -120,7 +121,7 @@ class Stage:
         """Start one more kproxy; READY: and wait until it has synced. PATH: where it finds commands, "" for as here."""
         self.started += 1
         log = self.folder / f"log-{self.started}"
-        proxy = Proxy(self.space, self.trial.manifests.folder, log, ("--proxy-mode", mode, *QUICK, *arguments))
+        proxy = Proxy(self.space, self.deployed.manifests.folder, log, ("--proxy-mode", mode, *QUICK, *arguments))
         proxy.environment["XTABLES_LOCKFILE"] = str(self.folder / "log.lock")
         proxy.environment |= {"PATH": path} if path else {}
         self.proxies.append(proxy)
@@ -141,7 +142,7 @@ class Stage:
     # ---- looking
 
     def saved(self, family: Family, backend: str = "") -> str:
-        return self.space.run([f"{TOOLS[family]}-{backend or self.trial.backend}-save"])
+        return self.space.run([f"{TOOLS[family]}-{backend or self.deployed.backend}-save"])
 
     def rules(self) -> dict[Family, str]:
         """What iptables holds, to compare."""
@@ -173,9 +174,9 @@ class Stage:
     # ---- clients
 
     @contextmanager
-    def clients(self, pace: Pace = Pace()) -> Iterator[Load]:  # noqa: B008
+    def clients(self, pace: Rates = Rates()) -> Iterator[Load]:  # noqa: B008
         """Clients at work while the block runs."""
-        with load(self.trial.cluster, targets(self.served), pace) as found:
+        with load(self.deployed.cluster, targets(self.served), pace) as found:
             yield found
 
     # ---- between two tests
@@ -190,10 +191,10 @@ class Stage:
     def clear(self) -> None:
         """As it was in the beginning."""
         self.end()
-        self.trial.cluster.servers.hang_up()
+        self.deployed.cluster.servers.hang_up()
         for scenario in self.served:
-            self.trial.manifests.put(scenario.name, scenario.objects())
-        (self.trial.manifests.folder / "crowd.json").unlink(missing_ok=True)
+            self.deployed.manifests.put(scenario.name, scenario.objects())
+        (self.deployed.manifests.folder / "crowd.json").unlink(missing_ok=True)
         self.empty()
 
     def empty(self) -> None:
@@ -204,7 +205,7 @@ class Stage:
                 for verb in ("-F", "-X"):
                     self.space.run([f"{tool}-legacy", "-w", "-t", table, verb])
         self.space.run(["conntrack", "-F"])
-        choose_backend(self.space, self.trial.backend)
+        choose_backend(self.space, self.deployed.backend)
 
 
 def comparable(text: str) -> str:

@@ -14,11 +14,12 @@ from kproxy.conntrack.table import KernelConntrack
 from kproxy.kernel import nfacct
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLIENT
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.outcomes import Answered
+from kproxy.lab.probes import Answered
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import PODS, SCENARIOS, Scenario, Via
-from kproxy.lab.trials import Trial, trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, Scenario, Via
 from kproxy.model.plans import Family, Protocol
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -31,10 +32,10 @@ SYN_AND_RESET = 0x06  # TCP flags that never come together, so that connection t
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     if reason := unavailable(("iptables-nft-restore", "ip6tables-nft-restore")):
         pytest.skip(reason)
-    with trial(tmp_path_factory.mktemp("flows"), "nft", LONG, (GOING, NODE_PORT, STAYING)) as under_way:
+    with deployment(tmp_path_factory.mktemp("flows"), "nft", LONG, (GOING, NODE_PORT, STAYING)) as under_way:
         yield under_way
         assert under_way.proxy.running(), under_way.proxy.tail()
 
@@ -42,7 +43,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 # ---------------------------------------------------------------- UDP flows over a restart
 
 
-def flows(running: Trial, family: Family, scenario: Scenario) -> list[int]:
+def flows(running: Deployment, family: Family, scenario: Scenario) -> list[int]:
     """The kernel's numbers of the UDP flows to the Service's cluster IP."""
     found = running.cluster.spaces["node1"].call(KernelConntrack().flows, family, [Protocol.UDP])
     address = scenario.address(Via.CLUSTER_IP, family)
@@ -51,7 +52,7 @@ def flows(running: Trial, family: Family, scenario: Scenario) -> list[int]:
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_flows_of_a_service_deleted_meanwhile_go_and_those_that_lead_somewhere_stay(
-    running: Trial, ending: signal.Signals
+    running: Deployment, ending: signal.Signals
 ) -> None:
     port, caller = STAYING.ports[1].port, running.cluster.spaces["caller"]
     with ExitStack() as stack:
@@ -76,14 +77,14 @@ def test_flows_of_a_service_deleted_meanwhile_go_and_those_that_lead_somewhere_s
 # ---------------------------------------------------------------- counters
 
 
-def exported(running: Trial, name: str) -> float:
+def exported(running: Deployment, name: str) -> float:
     node = running.cluster.spaces["node1"]
     _, _, text = node.call(probes.http_status, "127.0.0.1", 10249, "/metrics")
     (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
     return float(line.split()[1])
 
 
-def test_node_ports_on_localhost_are_counted(running: Trial) -> None:
+def test_node_ports_on_localhost_are_counted(running: Deployment) -> None:
     before = exported(running, LOCALHOST)
     port = NODE_PORT.port(Via.LOCALHOST, NODE_PORT.ports[0])
     for _ in range(3):
@@ -91,7 +92,7 @@ def test_node_ports_on_localhost_are_counted(running: Trial) -> None:
     assert exported(running, LOCALHOST) == before + 3
 
 
-def test_dropped_invalid_packets_are_counted(running: Trial) -> None:
+def test_dropped_invalid_packets_are_counted(running: Deployment) -> None:
     before = exported(running, INVALID)
     source, target = CLIENT[Family.IPV4], PODS[0].ip(Family.IPV4)
 
@@ -114,7 +115,7 @@ def segment(source: str, target: str, flags: int) -> bytes:
     return header[:16] + struct.pack(">H", checksum) + header[18:]
 
 
-def test_the_counters_are_kube_proxys_and_outlive_a_restart(running: Trial) -> None:
+def test_the_counters_are_kube_proxys_and_outlive_a_restart(running: Deployment) -> None:
     node = running.cluster.spaces["node1"]
     before = node.call(nfacct.counters)
     assert before.keys() == {"ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"}

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from kproxy.lab.loads import Pace
-from kproxy.lab.trials import trial
+from kproxy.lab.deployment import deployment
+from kproxy.lab.load import Rates
 from tests.ipvs.readers import shown
 from tests.takeover.stages import SERVED, Stage
 from tests.takeover.test_transitions import synced, unnoticed
 
 pytestmark = pytest.mark.ipvs_kernel
 
-SLOW = Pace(rate=10, held=10, flows=4, beat=2, patience=15)
+SLOW = Rates(rate=10, held=10, flows=4, beat=2, patience=15)
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     """A node of its own, which goes with all that is on it."""
-    with trial(tmp_path, "nft", scenarios=SERVED[:1], start=False) as under_way:
+    with deployment(tmp_path, "nft", scenarios=SERVED[:1], start=False) as under_way:
         found = Stage(under_way, tmp_path, served=SERVED[:1])
         try:
             yield found

@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kproxy.lab.loads import Pace, targets
+from kproxy.lab.load import Rates, targets
 
 if TYPE_CHECKING:
     from tests.takeover.stages import Stage
 
-SHORT = Pace(patience=0.8)
+SHORT = Rates(patience=0.8)
 BEFORE = 0.3  # seconds of load before and after what is done
 
 
 def test_it_keeps_its_pace_over_all_ways_and_nothing_fails_by_itself(stage: Stage) -> None:
     stage.kube_proxy("iptables")
     start = time.monotonic()
-    with stage.clients(Pace(rate=200)) as load:
+    with stage.clients(Rates(rate=200)) as load:
         time.sleep(1.5)
     seconds = time.monotonic() - start
-    made = load.tally.made
+    made = load.results.made
     assert load.failures() == []
-    assert made == load.tally.answered
+    assert made == load.results.answered
     assert 200 < sum(made.values()) <= 200 * seconds
     assert set(made) == {target.name for target in targets(stage.served)}
     assert max(made.values()) - min(made.values()) <= 1
-    assert load.tally.held == 60
-    assert load.tally.beats >= 100
+    assert load.results.held == 60
+    assert load.results.beats >= 100
 
 
 REJECT = ["iptables-nft", "-w", "-t", "filter", "-I", "FORWARD", "-j", "REJECT"]
@@ -53,7 +53,7 @@ def test_it_sees_a_tenth_of_a_second(stage: Stage, harm: str) -> None:
         stage.kube_proxy("iptables")
         time.sleep(BEFORE)
     assert load.failures(), load.summary()
-    found = {failure.why for failure in load.tally.failures}
+    found = {failure.why for failure in load.results.failures}
     assert kinds <= found
     assert any(harm in line for line in load.failures()), "some may have begun just before"
 
@@ -64,15 +64,15 @@ def test_it_sees_an_answer_from_the_wrong_endpoint(stage: Stage) -> None:
     with stage.clients() as load:
         stage.space.run(["iptables-nft", "-w", "-t", "nat", "-I", "PREROUTING", *rule])
         time.sleep(BEFORE)
-    assert {failure.why for failure in load.tally.failures} == {"answered by b"}
+    assert {failure.why for failure in load.results.failures} == {"answered by b"}
 
 
 def test_it_sees_lasting_connections_end_and_flows_move(stage: Stage) -> None:
     stage.kube_proxy("iptables")
-    with stage.clients(Pace(rate=1, patience=0.8)) as load:
+    with stage.clients(Rates(rate=1, patience=0.8)) as load:
         stage.space.run(["conntrack", "-F"])
         stage.space.run([*REJECT, "--reject-with", "tcp-reset", "-p", "tcp"])
         time.sleep(1)
-    found = {failure.why.split(" from ")[0] for failure in load.tally.failures}
+    found = {failure.why.split(" from ")[0] for failure in load.results.failures}
     assert "lasting: moved" in found
     assert "lasting: Connection reset by peer" in found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kproxy.lab.loads import Load, Pace
+from kproxy.lab.load import Load, Rates
 from kproxy.lab.proxies import wait_for
 from kproxy.lab.scenarios import End
 
@@ -26,11 +26,11 @@ AFTER = 0.7  # seconds that clients go on after the last change
 SOON = 60.0
 
 
-NONE_LASTING = Pace(held=0, flows=0)
+NONE_LASTING = Rates(held=0, flows=0)
 
 
 @contextmanager
-def unnoticed(stage: Stage, pace: Pace = Pace(), after: float = AFTER) -> Iterator[Load]:  # noqa: B008
+def unnoticed(stage: Stage, pace: Rates = Rates(), after: float = AFTER) -> Iterator[Load]:  # noqa: B008
     """What happens in the block, clients must not notice: no failure, and no first segment sent twice."""
     with stage.clients(pace) as load:
         yield load
@@ -38,8 +38,8 @@ def unnoticed(stage: Stage, pace: Pace = Pace(), after: float = AFTER) -> Iterat
     print(load.summary())
     assert load.failures() == [], load.summary()
     assert load.delays() == []
-    assert load.tally.made == load.tally.answered
-    assert load.tally.held == pace.held + pace.flows
+    assert load.results.made == load.results.answered
+    assert load.results.held == pace.held + pace.flows
 
 
 @BOTH_BACKENDS
@@ -120,13 +120,13 @@ def test_from_nftables_mode_back_to_kube_proxy_which_decides_from_then_on(stage:
         load.mark("kube-proxy")
         stage.kube_proxy(theirs)
     for scenario in stage.served:
-        stage.trial.manifests.put(scenario.name, scenario.objects((End("b"),)))
+        stage.deployed.manifests.put(scenario.name, scenario.objects((End("b"),)))
     stage.kube_proxy(theirs)
     stage.space.run(["conntrack", "-F"])  # kube-proxy removes the flows that lead to former endpoints
     with stage.clients(NONE_LASTING) as load:
         time.sleep(1)
-    assert {failure.why for failure in load.tally.failures} == {"answered by b"}
-    assert sum(load.tally.answered.values()) == 0
+    assert {failure.why for failure in load.results.failures} == {"answered by b"}
+    assert sum(load.results.answered.values()) == 0
     assert stage.tables() >= {"ip kproxy", "ip6 kproxy"}, "else this test says nothing"
 
 
@@ -154,7 +154,7 @@ def test_killed_in_userspace_mode_it_serves_again_from_the_next_start(stage: Sta
         load.mark("the next start")
         time.sleep(AFTER)
     assert [line for line in load.failures() if "the next start" in line] == []
-    assert "Connection refused" in {failure.why for failure in load.tally.failures}
+    assert "Connection refused" in {failure.why for failure in load.results.failures}
 
 
 def test_rules_that_cannot_be_taken_away_are_told_of(stage: Stage, tmp_path: Path) -> None:

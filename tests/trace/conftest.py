@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from tests.parity.conftest import Case, cases
-from tests.trace.worlds import WALKERS, World
+from tests.trace.worlds import TRACERS, World
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def all_cases() -> tuple[Case, ...]:
     return cases()
 
 
-@pytest.fixture(params=WALKERS)
+@pytest.fixture(params=TRACERS)
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kproxy.model.addresses import contains, is_loopback
 from kproxy.model.plans import ServicePlan
-from kproxy.trace.verdicts import Probe
+from kproxy.trace.outcome import Probe
 from tests.trace.oracle import DROPPED, REJECTED, UNTOUCHED, Chances, Node
 
 

@@ -1,7 +1,7 @@
 """What a probe must meet, told from the plans alone: no rule is looked at.
 
 Written from Kubernetes' Service semantics and from what kube-proxy documents of each traffic policy, to be held against
-what a walk through rules says.
+what a trace through rules says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kproxy.model.addresses import contains, is_loopback
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses, family_of
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan
 from kproxy.modes.iptables.render import Settings
-from kproxy.trace.verdicts import Fate, Host, Probe, Verdict
+from kproxy.trace.outcome import Fate, Host, Probe, Verdict
 
 Chances = dict[Verdict, Fraction]
 

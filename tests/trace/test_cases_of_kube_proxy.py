@@ -13,12 +13,12 @@ from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview, load
-from kproxy.trace.iptables import IptablesWalker
+from kproxy.trace.iptables import IptablesTracer
 from tests.parity.conftest import Case
 from tests.trace.differences import DIFFERENCES, difference, meant
 from tests.trace.differences import Case as Packet
 from tests.trace.oracle import Node, expected, probes
-from tests.trace.worlds import WALKERS, Walk
+from tests.trace.worlds import TRACERS, Trace
 
 SHARES = 4  # so that a failure shows early
 MANY = 1500  # probes in each share
@@ -38,12 +38,12 @@ def configuration(case: Case) -> KubeProxyConfiguration:
     return from_text(json.dumps(raw))
 
 
-def walks(case: Case, family: Family, preview: Preview, node: Node) -> Iterator[tuple[str, str, Walk]]:
-    """Whose rules, the mode that they are in, and the way to walk them."""
-    for mode, walker in WALKERS.items():
+def tracers(case: Case, family: Family, preview: Preview, node: Node) -> Iterator[tuple[str, str, Trace]]:
+    """Whose rules, the mode that they are in, and the way to trace them."""
+    for mode, walker in TRACERS.items():
         yield "ours", mode, walker(preview, family, node.host)
     theirs = case.raw["expect"]["iptables"][family.value.lower()]["rules"]
-    yield "kube-proxy's", "iptables", IptablesWalker(theirs, family, node.host).walk
+    yield "kube-proxy's", "iptables", IptablesTracer(theirs, family, node.host).trace
 
 
 @pytest.mark.parametrize("share", range(SHARES))
@@ -53,12 +53,12 @@ def test_packets_meet_what_the_plans_say(all_cases: tuple[Case, ...], family: Fa
     for case in all_cases[share::SHARES]:
         preview, node = world(case, family)
         plans = list(preview.families[family].plans.values())
-        ways = list(walks(case, family, preview, node))
+        ways = list(tracers(case, family, preview, node))
         for probe in probes(plans, node, family):
             asked += 1
             always = expected(plans, node, probe)
-            for whose, mode, walk in ways:
-                found, must = walk(probe, None).chances, meant(mode, plans, node, probe, always)
+            for whose, mode, trace in ways:
+                found, must = trace(probe, None).chances, meant(mode, plans, node, probe, always)
                 assert sum(found.values()) == 1
                 if found != must:
                     faults.append(f"{case.raw['id']}: {probe}: {whose}, {mode}: {found}, not {must}")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from kproxy.model.objects import Object
 from kproxy.model.plans import Family
-from kproxy.trace.verdicts import Affinity, Fate, Probe
+from kproxy.trace.outcome import Affinity, Fate, Probe
 from tests.model.builders import cidr, endpoint, node, service, slice_
 from tests.trace.differences import meant
 from tests.trace.oracle import claimants, expected, probes
-from tests.trace.worlds import WALKERS, World
+from tests.trace.worlds import TRACERS, World
 
 POLICIES = st.sampled_from(["Cluster", "Local"])
 RANGES = st.sampled_from(
@@ -111,7 +111,7 @@ CONFIGURATIONS = st.fixed_dictionaries(
 )
 
 
-MODES = pytest.mark.parametrize("mode", WALKERS)
+MODES = pytest.mark.parametrize("mode", TRACERS)
 FAMILIES = st.sampled_from(list(Family))
 
 
@@ -123,7 +123,7 @@ def test_packets_meet_what_the_plans_say(
 ) -> None:
     world = World(mode, items, family, HELD, **config)
     for probe in probes(world.plans, world.node, family):
-        found = world.walk(probe, None)
+        found = world.trace(probe, None)
         assert sum(branch.probability for branch in found.branches) == 1
         must = expected(world.plans, world.node, probe)
         assert found.chances == meant(mode, world.plans, world.node, probe, must), probe
@@ -132,11 +132,11 @@ def test_packets_meet_what_the_plans_say(
 @settings(max_examples=60, deadline=None)
 @given(objects(), CONFIGURATIONS, FAMILIES)
 def test_modes_mean_the_same(items: list[Object], config: dict[str, Any], family: Family) -> None:
-    one, *others = (World(mode, items, family, HELD, **config) for mode in WALKERS)
+    one, *others = (World(mode, items, family, HELD, **config) for mode in TRACERS)
     for probe in probes(one.plans, one.node, family):
-        met = one.walk(probe, None).chances
+        met = one.trace(probe, None).chances
         for other in others:
-            assert other.walk(probe, None).chances == meant(other.mode, one.plans, one.node, probe, met), probe
+            assert other.trace(probe, None).chances == meant(other.mode, one.plans, one.node, probe, met), probe
 
 
 @MODES
@@ -154,7 +154,7 @@ def test_of_services_at_one_address_the_first_by_name_has_it(
         must = expected([first], world.node, probe)
         if mode == "iptables" and Fate.DELIVERED not in {verdict.fate for verdict in must}:
             continue  # which leads such packets to the next Service
-        assert world.walk(probe, None).chances == meant(mode, [first], world.node, probe, must), probe
+        assert world.trace(probe, None).chances == meant(mode, [first], world.node, probe, must), probe
 
 
 @MODES
@@ -164,8 +164,8 @@ def test_who_is_remembered_goes_where_it_went(mode: str, items: list[Object], fa
     world = World(mode, items, family, HELD)
     sticky = [plan for plan in world.plans if plan.affinity_seconds]
     for probe in probes(sticky, world.node, family):
-        for branch in world.walk(probe, None).branches:
-            again = world.walk(probe, dict.fromkeys(branch.remembers, 1))
+        for branch in world.trace(probe, None).branches:
+            again = world.trace(probe, dict.fromkeys(branch.remembers, 1))
             assert again.chances == {branch.verdict: 1}
             assert bool(branch.remembers) is (branch.verdict.fate is Fate.DELIVERED)
 
@@ -173,7 +173,7 @@ def test_who_is_remembered_goes_where_it_went(mode: str, items: list[Object], fa
 @settings(max_examples=40, deadline=None)
 @given(objects(), FAMILIES, st.integers(0, 3))
 def test_modes_mean_the_same_to_clients_that_are_remembered(items: list[Object], family: Family, place: int) -> None:
-    worlds = [World(mode, items, family, HELD) for mode in WALKERS]
+    worlds = [World(mode, items, family, HELD) for mode in TRACERS]
     node = worlds[0].node
     for plan in (plan for plan in worlds[0].plans if plan.affinity_seconds):
         for target in map(str, plan.reachable[place : place + 1]):
@@ -182,7 +182,7 @@ def test_modes_mean_the_same_to_clients_that_are_remembered(items: list[Object],
                 of_client = [probe for probe in asked if probe.source == source]
                 known = [memories(world, of_client, target) for world in worlds]
                 for probe in of_client if all(known) else ():
-                    met, *others = (w.walk(probe, k).chances for w, k in zip(worlds, known, strict=True))
+                    met, *others = (w.trace(probe, k).chances for w, k in zip(worlds, known, strict=True))
                     for world, found in zip(worlds[1:], others, strict=True):
                         assert found == meant(world.mode, worlds[0].plans, node, probe, met), probe
 
@@ -190,7 +190,7 @@ def test_modes_mean_the_same_to_clients_that_are_remembered(items: list[Object],
 def memories(world: World, asked: Iterable[Probe], target: str) -> Affinity:
     """What is remembered of a client after one of its probes went to that endpoint; nothing if none of them can."""
     for probe in asked:
-        for branch in world.walk(probe, None).branches:
+        for branch in world.trace(probe, None).branches:
             if branch.verdict.endpoint == target:
                 return dict.fromkeys(branch.remembers, 5)
     return {}

@@ -11,9 +11,9 @@ from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.preview import Preview, load
-from kproxy.trace.iptables import IptablesWalker
-from kproxy.trace.parsing import Tables
-from kproxy.trace.verdicts import Fate, Host, Probe, Verdict
+from kproxy.trace.iptables import IptablesTracer
+from kproxy.trace.iptables_parser import Tables
+from kproxy.trace.outcome import Fate, Host, Probe, Verdict
 from tests.model.builders import endpoint, service, slice_
 from tests.parity.conftest import Case
 from tests.trace.worlds import configuration
@@ -54,10 +54,10 @@ def test_userspace_mode_leads_to_a_port_of_the_node() -> None:
     shown = Preview(state, configuration(), NodeHost(ips=("172.18.0.2",), addresses=tuple(HOST.addresses))).userspace(
         Family.IPV4
     )
-    walker = IptablesWalker(shown.rules, Family.IPV4, HOST)
+    walker = IptablesTracer(shown.rules, Family.IPV4, HOST)
     (listener,) = shown.listeners
     arrived = {Verdict(Fate.DELIVERED, f"172.18.0.2:{listener.port}"): 1}
-    assert walker.walk(Probe("192.0.2.1", "10.96.0.1", Protocol.TCP, 80, "eth0")).chances == arrived
-    assert walker.walk(Probe("172.18.0.2", "10.96.0.1", Protocol.TCP, 80)).chances == arrived
+    assert walker.trace(Probe("192.0.2.1", "10.96.0.1", Protocol.TCP, 80, "eth0")).chances == arrived
+    assert walker.trace(Probe("172.18.0.2", "10.96.0.1", Protocol.TCP, 80)).chances == arrived
     with pytest.raises(InvalidInput, match="interface veth5"):
-        walker.walk(Probe("10.244.1.50", "10.96.0.1", Protocol.TCP, 80, "veth5"))
+        walker.trace(Probe("10.244.1.50", "10.96.0.1", Protocol.TCP, 80, "veth5"))

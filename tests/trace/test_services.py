@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kproxy.model.plans import Protocol
-from kproxy.trace.verdicts import Fate, Verdict
+from kproxy.trace.outcome import Fate, Verdict
 from tests.model.builders import cidr, endpoint, service, slice_
 from tests.trace.oracle import DROPPED, REJECTED, UNTOUCHED, Chances
 from tests.trace.worlds import Client, World, to

@@ -1,4 +1,4 @@
-"""The walk agrees with what real packets met: every probe of the lab's table, on the lab's node1."""
+"""The trace agrees with what real packets met: every probe of the lab's table, on the lab's node1."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ import pytest
 
 from kproxy.lab import clusters
 from kproxy.lab.differences import expected
-from kproxy.lab.outcomes import Nothing
-from kproxy.lab.scenarios import PODS, SCENARIOS, Port, Probe, Scenario, Seen, Via, node_objects
+from kproxy.lab.probes import Nothing
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, Port, Probe, Scenario, Seen, Via, node_objects
 from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, address_port
 from kproxy.modes.preview import Preview, load
-from kproxy.trace import verdicts
-from kproxy.trace.verdicts import Fate, Host, Outcome, Verdict
-from tests.trace.worlds import WALKERS, Walk, configuration
+from kproxy.trace import outcome
+from kproxy.trace.outcome import Fate, Host, Outcome, Verdict
+from tests.trace.worlds import TRACERS, Trace, configuration
 
 NODE_IPS = tuple(clusters.node_address(1, family) for family in Family)
 ADDRESSES = (*NODE_IPS, *(clusters.gateway_of(1, family) for family in Family), "127.0.0.1", "::1")
 
 
 @cache
-def walk(mode: str, family: Family) -> Walk:
+def trace(mode: str, family: Family) -> Trace:
     """node1 with all Services of the table."""
     kinds: dict[Kind, list[Object]] = {}
     for item in (*node_objects(), *(item for scenario in SCENARIOS for item in scenario.objects())):
@@ -36,10 +37,10 @@ def walk(mode: str, family: Family) -> Walk:
     preview = Preview(
         state, configuration(clusterCIDR=clusters.CLUSTER_CIDRS), NodeHost(ips=NODE_IPS, addresses=ADDRESSES)
     )
-    return WALKERS[mode](preview, family, Host(frozenset(ADDRESSES)))
+    return TRACERS[mode](preview, family, Host(frozenset(ADDRESSES)))
 
 
-def probe_of(probe: Probe, scenario: Scenario, family: Family, port: Port) -> verdicts.Probe:
+def probe_of(probe: Probe, scenario: Scenario, family: Family, port: Port) -> outcome.Probe:
     """The first packet that the lab's client sends, as node1 gets or sends it."""
     target = scenario.address(probe.via, family)
     match probe.source:
@@ -51,10 +52,10 @@ def probe_of(probe: Probe, scenario: Scenario, family: Family, port: Port) -> ve
         case name:
             pod = next(p for p in PODS if p.name == name)
             source, interface = pod.ip(family), f"veth{pod.number}"
-    return verdicts.Probe(source, target, port.protocol, scenario.port(probe.via, port), interface)
+    return outcome.Probe(source, target, port.protocol, scenario.port(probe.via, port), interface)
 
 
-def fits(probe: Probe, port: Port, family: Family, outcome: Outcome, packet: verdicts.Probe) -> bool:
+def fits(probe: Probe, port: Port, family: Family, outcome: Outcome, packet: outcome.Probe) -> bool:
     """Whether the lab's client sees what it must, if packets meet OUTCOME."""
     found = set(outcome.chances)
     match probe.expect:
@@ -86,11 +87,11 @@ def asked(mode: str, scenario: Scenario) -> Iterator[tuple[Probe, Family, Port]]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-@pytest.mark.parametrize("mode", WALKERS)
+@pytest.mark.parametrize("mode", TRACERS)
 def test_the_walk_meets_what_packets_meet(mode: str, scenario: Scenario) -> None:
     probes = list(asked(mode, scenario))
     assert probes
     for probe, family, port in probes:
         packet = probe_of(probe, scenario, family, port)
-        outcome = walk(mode, family)(packet, None)
+        outcome = trace(mode, family)(packet, None)
         assert fits(probe, port, family, outcome, packet), f"{packet}: {outcome.chances}, not {probe.expect}"

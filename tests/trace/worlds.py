@@ -12,9 +12,9 @@ from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.preview import Preview, load
-from kproxy.trace.iptables import IptablesWalker
-from kproxy.trace.nftables import NftablesWalker
-from kproxy.trace.verdicts import Affinity, Fate, Host, Outcome, Probe, Verdict
+from kproxy.trace.iptables import IptablesTracer
+from kproxy.trace.nftables import NftablesTracer
+from kproxy.trace.outcome import Affinity, Fate, Host, Outcome, Probe, Verdict
 from tests.model.builders import KINDS
 from tests.trace.differences import meant
 from tests.trace.oracle import Chances, Node
@@ -23,19 +23,19 @@ ADDRESSES = ("127.0.0.1", "172.18.0.2", "10.244.1.1", "192.168.9.7", "::1", "fd0
 NODE_IPS = ("172.18.0.2", "fd00:18::2")
 CLUSTER_CIDRS = "10.244.0.0/16,fd00:10:244::/48"
 
-Walk = Callable[[Probe, Affinity | None], Outcome]
-Walker = Callable[[Preview, Family, Host], Walk]
+Trace = Callable[[Probe, Affinity | None], Outcome]
+MakeTracer = Callable[[Preview, Family, Host], Trace]
 
 
-def iptables(preview: Preview, family: Family, host: Host) -> Walk:
-    return IptablesWalker(preview.iptables(family), family, host).walk
+def iptables(preview: Preview, family: Family, host: Host) -> Trace:
+    return IptablesTracer(preview.iptables(family), family, host).trace
 
 
-def nftables(preview: Preview, family: Family, host: Host) -> Walk:
-    return NftablesWalker(preview.nftables_layout(family), host).walk
+def nftables(preview: Preview, family: Family, host: Host) -> Trace:
+    return NftablesTracer(preview.nftables_layout(family), host).trace
 
 
-WALKERS: dict[str, Walker] = {"iptables": iptables, "nftables": nftables}
+TRACERS: dict[str, MakeTracer] = {"iptables": iptables, "nftables": nftables}
 
 
 class Client(NamedTuple):
@@ -67,7 +67,7 @@ class World:
         self.mode = mode
         self.node = Node.of(preview.settings(family), own, state.service_cidrs)
         self.plans = list(preview.families[family].plans.values())
-        self.walk = WALKERS[mode](preview, family, self.node.host)
+        self.trace = TRACERS[mode](preview, family, self.node.host)
 
     def ask(
         self,
@@ -78,7 +78,7 @@ class World:
         affinity: Affinity | None = None,
     ) -> Chances:
         """What such a packet meets."""
-        return self.walk(Probe(client.ip, ip, protocol, port, client.interface), affinity).chances
+        return self.trace(Probe(client.ip, ip, protocol, port, client.interface), affinity).chances
 
     def means(self, meets: Chances, client: Client, ip: str, port: int) -> Chances:
         """What it must meet in this mode where it MEETS this in iptables mode."""

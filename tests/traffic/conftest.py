@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import unavailable
-from kproxy.lab.trials import Trial, trial
 
 MODES = (
     pytest.param(("iptables", "nft"), id="iptables-nft"),
@@ -26,11 +26,11 @@ def arguments(mode: str) -> list[str]:
 
 
 @pytest.fixture(scope="session", params=MODES)
-def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     mode, backend = request.param
     reason = unavailable((f"iptables-{backend}-restore", f"ip6tables-{backend}-restore"))
     if reason:
         pytest.skip(reason)
-    with trial(tmp_path_factory.mktemp(f"{mode}-{backend}"), backend, arguments(mode), mode=mode) as under_way:
+    with deployment(tmp_path_factory.mktemp(f"{mode}-{backend}"), backend, arguments(mode), mode=mode) as under_way:
         yield under_way
         assert under_way.proxy.running(), under_way.proxy.tail()

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy.lab import probes
-from kproxy.lab.outcomes import Answered, Nothing, Outcome
+from kproxy.lab.deployment import Deployment
+from kproxy.lab.probes import Answered, Nothing, Outcome
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import SCENARIOS, End, Scenario, Via
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import End, Scenario, Via
 from kproxy.model.plans import Family
 
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value)
@@ -18,7 +19,7 @@ SOON = 60  # seconds; a change takes a fraction of one, but the machine may be b
 
 
 @pytest.fixture
-def moving(running: Trial) -> Iterator[Scenario]:
+def moving(running: Deployment) -> Iterator[Scenario]:
     """A Service whose endpoints the test may change; as in the table again afterwards."""
     scenario = next(s for s in SCENARIOS if s.name == "several-ports")
     yield scenario
@@ -34,7 +35,7 @@ def come_to(client: probes.UdpClient, expected: str | Nothing) -> bool:
     return wait_for(lambda: pod_of(client.ask(0.2)) == expected, SOON)
 
 
-def lead_to(running: Trial, address: str, port: int, pod: str) -> bool:
+def lead_to(running: Deployment, address: str, port: int, pod: str) -> bool:
     """Whether new connections of the calling pod come to be answered by POD."""
     caller = running.cluster.spaces["caller"]
     return wait_for(lambda: pod_of(caller.call(probes.tcp, address, port)) == pod, SOON)
@@ -43,7 +44,7 @@ def lead_to(running: Trial, address: str, port: int, pod: str) -> bool:
 @FAMILIES
 @pytest.mark.parametrize("source", ["caller", "client", "node1"])
 def test_a_udp_client_on_one_source_port_follows_its_endpoint(
-    running: Trial, moving: Scenario, family: Family, source: str
+    running: Deployment, moving: Scenario, family: Family, source: str
 ) -> None:
     dns = moving.ports[2]
     via = Via.NODE_PORT if source == "client" else Via.CLUSTER_IP
@@ -62,7 +63,7 @@ def test_a_udp_client_on_one_source_port_follows_its_endpoint(
 
 
 @FAMILIES
-def test_a_deleted_service_is_gone_for_a_udp_client_too(running: Trial, moving: Scenario, family: Family) -> None:
+def test_a_deleted_service_is_gone_for_a_udp_client_too(running: Deployment, moving: Scenario, family: Family) -> None:
     dns = moving.ports[2]
     context = probes.udp_client(moving.address(Via.CLUSTER_IP, family), dns.port)
     client = running.cluster.spaces["caller"].call(context.__enter__)
@@ -77,7 +78,7 @@ def test_a_deleted_service_is_gone_for_a_udp_client_too(running: Trial, moving: 
 
 
 @FAMILIES
-def test_new_connections_follow_and_the_old_one_stays(running: Trial, moving: Scenario, family: Family) -> None:
+def test_new_connections_follow_and_the_old_one_stays(running: Deployment, moving: Scenario, family: Family) -> None:
     web, caller = moving.ports[0], running.cluster.spaces["caller"]
     address = moving.address(Via.CLUSTER_IP, family)
     held = caller.call(probes.Held, address, web.port)
@@ -91,7 +92,7 @@ def test_new_connections_follow_and_the_old_one_stays(running: Trial, moving: Sc
 
 
 @FAMILIES
-def test_a_service_taken_out_and_put_back(running: Trial, moving: Scenario, family: Family) -> None:
+def test_a_service_taken_out_and_put_back(running: Deployment, moving: Scenario, family: Family) -> None:
     caller = running.cluster.spaces["caller"]
     target = moving.address(Via.CLUSTER_IP, family), moving.ports[0].port
     running.manifests.remove(moving.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kproxy.lab.differences import DIFFERENCES, Difference
-from kproxy.lab.scenarios import SCENARIOS
+from kproxy.lab.scenario_table import SCENARIOS
 
 MODES = Path(__file__).parents[2] / "docs" / "modes.md"
 ALL = [(mode, difference) for mode, differences in DIFFERENCES.items() for difference in differences]

@@ -8,9 +8,10 @@ import pytest
 
 from kproxy.lab import probes
 from kproxy.lab.clusters import node_address
+from kproxy.lab.deployment import Deployment
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import PODS, SCENARIOS, Scenario
-from kproxy.lab.trials import Trial
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, Scenario
 from kproxy.model.plans import Family
 
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value)
@@ -18,13 +19,13 @@ FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value
 
 @FAMILIES
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_every_probe_meets_what_it_must(running: Trial, scenario: Scenario, family: Family) -> None:
+def test_every_probe_meets_what_it_must(running: Deployment, scenario: Scenario, family: Family) -> None:
     assert running.faults(scenario, family) == {}
 
 
 @FAMILIES
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.health], ids=lambda s: s.name)
-def test_health_check_node_port(running: Trial, scenario: Scenario, family: Family) -> None:
+def test_health_check_node_port(running: Deployment, scenario: Scenario, family: Family) -> None:
     nodes = {pod.name: pod.node for pod in PODS}
     local = sum(nodes[end.pod] == 1 for end in scenario.ends)
 

@@ -132,6 +132,9 @@ class Port:
         self.number = answer
         return self
 
+    def alive(self) -> bool:
+        return self.forwarder.alive(self.family)
+
     def close(self) -> None:
         assert self.forwarder.update(self.family, {self.key: None}) == {}
 

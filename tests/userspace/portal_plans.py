@@ -1,20 +1,20 @@
-"""Plans and portals for tests of userspace mode's rules, and a packet that walks through rendered rules."""
+"""Plans and portals for tests of userspace mode's rules, and a tracer of their rules."""
 
 from __future__ import annotations
 
-import ipaddress
-import shlex
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import strategies as st
 
 from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.modes.iptables.render import text
 from kproxy.modes.userspace.listeners import Reach
-from kproxy.modes.userspace.render import Portal, Settings, listeners
+from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base
 from kproxy.modes.xtables.rules import Fragment
+from kproxy.trace.iptables import IptablesTracer
+from kproxy.trace.outcome import Host
 
 NODE = "172.30.0.11"
 BY_CIDR = Settings(Family.IPV4, NODE, detect_local=DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16"))
@@ -84,17 +84,6 @@ def plans(protocols: Iterable[Protocol] = (Protocol.TCP, Protocol.UDP)) -> st.Se
 # ---------------------------------------------------------------- packets
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
-    """The first packet of a flow. interface: where it came in, "" when the node sends it itself."""
-
-    source: str
-    to: str
-    port: int
-    protocol: Protocol = Protocol.TCP
-    interface: str = ""
-
-
 def frontends(plan: ServicePlan) -> Iterable[tuple[str, str, int]]:
     """Each kind of address that leads to the plan, one address of that kind, and its port."""
     yield "cluster IP", plan.cluster_ip, plan.port
@@ -104,41 +93,7 @@ def frontends(plan: ServicePlan) -> Iterable[tuple[str, str, int]]:
         yield "node port", NODE, plan.node_port
 
 
-def walk(packet: Packet, table: str, chain: str, fragment: Fragment) -> str:
-    """The target, with its options, of the first rule that takes the packet; "" when none does."""
-    own = dict(fragment.chains)
-    rules = [rule.rule for rule in fragment.shared if (rule.table, rule.chain) == (table, chain)]
-    for rule in rules or own.get(chain, ()):
-        options = _options(rule)
-        if _takes(options, packet):
-            target = options["-j"]
-            return walk(packet, table, target, fragment) if target in own else target
-    return ""
-
-
-def _options(rule: str) -> Mapping[str, str]:
-    found: dict[str, str] = {}
-    words = shlex.split(rule)
-    last = ""
-    for word in words:
-        if word.startswith("-") and word != "->" and last != "-j":
-            last = word
-            found[last] = ""
-        elif last:
-            found[last] = f"{found[last]} {word}".strip()
-    head, _, _ = rule.partition(" -j ")
-    assert "!" not in shlex.split(head), "the walker knows no negation"
-    found["-j"] = rule.rpartition(" -j ")[2]
-    return found
-
-
-def _takes(options: Mapping[str, str], packet: Packet) -> bool:
-    tests: dict[str, Callable[[str], bool]] = {
-        "-s": lambda value: ipaddress.ip_address(packet.source) in ipaddress.ip_network(value),
-        "-d": lambda value: ipaddress.ip_address(packet.to) in ipaddress.ip_network(value),
-        "-i": lambda value: packet.interface.startswith(value.rstrip("+")),
-        "-p": lambda value: packet.protocol.lower() == value,
-        "--dport": lambda value: packet.port == int(value),
-        "--dst-type": lambda value: packet.to == NODE,
-    }
-    return all(tests[option](value) for option, value in options.items() if option in tests)
+def tracer(plan: ServicePlan, fragment: Fragment, settings: Settings) -> IptablesTracer:
+    """Traces packets through the rules of a node with this one port. Every interface has the node's address."""
+    rules = text(render_base(settings), [(plan.key, fragment)])
+    return IptablesTracer(rules, settings.family, Host(frozenset({NODE}), {"veth5": NODE, "eth0": NODE}))

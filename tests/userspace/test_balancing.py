@@ -1,4 +1,4 @@
-"""Turns and affinity, without a socket."""
+"""Round-robin and affinity, without a socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kproxy.modes.userspace.balancer import Affinity, Balancer, Target
+from kproxy.modes.userspace.balancer import Affinity, Balancer, RoundRobinCounter, Target
 
 A, B, C, D = (("10.0.0.1", port) for port in (1, 2, 3, 4))
 TARGETS = st.lists(st.sampled_from([("10.0.0.1", port) for port in range(8)]), min_size=1, unique=True).map(tuple)
@@ -24,7 +24,8 @@ STEPS = st.lists(
 
 
 def balancer(*targets: Target, seconds: float = 0, affinity: Affinity | None = None) -> Balancer:
-    return Balancer(targets, seconds, Affinity() if affinity is None else affinity)
+    counter = RoundRobinCounter([0], 0, True)
+    return Balancer(targets, seconds, Affinity() if affinity is None else affinity, counter)
 
 
 def picks(one: Balancer, number: int, client: str = "c", now: float = 0) -> list[Target | None]:

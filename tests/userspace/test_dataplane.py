@@ -9,9 +9,10 @@ from msgspec.structs import replace
 
 from kproxy.errors import KernelError
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.modes.userspace import apply
 from kproxy.modes.userspace.apply import UserspaceDataplane, carried
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
-from kproxy.modes.userspace.render import Settings
+from kproxy.modes.userspace.render import Settings, listeners
 from kproxy.modes.xtables.chain_writer import NoDrift
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
@@ -167,6 +168,62 @@ def test_rules_that_the_kernel_refuses_keep_the_listeners_of_the_old_ones(node: 
     assert node.port(WEB, Reach.LOCAL) is None
 
 
+def test_an_exception_for_one_port_costs_that_port_alone(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port keeps what it had; the others are served, those that are new included."""
+
+    def broken(plan: ServicePlan) -> dict[Reach, Listener]:
+        if plan.key == WEB.key:
+            raise ZeroDivisionError("division by zero")
+        return listeners(plan)
+
+    node.dataplane.apply(of(WEB), None)
+    before = node.port(WEB)
+    monkeypatch.setattr(apply, "listeners", broken)
+    for touched in ([LOCAL.key, DNS.key], None, []):
+        outcome = node.dataplane.apply(of(LOCAL, DNS), touched)
+        assert outcome.rejected == {WEB.key: "default/web:http: unexpected ZeroDivisionError: division by zero"}
+        assert [type(error) for error in outcome.faults.values()] == [ZeroDivisionError]
+        assert node.leads_to(WEB) == {before} == {node.port(WEB)}
+        assert node.leads_to(DNS) == {node.port(DNS)}
+    node.forwarder.die()
+    node.dataplane.apply(of(LOCAL, DNS), None)
+    assert node.leads_to(WEB) == set(), "its proxy ports may be others' by now"
+    assert node.leads_to(DNS) == {node.port(DNS)}
+    monkeypatch.undo()
+    outcome = node.dataplane.apply(of(LOCAL, DNS), [])
+    assert (outcome.rejected, outcome.faults) == ({}, {})
+    assert node.leads_to(LOCAL)
+
+
+def test_a_busy_forwarder_costs_only_the_ports_whose_listeners_change(node: Node) -> None:
+    node.dataplane.apply(of(LOCAL, DNS), None)
+    ports = dict(node.forwarder.ports)
+    node.forwarder.busy = True
+    new, moved = build_plan("new"), replace(DNS, cluster_ip="10.96.0.77")
+    outcome = node.dataplane.apply(of(WEB, moved, new), [WEB.key, DNS.key, new.key])
+    assert set(outcome.rejected) == {new.key}, "others need no other listener, or less"
+    assert "10.96.0.77" in node.tables.save()
+    assert node.forwarder.ports == ports
+    assert node.dataplane.housekeeping(), "a listener is to be closed"
+    assert not node.dataplane.drifted()
+    node.forwarder.busy = False
+    assert node.dataplane.housekeeping() is None
+    assert node.port(WEB, Reach.LOCAL) is None
+    assert node.dataplane.apply(of(WEB, moved, new), []).rejected == {}
+    assert node.leads_to(new) == {node.port(new)}
+
+
+def test_a_listener_that_is_wanted_again_before_a_busy_forwarder_closed_it_stays(node: Node) -> None:
+    node.dataplane.apply(of(LOCAL), None)
+    ports = dict(node.forwarder.ports)
+    node.forwarder.busy = True
+    node.dataplane.apply(of(WEB), [WEB.key])
+    assert node.dataplane.apply(of(LOCAL), [LOCAL.key]).rejected == {}
+    node.forwarder.busy = False
+    assert node.dataplane.housekeeping() is None
+    assert node.forwarder.ports == ports
+
+
 # ---------------------------------------------------------------- the forwarder's end
 
 
@@ -231,6 +288,9 @@ def test_a_forwarder_that_ends_while_nothing_changes_is_noticed_by_the_other_fam
     node.forwarder.die()
     second.apply(of(other), [])
     assert node.dataplane.drifted()
+    assert second.drifted(), "its own ports have moved"
+    second.apply(of(other), None)
+    assert not second.drifted(), "that the other family was not told yet is none of its business"
     node.dataplane.apply(of(WEB), [])
     assert set(node.forwarder.ports) == {
         (V4, ListenerKey(WEB.key, Reach.CLUSTER)),
@@ -238,19 +298,7 @@ def test_a_forwarder_that_ends_while_nothing_changes_is_noticed_by_the_other_fam
     }
 
 
-# ---------------------------------------------------------------- the end, and flows
-
-
-def test_cleanup_leaves_nothing(node: Node) -> None:
-    empty = FakeTables()
-    node.dataplane.apply(of(LOCAL, DNS), None)
-    node.dataplane.cleanup()
-    assert node.forwarder.ports == {}
-    assert "KUBE-" not in node.tables.save()
-    assert [line for line in node.tables.save().splitlines() if line.startswith("-A")] == []
-    assert empty.save() == ""
-    node.dataplane.apply(of(LOCAL, DNS), [])
-    assert node.leads_to(DNS) == {node.port(DNS)}
+# ---------------------------------------------------------------- flows
 
 
 def test_flows_are_answered_by_this_host_at_the_proxy_ports(node: Node) -> None:

@@ -117,7 +117,7 @@ def test_trouble_is_healed_by_the_next_full_apply(data: Any, backend: Backend) -
             failed = True
         else:
             failed = False
-            assert forwarder.alive()
+            assert forwarder.alive(V4)
         held = wanted
     tables.fail_at, tables.refuse = set(), lambda table, chain, rule: False
     refused = set(wanted_doors(held, set())) - set(held_doors(forwarder))

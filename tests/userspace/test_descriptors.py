@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kproxy.modes.userspace.descriptors import KEPT_FREE, raise_limit
 from kproxy.modes.userspace.messages import Settings
+from kproxy.modes.userspace.resources import KEPT_FREE, raise_limit
 from tests.userspace.peers import (
     DNS,
     Port,
@@ -66,7 +66,7 @@ def test_connections_beyond_the_limit_are_reset_and_counted_and_the_others_go_on
         with port.connect() as client:
             client.sendall(b"again")
             assert exactly(client, 5) == b"again"
-        assert port.forwarder.alive()
+        assert port.forwarder.alive(port.family)
     lines = [line for line in capfd.readouterr().err.splitlines() if "file descriptor" in line]
     assert len(lines) == 1
     assert 'what="a TCP connection"' in lines[0]

@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.errors import KernelError
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
-from kproxy.modes.userspace.listeners import Forwarder, Listener, ListenerKey, Reach, Statistics
+from kproxy.modes.userspace.listeners import Forwarder, ForwarderBusy, Listener, ListenerKey, Reach
 from tests.fakes.forwarder import FakeForwarder
 
 WEB = ListenerKey(PortKey("default", "web", "", Protocol.TCP), Reach.CLUSTER)
@@ -30,22 +30,6 @@ def test_each_listener_has_a_port_of_its_own_and_keeps_it() -> None:
     assert fake.ports == {(Family.IPV4, key): port for key, port in answer.items()}
 
 
-def test_families_do_not_share_listeners() -> None:
-    fake = FakeForwarder()
-    four = port_of(fake, WEB, listener())
-    six = port_of(fake, WEB, listener(family=Family.IPV6))
-    assert four != six
-    assert fake.update(Family.IPV6, {WEB: None}) == {}
-    assert list(fake.listeners) == [(Family.IPV4, WEB)]
-
-
-def test_a_listener_that_was_closed_comes_back_on_another_port() -> None:
-    fake = FakeForwarder()
-    first = port_of(fake, WEB, listener())
-    fake.update(Family.IPV4, {WEB: None})
-    assert port_of(fake, WEB, listener()) != first
-
-
 def test_a_refused_listener_does_not_stop_the_others() -> None:
     fake = FakeForwarder()
     fake.refuse(Family.IPV4, WEB, "no port is free between 6000 and 6001")
@@ -58,19 +42,19 @@ def test_a_refused_listener_does_not_stop_the_others() -> None:
 
 def test_death_is_told_to_each_family_once() -> None:
     fake = FakeForwarder()
-    assert fake.alive()
+    assert fake.alive(Family.IPV4)
     port_of(fake, WEB, listener())
     port_of(fake, WEB, listener(family=Family.IPV6))
     fake.die()
-    assert (fake.alive(), fake.listeners) == (False, {})
+    assert (fake.alive(Family.IPV4), fake.listeners) == (False, {})
     with pytest.raises(KernelError):
         fake.statistics()
     for family in Family:
-        assert not fake.alive()
+        assert not fake.alive(family)
         with pytest.raises(KernelError, match="lost"):
             port_of(fake, WEB, listener(family=family))
         assert isinstance(port_of(fake, WEB, listener(family=family)), int)
-    assert fake.alive()
+        assert fake.alive(family)
 
 
 def test_a_family_that_had_no_listener_hears_nothing_of_a_death() -> None:
@@ -78,27 +62,24 @@ def test_a_family_that_had_no_listener_hears_nothing_of_a_death() -> None:
     port_of(fake, WEB, listener())
     fake.die()
     assert isinstance(port_of(fake, WEB, listener(family=Family.IPV6)), int)
-    assert not fake.alive()
-
-
-def test_it_tells_what_it_was_given_to_tell() -> None:
-    fake = FakeForwarder()
-    assert fake.statistics() == Statistics()
-    fake.counted = Statistics(connections=3, refused={"no-endpoint": 1})
-    assert fake.statistics().connections == 3
+    assert not fake.alive(Family.IPV4)
 
 
 def test_nothing_is_left_once_it_was_closed() -> None:
     fake = FakeForwarder()
     port_of(fake, WEB, listener())
     fake.close()
-    assert (fake.alive(), fake.ports) == (False, {})
+    assert (fake.alive(Family.IPV4), fake.ports) == (False, {})
     with pytest.raises(KernelError, match="closed"):
         port_of(fake, WEB, listener())
 
 
-def test_calls_are_remembered_in_order() -> None:
+def test_while_it_is_busy_nothing_changes_and_nothing_is_lost() -> None:
     fake = FakeForwarder()
-    fake.update(Family.IPV4, {WEB: listener()})
-    fake.update(Family.IPV4, {WEB: None})
-    assert fake.updates == [(Family.IPV4, {WEB: listener()}), (Family.IPV4, {WEB: None})]
+    port = port_of(fake, WEB, listener())
+    fake.busy = True
+    with pytest.raises(ForwarderBusy):
+        port_of(fake, WEB, listener(81))
+    assert fake.alive(Family.IPV4)
+    fake.busy = False
+    assert port_of(fake, WEB, listener(81)) == port

@@ -16,16 +16,16 @@ from kproxy.modes.iptables.render import text
 from kproxy.modes.userspace.listeners import Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port
 from kproxy.modes.xtables.rules import Fragment
+from kproxy.trace.outcome import Fate, Probe
 from tests.userspace.portal_plans import (
     BY_CIDR,
     BY_INTERFACE,
     NODE,
-    Packet,
     build_plan,
     frontends,
     plan_of,
     portal,
-    walk,
+    tracer,
 )
 
 PLANS = plan_of("web", Protocol.TCP)
@@ -34,10 +34,6 @@ PORTS = {Reach.CLUSTER: 40000, Reach.LOCAL: 40001}
 
 # Who asks: source, interface.
 POD, OUTSIDE, HOST = ("10.244.1.5", "veth5"), ("172.30.0.100", "eth0"), (NODE, "")
-CHAINS = {
-    "node port": ("KUBE-NODEPORT-CONTAINER", "KUBE-NODEPORT-HOST"),
-    "": ("KUBE-PORTALS-CONTAINER", "KUBE-PORTALS-HOST"),
-}
 
 
 def shuffled(fragment: Fragment, seed: int) -> Fragment:
@@ -63,15 +59,12 @@ def led_to(plan: ServicePlan, kind: str, who: tuple[str, str], settings: Setting
 @given(PLANS, SETTINGS, st.integers(0, 100))
 @example(build_plan(node_port=30080, external_local=True, local=(1,)), BY_CIDR, 0)
 def test_every_way_leads_where_the_policies_say(plan: ServicePlan, settings: Settings, seed: int) -> None:
-    fragment = shuffled(render_port(portal(plan), settings), seed)
+    rules = tracer(plan, shuffled(render_port(portal(plan), settings), seed), settings)
     for kind, ip, port in frontends(plan):
-        chains = CHAINS.get(kind, CHAINS[""])
         for who in (POD, OUTSIDE, HOST):
-            packet = Packet(who[0], ip, port, interface=who[1])
-            target = walk(packet, "nat", chains[who is HOST], fragment)
+            ((verdict, _),) = rules.trace(Probe(who[0], ip, plan.protocol, port, who[1])).chances.items()
             reach = led_to(plan, kind, who, settings)
-            verb = f"DNAT --to-destination {NODE}:" if who is HOST else "REDIRECT --to-ports "
-            assert target == (f"{verb}{PORTS[reach]}" if reach else ""), (kind, who)
+            assert verdict.endpoint == (f"{NODE}:{PORTS[reach]}" if reach else ""), (kind, who)
 
 
 @given(PLANS, SETTINGS, st.sets(st.sampled_from(list(Reach))), st.integers(0, 100))
@@ -80,16 +73,14 @@ def test_what_comes_in_and_is_not_led_is_refused_or_dropped(
 ) -> None:
     whole = portal(plan)
     found = Portal(plan, *(whole.port(reach) if reach in had else 0 for reach in Reach))
-    fragment = shuffled(render_port(found, settings), seed)
+    rules = tracer(plan, shuffled(render_port(found, settings), seed), settings)
     for kind, ip, port in frontends(plan):
         for source, interface in (POD, OUTSIDE):
-            packet = Packet(source, ip, port, interface=interface)
-            if walk(packet, "nat", CHAINS.get(kind, CHAINS[""])[0], fragment):
+            ((verdict, _),) = rules.trace(Probe(source, ip, plan.protocol, port, interface)).chances.items()
+            if verdict.fate is Fate.DELIVERED:
                 continue
-            chains = ("KUBE-PROXY-FIREWALL", "KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES")
-            verdict = next((met for chain in chains if (met := walk(packet, "filter", chain, fragment))), "")
             some = any(found.port(reach) for reach in Reach) or not listeners(plan)
-            assert verdict == ("DROP" if plan.has_endpoints and some else "REJECT"), (kind, source)
+            assert verdict.fate is (Fate.DROPPED if plan.has_endpoints and some else Fate.REJECTED), (kind, source)
 
 
 @given(PLANS, SETTINGS, st.sets(st.sampled_from(list(Reach))))

@@ -14,7 +14,7 @@ from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab import probes
 from kproxy.lab.clusters import Cluster, Pod, build, node_address
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.lab.outcomes import Answered, Nothing, Outcome
+from kproxy.lab.probes import Answered, Nothing, Outcome
 from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.userspace.apply import UserspaceDataplane

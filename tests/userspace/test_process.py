@@ -15,6 +15,7 @@ import pytest
 from kproxy.errors import KernelError
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
 from kproxy.modes.userspace.forwarder import ForwarderProcess
+from kproxy.modes.userspace.listener_table import ListenerTable
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach, Statistics
 from kproxy.modes.userspace.messages import Settings
 from tests.userspace.peers import DNS, WEB, Port, endpoint, eventually, forwarding, named, say
@@ -91,15 +92,13 @@ def test_a_protocol_that_cannot_be_forwarded(one: Endpoint) -> None:
 def test_a_killed_process_is_noticed_and_told_to_each_family_once(one: Endpoint, which: int) -> None:
     with forwarding(one, settings=Settings(workers=2)) as port, endpoint(say(b"six"), "::1") as six:
         other = Port(port.forwarder, Family.IPV6, WEB).lead_to(six)
-        assert port.forwarder.alive()
         os.kill(port.forwarder.pids[which], signal.SIGKILL)
-        assert eventually(lambda: not port.forwarder.alive())
         for each, where in ((port, one), (other, six)):
-            assert not port.forwarder.alive()
+            assert eventually(lambda each=each: not each.alive())  # type: ignore[misc]
             with pytest.raises(KernelError, match="process has ended"):
                 each.lead_to(where)
             each.lead_to(where)
-        assert port.forwarder.alive()
+            assert each.alive()
         assert (port.fetch(), other.fetch()) == (b"here", b"six")
 
 
@@ -108,7 +107,7 @@ def test_statistics_notice_the_end_as_well(one: Endpoint) -> None:
         os.kill(port.forwarder.pids[-1], signal.SIGKILL)
         with pytest.raises(KernelError, match="process has ended"):
             port.forwarder.statistics()
-        assert not port.forwarder.alive()
+        assert not port.alive()
         with pytest.raises(KernelError):
             port.lead_to(one)
         assert port.lead_to(one).fetch() == b"here"
@@ -118,21 +117,21 @@ def test_statistics_notice_the_end_as_well(one: Endpoint) -> None:
 def test_a_family_without_listeners_does_not_hear_of_the_end(one: Endpoint) -> None:
     with forwarding(one) as port, endpoint(say(b"six"), "::1") as six:
         os.kill(port.forwarder.pids[-1], signal.SIGKILL)
-        assert eventually(lambda: not port.forwarder.alive())
+        assert eventually(lambda: not port.alive())
         assert Port(port.forwarder, Family.IPV6, WEB).lead_to(six).fetch() == b"six"
-        assert not port.forwarder.alive()
+        assert not port.alive()
 
 
 def test_nothing_runs_before_it_is_needed_or_after_it_was_closed(one: Endpoint) -> None:
     forwarder = ForwarderProcess()
-    assert (forwarder.alive(), forwarder.pids, forwarder.statistics()) == (True, (), Statistics())
+    assert (forwarder.alive(Family.IPV4), forwarder.pids, forwarder.statistics()) == (True, (), Statistics())
     port = Port(forwarder, Family.IPV4, WEB).lead_to(one)
     pids = forwarder.pids
     assert pids
     forwarder.close()
     forwarder.close()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
-    assert not forwarder.alive()
+    assert not forwarder.alive(Family.IPV4)
     for call in (lambda: port.lead_to(one), forwarder.statistics):
         with pytest.raises(KernelError):
             call()
@@ -143,13 +142,14 @@ def test_signals_that_reach_the_whole_group_do_not_end_it(one: Endpoint, number:
     with forwarding(one) as port:
         os.kill(port.forwarder.pids[-1], number)
         assert port.fetch() == b"here"
-        assert port.forwarder.alive()
+        assert port.alive()
 
 
 DAEMON = """
 import sys, time
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
 from kproxy.modes.userspace.forwarder import ForwarderProcess
+from kproxy.modes.userspace.listener_table import ListenerTable
 from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
 forwarder = ForwarderProcess()
 key = ListenerKey(PortKey("default", "web", "", Protocol.TCP), Reach.CLUSTER)
@@ -185,9 +185,10 @@ def test_updates_of_both_families_at_once(one: Endpoint) -> None:
     answers: dict[Family, int] = {}
 
     def update(family: Family) -> None:
+        table = ListenerTable(family, forwarder)
         changes = {key(i): listener(Endpoint("127.0.0.1", 9), family=family) for i in range(300)}
-        made = forwarder.update(family, changes)
-        answers[family] = len({port for port in made.values() if isinstance(port, int)})
+        assert table.open(changes) == {}
+        answers[family] = len({table.port(one) for one in changes} - {0})
 
     forwarder = ForwarderProcess()
     try:
@@ -217,15 +218,18 @@ def test_no_connection_fails_while_thousands_of_listeners_change(one: Endpoint) 
         thread = threading.Thread(target=fetch_on, args=(port,))
         thread.start()
         try:
-            opened = port.forwarder.update(Family.IPV4, {key(i): listener(one) for i in range(MANY)})
+            keys = [key(i) for i in range(MANY)]
+            table = ListenerTable(Family.IPV4, port.forwarder)
+            assert table.open(dict.fromkeys(keys, listener(one))) == {}
+            opened = {table.port(each) for each in keys} - {0}
             before = served[0]
-            port.forwarder.update(Family.IPV4, {key(i): listener(one, Endpoint("127.0.0.1", 9)) for i in range(MANY)})
+            assert table.open(dict.fromkeys(keys, listener(one, Endpoint("127.0.0.1", 9)))) == {}
             during = served[0] - before
-            port.forwarder.update(Family.IPV4, {key(i): None for i in range(MANY)})
+            table.close(keys)
         finally:
             over.set()
             thread.join(30)
-        assert len({number for number in opened.values() if isinstance(number, int)}) == MANY
+        assert len(opened) == MANY
         assert failures == []
         assert during > 0
         assert port.forwarder.statistics().refused == {}

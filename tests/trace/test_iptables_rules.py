@@ -8,9 +8,9 @@ import pytest
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family, Protocol
-from kproxy.trace.flows import Packet
-from kproxy.trace.iptables import IptablesWalker
-from kproxy.trace.verdicts import Fate, Host, Outcome, Probe, Verdict, one_in
+from kproxy.trace.hooks import Packet
+from kproxy.trace.iptables import IptablesTracer
+from kproxy.trace.outcome import Fate, Host, Outcome, Probe, Verdict, probability_of
 
 HOST = Host(frozenset({"172.18.0.2"}), {"eth0": "172.18.0.2"})
 PACKET = Probe("192.0.2.1", "10.96.0.1", Protocol.TCP, 80, "eth0")
@@ -31,8 +31,8 @@ def filtering(chain: str, *rules: str, policy: str = "ACCEPT") -> str:
     return f"# made by hand\n*filter\n:{chain} {policy} [1:2]\n{lines}COMMIT\n"
 
 
-def walked(text: str, probe: Probe = PACKET) -> Outcome:
-    return IptablesWalker(text, probe.family, HOST).walk(probe)
+def traced(text: str, probe: Probe = PACKET) -> Outcome:
+    return IptablesTracer(text, probe.family, HOST).trace(probe)
 
 
 HOLDING = [
@@ -73,7 +73,7 @@ PASSING = [
 
 @pytest.mark.parametrize(("rule", "holds"), [*((r, True) for r in HOLDING), *((r, False) for r in PASSING)])
 def test_what_a_rule_matches(rule: str, holds: bool) -> None:
-    assert walked(filtering("FORWARD", f"{rule} -j DROP")).chances == {DROPPED if holds else UNTOUCHED: 1}
+    assert traced(filtering("FORWARD", f"{rule} -j DROP")).chances == {DROPPED if holds else UNTOUCHED: 1}
 
 
 @pytest.mark.parametrize(
@@ -96,17 +96,17 @@ def test_what_a_rule_matches(rule: str, holds: bool) -> None:
 )
 def test_a_rule_that_is_not_understood_is_an_error_that_names_it(rule: str, why: str) -> None:
     with pytest.raises(InvalidInput, match=why) as raised:
-        walked(filtering("FORWARD", rule))
+        traced(filtering("FORWARD", rule))
     assert rule in str(raised.value) or "KUBE-CLUSTER-IP" in rule
 
 
 def test_a_rule_for_other_packets_need_not_be_understood() -> None:
     rules = ("-d 10.97.0.0/16 -m owner --uid-owner 0 -j DROP", "-p udp -j TPROXY --on-port 1")
-    assert walked(filtering("FORWARD", *rules)).chances == {UNTOUCHED: 1}
+    assert traced(filtering("FORWARD", *rules)).chances == {UNTOUCHED: 1}
 
 
 def test_a_rule_after_the_verdict_need_not_be_understood() -> None:
-    assert walked(filtering("FORWARD", "-j DROP", "-m owner --uid-owner 0 -j ACCEPT")).chances == {DROPPED: 1}
+    assert traced(filtering("FORWARD", "-j DROP", "-m owner --uid-owner 0 -j ACCEPT")).chances == {DROPPED: 1}
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_a_rule_after_the_verdict_need_not_be_understood() -> None:
 )
 def test_where_chains_lead(rules: tuple[str, ...], chains: str, endpoint: str) -> None:
     fate = Fate.DELIVERED if endpoint else Fate.UNTOUCHED
-    assert walked(nat(*rules, chains=chains)).chances == {Verdict(fate, endpoint): 1}
+    assert traced(nat(*rules, chains=chains)).chances == {Verdict(fate, endpoint): 1}
 
 
 def test_chains_that_jump_in_a_circle_are_an_error() -> None:
     with pytest.raises(InvalidInput, match="circle"):
-        walked(nat("-j ONE", chains="-A ONE -j TWO\n-A TWO -j ONE\n"))
+        traced(nat("-j ONE", chains="-A ONE -j TWO\n-A TWO -j ONE\n"))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_chains_that_jump_in_a_circle_are_an_error() -> None:
 )
 def test_marks(first: str, mark: str) -> None:
     rules = filtering("FORWARD", f"-j MARK {first}", f"-m mark --mark {mark} -j DROP")
-    assert walked(rules).chances == {DROPPED: 1}
+    assert traced(rules).chances == {DROPPED: 1}
 
 
 @pytest.mark.parametrize(
@@ -160,17 +160,17 @@ def test_marks(first: str, mark: str) -> None:
 )
 def test_hooks_and_their_policies(probe: Probe, met: set[str]) -> None:
     for chain in ("INPUT", "FORWARD", "OUTPUT"):
-        outcome = walked(filtering(chain, policy="DROP"), probe)
+        outcome = traced(filtering(chain, policy="DROP"), probe)
         assert outcome.chances == {DROPPED if chain in met else UNTOUCHED: 1}
         path = ((("filter", chain, "policy DROP"),) if chain in met else (),)
-        assert tuple(branch.path for branch in outcome.branches) == path
+        assert tuple(branch.steps for branch in outcome.branches) == path
 
 
 def test_what_the_node_sends_to_itself_comes_in_by_loopback() -> None:
     own = Probe("172.18.0.2", "172.18.0.2", Protocol.TCP, 80)
-    assert walked(filtering("INPUT", "-i lo -j DROP"), own).chances == {DROPPED: 1}
-    assert walked(filtering("OUTPUT", "-i lo -j DROP"), own).chances == {UNTOUCHED: 1}
-    assert walked(filtering("INPUT", "-i lo -j DROP"), TO_NODE).chances == {UNTOUCHED: 1}
+    assert traced(filtering("INPUT", "-i lo -j DROP"), own).chances == {DROPPED: 1}
+    assert traced(filtering("OUTPUT", "-i lo -j DROP"), own).chances == {UNTOUCHED: 1}
+    assert traced(filtering("INPUT", "-i lo -j DROP"), TO_NODE).chances == {UNTOUCHED: 1}
 
 
 def test_lots_are_drawn_and_the_path_is_told() -> None:
@@ -181,29 +181,29 @@ def test_lots_are_drawn_and_the_path_is_told() -> None:
         "-j ONE",
         chains="-A ONE -j DNAT --to-destination 10.0.0.3:8080\n",
     )
-    outcome = walked(rules)
+    outcome = traced(rules)
     third = Fraction(1, 3)
     assert outcome.chances == {Verdict(Fate.DELIVERED, f"10.0.0.{n}:8080"): third for n in (1, 2, 3)}
     (last,) = (b for b in outcome.branches if b.verdict.endpoint == "10.0.0.3:8080")
-    assert [step.chain for step in last.path] == ["PREROUTING", "ONE"]
+    assert [step.chain for step in last.steps] == ["PREROUTING", "ONE"]
 
 
 @pytest.mark.parametrize("share", [2, 3, 7, 150, 1000, 9999])
 def test_decimals_stand_for_shares(share: int) -> None:
     kept = round(0x80000000 / share) / 0x80000000
-    assert one_in(f"{1 / share:.10f}") == one_in(f"{kept:.11f}") == Fraction(1, share)
+    assert probability_of(f"{1 / share:.10f}") == probability_of(f"{kept:.11f}") == Fraction(1, share)
 
 
 def test_decimals_that_stand_for_no_share_are_what_the_kernel_keeps() -> None:
-    assert one_in("0.4") == Fraction(round(0.4 * 2**31), 2**31)
-    assert one_in("0") == 0
-    assert one_in("1") == 1
-    with pytest.raises(ValueError, match="no probability"):
-        one_in("1.5")
+    assert probability_of("0.4") == Fraction(round(0.4 * 2**31), 2**31)
+    assert probability_of("0") == 0
+    assert probability_of("1") == 1
+    with pytest.raises(ValueError, match="not a probability"):
+        probability_of("1.5")
 
 
 def test_counters_before_rules_are_passed_over() -> None:
-    assert walked("*filter\n:FORWARD ACCEPT [0:0]\n[3:180] -A FORWARD -j DROP\nCOMMIT\n").chances == {DROPPED: 1}
+    assert traced("*filter\n:FORWARD ACCEPT [0:0]\n[3:180] -A FORWARD -j DROP\nCOMMIT\n").chances == {DROPPED: 1}
 
 
 def test_sets_are_asked() -> None:
@@ -214,16 +214,16 @@ def test_sets_are_asked() -> None:
         return packet.destination == "10.96.0.1"
 
     rules = filtering("FORWARD", "-m set --match-set KUBE-X dst,dst,src -j DROP")
-    assert IptablesWalker(rules, Family.IPV4, HOST, oracle).walk(PACKET).chances == {DROPPED: 1}
+    assert IptablesTracer(rules, Family.IPV4, HOST, oracle).trace(PACKET).chances == {DROPPED: 1}
     assert asked == [("KUBE-X", ("dst", "dst", "src"))]
 
 
 @pytest.mark.parametrize("source", ["192.0.2.1", "fd00::2"])
 def test_a_probe_of_another_family_is_an_error(source: str) -> None:
     with pytest.raises(InvalidInput, match="IPv4"):
-        IptablesWalker(nat(), Family.IPV4, HOST).walk(Probe(source, "fd00::1", Protocol.TCP, 80))
+        IptablesTracer(nat(), Family.IPV4, HOST).trace(Probe(source, "fd00::1", Protocol.TCP, 80))
 
 
 def test_an_address_that_is_none_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="'here'"):
-        walked(nat(), Probe("here", "10.0.0.1", Protocol.TCP, 80))
+        traced(nat(), Probe("here", "10.0.0.1", Protocol.TCP, 80))

@@ -1,4 +1,4 @@
-"""The walk through nftables mode's table: what it tells of the way, and tables that make no sense."""
+"""The trace through nftables mode's table: what it tells of the way, and tables that make no sense."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kproxy.model.plans import Family, Protocol
 from kproxy.modes.nftables.render import Layout
 from kproxy.netfilter import objects
 from kproxy.netfilter.objects import BaseChain, Chain, Element, Field, Hook, Rule, Set, SetKind, Type
-from kproxy.trace.nftables import NftablesWalker
-from kproxy.trace.verdicts import Affinity, Fate, Host, Memory, Outcome, Probe, Verdict
+from kproxy.trace.nftables import NftablesTracer
+from kproxy.trace.outcome import Affinity, AffinityEntry, Fate, Host, Outcome, Probe, Verdict
 
 HOST = Host(frozenset({"172.18.0.2"}))
 PACKET = Probe("192.0.2.1", "10.96.0.1", Protocol.TCP, 80, "eth0")
@@ -27,7 +27,7 @@ ANYTHING = Set("sources", (Type.IPV4,), interval=True)
 SETS = {s.name: s for s in (VMAP, SLOTS, CLIENTS, ANYTHING)}
 
 
-def walked(
+def traced(
     *rules: Rule,
     probe: Probe = PACKET,
     elements: Sequence[Element] = (),
@@ -39,11 +39,11 @@ def walked(
     based = Chain("base", tuple(rules), BaseChain("nat", hook, -100))
     by_set = {name: tuple(e for e in elements if e.set == name) for name in dict.fromkeys(e.set for e in elements)}
     layout = Layout(Family.IPV4, SETS, {c.name: c for c in (based, *chains)}, by_set)
-    return NftablesWalker(layout, HOST).walk(probe, affinity)
+    return NftablesTracer(layout, HOST).trace(probe, affinity)
 
 
 def test_the_path_names_rules_and_elements() -> None:
-    outcome = walked(
+    outcome = traced(
         (objects.Lookup(KEY, "services"),),
         (objects.Drop(),),
         elements=(
@@ -53,7 +53,7 @@ def test_the_path_names_rules_and_elements() -> None:
         chains=(Chain("two", ((objects.DnatByMap((*KEY, objects.Random(2)), "endpoints"),),)),),
     )
     assert outcome.chances == {Verdict(Fate.DELIVERED, f"10.0.0.{n}:8080"): Fraction(1, 2) for n in (0, 1)}
-    assert [str(step.rule) for step in outcome.branches[0].path] == [
+    assert [str(step.rule) for step in outcome.branches[0].steps] == [
         'ip daddr . meta l4proto . th dport vmap @services { 10.96.0.1 . tcp . 80 comment "default/web" : goto two }',
         "dnat ip addr . port to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints"
         " { 10.96.0.1 . tcp . 80 . 0 : 10.0.0.0 . 8080 }",
@@ -61,7 +61,7 @@ def test_the_path_names_rules_and_elements() -> None:
 
 
 def test_slots_without_an_element_go_on_with_the_next_rule() -> None:
-    outcome = walked(
+    outcome = traced(
         (objects.DnatByMap((*KEY, objects.Random(4, 1)), "endpoints"),),
         (objects.Drop(),),
         elements=[Element("endpoints", ("10.96.0.1", "tcp", 80, 4), ("10.0.0.4", 1))],
@@ -71,12 +71,12 @@ def test_slots_without_an_element_go_on_with_the_next_rule() -> None:
 
 def test_an_element_may_drop() -> None:
     dropping = Element("services", ("10.96.0.1", "tcp", 80), objects.Verdict())
-    assert walked((objects.Lookup(KEY, "services"),), elements=[dropping]).chances == {DROPPED: 1}
+    assert traced((objects.Lookup(KEY, "services"),), elements=[dropping]).chances == {DROPPED: 1}
 
 
 @pytest.mark.parametrize(("final", "meets"), [(objects.Jump("one"), DROPPED), (objects.Goto("one"), UNTOUCHED)])
 def test_a_jump_comes_back_and_a_goto_does_not(final: objects.Final, meets: Verdict) -> None:
-    assert walked((final,), (objects.Drop(),), chains=[Chain("one")]).chances == {meets: 1}
+    assert traced((final,), (objects.Drop(),), chains=[Chain("one")]).chances == {meets: 1}
 
 
 @pytest.mark.parametrize(
@@ -98,40 +98,40 @@ def test_a_jump_comes_back_and_a_goto_does_not(final: objects.Final, meets: Verd
     ],
 )
 def test_what_a_statement_matches(statement: objects.Match, holds: bool) -> None:
-    found = walked((statement, objects.Drop()), elements=[Element("sources", ("192.0.2.0/25",))])
+    found = traced((statement, objects.Drop()), elements=[Element("sources", ("192.0.2.0/25",))])
     assert found.chances == {DROPPED if holds else UNTOUCHED: 1}
 
 
 def test_marks_are_set_and_cleared() -> None:
     mark, clear, has = objects.MarkSet(0x4000), objects.MarkClear(0x4000), objects.MarkHas(0x4000)
-    assert walked((mark,), (has, objects.Reject())).chances == {REJECTED: 1}
-    assert walked((mark,), (clear,), (has, objects.Reject())).chances == {UNTOUCHED: 1}
+    assert traced((mark,), (has, objects.Reject())).chances == {REJECTED: 1}
+    assert traced((mark,), (clear,), (has, objects.Reject())).chances == {UNTOUCHED: 1}
 
 
 def test_a_full_set_ends_the_rule() -> None:
     remember = (objects.Update("clients", (Field.SADDR,)), objects.Drop())
-    others = {Memory("clients", f"192.0.2.{n}"): 1 for n in (7, 8)}
-    assert walked(remember).chances == {DROPPED: 1}
-    assert walked(remember, affinity=others).chances == {UNTOUCHED: 1}
-    assert walked(remember, affinity=dict.fromkeys(others, 61)).chances == {DROPPED: 1}
-    known = {Memory("clients", PACKET.source): 1, Memory("clients", "192.0.2.7"): 1}
-    assert walked(remember, affinity=known).chances == {DROPPED: 1}
+    others = {AffinityEntry("clients", f"192.0.2.{n}"): 1 for n in (7, 8)}
+    assert traced(remember).chances == {DROPPED: 1}
+    assert traced(remember, affinity=others).chances == {UNTOUCHED: 1}
+    assert traced(remember, affinity=dict.fromkeys(others, 61)).chances == {DROPPED: 1}
+    known = {AffinityEntry("clients", PACKET.source): 1, AffinityEntry("clients", "192.0.2.7"): 1}
+    assert traced(remember, affinity=known).chances == {DROPPED: 1}
 
 
 def test_what_the_node_sends_to_itself_meets_nat_once() -> None:
     own = Probe("172.18.0.2", "172.18.0.2", Protocol.TCP, 80)
-    assert walked((objects.Drop(),), probe=own).chances == {UNTOUCHED: 1}
-    assert walked((objects.Drop(),), probe=own, hook=Hook.OUTPUT).chances == {DROPPED: 1}
+    assert traced((objects.Drop(),), probe=own).chances == {UNTOUCHED: 1}
+    assert traced((objects.Drop(),), probe=own, hook=Hook.OUTPUT).chances == {DROPPED: 1}
 
 
 def test_masquerading() -> None:
-    outcome = walked((objects.Masquerade(),), hook=Hook.POSTROUTING)
+    outcome = traced((objects.Masquerade(),), hook=Hook.POSTROUTING)
     assert outcome.chances == {Verdict(Fate.UNTOUCHED, masqueraded=True): 1}
 
 
 def test_of_several_chains_at_a_hook_the_lowest_priority_is_first() -> None:
     early = Chain("z", ((objects.Reject(),),), BaseChain("filter", Hook.PREROUTING, -200))
-    assert walked((objects.Drop(),), chains=[early]).chances == {REJECTED: 1}
+    assert traced((objects.Drop(),), chains=[early]).chances == {REJECTED: 1}
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_of_several_chains_at_a_hook_the_lowest_priority_is_first() -> None:
 )
 def test_a_table_that_makes_no_sense_is_an_error(rule: Rule, elements: Sequence[Element], why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
-        walked(rule, elements=elements)
+        traced(rule, elements=elements)
 
 
 def test_a_probe_of_another_family_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="IPv4"):
-        walked(probe=Probe("fd00::1", "fd00::2", Protocol.TCP, 80))
+        traced(probe=Probe("fd00::1", "fd00::2", Protocol.TCP, 80))

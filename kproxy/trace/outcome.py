@@ -1,7 +1,7 @@
-"""What a walk is asked and what it answers, whatever the rules are written in.
+"""Probes and outcomes: the input and the result of a trace, for rules of any kind.
 
-A probe is the first packet of a connection. Its way may fork where rules draw lots, so the answer is a set of branches,
-each with its probability as an exact fraction; the probabilities of all branches sum to 1.
+A probe is the first packet of a connection. Rules may choose at random, so an outcome is a set of branches, each with
+its probability as an exact fraction; the probabilities sum to 1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kproxy.model.plans import Family, Protocol
 class Probe:
     """The first packet of a connection: addresses in canonical text, the destination port.
 
-    interface: the name of the one by which it comes in, "" when the node itself sends it. bridged: that interface is a
-    port of a bridge of the node.
+    interface: where it comes in, "" if the node itself sends it. bridged: whether that interface is a port of one of
+    the node's bridges.
     """
 
     source: str
@@ -46,23 +46,26 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The node as far as a packet's way depends on it.
+    """What a trace has to know of the node.
 
-    addresses: its own, without prefix lengths; loopback counts always. interfaces: the first address of each interface,
-    which REDIRECT leads to; only needed where rules redirect.
+    addresses: its own, without prefix lengths; loopback always counts. interfaces: the first address of each interface,
+    to which REDIRECT translates; only needed where rules redirect.
     """
 
     addresses: frozenset[str] = frozenset()
     interfaces: Mapping[str, str] = field(default_factory=dict)
 
     def owns(self, ip: str) -> bool:
-        """Whether IP, canonical, is of the type LOCAL here."""
+        """Whether IP (canonical) is an address of the node (type LOCAL)."""
         return ip in self.addresses or is_loopback(ip)
 
 
-class Memory(NamedTuple):
-    """What session affinity remembers: that CLIENT was led by the list, set or map of this name, and to which endpoint
-    ("IP:PORT"; "" where the name says that already). what: the rest of the key where one map serves many ports."""
+class AffinityEntry(NamedTuple):
+    """An entry of session affinity: CLIENT is in the list, set or map `where`.
+
+    endpoint: the endpoint that it stands for as "IP:PORT", "" if `where` implies it. what: the rest of the key where
+    one map serves many ports.
+    """
 
     where: str
     client: str
@@ -70,12 +73,12 @@ class Memory(NamedTuple):
     endpoint: str = ""
 
 
-Affinity = Mapping[Memory, int]
-"""What is remembered, and how many seconds ago each was last seen."""
+Affinity = Mapping[AffinityEntry, int]
+"""Entries of session affinity, each with the seconds since it was last used."""
 
 
 class Fate(StrEnum):
-    """What becomes of a packet. untouched: it is led nowhere else and passes."""
+    """What happens to a packet. untouched: it passes and is not translated."""
 
     DELIVERED = "delivered"
     UNTOUCHED = "untouched"
@@ -84,8 +87,10 @@ class Fate(StrEnum):
 
 
 class Verdict(NamedTuple):
-    """Where a packet ends. endpoint: "IP:PORT" when it is delivered. masqueraded: it leaves with an address of the
-    node as its source."""
+    """The end of a branch.
+
+    endpoint: "IP:PORT" if the packet is delivered. masqueraded: whether its source becomes an address of the node.
+    """
 
     fate: Fate
     endpoint: str = ""
@@ -97,7 +102,7 @@ class Verdict(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One rule that took hold: its table, its chain, its text ("policy DROP" for a chain's policy)."""
+    """One rule that matched: its table, its chain, its text ("policy DROP" for a chain's policy)."""
 
     table: str
     chain: str
@@ -106,58 +111,58 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One way that the packet may go, and what session affinity remembers of it afterwards."""
+    """One path that the packet may take. remembers: the entries that session affinity has afterwards."""
 
     probability: Fraction
     verdict: Verdict
-    remembers: frozenset[Memory] = frozenset()
-    path: tuple[Step, ...] = ()
+    remembers: frozenset[AffinityEntry] = frozenset()
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All ways that a probe may go."""
+    """All branches of a probe."""
 
     branches: tuple[Branch, ...]
 
     @property
     def chances(self) -> dict[Verdict, Fraction]:
-        """Each verdict with its probability, by whatever path: what two sets of rules are compared by."""
+        """The probability of each verdict, whatever the path; used to compare two sets of rules."""
         return total((branch.verdict, branch.probability) for branch in self.branches)
 
 
 def total(pairs: Iterable[tuple[Verdict, Fraction]]) -> dict[Verdict, Fraction]:
-    """The probabilities added up verdict by verdict, in the order of the verdicts."""
+    """The sum of the probabilities of each verdict, in the order of the verdicts."""
     found: dict[Verdict, Fraction] = {}
     for verdict, probability in pairs:
         found[verdict] = found.get(verdict, Fraction()) + probability
     return dict(sorted(found.items()))
 
 
-def one_in(text: str) -> Fraction:
+def probability_of(text: str) -> Fraction:
     """The probability that a rule's decimal number stands for.
 
-    The kernel keeps it as a multiple of 2^-31 (include/uapi/linux/netfilter/xt_statistic.h). Where that is the nearest
-    to 1/n, 1/n is what the writer meant and what is returned. Raises ValueError for what is no probability.
+    The kernel stores a multiple of 2^-31 (include/uapi/linux/netfilter/xt_statistic.h). If that is the one nearest to
+    1/n, the writer meant 1/n, and 1/n is returned. Raises ValueError for a number that is not a probability.
     """
     exact = Fraction(text)
     if not 0 <= exact <= 1:
-        raise ValueError(f"{text} is no probability")
+        raise ValueError(f"{text} is not a probability")
     kept = round(exact * 0x80000000)
     share = Fraction(1, round(1 / exact)) if exact else exact
-    # Writers cut their digits before the kernel rounds, which may lead to the neighbour of the nearest multiple.
+    # Writers truncate digits before the kernel rounds, which may yield the neighbour of the nearest multiple.
     return share if abs(share * 0x80000000 - kept) <= 1 else Fraction(kept, 0x80000000)
 
 
 def check_family(probe: Probe, family: Family) -> None:
-    """Raises InvalidInput unless the probe's addresses are of FAMILY."""
+    """Raises InvalidInput unless the probe's addresses belong to FAMILY."""
     if family_of(probe.source) is not family or probe.family is not family:
         raise InvalidInput(f"{probe}: the rules are for {family}")
 
 
 @lru_cache(65536)
 def number(ip: str) -> int:
-    """IP as a number. Raises InvalidInput when it is no address."""
+    """IP as a number. Raises InvalidInput if it is not an address."""
     try:
         return int(ip_address(ip))
     except ValueError:

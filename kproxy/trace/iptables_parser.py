@@ -1,7 +1,7 @@
-"""From iptables-save text to typed rules, whoever wrote it: the tools, `kproxy render`, kube-proxy.
+"""Parses iptables-save text into typed rules: that of the tools, of `kproxy render` and of kube-proxy.
 
-A rule that is not understood is no error here: it becomes one when a packet comes by and nothing else rules it out, so
-that other programs' rules for other traffic are in nobody's way.
+A rule that is not understood is not an error here. It becomes one when a packet reaches it and nothing else in it rules
+the packet out, so that other programs' rules for other traffic do no harm.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
 from kproxy.modes.xtables.canonical import ALIASES, tokens
 from kproxy.modes.xtables.saved import Saved
-from kproxy.trace import rules as r
-from kproxy.trace.verdicts import one_in
+from kproxy.trace import iptables_rules as r
+from kproxy.trace.outcome import probability_of
 
 PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 FULL = 0xFFFFFFFF
 WIDTH = {Family.IPV4: 32, Family.IPV6: 128}
 WHOLE_ADDRESS = {"255.255.255.255", ":".join(["ffff"] * 8)}
 PLAIN = {"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE"}
-# Options of plain targets, which say how and not whether.
-MANNERS = {"--reject-with", "--random-fully", "--random", "--to-ports", "--persistent"}
+# Options of plain targets that do not change the verdict.
+PLAIN_OPTIONS = {"--reject-with", "--random-fully", "--random", "--to-ports", "--persistent"}
 
 _POLICY = re.compile(r":(\S+) (\S+)")
 _COUNTED = re.compile(r"^\s*(?:\[\d+:\d+\] )?")  # iptables-save -c puts counters before rules
@@ -34,14 +34,14 @@ _OPTION = re.compile(r"--?[A-Za-z]")
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """policy: what becomes of a packet at the end of a built-in chain, "-" for none."""
+    """A chain. policy: the verdict at the end of a built-in chain, "-" for none."""
 
     name: str
     policy: str
     rules: tuple[r.Rule, ...]
 
     def relevant(self, destination: int, port: int) -> list[r.Rule]:
-        """The rules that a packet with this destination may meet, in their order."""
+        """The rules that a packet with this destination may match, in order."""
         return [
             rule
             for rule in self.rules
@@ -50,7 +50,7 @@ class Chain:
 
 
 class Tables:
-    """Every table of one family, as iptables-save TEXT has it. Chains are read when they are asked for."""
+    """All tables of one family. Chains are parsed when they are looked up."""
 
     def __init__(self, text: str, family: Family) -> None:
         lines = [_COUNTED.sub("", line).rstrip() for line in text.splitlines()]
@@ -66,11 +66,11 @@ class Tables:
             yield from (self[table, name] for name in names)
 
     def chain(self, table: str, name: str) -> Chain | None:
-        """None when the table, or the chain in it, is not there."""
+        """The chain, None if it does not exist."""
         return self[table, name] if name in self._names.get(table, ()) else None
 
     def __getitem__(self, place: tuple[str, str]) -> Chain:
-        """The chain of a table that a rule of it jumps to: parse_rule lets no others through."""
+        """The chain of a table, which must exist; parse_rule ensures that for jumps."""
         table, name = place
         found = self._read.get(place)
         if found is None:
@@ -90,7 +90,7 @@ def _policies(lines: Iterable[str]) -> dict[tuple[str, str], str]:
 
 
 def parse_rule(text: str, family: Family, chains: Collection[str]) -> r.Rule:
-    """One rule, without "-A CHAIN". chains: those of its table, which it may jump to."""
+    """One rule, without "-A CHAIN". chains: those of its table, to which it may jump."""
     return _Reader(text, family, chains).rule()
 
 
@@ -99,7 +99,7 @@ Option = tuple[bool, str, str]
 
 
 def _options(text: str) -> Iterator[Option]:
-    """The options of a rule. Values of several words are joined: comments may have lost their quotes."""
+    """The options of a rule. Values of several words are joined, as comments may have lost their quotes."""
     negated, name = False, ""
     ahead = False
     values: list[str] = []
@@ -118,7 +118,7 @@ def _options(text: str) -> Iterator[Option]:
 
 @dataclass(slots=True)
 class _Module:
-    """A match extension (or the target) with the options that were given to it."""
+    """A match extension, or the target, with its options."""
 
     name: str
     options: dict[str, tuple[bool, str]] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class _Module:
         return self.options.pop(option, None)
 
     def value(self, option: str, default: str = "") -> str:
-        """The value of an option that cannot be negated here. Raises ValueError when it is."""
+        """The value of an option that must not be negated. Raises ValueError if it is."""
         negated, value = self.options.pop(option, (False, default))
         if negated:
             raise ValueError(f"! {option}")
@@ -135,7 +135,7 @@ class _Module:
 
 
 class _Reader:
-    """One rule while it is read."""
+    """Parses one rule."""
 
     def __init__(self, text: str, family: Family, chains: Collection[str]) -> None:
         self._text, self._family, self._chains = text, family, chains
@@ -166,7 +166,7 @@ class _Reader:
         )
 
     def _sorted(self) -> tuple[list[Option], list[_Module], _Module | None]:
-        """Options by whom they belong to: the packet's own fields, each match, the target."""
+        """The options grouped by owner: the packet's own fields, each match, the target."""
         basics: list[Option] = []
         modules: list[_Module] = []
         target: _Module | None = None
@@ -249,7 +249,7 @@ class _Reader:
         if module.value("--mode") != "random":
             raise ValueError("only --mode random is known here")
         negated, text = module.take("--probability") or (False, "1")
-        self._chance = 1 - one_in(text) if negated else one_in(text)
+        self._chance = 1 - probability_of(text) if negated else probability_of(text)
         return iter(())
 
     def _recent(self, module: _Module) -> Iterator[r.Match]:
@@ -279,7 +279,7 @@ class _Reader:
         return iter(())
 
     def _nfacct(self, module: _Module) -> Iterator[r.Match]:
-        module.take("--nfacct-name")  # it counts and always holds
+        module.take("--nfacct-name")  # counts and always matches
         return iter(())
 
     # -- the target
@@ -302,7 +302,7 @@ class _Reader:
             case "REDIRECT":
                 return r.Redirect(int(target.value("--to-ports", "0")))
             case name if name in PLAIN:
-                for option in MANNERS & target.options.keys():
+                for option in PLAIN_OPTIONS & target.options.keys():
                     target.take(option)
                 return r.Plain(name)
         raise ValueError("neither a target that is known here nor a chain of the table")
@@ -336,7 +336,7 @@ _MATCHES: dict[str, Callable[[_Reader, _Module], Iterator[r.Match]]] = {
 
 
 def _owner(modules: list[_Module], basics: list[Option], option: str) -> _Module:
-    """The match that was loaded last; -p loads one of its own when a port is asked for."""
+    """The match that was loaded last; a port option loads the protocol's match."""
     if option in ("--dport", "--sport"):
         protocol = next((PROTOCOLS.get(value.lower(), value) for _, name, value in basics if name == "-p"), "")
         for module in modules:

@@ -1,7 +1,7 @@
 """iptables rules as typed values: what they match and what they do.
 
-Only matches and targets that Service proxies and their surroundings use are known. A rule with any other is kept with
-`unknown` set, so that whoever walks can tell whether it matters. Leaves out: reading text (parsing) and walking.
+Knows the matches and targets that Service proxies and common other rules use. A rule with any other has `unknown` set,
+so that a trace can tell whether it matters. Leaves out: parsing (iptables_parser) and tracing (iptables).
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
-from kproxy.trace.flows import Packet
-from kproxy.trace.verdicts import Affinity, Host, Memory
+from kproxy.trace.hooks import Packet
+from kproxy.trace.outcome import Affinity, AffinityEntry, Host
 
-SetOracle = Callable[[str, tuple[str, ...], Packet], bool]
-"""Whether an ipset of this name has an entry for a packet, by these directions ("src" or "dst" for each part)."""
+SetLookup = Callable[[str, tuple[str, ...], Packet], bool]
+"""Returns whether the ipset has an entry for a packet; directions: "src" or "dst" for each part of the entry."""
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What matches ask of the host."""
+class MatchContext:
+    """What matches depend on besides the packet."""
 
     host: Host
     affinity: Affinity
-    sets: SetOracle
+    sets: SetLookup
 
 
 class Match(Protocol):
     """One condition of a rule."""
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool: ...
+    def holds(self, packet: Packet, context: MatchContext) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """-s or -d: the address, masked, equals the network; or, negated, does not."""
+    """-s or -d: whether the masked address equals the network."""
 
     of_source: bool
     network: int
     mask: int
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         value = packet.source_number if self.of_source else packet.destination_number
         return (value & self.mask == self.network) is not self.negated
 
@@ -54,7 +54,7 @@ class IsProtocol:
     name: str
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         return (packet.protocol == self.name) is not self.negated
 
 
@@ -66,18 +66,18 @@ class Port:
     high: int
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         return (self.low <= packet.port <= self.high) is not self.negated
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """-i, where a name that ends in "+" stands for all that begin so. What the node itself sends has none."""
+    """-i; a name that ends in "+" is a prefix. A packet that the node itself sends has no interface."""
 
     name: str
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         if self.name.endswith("+"):
             found = packet.interface.startswith(self.name[:-1])
         else:
@@ -92,19 +92,19 @@ class AddressType:
     of_source: bool
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         ip = packet.source if self.of_source else packet.destination
-        return around.host.owns(ip) is not self.negated
+        return context.host.owns(ip) is not self.negated
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """-m conntrack --ctstate: one of them is the packet's."""
+    """-m conntrack --ctstate: whether the packet has one of these states."""
 
     names: frozenset[str]
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         return (not self.names.isdisjoint(packet.states)) is not self.negated
 
 
@@ -116,20 +116,20 @@ class MarkIs:
     mask: int
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         return (packet.mark & self.mask == self.value) is not self.negated
 
 
 @dataclass(frozen=True, slots=True)
 class Recent:
-    """-m recent --rcheck: the source was put into the list, within so many seconds (0: ever)."""
+    """-m recent --rcheck: whether the source was added to the list within so many seconds (0: ever)."""
 
     name: str
     seconds: int = 0
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
-        age = around.affinity.get(Memory(self.name, packet.source))
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
+        age = context.affinity.get(AffinityEntry(self.name, packet.source))
         return (age is not None and (not self.seconds or age <= self.seconds)) is not self.negated
 
 
@@ -141,8 +141,8 @@ class WithinSet:
     directions: tuple[str, ...]
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
-        return around.sets(self.name, self.directions, packet) is not self.negated
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
+        return context.sets(self.name, self.directions, packet) is not self.negated
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Bridged:
 
     negated: bool = False
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
         return packet.bridged is not self.negated
 
 
@@ -167,7 +167,7 @@ class Plain:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """-j to a chain, or with `goto` -g, from which nothing comes back here."""
+    """-j to a chain, or with `goto` -g, which does not return here."""
 
     chain: str
     goto: bool = False
@@ -191,13 +191,15 @@ class Dnat:
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """-j REDIRECT to a port (0 keeps the packet's) of the node: on loopback for what the node sends itself, else on the
-    interface by which the packet came."""
+    """-j REDIRECT to a port of the node (0 keeps the packet's).
+
+    The address is that of loopback for what the node itself sends, else that of the input interface.
+    """
 
     port: int = 0
 
     def destination(self, packet: Packet, host: Host) -> str | None:
-        """None when the host does not say which address the interface has."""
+        """The address; None if the interface's is not known."""
         if packet.interface and packet.interface != "lo":
             return host.interfaces.get(packet.interface)
         return "::1" if ":" in packet.destination else "127.0.0.1"
@@ -208,10 +210,10 @@ Target = Plain | Jump | MarkSet | Dnat | Redirect
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. It takes hold when all of `matches` hold and the lot with `chance` falls on it.
+    """One rule. It matches if all of `matches` hold, and then with the probability `chance`.
 
-    destination, port: what it asks of these exactly, None for anything else; a quick way to pass over it.
-    remembers: the `recent` list that it puts the source into, "" for none. unknown: what is not understood, "" if all.
+    destination, port: the only ones that it matches, None for any; allows skipping it quickly. remembers: the `recent`
+    list that it adds the source to, "" for none. unknown: what is not understood, "" if everything is.
     """
 
     text: str
@@ -223,5 +225,5 @@ class Rule:
     remembers: str = ""
     unknown: str = ""
 
-    def holds(self, packet: Packet, around: Surroundings) -> bool:
-        return all(match.holds(packet, around) for match in self.matches)
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
+        return all(match.holds(packet, context) for match in self.matches)

@@ -1,4 +1,4 @@
-"""What each quantity means, for somebody who was not there, and what it does not say. Pure."""
+"""What each quantity means and does not mean, for the readers of a report. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMITS = (
     "machine: no wire, no network card, no other node. A cluster adds its network to every latency, the same for all.",
 )
 
-MEANINGS = {
+DESCRIPTIONS = {
     Quantity.COLD_START: (
         "From the start of the proxy's process, with a cluster already at the API server and nothing of it in the "
         "kernel, to the first packet delivered to the Service that is programmed last. It holds the start of the "

@@ -1,7 +1,8 @@
-"""One direction of a TCP connection: bytes from a source to a sink, never more of them than the sink takes.
+"""One direction of a TCP connection: copies bytes from a source to a sink, no more than the sink accepts.
 
-The first bytes go through memory, which costs least for a request or an answer; when a whole chunk came at once they
-go through a pipe. Sockets are non-blocking, and events are edges: a flow remembers what it may still read and write.
+Small transfers are copied through memory, which is cheapest for a request or an answer; once a whole chunk has come at
+once, data is spliced through a pipe. Sockets are non-blocking and events edge-triggered, so a channel remembers whether
+its source may be readable and its sink writable.
 """
 
 from __future__ import annotations
@@ -10,38 +11,30 @@ import os
 import select
 import socket
 
-from kproxy.modes.userspace.pipes import SIZE, Pipe, Pipes
+from kproxy.modes.userspace.resources import PIPE_BYTES, ByteCounter, Pipe, Pipes
 
 CHUNK = 16_384
-TURNS = 16  # reads before others have their turn
+SPLICES_AT_ONCE = 16  # before other connections are served
 FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 _read, _write, _splice = os.read, os.write, os.splice
 
 
-class Meter:
-    """Adds up the bytes of all flows of one direction."""
+class Channel:
+    """The state of one direction.
 
-    __slots__ = ("bytes",)
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-
-class Flow:
-    """held, level: bytes that were read and not written yet, in memory or in the pipe.
-
-    readable, writable: false once the socket said so, until the loop says otherwise. ending: what stands in the
-    source besides bytes, as events of epoll. ended: the source has no more.
-    finished: the sink was told. queued: the loop will call for more of it.
+    held: bytes that were read and not written yet. in_pipe: how many such bytes are in the pipe. readable, writable:
+    false after the socket returned EAGAIN, until the loop reports it ready. ending: the epoll events of the source
+    other than data (end, error, urgent mark). ended: the source has no more data. finished: the sink was shut down.
+    queued: the loop will call `pump` again. counter: counts the bytes written.
     """
 
     __slots__ = (
-        "ended", "ending", "finished", "held", "level", "meter", "pipe", "pipes", "queued", "readable", "sink",
+        "counter", "ended", "ending", "finished", "held", "in_pipe", "pipe", "pipes", "queued", "readable", "sink",
         "source", "writable",
     )  # fmt: skip
 
-    def __init__(self, source: int, sink: int, pipes: Pipes, meter: Meter, readable: bool) -> None:
+    def __init__(self, source: int, sink: int, pipes: Pipes, counter: ByteCounter, readable: bool) -> None:
         self.source = source
         self.sink = sink
         self.pipes = pipes
@@ -51,19 +44,14 @@ class Flow:
         self.ended = self.finished = self.queued = False
         self.held = b""
         self.pipe: Pipe | None = None
-        self.level = 0
-        self.meter = meter
-
-    @property
-    def empty(self) -> bool:
-        """All that was read was written."""
-        return not self.held and not self.level
+        self.in_pipe = 0
+        self.counter = counter
 
     def pump(self) -> bool:
-        """Move what can be moved now. True: there may be more, but others should have their turn first.
+        """Copy what can be copied now. Returns True if there may be more after other connections were served.
 
-        The last bytes, when they are known to be the last, are left in `held` for `say_last`. Raises OSError when one
-        of the two sockets is broken.
+        If the last bytes are known to be the last, they are left in `held` for `send_last`. Raises OSError when one of
+        the two sockets is broken.
         """
         if self.pipe is not None:
             return self._splice(self.pipe)
@@ -77,13 +65,13 @@ class Flow:
                 except BlockingIOError:
                     self.writable = False
                     return False
-                self.meter.bytes += sent
+                self.counter.bytes += sent
                 if sent < len(held):
                     self.held = held[sent:]
                     self.writable = False
                     return False
                 self.held = b""
-                if sent == CHUNK:  # much came at once: more is to be expected
+                if sent == CHUNK:  # a full chunk came at once: expect more
                     self.pipe = self.pipes.take()
                     return True if self.pipe is None else self._splice(self.pipe)
             if not self.readable:
@@ -93,7 +81,7 @@ class Flow:
                 return False
 
     def fetch(self) -> None:
-        """Read into `held`, which is empty. Raises OSError when the source is broken."""
+        """Read into `held`, which must be empty. Raises OSError when the source is broken."""
         try:
             self.held = held = _read(self.source, CHUNK)
         except BlockingIOError:
@@ -101,58 +89,58 @@ class Flow:
             return
         if len(held) == CHUNK:
             return
-        # Less than asked for: nothing is left but the end, and what comes later makes a new edge. Not so with an error
-        # or a mark of urgent data, before which a read stops short.
+        # A short read: nothing is left but perhaps the end, and later data causes a new event. That does not hold for
+        # an error or a mark of urgent data, before which a read stops short.
         self.ended = not held or self.ending == select.EPOLLRDHUP
         self.readable = not self.ended and self.ending != 0
 
-    def say_last(self, sink: socket.SocketType) -> bool:
-        """Write `held` to SINK, which is about to be told the end: both go in one packet. True when all is written."""
+    def send_last(self, sink: socket.SocketType) -> bool:
+        """Write `held` to SINK, which is shut down next, in one packet with the end. Returns whether that is done."""
         try:
             sent = sink.send(self.held, socket.MSG_MORE)
         except BlockingIOError:
             sent = 0
-        self.meter.bytes += sent
+        self.counter.bytes += sent
         self.held = self.held[sent:]
         self.writable = not self.held
         return self.writable
 
     def release(self) -> None:
-        """The connection is over."""
+        """Return the pipe, as the connection is over."""
         if self.pipe is not None:
-            if self.level:
-                self.pipes.drop(self.pipe)
+            if self.in_pipe:
+                self.pipes.discard(self.pipe)
             else:
                 self.pipes.give(self.pipe)
             self.pipe = None
 
     def _splice(self, pipe: Pipe) -> bool:
-        """Through the pipe, which is given back when it is empty."""
+        """Copy through the pipe, which is returned as soon as it is empty."""
         out, into = pipe
-        for _ in range(TURNS):
+        for _ in range(SPLICES_AT_ONCE):
             if self.readable:
                 try:
-                    more = _splice(self.source, into, SIZE, flags=FLAGS)
+                    more = _splice(self.source, into, PIPE_BYTES, flags=FLAGS)
                 except BlockingIOError:
-                    # A full pipe says the same as an empty socket.
-                    if not self.level:
+                    # EAGAIN also means that the pipe is full.
+                    if not self.in_pipe:
                         self.readable = False
                 else:
-                    self.level += more
+                    self.in_pipe += more
                     if not more:
                         self.readable = False
                         self.ended = True
-            if not self.level:
+            if not self.in_pipe:
                 self.pipes.give(pipe)
                 self.pipe = None
                 return False
             if not self.writable:
                 return False
             try:
-                sent = _splice(out, self.sink, self.level, flags=FLAGS)
+                sent = _splice(out, self.sink, self.in_pipe, flags=FLAGS)
             except BlockingIOError:
                 self.writable = False
                 return False
-            self.level -= sent
-            self.meter.bytes += sent
+            self.in_pipe -= sent
+            self.counter.bytes += sent
         return True

@@ -1,9 +1,9 @@
-"""A client that opens connections at a fixed pace, whatever becomes of those before: python -m kproxy.lab.openloop.
+"""An open-loop load generator: opens connections at a fixed rate, whatever happens to earlier ones.
 
-A process of its own, so that neither its pace nor its patience depends on what else the lab's process does. It is told
-what to do by one line of JSON on standard input (`Plan`), says "ready" once its lasting connections stand, works until
-standard input ends, and then prints what it saw as one line of JSON (`Tally`). Times are seconds of the monotonic
-clock, which all processes of a host share.
+Run as `python -m kproxy.lab.load_generator`, a process of its own, so that the lab's process does not affect its rate
+and timeouts. It reads one line of JSON from standard input (`Plan`), prints "ready" once its lasting connections are
+open, runs until standard input ends, and then prints its results as one line of JSON (`Results`). Times are seconds of
+the monotonic clock, which all processes of a host share.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUESTION = b"who\n"
 
 
 class Target(NamedTuple):
-    """Where to connect: from which namespace, by TCP or UDP, and which pods may answer."""
+    """Where to connect to: from which namespace, over TCP or UDP, and which pods may answer."""
 
     name: str
     space: str
@@ -40,7 +40,7 @@ class Target(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """When it began (of a lasting connection: when it was seen), at which target, and what."""
+    """A failure: when the attempt began (for a lasting connection, when it was noticed), its target, and the reason."""
 
     when: float
     name: str
@@ -49,9 +49,11 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """rate: connections a second, over all targets in turn. held: the targets of lasting connections, one each (a UDP
-    one is a flow that keeps its source port). beat: seconds from one line on a lasting connection to the next.
-    patience: seconds for an answer. spaces: files of the namespaces, by name.
+    """What to do.
+
+    rate: connections a second, over all targets in turn. held: the targets of lasting connections, one each (over UDP,
+    a flow that keeps its source port). beat: seconds between two lines on a lasting connection. patience: seconds to
+    wait for an answer. spaces: files of the namespaces, by name.
     """
 
     targets: tuple[Target, ...]
@@ -63,12 +65,12 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Tally:
-    """What was seen.
+class Results:
+    """What happened.
 
-    made, answered: connections (or single datagrams) by target. beats: answers on lasting connections. failures: all
-    else, in order. again: TCP connections whose first segment had to be sent again, which a user feels as a second of
-    delay. late: by how many seconds the pace was missed at worst.
+    made, answered: connections (or single datagrams) by target. held: lasting connections. beats: answers on them.
+    failures: in order. again: TCP connections whose first segment was retransmitted, which a user notices as a delay of
+    a second. late: the largest delay behind the rate, in seconds.
     """
 
     made: dict[str, int] = field(default_factory=Counter)
@@ -82,7 +84,7 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class _Attempt:
-    """One connection under way, or one datagram."""
+    """One pending connection or datagram."""
 
     target: Target
     socket: socket.socket
@@ -92,7 +94,7 @@ class _Attempt:
 
 @dataclass(slots=True, eq=False)
 class _Lasting:
-    """A connection or flow that lasts. waiting: when the lines were sent that have no answer yet."""
+    """A lasting connection or flow. waiting: when each line without an answer was sent."""
 
     target: Target
     socket: socket.socket
@@ -101,7 +103,7 @@ class _Lasting:
 
 
 class _Spaces:
-    """Sockets in any of the namespaces, made by this one thread."""
+    """Makes sockets in any of the namespaces, from this one thread."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self._fds = {name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for name, path in files.items()}
@@ -117,9 +119,9 @@ class _Spaces:
         return socket.socket(family, socket.SOCK_DGRAM if target.udp else socket.SOCK_STREAM)
 
 
-class _Client:
+class _Generator:
     def __init__(self, plan: Plan) -> None:
-        self.tally = Tally()
+        self.results = Results()
         self._plan = plan
         self._spaces = _Spaces(plan.spaces)
         self._selector = selectors.DefaultSelector()
@@ -128,22 +130,22 @@ class _Client:
         self._lasting: list[_Lasting] = []
 
     def hold(self) -> None:
-        """Make the lasting connections."""
+        """Open the lasting connections."""
         for target in self._plan.held:
             try:
                 self._lasting.append(self._lasting_one(target))
             except (OSError, ValueError) as error:
                 self._fail(target, f"no lasting connection: {_words(error)}")
-        self.tally.held = len(self._lasting)
+        self.results.held = len(self._lasting)
 
     def run(self) -> None:
-        """Work until standard input ends, and see to the end what was begun."""
+        """Run until standard input ends, and finish what was begun."""
         self._selector.register(sys.stdin, selectors.EVENT_READ, None)
         began, opened, beats, going = time.monotonic(), 0, 0, True
         while going or self._open:
             now = time.monotonic()
             while going and (due := began + opened / self._plan.rate) <= now:
-                self.tally.late = max(self.tally.late, now - due)
+                self.results.late = max(self.results.late, now - due)
                 self._begin(self._plan.targets[opened % len(self._plan.targets)], now)
                 opened += 1
             pause = self._plan.beat / max(1, len(self._lasting))
@@ -156,13 +158,13 @@ class _Client:
                     self._selector.unregister(sys.stdin)
                 else:
                     self._hear(key.data)
-            self._lose_patience(time.monotonic())
+            self._check_timeouts(time.monotonic())
         self._last_beats()
 
     # ---- connections that end at once
 
     def _begin(self, target: Target, now: float) -> None:
-        self.tally.made[target.name] += 1
+        self.results.made[target.name] += 1
         own = self._spaces.socket(target)
         own.setblocking(False)
         attempt = _Attempt(target, own, now)
@@ -185,10 +187,10 @@ class _Client:
             if data and not attempt.heard.endswith(b"\n"):
                 return
             if not attempt.target.udp and _sent_again(attempt.socket):
-                self.tally.again.append(Failure(attempt.since, attempt.target.name, "sent again"))
+                self.results.again.append(Failure(attempt.since, attempt.target.name, "sent again"))
             pod = _pod(attempt.heard)
             if pod in attempt.target.pods:
-                self.tally.answered[attempt.target.name] += 1
+                self.results.answered[attempt.target.name] += 1
             else:
                 self._fail(attempt.target, f"answered by {pod}", attempt.since)
         except (OSError, ValueError) as error:
@@ -200,7 +202,7 @@ class _Client:
         self._selector.unregister(attempt.socket)
         attempt.socket.close()
 
-    def _lose_patience(self, now: float) -> None:
+    def _check_timeouts(self, now: float) -> None:
         while self._attempts and (self._attempts[0] not in self._open or self._timed_out(self._attempts[0].since, now)):
             attempt = self._attempts.popleft()
             if attempt in self._open:
@@ -250,7 +252,7 @@ class _Client:
             else:
                 for _ in range(1 if each.target.udp else data.count(b"\n")):
                     each.waiting.popleft()
-                    self.tally.beats += 1
+                    self.results.beats += 1
         except (OSError, ValueError) as error:
             self._lose(each, _words(error))
 
@@ -269,13 +271,13 @@ class _Client:
             self._lose(each, "no answer any more")
 
     def _fail(self, target: Target, why: str, since: float | None = None) -> None:
-        self.tally.failures.append(Failure(time.monotonic() if since is None else since, target.name, why))
+        self.results.failures.append(Failure(time.monotonic() if since is None else since, target.name, why))
 
 
 def _pod(data: bytes) -> str:
-    """Raises ValueError when that is no introduction of the lab's servers."""
+    """The pod that answered. Raises ValueError if that is no answer of the lab's servers."""
     if not data:
-        raise ValueError("closed without a word")
+        raise ValueError("closed without an answer")
     return str(json.loads(data)["pod"])
 
 
@@ -290,11 +292,11 @@ def _words(error: Exception) -> str:
 
 
 def _main() -> None:
-    client = _Client(msgspec.json.decode(sys.stdin.readline(), type=Plan))
-    client.hold()
+    generator = _Generator(msgspec.json.decode(sys.stdin.readline(), type=Plan))
+    generator.hold()
     print("ready", flush=True)
-    client.run()
-    print(msgspec.json.encode(client.tally).decode(), flush=True)
+    generator.run()
+    print(msgspec.json.encode(generator.results).decode(), flush=True)
 
 
 if __name__ == "__main__":

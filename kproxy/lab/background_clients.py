@@ -1,4 +1,4 @@
-"""Clients that ask again and again in the background, to see whether a change of the node is noticed by any of them."""
+"""Clients that connect repeatedly in the background, to show whether a change of the node affects any of them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kproxy.lab.outcomes import Answered, Nothing
+from kproxy.lab.deployment import Deployment
+from kproxy.lab.probes import Answered, Nothing
 from kproxy.lab.scenarios import Port, Probe, Scenario
-from kproxy.lab.trials import Trial
 from kproxy.model.plans import Family, Protocol
 
-PATIENCE = 2.0
+TIMEOUT = 2.0
 
 
 class Ask(NamedTuple):
-    """Who asks, where, and in which family."""
+    """One client: its probe, the port, and the family."""
 
     probe: Probe
     port: Port
@@ -31,25 +31,25 @@ class Ask(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """What became of all attempts so far: how many were answered, and each failure with when it was, in seconds since
-    the beginning, and whose."""
+    """The results so far: how many attempts of each client were answered, and each failure, with its time in seconds
+    since the beginning and its client."""
 
     answered: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
-def asking(trial: Trial, scenario: Scenario, asks: Iterable[Ask], pause: float) -> Iterator[Record]:
-    """One client for each of ASKS, while the block runs. pause: seconds between an answer and the next question."""
+def asking(deployment: Deployment, scenario: Scenario, asks: Iterable[Ask], pause: float) -> Iterator[Record]:
+    """One client for each of ASKS during the block. pause: seconds between an answer and the next attempt."""
     record, stop, begin = Record(), threading.Event(), time.monotonic()
 
     def client(ask: Ask) -> None:
         probe, port, family = ask
         while not stop.is_set():
-            outcome = trial.ask(probe, scenario, family, port, PATIENCE)
+            outcome = deployment.ask(probe, scenario, family, port, TIMEOUT)
             if port.protocol is Protocol.UDP and outcome is Nothing.TIMED_OUT:
-                # A datagram that was under way may be lost; whoever uses UDP asks again.
-                outcome = trial.ask(probe, scenario, family, port, PATIENCE)
+                # A datagram in flight may be lost; UDP clients retry.
+                outcome = deployment.ask(probe, scenario, family, port, TIMEOUT)
             if isinstance(outcome, Answered):
                 record.answered[str(ask)] += 1
             else:

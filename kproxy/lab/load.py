@@ -1,4 +1,4 @@
-"""A load on a lab's Services while something is done to the node: who came through, and who did not, when and why."""
+"""A load on a lab's Services while something is done to the node, and a report of what failed, when and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 
 from kproxy.errors import KernelError
 from kproxy.lab.clusters import Cluster
-from kproxy.lab.openloop import Failure, Plan, Tally, Target
+from kproxy.lab.load_generator import Failure, Plan, Results, Target
 from kproxy.lab.scenarios import Scenario, Via
 from kproxy.model.plans import Family, Protocol
 
@@ -28,12 +28,15 @@ WAYS = (
     ("caller", Via.BALANCER),
     ("node1", Via.CLUSTER_IP),
 )
-"""By which ways a Service of type LoadBalancer is asked, and from where."""
+"""The clients and addresses by which a Service of type LoadBalancer is tried."""
 
 
-class Pace(NamedTuple):
-    """rate: new connections a second. held: lasting TCP connections; flows: lasting UDP flows. beat: seconds between
-    two lines on each of these. patience: seconds for an answer."""
+class Rates(NamedTuple):
+    """How much load.
+
+    rate: new connections a second. held: lasting TCP connections. flows: lasting UDP flows. beat: seconds between two
+    lines on each of these. patience: seconds to wait for an answer.
+    """
 
     rate: float = 200.0
     held: int = 50
@@ -44,33 +47,33 @@ class Pace(NamedTuple):
 
 @dataclass(slots=True)
 class Load:
-    """A load under way; `tally` is there once the block has ended.
+    """A running load; its `results` are there once the block has ended.
 
-    marks: what was done to the node, and when (seconds of the monotonic clock), so that failures can be told apart.
+    marks: what was done to the node and when (seconds of the monotonic clock), to which failures are related.
     """
 
-    tally: Tally = field(default_factory=Tally)
+    results: Results = field(default_factory=Results)
     marks: list[tuple[float, str]] = field(default_factory=list)
 
     def mark(self, what: str) -> None:
-        """Something is done to the node from here on."""
+        """Note that something is done to the node now."""
         self.marks.append((time.monotonic(), what))
 
     def failures(self) -> list[str]:
-        """A line for each failure, with seconds since what was done last."""
-        return [self._line(each) for each in self.tally.failures]
+        """A line for each failure, with the seconds since the last mark."""
+        return [self._line(each) for each in self.results.failures]
 
     def delays(self) -> list[str]:
-        """The same for connections whose first segment was lost."""
-        return [self._line(each) for each in self.tally.again]
+        """The same for connections whose first segment was retransmitted."""
+        return [self._line(each) for each in self.results.again]
 
     def summary(self) -> str:
         """One line of figures."""
-        tally = self.tally
-        made, answered = sum(tally.made.values()), sum(tally.answered.values())
+        results = self.results
+        made, answered = sum(results.made.values()), sum(results.answered.values())
         return (
-            f"{made} connections, {answered} answered, {tally.held} lasting with {tally.beats} answers, "
-            f"{len(tally.failures)} failures, {len(tally.again)} delayed, at most {tally.late * 1000:.0f} ms late"
+            f"{made} connections, {answered} answered, {results.held} lasting with {results.beats} answers, "
+            f"{len(results.failures)} failures, {len(results.again)} delayed, at most {results.late * 1000:.0f} ms late"
         )
 
     def _line(self, failure: Failure) -> str:
@@ -80,7 +83,7 @@ class Load:
 
 
 def targets(scenarios: Iterable[Scenario], families: Sequence[Family] = tuple(Family)) -> list[Target]:
-    """Every way to Services of type LoadBalancer, by TCP and by UDP, in turn."""
+    """All targets of Services of type LoadBalancer: every client, address and port, over TCP and UDP."""
     return [
         Target(
             f"{source} to {scenario.name} by {via.value}, {port.protocol.value}, {family.value}",
@@ -98,15 +101,15 @@ def targets(scenarios: Iterable[Scenario], families: Sequence[Family] = tuple(Fa
 
 
 @contextlib.contextmanager
-def load(cluster: Cluster, wanted: Sequence[Target], pace: Pace = Pace()) -> Iterator[Load]:  # noqa: B008
-    """Clients at work on all targets while the block runs. Raises KernelError when the client's process fails."""
+def load(cluster: Cluster, wanted: Sequence[Target], rates: Rates = Rates()) -> Iterator[Load]:  # noqa: B008
+    """Runs the load generator on all targets during the block. Raises KernelError when it fails."""
     streams, datagrams = ([t for t in wanted if t.udp is udp] for udp in (False, True))
-    held = (*islice(cycle(streams), pace.held), *islice(cycle(datagrams), pace.flows))
+    held = (*islice(cycle(streams), rates.held), *islice(cycle(datagrams), rates.flows))
     spaces = {name: cluster.spaces[name].path for name in {target.space for target in wanted}}
-    plan = Plan(tuple(wanted), held, spaces, pace.rate, pace.beat, pace.patience)
+    plan = Plan(tuple(wanted), held, spaces, rates.rate, rates.beat, rates.patience)
     found = Load()
     with subprocess.Popen(
-        [sys.executable, "-m", "kproxy.lab.openloop"],
+        [sys.executable, "-m", "kproxy.lab.load_generator"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -117,7 +120,7 @@ def load(cluster: Cluster, wanted: Sequence[Target], pace: Pace = Pace()) -> Ite
             if begin != "ready\n":
                 raise KernelError(f"no load: {_last_words(process)}")
             yield found
-            found.tally = _result(process, pace)
+            found.results = _result(process, rates)
         finally:
             process.kill()
 
@@ -130,11 +133,11 @@ def _tell(process: subprocess.Popen[str], plan: Plan) -> str:
     return process.stdout.readline()
 
 
-def _result(process: subprocess.Popen[str], pace: Pace) -> Tally:
-    out, errors = process.communicate(timeout=10 * pace.patience)
+def _result(process: subprocess.Popen[str], rates: Rates) -> Results:
+    out, errors = process.communicate(timeout=10 * rates.patience)
     if process.returncode:
         raise KernelError(f"the load ended: {errors[-300:]}")
-    return msgspec.json.decode(out, type=Tally)
+    return msgspec.json.decode(out, type=Results)
 
 
 def _last_words(process: subprocess.Popen[str]) -> str:

@@ -1,4 +1,4 @@
-"""A proxy on trial: a cluster with `kproxy run` at work on node1, live scenarios, and a verdict on each probe."""
+"""A proxy under test: a cluster with `kproxy run` on node1 serving scenarios, and the checks of their probes."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from pathlib import Path
 from kproxy.lab import probes
 from kproxy.lab.clusters import CLIENT_OTHER, Cluster, build
 from kproxy.lab.differences import expected
-from kproxy.lab.outcomes import Answered, Nothing, Outcome
+from kproxy.lab.probes import Answered, Nothing, Outcome
 from kproxy.lab.proxies import Manifests, Proxy, choose_backend
-from kproxy.lab.scenarios import PODS, PORTS, SCENARIOS, Port, Probe, Scenario, Seen, Via, node_objects
+from kproxy.lab.scenario_table import SCENARIOS
+from kproxy.lab.scenarios import PODS, PORTS, Port, Probe, Scenario, Seen, Via, node_objects
 from kproxy.model.plans import Family, Protocol
 
-ENOUGH = 60  # attempts after which each of three endpoints has answered, but for one run in 10**10
-FEW = 5
-PATIENCE = 5.0  # seconds for an answer that must come
-IMPATIENCE = 0.25  # seconds for one that must not
-CROWD = 16
-OUT_OF_STEP = 0.02
+MAX_ATTEMPTS = 60  # after which each of three endpoints has answered, except in one run of 10**10
+MIN_ATTEMPTS = 5
+TIMEOUT = 5.0  # seconds for an answer that must come
+NO_ANSWER_TIMEOUT = 0.25  # seconds for one that must not
+PROBES_AT_ONCE = 16
+JITTER = 0.02  # seconds
 
 
 @dataclass(slots=True)
-class Trial:
-    """What is under way."""
+class Deployment:
+    """A cluster, the proxy on its node1, and the manifests that the proxy follows."""
 
     cluster: Cluster
     proxy: Proxy
@@ -36,8 +37,8 @@ class Trial:
     backend: str
     mode: str = "iptables"
 
-    def ask(self, probe: Probe, scenario: Scenario, family: Family, port: Port, timeout: float = PATIENCE) -> Outcome:
-        """Make the probe once; TIMEOUT is in seconds."""
+    def ask(self, probe: Probe, scenario: Scenario, family: Family, port: Port, timeout: float = TIMEOUT) -> Outcome:
+        """Make the probe once. timeout: seconds."""
         name, own = probe.source, ""
         if name == "client-other":
             name, own = "client", CLIENT_OTHER[family]
@@ -55,13 +56,13 @@ class Trial:
         )
 
     def faults(self, scenario: Scenario, family: Family) -> Mapping[str, str]:
-        """Make all probes of the scenario at once; which of them did not meet what they must, and how.
+        """Make all probes of the scenario at once. Returns those with an unexpected result, and that result.
 
-        At once, because the kernel notices some refusals only when it sends its first segment again, a second later.
+        At once, because the kernel notices some refusals only when it retransmits, a second later.
         """
-        with ThreadPoolExecutor(CROWD) as crowd:
+        with ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
             verdicts = {
-                f"{probe.source} by {probe.via.value}, {port.name}": crowd.submit(
+                f"{probe.source} by {probe.via.value}, {port.name}": pool.submit(
                     self.fault, probe, scenario, family, port
                 )
                 for asked in scenario.probes
@@ -72,23 +73,23 @@ class Trial:
         return {name: verdict.result() for name, verdict in verdicts.items() if verdict.result()}
 
     def fault(self, probe: Probe, scenario: Scenario, family: Family, port: Port) -> str:
-        """Make the probe as often as it takes to be sure of the outcome; what is wrong with it, "" when nothing is."""
+        """Make the probe as often as is needed to be certain. Returns what is wrong with the results, "" if nothing."""
         if isinstance(probe.expect, Nothing):
-            timeout = IMPATIENCE if probe.expect is Nothing.TIMED_OUT else PATIENCE
+            timeout = NO_ANSWER_TIMEOUT if probe.expect is Nothing.TIMED_OUT else TIMEOUT
             outcome = self.ask(probe, scenario, family, port, timeout)
             return "" if outcome is probe.expect else f"{outcome}, not {probe.expect}"
         answered: set[str] = set()
-        for attempt in range(ENOUGH):
+        for attempt in range(MAX_ATTEMPTS):
             outcome = self.ask(probe, scenario, family, port)
             if not isinstance(outcome, Answered) or outcome.pod not in probe.expect:
                 return f"{outcome}, not one of {probe.expect}"
             if wrong := self._wrong(probe, outcome, family, port):
                 return wrong
             answered.add(outcome.pod)
-            if attempt >= FEW and (probe.sticky or len(answered) == len(probe.expect)):
+            if attempt >= MIN_ATTEMPTS and (probe.sticky or len(answered) == len(probe.expect)):
                 break
-            # Clients in step with each other would each get the same endpoint every time where turns are taken.
-            time.sleep(random.uniform(0, OUT_OF_STEP))
+            # With round-robin, clients in lockstep would each get the same endpoint every time.
+            time.sleep(random.uniform(0, JITTER))
         if probe.sticky:
             return "" if len(answered) == 1 else f"{sorted(answered)} answered one client"
         return "" if answered == set(probe.expect) else f"of {probe.expect} only {sorted(answered)} ever answered"
@@ -104,18 +105,18 @@ class Trial:
 
 
 @contextlib.contextmanager
-def trial(
+def deployment(
     folder: Path,
     backend: str,
     arguments: Sequence[str] = (),
     scenarios: Sequence[Scenario] = SCENARIOS,
     start: bool = True,
     mode: str = "iptables",
-) -> Iterator[Trial]:
-    """A trial with these SCENARIOS, served when the block begins and removed when it ends.
+) -> Iterator[Deployment]:
+    """A deployment that serves SCENARIOS when the block begins and is removed when it ends.
 
     folder: an empty one, for manifests and log. backend: "nft" or "legacy", as the node's kubelet would show it.
-    start: whether the proxy runs already. mode: the proxy mode. Raises KernelError when it does not come up.
+    start: whether to start the proxy. mode: the proxy mode. Raises KernelError when the proxy does not come up.
     """
     manifests = Manifests(folder)
     manifests.put("nodes", node_objects())
@@ -125,11 +126,11 @@ def trial(
         node = cluster.spaces["node1"]
         choose_backend(node, backend)
         proxy = Proxy(node, manifests.folder, folder / "log", ("--proxy-mode", mode, *arguments))
-        running = Trial(cluster, proxy, manifests, backend, mode)
+        running = Deployment(cluster, proxy, manifests, backend, mode)
         try:
             if start:
                 proxy.start()
-                # Services may answer before all is written: a first packet would then escape masquerading.
+                # A Service may answer before all rules are written; its first packet would not be masqueraded then.
                 proxy.await_ready(lambda: proxy.synced() == len(Family) and running.serves(scenarios[-1]))
             yield running
         finally:

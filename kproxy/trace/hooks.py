@@ -1,0 +1,152 @@
+"""The order in which a packet passes the kernel's hooks, whatever rules are attached to them.
+
+    comes in by an interface: PREROUTING, then INPUT when the destination is the node's own, else FORWARD, POSTROUTING
+    the node sends it:        OUTPUT, POSTROUTING, and where it goes to the node itself, PREROUTING, INPUT
+
+A probe is the first packet of a connection, so it passes NAT chains, but only once on each side: what the node sends to
+itself passes PREROUTING and INPUT without them. Leaves out: output interfaces, bridges, refusals of the routing table.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from kproxy.model.plans import address_port
+from kproxy.trace.outcome import AffinityEntry, Branch, Fate, Host, Outcome, Probe, Step, Verdict, number
+
+LOOPBACK = "lo"
+
+
+class Hook(Enum):
+    """A hook of the kernel."""
+
+    PREROUTING = "prerouting"
+    INPUT = "input"
+    FORWARD = "forward"
+    OUTPUT = "output"
+    POSTROUTING = "postrouting"
+
+
+class Packet(NamedTuple):
+    """A packet at some point of its path. source, destination: canonical text; beside it the same as numbers.
+
+    translated: its destination was changed. masqueraded: its source will be changed to an address of the node.
+    """
+
+    source: str
+    destination: str
+    source_number: int
+    destination_number: int
+    protocol: str
+    port: int
+    interface: str = ""
+    bridged: bool = False
+    mark: int = 0
+    translated: bool = False
+    masqueraded: bool = False
+
+    @property
+    def states(self) -> frozenset[str]:
+        """Its connection tracking states; the first packet of a connection is NEW."""
+        done = (("DNAT", self.translated), ("SNAT", self.masqueraded))
+        return frozenset({"NEW", *(name for name, is_so in done if is_so)})
+
+
+class Path(NamedTuple):
+    """One path of a packet up to this point, and the probability that the packet takes it."""
+
+    packet: Packet
+    probability: Fraction = Fraction(1)
+    remembers: frozenset[AffinityEntry] = frozenset()
+    steps: tuple[Step, ...] = ()
+
+    def after(self, step: Step) -> Path:
+        """The path with one more step."""
+        return self._replace(steps=(*self.steps, step))
+
+    def part(self, share: Fraction) -> Path:
+        """The path if a random choice with this probability falls on it."""
+        return self._replace(probability=self.probability * share)
+
+    def remembering(self, memory: AffinityEntry) -> Path:
+        return self._replace(remembers=self.remembers | {memory})
+
+    def changed(self, **fields: Any) -> Path:
+        """The path with these fields of the packet changed."""
+        return self._replace(packet=self.packet._replace(**fields))
+
+    def redirected(self, ip: str, port: int) -> Path:
+        """The path with another destination. Port 0 keeps the packet's."""
+        to = port or self.packet.port
+        return self.changed(destination=ip, destination_number=number(ip), port=to, translated=True)
+
+
+class HookTracer(ABC):
+    """Traces one probe through the hooks and collects the branches of its outcome."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._ended: list[Branch] = []
+
+    @abstractmethod
+    def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
+        """Apply the rules at one hook. Returns the paths that continue; the others are passed to `_end`.
+
+        nat: whether NAT chains are passed.
+        """
+
+    def run(self, probe: Probe) -> Outcome:
+        """All paths of the probe."""
+        path = Path(
+            Packet(
+                probe.source,
+                probe.destination,
+                number(probe.source),
+                number(probe.destination),
+                probe.protocol.lower(),
+                probe.port,
+                probe.interface,
+                probe.bridged,
+            )
+        )
+        for arrived in self._arriving(path) if probe.interface else self._sent(path):
+            self._end(arrived, Fate.DELIVERED if arrived.packet.translated else Fate.UNTOUCHED)
+        return Outcome(tuple(self._ended))
+
+    def _arriving(self, path: Path) -> list[Path]:
+        here, elsewhere = self._routed(self._hook(Hook.PREROUTING, path, True))
+        return [*self._through(Hook.INPUT, here), *self._leaving(self._through(Hook.FORWARD, elsewhere))]
+
+    def _sent(self, path: Path) -> list[Path]:
+        here, elsewhere = self._routed(self._leaving(self._hook(Hook.OUTPUT, path, True)))
+        back = [each.changed(interface=LOOPBACK) for each in here]
+        back = self._through(Hook.INPUT, self._through(Hook.PREROUTING, back, False), False)
+        return [*elsewhere, *back]
+
+    def _leaving(self, paths: Iterable[Path]) -> list[Path]:
+        return self._through(Hook.POSTROUTING, [path.changed(interface="", bridged=False) for path in paths])
+
+    def _through(self, hook: Hook, paths: Sequence[Path], nat: bool = True) -> list[Path]:
+        return [passed for path in paths for passed in self._hook(hook, path, nat)]
+
+    def _routed(self, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+        """The paths that are destined for the node itself, and the others."""
+        here: list[Path] = []
+        elsewhere: list[Path] = []
+        for path in paths:
+            (here if self._host.owns(path.packet.destination) else elsewhere).append(path)
+        return here, elsewhere
+
+    def _end(self, path: Path, fate: Fate) -> None:
+        packet = path.packet
+        endpoint, masqueraded = "", False
+        if fate is Fate.DELIVERED:
+            endpoint = address_port(packet.destination, packet.port)
+        if fate in (Fate.DELIVERED, Fate.UNTOUCHED):
+            masqueraded = packet.masqueraded
+        verdict = Verdict(fate, endpoint, masqueraded)
+        self._ended.append(Branch(path.probability, verdict, path.remembers, path.steps))
