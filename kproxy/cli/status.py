@@ -40,7 +40,7 @@ def command(address: str | None, config: Path | None, query: str, page: int, as_
     if as_json:
         click.echo(body.decode())
     else:
-        from kproxy.cli.status_view import show
+        from kproxy.status.terminal import show
 
         show(found, sys.stdout)
     return DONE if found.healthy else FAILED

@@ -18,7 +18,7 @@ from kproxy.model.events import Invalid
 from kproxy.model.objects import Kind
 from kproxy.model.plans import Family
 from tests.model.builders import changed, deleted, endpoint, listed, service, slice_
-from tests.operating.nodes import OperatedNode, shop
+from tests.status.nodes import OperatedNode, shop
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from kproxy.errors import InvalidObject
 from kproxy.model.events import Invalid
 from kproxy.model.plans import Family
 from tests.model.builders import endpoint, service, slice_
-from tests.operating.browser import Browser, program
-from tests.operating.nodes import OperatedNode, shop
+from tests.status.browser import Browser, program
+from tests.status.nodes import OperatedNode, shop
 
 LONG = "a" * 63
 WIDTHS = (400, 1200)

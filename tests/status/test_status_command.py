@@ -15,12 +15,12 @@ import msgspec
 import pytest
 
 from kproxy.cli.main import main
-from kproxy.cli.status_view import show
+from kproxy.status.terminal import show
 from kproxy.model.plans import Family
-from kproxy.status.page import duration, size, span, time
+from kproxy.status.view import duration, size, span, time
 from kproxy.status.schema import Status
 from tests.model.builders import changed, endpoint, service, slice_
-from tests.operating.nodes import OperatedNode, shop
+from tests.status.nodes import OperatedNode, shop
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from kproxy.cli.flags import FLAGS, flag_layer
 from kproxy.cli.settings import read
 from kproxy.status.zpages import negotiate
-from tests.operating.nodes import OperatedNode
+from tests.status.nodes import OperatedNode
 
 PAGES = ["/configz", "/flagz", "/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/status.json", "/statusz"]
 STRUCTURED = "application/json;v=v1beta1;g=config.k8s.io;as="

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kproxy.containment import Containment
 from kproxy.errors import InvalidObject
 from kproxy.events.recorder import ApiSink, EventRecorder
 from kproxy.events.series import BURST, WINDOW
@@ -21,7 +22,7 @@ from kproxy.sync.reporter import MOST_TOLD
 from tests.fakes.apiserver import ApiServer
 from tests.fakes.clocks import ManualClock
 from tests.model.builders import changed, endpoint, service, slice_
-from tests.operating.nodes import OperatedNode, shop
+from tests.status.nodes import OperatedNode, shop
 
 PORTS = [{"name": "http", "port": 80, "nodePort": 30080}]
 
@@ -43,7 +44,7 @@ class Told:
         """How many of the last syncs failed, after another turn once the wait for it is over."""
         self.node.clock.advance(1)
         self.node.step()
-        return sum(bool(sync.error) for sync in self.node.status.overview(self.node.health).families[0].syncs)
+        return sum(bool(sync.error) for sync in self.node.store.status(self.node.health).families[0].syncs)
 
     def settled(self, number: int) -> None:
         """Wait until so many notices were posted, dropped or given up."""
@@ -57,7 +58,8 @@ def told() -> Iterator[Told]:
         client = ApiClient(ClientSettings(master=server.url))
         stack.callback(client.close)
         clock, outcomes = ManualClock(), Counter[str]()
-        recorder = EventRecorder(ApiSink(client), "node1", clock, lambda outcome: outcomes.update([outcome]), 4096)
+        count = lambda outcome: outcomes.update([outcome])  # noqa: E731
+        recorder = EventRecorder(ApiSink(client), "node1", clock, Containment(clock), count, 4096)
         recorder.start()
         stack.callback(recorder.stop)
         node = stack.enter_context(OperatedNode(recorder.record))
