@@ -44,7 +44,7 @@ def unknown(*args: str) -> tuple[str, ...]:
         return pflags.unknown_flags(context)
 
 
-def read(*args: str) -> settings.Wish:
+def read(*args: str) -> settings.Request:
     return settings.read(texts(*args))
 
 

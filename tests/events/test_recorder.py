@@ -27,7 +27,7 @@ from tests.fakes.clocks import ManualClock
 class Sink:
     """A sink that keeps Events. before: called with each Event first, to raise or to block."""
 
-    def __init__(self, before: Callable[[dict[str, Any]], None] = lambda event: None) -> None:
+    def __init__(self, before: Callable[[dict[str, Any]], object] = lambda event: None) -> None:
         self.before, self.events, self.attempts = before, list[dict[str, Any]](), 0
 
     def post(self, event: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def test_notices_of_all_threads_are_posted_before_the_end() -> None:
 
 def test_a_sink_that_hangs_blocks_nobody() -> None:
     released = threading.Event()
-    with recording(Sink(lambda event: released.wait(30) and None), seconds=0.05, capacity=4) as found:
+    with recording(Sink(lambda event: released.wait(30)), seconds=0.05, capacity=4) as found:
         for i in range(20):
             found.recorder.record(bad(f"s{i}"))
         assert found.outcomes.count("dropped") >= 20 - 4 - 1

@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from kproxy.cli.main import main
-from kproxy.status.terminal import show
 from kproxy.model.plans import Family
-from kproxy.status.view import duration, size, span, time
 from kproxy.status.schema import Status
+from kproxy.status.terminal import show
+from kproxy.status.view import duration, size, span, time
 from tests.model.builders import changed, endpoint, service, slice_
 from tests.status.nodes import OperatedNode, shop
 
