@@ -173,7 +173,7 @@ def test_a_value_without_a_text_costs_that_value_alone(form: str, capsys: pytest
     stream = lines(form)
     logs.get("test").error("Failed", None, odd=Odd(), loop=loop, fine=1)
     (handler,) = [h for h in logging.getLogger().handlers if isinstance(h, logs._Handler)]
-    handler.handle(logging.makeLogRecord({"msg": "%d of %s", "args": ("x", Odd())}))
+    handler.handle(logging.LogRecord("library", logging.ERROR, "", 0, "%d of %s", ("x", Odd()), None))
     first, second = stream.getvalue().splitlines()
     assert "(Odd without a text: ZeroDivisionError)" in first
     assert "RecursionError" in first
