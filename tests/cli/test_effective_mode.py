@@ -12,29 +12,12 @@ from kproxy.cli import main, settings
 from kproxy.config import files
 from kproxy.config.defaults import PRIMARY, SYNC_PERIOD
 from kproxy.config.fields import ProxyMode
+from tests.cli.test_render import HEADER, HOST, SERVICE
 
-HEADER = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
 NETWORK = "172.19.0.0/16"
 EVERYWHERE: tuple[str, ...] = ()
-# A node with an address beside its own, so that rules show whether node ports are taken there.
-HOST = {
-    "nodeIPs": ["172.18.0.2"],
-    "interfaces": [
-        {"name": "lo", "addresses": ["127.0.0.1/8"]},
-        {"name": "eth0", "addresses": ["172.18.0.2/16"]},
-        {"name": "eth1", "addresses": ["172.19.0.2/16"]},
-    ],
-}
-SERVICE = {
-    "apiVersion": "v1",
-    "kind": "Service",
-    "metadata": {"name": "web", "namespace": "shop"},
-    "spec": {
-        "type": "NodePort",
-        "clusterIP": "10.96.0.10",
-        "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
-    },
-}
+# An address beside the node's own, so that rules show whether node ports are accepted there.
+OTHER = {"name": "eth1", "addresses": ["172.19.0.2/16"]}
 
 
 def written(folder: Path, name: str, value: object) -> Path:
@@ -68,8 +51,9 @@ def test_the_daemon_takes_node_ports_where_its_mode_does(
 
 
 def rendered(folder: Path, capsys: pytest.CaptureFixture[str], mode: str, file: dict[str, Any] | None) -> str:
-    """The IPv4 rules, with MODE as a flag unless it is "", and with FILE unless it is None."""
-    args = ["render", "--node=node1", "--family=ipv4", f"--host={written(folder, 'host.json', HOST)}"]
+    """Render the IPv4 rules, with `mode` as a flag unless it is "", and with `file` unless it is None."""
+    host = HOST | {"interfaces": [*HOST["interfaces"], OTHER]}
+    args = ["render", "--node=node1", "--family=ipv4", f"--host={written(folder, 'host.json', host)}"]
     args += ["-f", str(written(folder, "objects.json", SERVICE))]
     args += [f"--mode={mode}"] if mode else []
     args += [f"--config={written(folder, 'config.json', HEADER | file)}"] if file is not None else []

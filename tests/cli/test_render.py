@@ -47,7 +47,7 @@ def endpoint_slice(family: str, address: str) -> dict[str, Any]:
 
 
 OBJECTS = [SERVICE, endpoint_slice("IPv4", "10.244.0.5"), endpoint_slice("IPv6", "fd00:244::5")]
-HOST = {
+HOST: dict[str, Any] = {
     "nodeIPs": ["172.18.0.2", "fd00:18::2"],
     "interfaces": [
         {"name": "lo", "addresses": ["127.0.0.1/8", "::1/128"]},

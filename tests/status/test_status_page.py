@@ -13,6 +13,7 @@ import html5lib
 import pytest
 
 from kproxy import logs
+from kproxy.cli.main import main
 from kproxy.errors import InvalidObject
 from kproxy.model.events import Invalid
 from kproxy.model.objects import Kind
@@ -43,7 +44,7 @@ def page_text(node: OperatedNode, path: str = "/") -> str:
     code, kind, body = node.get(path)
     assert (code, kind) == (200, "text/html; charset=utf-8")
     parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
-    return " ".join("".join(parser.parse(body).find("body").itertext()).split())
+    return " ".join(" ".join(parser.parse(body).find("body").itertext()).split())
 
 
 def test_before_the_first_sync_there_is_a_page(node: OperatedNode) -> None:
@@ -158,6 +159,25 @@ def test_what_needs_attention_is_listed_until_it_is_over(node: OperatedNode) -> 
     found = status(node)
     assert (found["refused"], found["conflicts"]) == ([], [])
     assert "1 thing needs attention" in page_text(node)
+
+
+def test_a_part_that_fails_unexpectedly_is_shown_until_it_works(
+    node: OperatedNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(node)["internalErrors"] == []
+    stage = node.containment.stage("conntrack", "stale flows stay")
+    stage.failed(ZeroDivisionError("by zero"))
+    node.clock.advance(10)
+    stage.failed(ZeroDivisionError("again"))
+    shown = {"stage": "conntrack", "failures": 2, "error": "ZeroDivisionError: again", "since": "2026-01-02T03:04:05Z"}
+    assert status(node)["internalErrors"] == [shown]
+    assert main(["status", "--address", f"127.0.0.1:{node.port}"]) == 0
+    for text in (page_text(node), " ".join(capsys.readouterr().out.split())):
+        assert "Parts of kproxy that fail unexpectedly" in text
+        assert "conntrack 2026-01-02 03:04:05 UTC 2 ZeroDivisionError: again" in text
+    stage.succeeded()
+    assert status(node)["internalErrors"] == []
+    assert "Parts of kproxy" not in page_text(node)
 
 
 def test_pages_of_many_services(node: OperatedNode) -> None:
