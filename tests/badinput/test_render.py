@@ -1,4 +1,4 @@
-"""`kproxy render` with something unusable: exit status 2, and one line on standard error for each problem."""
+"""Bad input of `kproxy render`: exit status 2, and one line on standard error for each problem."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_problem_is_one_line_that_names_object_and_field(
     assert lines == [f"kproxy: error: {said}" for said in each.lines]
 
 
-def test_all_problems_are_told_at_once(folder: Folder, bad: tuple[Bad, ...]) -> None:
+def test_all_problems_are_reported_at_once(folder: Folder, bad: tuple[Bad, ...]) -> None:
     for each in bad:
         folder.write(f"{each.name}.yaml", yaml.safe_dump(each.item))
     status, _, lines = folder.render("-f", str(folder.path))
@@ -108,7 +108,7 @@ def test_a_configuration_is_refused_by_field(folder: Folder, case: str, command:
         assert line.startswith(f"kproxy: error: {path}: {start}")
 
 
-def test_an_unknown_field_is_told_and_passed_over(folder: Folder) -> None:
+def test_an_unknown_field_is_reported_and_ignored(folder: Folder) -> None:
     path = folder.write("config.yaml", HEADER + "clusterCidr: 10.0.0.0/8\niptables: {syncperiod: 1s}\n")
     status, _, lines = folder.render(f"--config={path}", "-f", str(folder.write("objects.yaml", "")))
     assert status == 0

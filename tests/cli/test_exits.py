@@ -1,4 +1,4 @@
-"""How commands end: the exit status, and one line a problem on standard error."""
+"""The end of commands: the exit status, and one line for each problem on standard error."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_each_kind_of_failure_has_its_status_and_lines(
     assert capsys.readouterr().err.splitlines() == lines
 
 
-def test_what_nobody_foresaw_shows_its_traceback_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_prints_its_traceback_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     logs.setup("text", 4)
     assert exits.guard("p", raising(ZeroDivisionError("oh"))) == 1
     err = capsys.readouterr().err
@@ -180,7 +180,7 @@ def test_a_configuration_that_cannot_be_written_ends_with_1(tmp_path: Path) -> N
     assert done.stderr == f"kproxy: error: {tmp_path}/no/where: No such file or directory\n"
 
 
-def test_logs_are_json_when_asked(tmp_path: Path) -> None:
+def test_logs_are_json_on_request(tmp_path: Path) -> None:
     done = run("run", "--logging-format=json", "--profiling", f"--write-config-to={tmp_path}/c")
     assert '"level":"warning","logger":"config","msg":"these settings have no meaning' in done.stderr.splitlines()[0]
 
@@ -192,7 +192,7 @@ def test_bad_input_never_shows_a_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_reader_that_goes_away_is_no_bug() -> None:
+def test_a_closed_pipe_is_no_bug() -> None:
     """kproxy ... | head"""
     read, write = os.pipe()
     os.close(read)

@@ -31,14 +31,14 @@ OURS = {
 
 
 def texts(*args: str) -> dict[str, tuple[str, ...]]:
-    """What click makes of ARGS, by the names of the flags."""
+    """Return the texts that click parses, by the names of the flags."""
     command = pflags.PflagCommand("run", params=pflags.options())
     with command.make_context("kube-proxy", list(args)) as context:
         return {name: context.params[name.replace("-", "_")] for name in BY_NAME}
 
 
 def unknown(*args: str) -> tuple[str, ...]:
-    """What is said of the flags among ARGS that there are not."""
+    """Return the lines about unknown flags."""
     command = pflags.PflagCommand("run", params=pflags.options())
     with command.make_context("kube-proxy", list(args)) as context:
         return pflags.unknown_flags(context)
@@ -211,7 +211,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize(("args", "expected"), UNKNOWN, ids=[" ".join(a) for a, _ in UNKNOWN])
-def test_every_unknown_flag_is_told_once(args: list[str], expected: list[str]) -> None:
+def test_every_unknown_flag_is_reported_once(args: list[str], expected: list[str]) -> None:
     assert [line.removeprefix("No such option ") for line in unknown(*args)] == expected
 
 
@@ -276,36 +276,40 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("argument", "reason"), WRONG, ids=[a for a, _ in WRONG])
-def test_a_wrong_value_is_told_by_the_flags_name(argument: str, reason: str) -> None:
+def test_a_wrong_value_is_reported_with_the_flags_name(argument: str, reason: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         read(*f"--{argument}".replace(" --", "\n--").split("\n"))
     assert caught.value.problems == (f"--{argument.split('=')[0]}: {reason}",)
 
 
-def test_an_item_of_a_list_is_told_by_its_place() -> None:
+def test_an_item_of_a_list_is_reported_with_its_index() -> None:
     with pytest.raises(InvalidConfig, match=r"^--nodeport-addresses\[1\]: must be"):
         read("--nodeport-addresses=10.0.0.0/8,x")
 
 
-def told(*args: str) -> list[str]:
-    """The flags, or the file, that each problem begins with."""
+def reported(*args: str) -> list[str]:
+    """Return the flag or the file of each problem."""
     with pytest.raises(InvalidConfig) as caught:
         read(*args)
     return [problem.split(": ")[0] for problem in caught.value.problems]
 
 
-def test_all_wrong_flags_are_told_at_once_those_that_cannot_be_read_and_those_that_mean_nothing() -> None:
+def test_all_wrong_flags_are_reported_at_once() -> None:
     wrong = ("proxy-mode=x", "v=x", "conntrack-min=x", "bind-address=x", "cluster-cidr=x", "oom-score-adj=2000")
-    assert sorted(told(*(f"--{flag}" for flag in wrong))) == sorted(f"--{flag.split('=')[0]}" for flag in wrong)
+    assert sorted(reported(*(f"--{flag}" for flag in wrong))) == sorted(f"--{flag.split('=')[0]}" for flag in wrong)
 
 
-def test_wrong_flags_and_a_wrong_file_are_told_at_once(tmp_path: Path) -> None:
+def test_wrong_flags_and_a_wrong_file_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "config.conf"
     path.write_text(HEADER + "mode: ebpf\nclusterCIDR: x\n")
-    assert told("--v=x", f"--config={path}", "--iptables-backend=x") == ["--v", "--iptables-backend", *[str(path)] * 2]
+    assert reported("--v=x", f"--config={path}", "--iptables-backend=x") == [
+        "--v",
+        "--iptables-backend",
+        *[str(path)] * 2,
+    ]
 
 
-def test_a_wrong_value_that_the_mode_does_not_use_is_told_in_a_warning() -> None:
+def test_a_wrong_value_that_the_mode_does_not_use_is_a_warning() -> None:
     assert any(
         line.startswith("ignored: --ipvs-scheduler: must be one of")
         and line.endswith("; mode iptables does not use it")
@@ -426,7 +430,7 @@ def test_manifests_are_folders_to_follow(tmp_path: Path) -> None:
     assert wish.options.manifests == (tmp_path, tmp_path / "b")
 
 
-def test_what_a_file_says_in_vain_is_a_warning_each(tmp_path: Path) -> None:
+def test_each_part_of_a_file_without_an_effect_is_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "config.conf"
     path.write_text(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"

@@ -1,4 +1,4 @@
-"""Lines of logs: form, verbosity, secrets."""
+"""Lines of the log: form, verbosity, secrets, and that logging never raises."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_value_cannot_take_the_place_of_the_lines_own_fields() -> None:
 
 
 @pytest.mark.parametrize("verbosity", range(11))
-def test_verbosity_says_what_is_written(verbosity: int) -> None:
+def test_verbosity_selects_lines(verbosity: int) -> None:
     stream = lines("text", verbosity)
     log = logs.get("test")
     for n in range(11):

@@ -1,4 +1,4 @@
-"""`kproxy render`: arguments, inputs and outputs. That the rules are right is tests/parity's."""
+"""`kproxy render`: arguments, inputs and outputs. The rules themselves are tested in tests/parity."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ HOST: dict[str, Any] = {
 
 
 class Files:
-    """The three inputs as files, to be spoilt by a test."""
+    """The three inputs as files, which tests may overwrite."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -171,7 +171,7 @@ def test_the_node_may_be_named_by_the_configuration(inputs: Files, capsys: pytes
     assert render([a for a in inputs.args() if not a.startswith("--node")], capsys) == whole
 
 
-def test_a_node_that_is_not_among_the_nodes_is_told(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_node_is_reported(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}}
     inputs.write("objects.json", {"apiVersion": "v1", "kind": "List", "items": [node, *OBJECTS]})
     assert main.main([*inputs.args(), "--node=elsewhere"]) == 0
@@ -242,9 +242,7 @@ def test_a_missing_manifest_is_refused(inputs: Files, capsys: pytest.CaptureFixt
     assert "/no/such/file" in line
 
 
-def test_what_is_wrong_for_another_mode_is_refused_when_that_mode_is_asked_for(
-    inputs: Files, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_settings_of_a_mode_are_validated_in_that_mode(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
     inputs.write("config.json", {**HEADER, "ipvs": {"scheduler": "fair"}})
     assert main.main(inputs.args("--mode=iptables")) == 0
     assert main.main(inputs.args("--mode=ipvs")) == 2

@@ -64,7 +64,7 @@ def rig() -> Rig:
     return Rig()
 
 
-def test_an_event_says_everything() -> None:
+def test_an_event_has_every_field() -> None:
     event = posted(WEB)
     assert SUBDOMAIN.fullmatch(event["metadata"].pop("name"))
     assert event == {

@@ -1,4 +1,4 @@
-"""The healthz and metrics servers, asked over real HTTP."""
+"""The healthz and metrics servers, over real HTTP."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_configz_has_the_configuration_under_its_group(node: Any) -> None:
     }
 
 
-def test_statusz_tells_version_and_uptime(node: Any) -> None:
+def test_statusz_has_version_and_uptime(node: Any) -> None:
     node.clock.advance(3 * 3600 + 4 * 60 + 5)
     text = node.status("/statusz").body.decode()
     assert text.startswith("\nkube-proxy statusz\nWarning: ")
@@ -158,7 +158,7 @@ def test_addresses_are_read_as_go_does(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
-def test_clients_that_say_nothing_do_not_keep_others_out(node: Any) -> None:
+def test_silent_clients_do_not_keep_others_out(node: Any) -> None:
     port = node.servers.healthz_port
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * MAX_CONNECTIONS)]
     try:
@@ -171,7 +171,7 @@ def test_clients_that_say_nothing_do_not_keep_others_out(node: Any) -> None:
             sock.close()
 
 
-def test_a_client_that_asks_goes_on_while_silent_ones_are_cut(node: Any) -> None:
+def test_a_client_with_requests_stays_connected_while_silent_ones_are_cut(node: Any) -> None:
     port = node.servers.healthz_port
     request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as talker:
@@ -192,7 +192,7 @@ def test_a_client_that_asks_goes_on_while_silent_ones_are_cut(node: Any) -> None
     [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 100000, b"GET /li"],
     ids=["tls", "no path", "endless headers", "cut off"],
 )
-def test_garbage_harms_nobody(node: Any, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
+def test_garbage_is_ignored(node: Any, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", node.servers.healthz_port)) as client, suppress(ConnectionError):
         client.sendall(sent)
     assert node.healthz("/livez").status == 200
@@ -213,7 +213,7 @@ def test_stopping_cuts_open_connections_and_frees_the_port(node: Any) -> None:
     node.servers.stop()
 
 
-def test_slis_count_what_the_metrics_address_says_of_itself(node: Any) -> None:
+def test_slis_count_the_health_checks_of_the_metrics_address(node: Any) -> None:
     for _ in range(3):
         assert node.status("/healthz").status == 200
     answer = node.status("/metrics/slis")

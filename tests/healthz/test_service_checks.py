@@ -1,4 +1,4 @@
-"""Health check node ports of Services: what they answer, and that they open and close with the Services."""
+"""Health check node ports of Services: their answers, and when they open and close."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_ports_open_and_close_with_their_services(
     assert not is_open(two)
 
 
-def test_the_same_set_again_costs_nothing(node: Any, free_port: Callable[[], int]) -> None:
+def test_the_same_ports_again_are_no_update(node: Any, free_port: Callable[[], int]) -> None:
     checks = {free_port(): HealthCheck("shop", "web", 1)}
     assert node.check(checks, LOOPBACK)
     assert not node.check(dict(checks), tuple(LOOPBACK))

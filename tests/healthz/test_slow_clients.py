@@ -30,7 +30,7 @@ async def answer(request: web.BaseRequest) -> web.Response:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A listener with little patience."""
+    """Yield the port of a listener with a short limit."""
     monkeypatch.setattr(listeners, "STUCK", 0.8)
     stage = Containment(ManualClock()).stage("http", "")
     thread = LoopThread("test", stage)
@@ -44,7 +44,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def received(port: int, request: bytes, pause: float = 0.0) -> int:
-    """Bytes that come before the connection ends, to a client that reads only after PAUSE seconds.
+    """Return how many bytes come before the connection ends, when the client reads only after `pause` seconds.
 
     Raises TimeoutError when the connection does not end.
     """

@@ -74,7 +74,7 @@ def test_every_stage_is_there_from_the_start_and_counts_its_failures(rig: Rig) -
     [(KernelError("gone"), 0), (NetlinkError("nfacct get", 1), 0), (SourceError("odd"), 2), (ZeroDivisionError(), 2)],
     ids=lambda value: type(value).__name__,
 )
-def test_what_cannot_be_read_costs_nothing_else_and_comes_back(rig: Rig, error: Exception, counted: int) -> None:
+def test_a_collector_that_fails_costs_its_own_metrics_until_it_works(rig: Rig, error: Exception, counted: int) -> None:
     def fail() -> Statistics:
         raise error
 

@@ -1,4 +1,4 @@
-"""The status page and its JSON, asked over HTTP of a node whose loop, reporter and servers are the real ones."""
+"""The status page and its JSON, over HTTP from a node with the real controller, reporter and servers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def names(found: dict[str, Any]) -> list[str]:
 
 
 def page_text(node: OperatedNode, path: str = "/") -> str:
-    """All text of the page, which has to be HTML without a mistake."""
+    """Return all text of the page, which must be valid HTML."""
     code, kind, body = node.get(path)
     assert (code, kind) == (200, "text/html; charset=utf-8")
     parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
@@ -58,7 +58,7 @@ def test_before_the_first_sync_there_is_a_page(node: OperatedNode) -> None:
     assert "up to date" not in text
 
 
-def test_a_service_shows_with_what_leads_to_it_and_where_it_leads(node: OperatedNode) -> None:
+def test_a_service_is_shown_with_its_addresses_and_endpoints(node: OperatedNode) -> None:
     spec = {
         "type": "LoadBalancer",
         "clusterIP": "10.96.9.9",
@@ -221,7 +221,7 @@ def test_a_search_finds_the_chain_that_a_dump_of_rules_shows(node: OperatedNode)
     assert names(status(node, f"?q={chain[1].lower()}")) == ["shop/web-5"]
 
 
-def test_what_the_cluster_holds_is_text_and_nothing_else(node: OperatedNode) -> None:
+def test_values_from_the_cluster_are_escaped(node: OperatedNode) -> None:
     evil = '<script>alert("x")</script>'
     node.start(*shop(1))
     node.step(Invalid(InvalidObject("Service", f"shop/{evil}", "", evil)))
@@ -231,7 +231,7 @@ def test_what_the_cluster_holds_is_text_and_nothing_else(node: OperatedNode) -> 
     assert evil in page_text(node)
 
 
-def test_the_page_may_load_nothing_and_run_nothing(node: OperatedNode) -> None:
+def test_the_page_loads_and_runs_nothing(node: OperatedNode) -> None:
     from http.client import HTTPConnection
 
     connection = HTTPConnection("127.0.0.1", node.port, timeout=10)
@@ -257,7 +257,7 @@ def test_the_same_warning_again_is_counted_and_secrets_are_not_kept(node: Operat
     assert found == [f'Failed which="n{i}"' for i in range(59, 9, -1)]
 
 
-def test_the_page_can_be_asked_for_while_services_come_and_go(node: OperatedNode) -> None:
+def test_the_page_is_available_while_services_come_and_go(node: OperatedNode) -> None:
     node.start(*shop(50))
     over, problems = threading.Event(), []
 
