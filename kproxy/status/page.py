@@ -11,11 +11,9 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kproxy.status.rows import LONGEST_QUERY
 from kproxy.status.schema import Status
 from kproxy.status.view import Row, view
-
-LONGEST_QUERY = 256
-"""Characters of a search that are read."""
 
 
 def html(status: Status) -> str:

@@ -18,7 +18,7 @@ from kproxy.healthz.listeners import Handler, contained, json_response
 from kproxy.healthz.proxier_health import ProxierHealth
 from kproxy.metrics.registry import CONTENT_TYPE, Metrics
 from kproxy.status import zpages
-from kproxy.status.page import LONGEST_QUERY, html
+from kproxy.status.rows import LONGEST_QUERY
 from kproxy.status.schema import Identity, Status
 from kproxy.status.store import StatusStore
 
@@ -117,6 +117,8 @@ def _metrics_pages(
             return await asyncio.to_thread(store.status, health, words, page)
 
     async def home(request: web.BaseRequest) -> web.Response:
+        from kproxy.status.page import html  # jinja2 takes memory, and most daemons are never asked for this page
+
         body = await asyncio.to_thread(html, await current(request))
         headers = {"Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
         return _text(body, headers={"Content-Type": "text/html; charset=utf-8", **headers}, nosniff=True)

@@ -8,6 +8,9 @@ from kproxy.model.plans import Family, PortKey, ServicePlan, address_port
 from kproxy.status.schema import PortRow, ServicePage, ServiceRow
 
 SHOWN_ENDPOINTS = 16
+"""Endpoints of a port that are listed; the others are counted."""
+LONGEST_QUERY = 256
+"""Characters of a search that are read."""
 
 Names = Callable[[ServicePlan], tuple[str, ...]]
 """Returns the names of a port's chains, map elements or virtual servers in the kernel."""
