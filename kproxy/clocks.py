@@ -1,4 +1,4 @@
-"""The two clocks that health and events need: one that only runs forward, one that people read."""
+"""The wall clock and the monotonic clock behind one Protocol, so that tests can stop them, and Go's form of times."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
-"""What Go prints for a time that was never set; readers of kube-proxy's pages know it as "not yet"."""
+"""What Go prints for a time that was never set; on kube-proxy's pages it means "not yet"."""
 
 
 class Clock(Protocol):
-    """Where the time comes from."""
+    """A source of time. Both methods may be called from any thread."""
 
     def monotonic(self) -> float:
-        """Seconds since an unknown moment; never goes back, whatever is done to the node's wall clock."""
+        """Seconds since an arbitrary moment; never goes back, whatever is done to the wall clock."""
 
     def now(self) -> datetime:
         """The wall clock, in UTC."""
@@ -31,7 +31,7 @@ class SystemClock:
 
 
 def rfc3339(moment: datetime) -> str:
-    """MOMENT as Go's encoding/json writes a time in UTC: RFC 3339, the fraction without trailing zeros."""
+    """Format `moment` as Go's encoding/json does: RFC 3339 in UTC, the fraction without trailing zeros."""
     text = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f"{moment.microsecond:06d}".rstrip("0")
     return f"{text}.{fraction}Z" if fraction else f"{text}Z"

@@ -8,45 +8,41 @@ from __future__ import annotations
 import click
 
 from kproxy import logs
+from kproxy.cli.options import CONTEXT, verbosity_option
 from kproxy.errors import KernelError
 from kproxy.kernel import host_checks, nfacct
 from kproxy.kernel.commands import Commands, Runner
 from kproxy.kernel.constants import NFACCT_COUNTERS
 from kproxy.sync.stale_rules import clean_chains, rules_left
 
-
-@click.command("cleanup", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-v", "--v", "verbosity", type=click.IntRange(min=0), default=0, help="How much is logged, 0 to 10.")
-def command(verbosity: int) -> int:
-    """Remove everything that any proxy mode ever wrote, kube-proxy's own rules included."""
-    logs.setup("text", verbosity)
-    return clean_up()
-
-
-def clean_up() -> int:
-    """Do it; the exit status. Raises KernelError when something would not go."""
-
-    cleanup_all()
-    return 0
-
-
 _log = logs.get("cleanup")
 
 
+@click.command("cleanup", context_settings=CONTEXT)
+@verbosity_option
+def command(verbosity: int) -> None:
+    """Remove everything that any proxy mode ever wrote, kube-proxy's own rules included."""
+    logs.setup("text", verbosity)
+    cleanup_all()
+
+
 def cleanup_all(runner: Runner | None = None) -> None:
-    """Clean both backends and both families. Raises KernelError, once all else is done, for what would not go or could
-    not be looked at, and at once where this process could do nothing at all."""
+    """Clean both backends and both families.
+
+    Raises KernelError at once when this process may not change anything; else, once all was tried, with everything that
+    could not be removed or not be read.
+    """
     if not host_checks.may_administer_network():
         raise KernelError(f"nothing was cleaned: {host_checks.NEEDED}")
     runner = runner or Commands()
-    problems, unseen = clean_chains(runner)
-    problems = [*problems, *unseen, *_others(runner), *_counters()]
+    problems, unread = clean_chains(runner)
+    problems = [*problems, *unread, *_others(runner), *_counters()]
     if problems:
         raise KernelError("; ".join(problems))
 
 
 def _others(runner: Runner) -> list[str]:
-    """What modes leave outside iptables; after the rules, which may still use it."""
+    """Remove what modes leave outside of iptables, which rules may use until they are removed."""
     problems = []
     for mode, left in rules_left(runner).items():
         try:
@@ -57,7 +53,7 @@ def _others(runner: Runner) -> list[str]:
 
 
 def _counters() -> list[str]:
-    """kube-proxy's packet counters, once no rule counts in them any more."""
+    """Remove kube-proxy's packet counters, which rules may use until they are removed."""
     if not nfacct.available():
         return []
     try:

@@ -1,7 +1,8 @@
-"""`kproxy demo`: a small cluster in network namespaces, with the real daemon at work and real packets.
+"""`kproxy demo`: a small cluster in network namespaces, with the real daemon and real packets.
 
-It shows rules, who answers by each way to a Service, and how soon traffic follows an edit. Where namespaces cannot be
-had it shows what would be programmed instead. Nothing of it touches the host's own network, and nothing is left.
+It shows rules, which pods answer at each address of a Service, and how soon traffic follows an edit. Without permission
+to create namespaces it prints what would be programmed instead. The host's own network is not touched, and everything
+is removed at the end.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from kproxy.model.plans import Family
 
 PODS = (Pod("web-1", 1, 11), Pod("web-2", 1, 12), Pod("shell", 1, 13), Pod("web-3", 2, 11), Pod("dns-1", 2, 12))
 PORTS = {"web-1": (8080,), "web-2": (8080,), "web-3": (8080,), "dns-1": (5353,)}
-WEB = re.compile(r"shop/web:|(10\.96\.0\.80|203\.0\.113\.80):80 |:30080 ")  # by name, or by what leads there
-ROUNDS = 60  # requests by each way
+WEB = re.compile(r"shop/web:|(10\.96\.0\.80|203\.0\.113\.80):80 |:30080 ")  # by name, or by address
+ROUNDS = 60  # requests at each address
 PACE = 0.02  # seconds between rounds: enough to watch
-RUN = 25  # answers in a row from the expected pods that prove an edit: by chance once in 3**25
+RUN = 25  # answers in a row from the expected pods that prove an edit; the odds of chance are 1 to 3**25
 STEADY = 1.0  # seconds of traffic before and after an edit
 LATE = 10.0  # seconds after which an edit has failed
 
@@ -47,14 +48,14 @@ def command(mode: str) -> int:
     console = views.console()
     reason = unavailable()
     if reason:
-        console.print(f"No cluster can be built here: {reason}. So this is what kproxy would program, and no more:\n")
+        console.print(f"No cluster can be built here: {reason}. This is what kproxy would program:\n")
         return _only_render(mode)
     with tempfile.TemporaryDirectory(prefix="kproxy-demo-") as folder, build(PODS, PORTS) as cluster:
         return _Demo(console, cluster, Path(folder), mode).play()
 
 
 def examples() -> Path:
-    """The folder of example manifests: part of an installed package, or at the top of the source tree."""
+    """Return the folder of example manifests, in the installed package or at the top of the source tree."""
     package = Path(kproxy.__file__).parent
     return next(p for p in (package / "examples", package.parent / "examples") if p.is_dir())
 
@@ -72,7 +73,7 @@ def _only_render(mode: str) -> int:
 
 
 class _Demo:
-    """The acts of the play, in order, over one cluster."""
+    """The parts of the demo, in order, on one cluster."""
 
     def __init__(self, console: Console, cluster: Cluster, folder: Path, mode: str) -> None:
         self._console, self._cluster, self._mode = console, cluster, mode
@@ -103,7 +104,7 @@ class _Demo:
                 f"kproxy answers for its Services {time.monotonic() - started:.2f} s after its start.\n"
             )
             self._show_rules(backend)
-            self._walk_the_ways()
+            self._ask_everywhere()
             self._edit_and_watch()
         finally:
             if self._proxy.running():
@@ -120,7 +121,7 @@ class _Demo:
         views.show_rules(self._console, " ".join(command), [line for line in shown if WEB.search(line)])
 
     def _listing(self, backend: str) -> list[str]:
-        """The command that shows what the mode wrote."""
+        """Return the command that lists the rules of the mode."""
         match ProxyMode(self._mode):
             case ProxyMode.NFTABLES:
                 return ["nft", "list", "table", "ip", "kproxy"]
@@ -129,7 +130,7 @@ class _Demo:
             case _:
                 return [f"iptables-{backend}-save" if backend else "iptables-save", "-t", "nat"]
 
-    def _walk_the_ways(self) -> None:
+    def _ask_everywhere(self) -> None:
         ways = self._ways()
         with Live(console=self._console, auto_refresh=False) as live:
             for _ in range(ROUNDS):
@@ -152,7 +153,7 @@ class _Demo:
         ]
 
     def _owner(self, address: str) -> str:
-        """Whose address a pod saw."""
+        """Return the name of the one whose address a pod saw."""
         if address in CLIENT.values():
             return "client"
         names = ["node1", "node2", *self._cluster.pods]
@@ -174,7 +175,7 @@ class _Demo:
     def _edit(
         self, pods: set[str], step: views.Step, proves: Callable[[Outcome], bool], run: int, show: Callable[[], None]
     ) -> None:
-        """Ask all the time, edit the manifest in between, and note when the answers show it."""
+        """Send requests all the time, edit the manifest meanwhile, and note when the answers show it."""
         self._steps.append(step)
         self._traffic(step.before, show)
         edited = self._scale(pods)
@@ -195,7 +196,7 @@ class _Demo:
             time.sleep(PACE / 4)
 
     def _scale(self, pods: set[str]) -> float:
-        """Leave only these pods in the Service's slices; when the file was replaced, by the monotonic clock."""
+        """Leave only these pods in the Service's slices; returns the monotonic time of the edit."""
         wanted = {p.ip(f) for p in PODS if p.name in pods for f in Family}
         self._spare.write_text(yaml.safe_dump_all([_only(document, wanted) for document in self._web]))
         self._spare.replace(self._manifests / "web.yaml")
@@ -212,14 +213,14 @@ def _by_web_3(outcome: Outcome) -> bool:
 
 
 class _Run:
-    """Outcomes in a row that all show the new state; `began` is when the first of them was asked for."""
+    """Outcomes in a row that all show the new state. began: when the first of them was requested."""
 
     def __init__(self, proves: Callable[[Outcome], bool], length: int) -> None:
         self._proves, self._length, self._seen = proves, length, 0
         self.began = 0.0
 
     def complete(self, asked: float, outcome: Outcome) -> bool:
-        """Add one outcome; whether the run is long enough now."""
+        """Add one outcome; returns whether the run is long enough."""
         if not self._proves(outcome):
             self._seen = 0
             return False

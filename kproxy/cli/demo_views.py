@@ -1,4 +1,4 @@
-"""How the demo shows itself: rich tables on a terminal, plain text elsewhere."""
+"""The output of `kproxy demo`: rich tables on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAP = """\
 
 @dataclass(slots=True)
 class Way:
-    """One way to a Service: who asks, by what, and who has answered so far."""
+    """One address of a Service, as one client uses it, and the answers so far."""
 
     source: str
     name: str
@@ -38,7 +38,7 @@ class Way:
     seen: str = ""
 
     def note(self, outcome: Outcome) -> None:
-        """Count one answer."""
+        """Count an answer."""
         self.answers[name_of(outcome)] += 1
         if isinstance(outcome, Answered):
             self.seen = outcome.source
@@ -46,7 +46,7 @@ class Way:
 
 @dataclass(slots=True)
 class Step:
-    """One edit of the manifest: who answered before and after it, and how many seconds it took to show in what."""
+    """One edit of the manifest. before, after: answers by pod. delay: seconds until the first `proof`."""
 
     edit: str
     proof: str
@@ -56,7 +56,7 @@ class Step:
 
 
 def console() -> Console:
-    """Standard output: as wide as the terminal within reason, or plain text of a fixed width."""
+    """Return the console of standard output: as wide as the terminal within reason, or plain text of a fixed width."""
     if sys.stdout.isatty():
         found = Console(highlight=False)
         return Console(highlight=False, width=min(found.width, WIDTH))
@@ -64,30 +64,30 @@ def console() -> Console:
 
 
 def name_of(outcome: Outcome) -> str:
-    """The pod, or how no answer showed."""
+    """Return the pod that answered, or how no answer came."""
     return outcome.pod if isinstance(outcome, Answered) else outcome.value
 
 
 def introduce(out: Console, mode: str, examples: Path) -> None:
-    """What is going to be seen."""
+    """Print the map of the cluster."""
     out.print(f"\n[bold]kproxy demo[/] · {mode} mode · a cluster of network namespaces, gone when this ends\n")
     out.print(MAP, markup=False)
     out.print(f"\nOn node1: kproxy run --proxy-mode {mode} --manifests (a copy of {examples})", markup=False)
 
 
 def show_rules(out: Console, command: str, rules: Sequence[str]) -> None:
-    """What one Service has in the kernel, as COMMAND lists it."""
+    """Print the rules of one Service, as `command` lists them."""
     out.print(f"[bold]1. What one Service has in the kernel[/], shop/web: {len(rules)} lines of {command}")
     for rule in rules:
         if out.is_terminal:
             out.print(Text("   " + rule, style="dim"), no_wrap=True, overflow="ellipsis")
         else:
             out.print(Text("   " + rule), soft_wrap=True)
-    out.print("\n[bold]2. Every way to a Service[/], and whose address the pod saw")
+    out.print("\n[bold]2. Every address of a Service[/], and whose address the pod saw")
 
 
 def ways_table(ways: Sequence[Way], owner: Callable[[str], str]) -> Table:
-    """Who answered by each way."""
+    """Return the table of answers by address."""
     table = _table("from", "by", "to", "answered by", "the pod saw")
     for way in ways:
         address = f"[{way.ip}]:{way.port}" if ":" in way.ip else f"{way.ip}:{way.port}"
@@ -97,7 +97,7 @@ def ways_table(ways: Sequence[Way], owner: Callable[[str], str]) -> Table:
 
 
 def steps_table(steps: Sequence[Step]) -> Table:
-    """The edits so far, and how long traffic took to follow."""
+    """Return the table of edits, and how long traffic took to follow."""
     table = _table("edit of web.yaml", "answered before", "answers now", "first proof")
     for step in steps:
         proven = "" if step.delay is None else f"{step.proof}, {step.delay * 1000:.0f} ms"
@@ -106,7 +106,7 @@ def steps_table(steps: Sequence[Step]) -> Table:
 
 
 def summarise(out: Console, steps: Sequence[Step], seconds: float) -> None:
-    """The end."""
+    """Print the summary."""
     slowest = max((step.delay for step in steps if step.delay is not None), default=0)
     out.print(f"\nFrom an edit to the first packet that proves it: {slowest * 1000:.0f} ms at most.", highlight=False)
     out.print(f"Namespaces, rules and processes are removed again. The demo took {seconds:.0f} s.")

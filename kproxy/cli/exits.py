@@ -1,4 +1,7 @@
-"""How a command ends: one line a problem on standard error, and the exit status that goes with it."""
+"""The end of every command: its exit status, and one line on standard error for each problem.
+
+This is the one place that knows how each exception ends a command; the commands raise.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ REFUSED = 2
 
 
 class Refused(InvalidInput):
-    """Several things given to a command are unusable; one line each."""
+    """Several inputs of a command are unusable; one line each."""
 
     def __init__(self, problems: Sequence[KproxyError]) -> None:
         self.problems = tuple(str(problem) for problem in problems)
@@ -26,41 +29,41 @@ class Refused(InvalidInput):
 
 
 def guard(program: str, work: Callable[[], object]) -> int:
-    """The exit status of WORK; whatever it raises is told in single lines that begin with PROGRAM's name."""
+    """Run `work` and return its exit status. What it raises is printed in lines that begin with the program's name."""
     try:
-        return _status(work())
+        result = work()
     except click.exceptions.Exit as end:
         return end.exit_code
-    except (click.ClickException, KproxyError) as error:
-        for line in _lines(error):
-            print(f"{program}: error: {line}", file=sys.stderr)
-        return REFUSED if isinstance(error, (click.UsageError, InvalidInput)) else FAILED
     except (KeyboardInterrupt, click.Abort):
         print(f"{program}: interrupted", file=sys.stderr)
         return FAILED
     except BrokenPipeError:
-        # Whoever read the output has seen enough. What is still buffered must not fail again at the end.
+        # The reader of the output has seen enough. What is still buffered must not fail again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        _unforeseen(program, error)
-        return FAILED
-
-
-def _status(result: object) -> int:
+        if logs.traceback_wanted() and _unexpected(error):
+            traceback.print_exception(error)
+        for line in _lines(error):
+            print(f"{program}: error: {line}", file=sys.stderr)
+        return REFUSED if isinstance(error, (click.UsageError, InvalidInput)) else FAILED
     return result if isinstance(result, int) else DONE
 
 
-def _lines(error: click.ClickException | KproxyError) -> list[str]:
-    if isinstance(error, (InvalidConfig, Refused)):
-        return [one_line(problem) for problem in error.problems]
-    return [one_line(error.format_message() if isinstance(error, click.ClickException) else str(error))]
+def _unexpected(error: Exception) -> bool:
+    return not isinstance(error, (KproxyError, click.ClickException, OSError))
 
 
-def _unforeseen(program: str, error: Exception) -> None:
-    what = one_line(f"{type(error).__name__}: {error}")
-    if logs.traceback_wanted():
-        traceback.print_exception(error)
-        print(f"{program}: error: {what}", file=sys.stderr)
-    else:
-        print(f"{program}: error: {what} (this is a bug; -v=4 shows the traceback)", file=sys.stderr)
+def _lines(error: Exception) -> list[str]:
+    match error:
+        case InvalidConfig() | Refused():
+            return [one_line(problem) for problem in error.problems]
+        case click.ClickException():
+            return [one_line(error.format_message())]
+        case KproxyError():
+            return [one_line(str(error))]
+        case OSError():  # the output cannot be written, memory or file descriptors are exhausted
+            where = f"{error.filename}: " if error.filename else ""
+            return [one_line(f"{where}{error.strerror or error}")]
+    hint = "" if logs.traceback_wanted() else " (this is a bug; -v=4 shows the traceback)"
+    return [one_line(f"{type(error).__name__}: {error}") + hint]

@@ -1,4 +1,4 @@
-"""The values of flags, read as Go's pflag reads them: one function a type, text in, value or ValueError out."""
+"""Parsers of flag values, which accept what Go's pflag accepts: one function for each type. They raise ValueError."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FALSE = {"0", "f", "F", "FALSE", "false", "False"}
 
 
 def parse(kind: str, texts: Sequence[str]) -> Any:
-    """The value of a flag of type KIND that was given as TEXTS, in order; all but lists keep the last one."""
+    """Parse a flag of type `kind`, given as `texts`. Of several values the last one counts, except for lists."""
     if kind in REPEATABLE:
         return REPEATABLE[kind](texts)
-    for text in texts:  # a wrong value is wrong, even when a later one replaces it
+    for text in texts:  # a wrong value is an error even when a later one replaces it
         value = TYPES[kind](text)
     return value
 
@@ -68,7 +68,7 @@ def _quantity(text: str) -> str:
 def _one_of(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
     def read(text: str) -> StrEnum:
         if text == "":
-            return next(iter(kind))  # blank means the default, which stands first
+            return next(iter(kind))  # the default, which is the first member
         try:
             return kind(text)
         except ValueError:
@@ -85,7 +85,7 @@ def _version(text: str) -> str:
 
 
 def _strings(texts: Sequence[str]) -> tuple[str, ...]:
-    """Comma separated, quoted as in CSV when a value holds a comma, and repeated."""
+    """Parse comma separated values, quoted as in CSV when they contain a comma."""
     try:
         return tuple(value for row in csv.reader([t for t in texts if t], strict=True) for value in row)
     except csv.Error:
@@ -115,7 +115,7 @@ REPEATABLE: dict[str, Callable[[Sequence[str]], Any]] = {
     "folder": tuple,
 }
 
-# By the names that kube-proxy's help gives to them. Addresses are judged with the rest of the configuration.
+# Named as in kube-proxy's help. Addresses are validated with the rest of the configuration.
 TYPES: dict[str, Callable[[str], Any]] = {
     "bool": _bool,
     "duration": durations.parse,

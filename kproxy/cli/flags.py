@@ -1,8 +1,6 @@
-"""Every flag of kube-proxy 1.36 and kproxy's own: name, type, default, the field that it sets, and a line of help.
+"""The flags of `kproxy run`, kube-proxy's and kproxy's own: name, type, default, field and help; /flagz's view of them.
 
-Types are named as in kube-proxy's help; `values` reads them. `settings` applies them to a configuration.
-
-The command line as /flagz shows it: every flag, with the value that it was given or its default, as Go prints it.
+Types are named as in kube-proxy's help; `flag_values` parses them, and `settings` applies them to a configuration.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from kproxy.cli import flag_values
 class Flag:
     """One flag.
 
-    field: the attributes that lead to its field in KubeProxyConfiguration; () when it has none.
-    kept: it counts even with --config, where the file wins over all others.
-    idle: taken without effect, because kproxy has nothing that it could steer.
+    field: the path of its field in KubeProxyConfiguration; () when it has none.
+    kept: it has an effect even with --config, where the file wins over all others.
+    idle: accepted without an effect.
     """
 
     name: str
@@ -46,7 +44,7 @@ def _idle(name: str, kind: str, default: str) -> Flag:
 
 FLAGS: tuple[Flag, ...] = (
     # How to run
-    _kept("config", "string", "", "Read the configuration from this file; it wins over most flags."),
+    _kept("config", "string", "", "Read the configuration from this file, which wins over most flags."),
     _kept("write-config-to", "string", "", "Write the configuration to this file and exit."),
     _kept("cleanup", "bool", "", "Remove everything that any proxy mode wrote, and exit."),
     _kept("init-only", "bool", "", "Do what needs full root privileges, and exit."),
@@ -60,19 +58,17 @@ FLAGS: tuple[Flag, ...] = (
         "feature-gates",
         "mapStringBool",
         "",
-        "name=true|false pairs; AllowServiceExternalIPs alone has a meaning here.",
+        "name=true|false pairs; only AllowServiceExternalIPs has an effect here.",
         "feature_gates",
     ),
     _flag("proxy-mode", "ProxyMode", "", "iptables (default), ipvs, nftables or userspace.", "mode"),
-    _flag("bind-address", "ip", "0.0.0.0", "The node's own IP, where the Node object does not tell.", "bind_address"),
+    _flag("bind-address", "ip", "0.0.0.0", "The node's own IP, when the Node object has none.", "bind_address"),
     _flag("bind-address-hard-fail", "bool", "", "Exit when a port cannot be bound.", "bind_address_hard_fail"),
     _flag("oom-score-adj", "int32", "-999", "This process's oom_score_adj, -1000 to 1000.", "oom_score_adj"),
     # The API server
     _flag("kubeconfig", "string", "", "How to reach the API server.", "client_connection.kubeconfig"),
     _kept("master", "string", "", "The API server's URL, in place of the kubeconfig's."),
-    _flag(
-        "kube-api-burst", "int32", "10", "Requests to the API server that may come at once.", "client_connection.burst"
-    ),
+    _flag("kube-api-burst", "int32", "10", "Burst of requests to the API server.", "client_connection.burst"),
     _flag(
         "kube-api-content-type",
         "string",
@@ -80,8 +76,8 @@ FLAGS: tuple[Flag, ...] = (
         "No effect: JSON is used.",
         "client_connection.content_type",
     ),
-    _flag("kube-api-qps", "float32", "5", "Requests to the API server a second.", "client_connection.qps"),
-    _flag("config-sync-period", "duration", "15m0s", "No effect: watches tell every change.", "config_sync_period"),
+    _flag("kube-api-qps", "float32", "5", "Requests per second to the API server.", "client_connection.qps"),
+    _flag("config-sync-period", "duration", "15m0s", "No effect: watches report every change.", "config_sync_period"),
     # Health and metrics
     _flag(
         "healthz-bind-address",
@@ -107,7 +103,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     # Which traffic
     _flag(
-        "cluster-cidr", "string", "", "The pods' CIDR, or one of each IP family with a comma between.", "cluster_cidr"
+        "cluster-cidr", "string", "", "The pods' CIDR, or one of each IP family, separated by a comma.", "cluster_cidr"
     ),
     _flag(
         "detect-local-mode",
@@ -123,14 +119,14 @@ FLAGS: tuple[Flag, ...] = (
         "pod-interface-name-prefix",
         "string",
         "",
-        "How pods' interfaces begin, for InterfaceNamePrefix.",
+        "The prefix of pods' interfaces, for InterfaceNamePrefix.",
         "detect_local.interface_name_prefix",
     ),
     _flag(
         "nodeport-addresses",
         "strings",
         "",
-        "CIDRs of the addresses that take node ports, or primary.",
+        "CIDRs of the addresses that accept node ports, or primary.",
         "node_port_addresses",
     ),
     # Modes
@@ -154,7 +150,7 @@ FLAGS: tuple[Flag, ...] = (
         "iptables-min-sync-period",
         "duration",
         "1s",
-        "How far two syncs are apart at least; 0: none.",
+        "The least time between two syncs; 0: none.",
         "iptables.min_sync_period",
     ),
     _flag("ipvs-sync-period", "duration", "30s", "How often all virtual servers are checked.", "ipvs.sync_period"),
@@ -162,14 +158,22 @@ FLAGS: tuple[Flag, ...] = (
         "ipvs-min-sync-period",
         "duration",
         "1s",
-        "How far two syncs are apart at least; 0: none.",
+        "The least time between two syncs; 0: none.",
         "ipvs.min_sync_period",
     ),
     _flag(
-        "ipvs-scheduler", "string", "", "How connections are spread: rr (default), lc, sh and others", "ipvs.scheduler"
+        "ipvs-scheduler",
+        "string",
+        "",
+        "The scheduler: rr (default), lc, sh and others.",
+        "ipvs.scheduler",
     ),
     _flag(
-        "ipvs-exclude-cidrs", "strings", "", "CIDRs of virtual servers that are somebody else's.", "ipvs.exclude_cidrs"
+        "ipvs-exclude-cidrs",
+        "strings",
+        "",
+        "CIDRs of other programs' virtual servers.",
+        "ipvs.exclude_cidrs",
     ),
     _flag("ipvs-strict-arp", "bool", "", "Set arp_ignore to 1 and arp_announce to 2.", "ipvs.strict_arp"),
     _flag("ipvs-tcp-timeout", "duration", "", "Timeout of idle TCP connections; 0: the kernel's.", "ipvs.tcp_timeout"),
@@ -192,7 +196,7 @@ FLAGS: tuple[Flag, ...] = (
         "userspace-drain-timeout",
         "duration",
         "1m0s",
-        "How long connections to an endpoint that left may go on in userspace mode.",
+        "How long connections to a removed endpoint may go on in userspace mode.",
         "userspace.drain_timeout",
     ),
     _flag("proxy-port-range", "string", "", "The proxy ports of userspace mode, as in 30000-32000.", "port_range"),
@@ -201,15 +205,21 @@ FLAGS: tuple[Flag, ...] = (
         "conntrack-max-per-core",
         "int32",
         "32768",
-        "Tracked connections a CPU core; 0: the kernel's limit.",
+        "Tracked connections per CPU core; 0: the kernel's limit.",
         "conntrack.max_per_core",
     ),
-    _flag("conntrack-min", "int32", "131072", "Tracked connections at least.", "conntrack.min"),
+    _flag(
+        "conntrack-min",
+        "int32",
+        "131072",
+        "The least number of tracked connections, for any number of cores.",
+        "conntrack.min",
+    ),
     _flag(
         "conntrack-tcp-be-liberal",
         "bool",
         "",
-        "Let TCP packets outside of the window pass as valid.",
+        "Treat TCP packets outside of the window as valid.",
         "conntrack.tcp_be_liberal",
     ),
     _flag(
@@ -244,7 +254,7 @@ FLAGS: tuple[Flag, ...] = (
     _kept(
         "v", "Level", "", "How much is logged: 0, 2 (changes), 4 (details, tracebacks) up to 10.", "logging.verbosity"
     ),
-    _kept("vmodule", "pattern=N,...", "", "The verbosity of single parts, as in sync=4,source=2.", "logging.vmodule"),
+    _kept("vmodule", "pattern=N,...", "", "The verbosity of single parts, as in sync=4,sources=2.", "logging.vmodule"),
     _kept("logging-format", "format", "text", "text or json.", "logging.format"),
     _kept("log-flush-frequency", "duration", "5s", "No effect: lines are never held back.", "logging.flush_frequency"),
     _kept(
@@ -275,7 +285,7 @@ FLAGS: tuple[Flag, ...] = (
         "No effect: all goes to standard error.",
         "logging.options.text.split_stream",
     ),
-    # kube-proxy has these from a library that it links
+    # kube-proxy inherits these from a library
     _idle("boot-id-file", "string", "/proc/sys/kernel/random/boot_id"),
     _idle("machine-id-file", "string", "/etc/machine-id,/var/lib/dbus/machine-id"),
 )
@@ -283,15 +293,15 @@ FLAGS: tuple[Flag, ...] = (
 BY_NAME = {flag.name: flag for flag in FLAGS}
 
 
-# What Go prints for a value that was never set.
+# What Go prints for an unset value.
 ZEROS = {"bool": "false", "version[=true]": "false", "int32": "0", "duration": "0s", "strings": "[]", "Level": "0"}
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]*@")
 
 
 def flag_layer(texts: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """TEXTS, the flags that were given, and the defaults of all others, by name. Without passwords inside of URLs.
+    """Return every flag with its value in `texts` or its default, as Go prints it and without passwords in URLs.
 
-    This is the command line alone: what the configuration file says in its place is at /configz.
+    This is the command line only; the effective configuration is at /configz.
     """
     return {flag.name: _PASSWORD.sub("(hidden)@", _value(flag, texts.get(flag.name, ()))) for flag in FLAGS}
 

@@ -1,4 +1,4 @@
-"""The host that `render` shows rules for: from a file, or this one."""
+"""The file of --host: the addresses of a host other than this one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 
 
 def read(path: Path) -> NodeInfo:
-    """The host in the JSON file PATH: {"nodeIPs": [IP], "interfaces": [{"name", "addresses": ["IP/LENGTH"]}]}.
+    """Read a host from a JSON file: {"nodeIPs": [IP], "interfaces": [{"name", "addresses": ["IP/LENGTH"]}]}.
 
     Raises InvalidConfig, each problem with the name of the file in front.
     """
@@ -36,7 +36,7 @@ def read(path: Path) -> NodeInfo:
 
 
 def from_text(text: bytes) -> NodeInfo:
-    """The host that the JSON in TEXT describes. Raises InvalidConfig with every problem in its values."""
+    """Parse the JSON of a host. Raises InvalidConfig with every problem in its values."""
     try:
         found = msgspec.json.decode(text, type=_File)
     except msgspec.ValidationError as error:
@@ -68,7 +68,7 @@ def _problems(found: _File) -> Iterator[str]:
 
 
 def _is_address(text: str, form: str) -> bool:
-    """Python also takes netmasks and zones, and an address in the place of a network."""
+    # Python also accepts netmasks and zones, and an address in place of a network.
     length = text.partition("/")[2]
     if "%" in text or (form == "ip/length") != length.isdecimal() or not text.isascii():
         return False

@@ -1,6 +1,6 @@
 """The entry points `kproxy` and `kube-proxy`.
 
-A command's module is loaded when the command is used, so that `render` does not pay for the daemon's libraries.
+A command's module is loaded when the command is used, so that `render` does not load the daemon's libraries.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import click
 
 from kproxy import __version__
 from kproxy.cli.exits import guard
+from kproxy.cli.options import CONTEXT
 
 # name: (module, attribute, what it does)
 COMMANDS = {
     "run": ("kproxy.cli.run", "command", "Keep this node's Services working: the daemon."),
     "render": ("kproxy.cli.render", "command", "Print what would be programmed; writes nothing."),
-    "status": ("kproxy.cli.status", "command", "Show how the daemon does; exit status 1 when it is not healthy."),
+    "status": ("kproxy.cli.status", "command", "Show the status of the daemon; exit status 1 when it is not healthy."),
     "cleanup": ("kproxy.cli.cleanup", "command", "Remove everything that any proxy mode ever wrote."),
     "demo": ("kproxy.cli.demo", "command", "Run a small cluster in network namespaces, with real traffic."),
 }
@@ -27,7 +28,7 @@ _NAMES = ", ".join(COMMANDS)
 
 
 class _Lazy(click.Group):
-    """A group whose commands are imported when they are called."""
+    """The group of commands, each imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -41,8 +42,8 @@ class _Lazy(click.Group):
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] == "kproxy":
                 raise
-            # The image has no libraries for what is of no use in a container.
-            raise click.ClickException(f"{cmd_name} needs the library {error.name}, which is not here") from None
+            # The image lacks the libraries of commands that are of no use in a container.
+            raise click.ClickException(f"{cmd_name} needs the library {error.name}, which is not installed") from None
         return found
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -67,19 +68,19 @@ group = _Lazy(
     no_args_is_help=False,
     help="A service proxy for Kubernetes nodes, in the place of kube-proxy.",
     params=[],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    context_settings=CONTEXT,
 )
 click.version_option(__version__, prog_name="kproxy", message="%(prog)s %(version)s")(group)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """`kproxy COMMAND ...`; the exit status: 0 done, 1 failed while running, 2 bad arguments or input."""
+    """Run `kproxy COMMAND ...` and return the exit status: 0 done, 1 failed while running, 2 bad arguments or input."""
     words = list(sys.argv[1:] if args is None else args)
     return guard("kproxy", lambda: group.main(words, prog_name="kproxy", standalone_mode=False))
 
 
 def kube_proxy_main(args: Sequence[str] | None = None) -> int:
-    """`kube-proxy --flag ...`, where `run` is implied."""
+    """Run `kube-proxy --flag ...`, where the command `run` is implied."""
     from kproxy.cli.run import command
 
     words = list(sys.argv[1:] if args is None else args)

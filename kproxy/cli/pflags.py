@@ -1,8 +1,8 @@
-"""Go's pflag conventions on top of click.
+"""The flag syntax of Go's pflag on top of click.
 
     --flag=value  --flag value  --switch  --switch=false  --snake_case_too  -v 2  -v2  -v=2
 
-click takes over once every flag has the form --flag=value. Values stay texts here, as many as were given.
+Arguments are rewritten to --flag=value, then click parses them. Values stay texts here, as many as were given.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from kproxy.cli.flags import BY_NAME, FLAGS, Flag
 
 BARE = {"bool": "true", "version[=true]": "true"}
 SHOWN = {"bool": "[=true|false]", "version[=true]": "[=true]"}
-"""How the help shows the value of a flag that may stand without one."""
+"""How the help shows the value of a flag that needs none."""
 _SPELLED = [f"--{name}" for name in BY_NAME]
 SHORT = {"v": "v"}
 _UNKNOWN = "kproxy.cli.pflags.unknown"
 
 
 class PflagCommand(click.Command):
-    """A command whose arguments follow pflag. Flags that it does not know are kept for `unknown_flags`, so that whoever
-    reads the others' values can tell all that is wrong at once; words that are no flags, and flags without their value,
-    are refused before that."""
+    """A command with arguments in pflag's syntax.
+
+    Unknown flags are kept for `unknown_flags`, so that they can be reported together with wrong values. Words that are
+    no flags, and flags without a value, are refused at once.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known, unknown = _sorted_out(normalise(args), self.get_help_option_names(ctx))
+        known, unknown = _split_unknown(normalise(args), self.get_help_option_names(ctx))
         ctx.meta[_UNKNOWN] = tuple(
             click.NoSuchOption(name, possibilities=_SPELLED).format_message() for name in unknown
         )
@@ -35,13 +37,13 @@ class PflagCommand(click.Command):
 
 
 def unknown_flags(ctx: click.Context) -> tuple[str, ...]:
-    """A line for each flag in the arguments that there is not, in order."""
+    """Return a line for each unknown flag in the arguments, in order."""
     found: tuple[str, ...] = ctx.meta.get(_UNKNOWN, ())
     return found
 
 
 def options(flags: Iterable[Flag] = FLAGS) -> list[click.Parameter]:
-    """A click option for each flag; its value is a tuple of texts, empty when it was not given."""
+    """Return a click option for each flag; its value is a tuple of texts, empty when it was not given."""
     return [_option(flag) for flag in flags]
 
 
@@ -56,7 +58,7 @@ def _option(flag: Flag) -> click.Option:
 
 
 def normalise(args: Iterable[str]) -> Iterator[str]:
-    """ARGS with every known flag as --flag=value; what is not known stays as it is."""
+    """Yield `args` with every known flag as --flag=value, and all others as they are."""
     left = iter(args)
     for arg in left:
         if arg == "--":
@@ -76,8 +78,8 @@ def normalise(args: Iterable[str]) -> Iterator[str]:
             yield f"--{name}" if following is None else f"--{name}={following}"
 
 
-def _sorted_out(args: Iterable[str], help_names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The normalised ARGS without unknown flags and the words that look like their values, and those flags' names."""
+def _split_unknown(args: Iterable[str], help_names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Split normalised `args` into those that are known and the names of unknown flags, whose values are dropped."""
     known: list[str] = []
     unknown: dict[str, None] = {}
     left, owed = iter(args), False
@@ -104,7 +106,7 @@ def _is_known(arg: str, help_names: Iterable[str]) -> bool:
 
 
 def _split(arg: str) -> tuple[str, str, str]:
-    """Name, "=" when it has a value, value; an empty name for what is no flag."""
+    """Return the name, "=" when there is a value, and the value; an empty name for what is no flag."""
     if arg.startswith("--"):
         name, equals, value = arg[2:].partition("=")
         return name.replace("_", "-"), equals, value

@@ -1,4 +1,4 @@
-"""The configuration reference, written from the code: `python -m kproxy.cli.reference > docs/configuration.md`."""
+"""The generator of docs/configuration.md: `python -m kproxy.cli.reference > docs/configuration.md`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from enum import StrEnum
 from textwrap import fill
 from typing import Any, get_args, get_origin
 
+from kproxy import KUBERNETES
 from kproxy.cli.flags import FLAGS, Flag
-from kproxy.cli.run import KUBERNETES
 from kproxy.config import defaults, gates
 from kproxy.config.durations import Duration
 from kproxy.config.field_docs import FIELD_DOCS, leaves, value_at
@@ -23,31 +23,31 @@ Written by `python -m kproxy.cli.reference > docs/configuration.md`; a test hold
 kproxy takes kube-proxy's configuration as it stands: a file of kind KubeProxyConfiguration
 (`kubeproxy.config.k8s.io/v1alpha1`), named by `--config`, and kube-proxy's flags.
 
-- **Which wins.** With `--config`, the file is all that counts, but for the flags marked *also with --config* below.
-  Without it, flags change the defaults. Flags that the file displaces are named in a warning.
-- **What is wrong** ends the process with status 2 (kube-proxy: 1) and one line for each problem, with the field's path
-  and the bad value; flags that do not exist are among them. Passed over with a warning, as kube-proxy passes over them,
-  are a field that does not exist or stands twice, and a wrong value that is not used: in another mode's section, or for
-  another `detectLocalMode`.
-- **What has no meaning here** is read and checked, does nothing, and is named in one warning when it is set.
+- **Precedence.** With `--config`, the file decides alone, except for the flags marked *also with --config* below.
+  Without it, flags change the defaults. Flags that have no effect because of the file are named in a warning.
+- **Errors** end the process with status 2 (kube-proxy: 1) and one line for each problem, with the field's path and the
+  bad value; unknown flags are among them. As in kube-proxy, some mistakes are ignored with a warning: a field that does
+  not exist or occurs twice, and a wrong value that is not used, in another mode's section or for another
+  `detectLocalMode`.
+- **Settings without an effect here** are read and checked, do nothing, and are named in one warning when they are set.
 - **Durations** are written as in Go: `30s`, `1h30m`, `250ms`.
 
 ## When the file changes
 
-kproxy looks at the file twice a second (a ConfigMap's volume included) and puts what differs in place, without a
-restart and without a failed connection; kube-proxy ends instead. A file that is wrong is refused as a whole: each
-problem is logged, an Event `InvalidConfiguration` on the Node tells of it,
-`kproxy_config_reloads_total{outcome="refused"}` counts it, and what was in force stays in force.
+kproxy checks the file twice a second (also in a ConfigMap's volume) and applies what differs, without a restart and
+without a failed connection; kube-proxy ends instead. A file with an error is refused as a whole: each problem is
+logged, an Event `InvalidConfiguration` is posted on the Node, `kproxy_config_reloads_total{outcome="refused"}` counts
+it, and the former configuration stays in force.
 
 - Most fields take effect with the next sync, which follows at once.
 - `mode`, and in the mode that they belong to the fields
 {made_with}
-  make the mode's driver anew, as a restart would: the new one is made first, and if this host cannot have it the change
-  is refused; then the old one hands over, and the new one takes over what it finds.
-- `clientConnection` makes a new connection to the API server, which lists anew.
-- `healthzBindAddress` and `metricsBindAddress` are opened before the old ones close. With the same port on another
-  address they are closed first, and refuse connections for a moment.
-- `hostnameOverride` (and `--hostname-override`) takes effect at the next start, which a warning says.
+  replace the mode's driver, as a restart would: the new one is created first, and if this host does not support it the
+  change is refused; then the old one stops, and the new one takes over the rules that it finds.
+- `clientConnection` opens a new connection to the API server and lists all objects again.
+- `healthzBindAddress` and `metricsBindAddress` are opened before the old addresses close. With the same port on another
+  address the old one is closed first, and connections are refused for a moment.
+- `hostnameOverride` (and `--hostname-override`) takes effect at the next start, as a warning says.
 
 ## Fields
 
@@ -56,7 +56,7 @@ problem is logged, an Event `InvalidConfiguration` on the Node tells of it,
 FLAGS_HEAD = """
 ## Flags
 
-As kube-proxy's they may be written `--flag=value`, `--flag value`, `--switch`, `--switch=false`, `-v 2`, `-v2`, and
+As for kube-proxy, flags may be written `--flag=value`, `--flag value`, `--switch`, `--switch=false`, `-v 2`, `-v2`, and
 with underscores. `--version` prints `Kubernetes {version} (kproxy ...)`, since tools read the second word.
 
 """
@@ -64,22 +64,22 @@ with underscores. `--version` prints `Kubernetes {version} (kproxy ...)`, since 
 GATES_HEAD = """
 ## Feature gates
 
-Every component of Kubernetes takes all gates, so that one list may be given to them all. kproxy takes the {count}
-gates of Kubernetes 1.36 and before that it knows. `AllowServiceExternalIPs=false` is honoured. Unknown gates are
-errors, and so is another value for these, which are locked:
+Every component of Kubernetes accepts all gates, so that they can share one list. kproxy accepts {count} gates of
+Kubernetes 1.36 and earlier. `AllowServiceExternalIPs=false` is honoured. Unknown gates are errors, and so is another
+value for these, which are locked:
 
 """
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
+    """Return the whole page, in Markdown."""
     made_with = ", ".join(f"`{_path(path)}`" for paths in MADE_WITH.values() for path in paths)
     locked = ", ".join(f"`{name}` ({'true' if value else 'false'})" for name, value in sorted(gates.LOCKED.items()))
     return "".join(
         [
             HEAD.replace("{made_with}", fill(made_with, 120, initial_indent="  ", subsequent_indent="  ")),
             *_table(("field", "type", "default", "what it does"), _fields()),
-            FLAGS_HEAD.replace("{version}", KUBERNETES),
+            FLAGS_HEAD.replace("{version}", f"v{KUBERNETES}"),
             *_table(("flag", "type", "default", "sets", "what it does"), map(_flag, FLAGS)),
             GATES_HEAD.replace("{count}", str(len(gates.KNOWN))),
             f"{fill(locked, 120)}.\n",
@@ -89,11 +89,11 @@ def page() -> str:
 
 def _fields() -> Iterator[tuple[str, ...]]:
     for path, attributes, kind in leaves():
-        # In the mode that it belongs to: only there are sync periods completed.
+        # Defaults of sync periods are set only in the mode that they belong to.
         mode = next((mode for mode in ProxyMode if path.startswith(f"{mode}.")), ProxyMode.IPTABLES)
         default = value_at(defaults.default(mode), attributes)
         meaning = FIELD_DOCS[path]
-        text = f"nothing: {meaning.text}" if meaning.idle else meaning.text
+        text = f"no effect: {meaning.text}" if meaning.idle else meaning.text
         yield f"`{path}`", _type(kind), _value(default), text
 
 

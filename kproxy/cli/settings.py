@@ -1,7 +1,7 @@
-"""Flags and configuration file together: which of them wins, and what that asks of kproxy.
+"""The settings of `kproxy run`: the flags and the configuration file combined.
 
-Without --config the flags change kube-proxy's defaults. With it the file is all that counts, but for the flags that are
-`kept`: those of logging, --hostname-override, and those that no file can hold.
+Without --config the flags change kube-proxy's defaults. With it the file decides alone, except for the flags that are
+`kept`: those of logging, --hostname-override, and those that have no field.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ BACKENDS = ("auto", "nft", "legacy")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is asked for: to run with `options`, or one of the things that end at once."""
+class Request:
+    """What the command line asks for: to run with `options`, or one of the actions that end at once."""
 
     options: Options
     version: bool = False
@@ -34,22 +34,22 @@ class Wish:
     write_config_to: Path | None = None
 
 
-def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Wish:
-    """What the flags ask for; TEXTS holds those given, by name. Raises InvalidConfig with every problem.
+def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Request:
+    """Read the flags in `texts`, by name, and the file that they name. Raises InvalidConfig with every problem.
 
-    refused: a line for each argument that is no flag of ours; they are told with the others.
+    refused: a line for each unknown flag, to be reported with the other problems.
     """
     given, problems = _parse({name: text for name, text in texts.items() if text})
     problems = [*refused, *problems]
     try:
         config, unused, unknown = _configuration(given)
-        problems += _wrong(config, given)
+        problems += _lines(config, given, validate.problems(config))
     except InvalidConfig as error:
         problems += error.problems
-    if problems:  # of form and of meaning together: one look is enough to mend them all
+    if problems:  # of syntax and of meaning together, so that all can be corrected at once
         raise InvalidConfig(problems)
     path = given.get("config")
-    wish_to = given.get("write-config-to")
+    written = given.get("write-config-to")
     options = Options(
         config=config,
         node_name=node_name(config.hostname_override),
@@ -63,11 +63,11 @@ def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Wis
         flags=flag_layer(texts),
         reread=(lambda: read(texts).options) if path else None,
     )
-    return Wish(options, bool(given.get("version")), given.get("cleanup", False), Path(wish_to) if wish_to else None)
+    return Request(options, bool(given.get("version")), given.get("cleanup", False), Path(written) if written else None)
 
 
 def _parse(texts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """The values of TEXTS, and a line for each that has none; what has none is left out."""
+    """Parse `texts`; returns the values by flag, and a line for each that is invalid."""
     given: dict[str, Any] = {}
     problems = []
     for name, text in texts.items():
@@ -84,7 +84,7 @@ def _parse(texts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str
 
 
 def _configuration(given: Mapping[str, Any]) -> tuple[KubeProxyConfiguration, list[str], tuple[str, ...]]:
-    """The configuration, the names of the flags that the file displaced, and what the file says in vain."""
+    """Return the configuration, the flags that the file overrides, and lines about what is ignored in the file."""
     if not given.get("config"):
         mode = given.get("proxy-mode", ProxyMode.IPTABLES)
         config = _apply(defaults.default(mode), given)
@@ -111,7 +111,7 @@ def _apply(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> KubeProx
 
 
 def _field(flag: Flag, mode: ProxyMode) -> tuple[str, ...]:
-    """Where FLAG belongs in this MODE; () for nowhere. Some flags of iptables hold for what came after it."""
+    """Return the field that `flag` sets in `mode`, () for none. Some iptables flags apply to later modes as well."""
     periods = flag.name.endswith("sync-period") and flag.name != "config-sync-period"
     if periods and flag.name.startswith("ipvs-") != (mode is ProxyMode.IPVS):
         return ()
@@ -125,15 +125,11 @@ def _set(struct: Any, field: tuple[str, ...], value: Any) -> Any:
     return replace(struct, **{head: _set(getattr(struct, head), tuple(rest), value) if rest else value})
 
 
-# ---------------------------------------------------------------- what is wrong with it
+# ---------------------------------------------------------------- problems
 
 
-def _wrong(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with CONFIG, by the names of the flags where they could have set it."""
-    return _told(config, given, validate.problems(config))
-
-
-def _told(config: KubeProxyConfiguration, given: Mapping[str, Any], problems: Sequence[validate.Problem]) -> list[str]:
+def _lines(config: KubeProxyConfiguration, given: Mapping[str, Any], problems: Sequence[validate.Problem]) -> list[str]:
+    """Return a line for each problem, which names the flag instead of the field when there is no file."""
     flags = [] if given.get("config") else [BY_NAME[name] for name in BY_NAME]
     names = {_path(field): f"--{flag.name}" for flag in flags if (field := _field(flag, config.mode))}
     return [f"{_named(path, names)}: {reason}" for path, reason in problems]
@@ -148,7 +144,7 @@ def _named(path: str, names: Mapping[str, str]) -> str:
 
 
 def _path(field: tuple[str, ...]) -> str:
-    """The attributes FIELD by their names in the file: iptables.masqueradeBit."""
+    """Return the path of a field in the file: iptables.masqueradeBit."""
     kind: Any = KubeProxyConfiguration
     names = []
     for attribute in field:
@@ -163,8 +159,8 @@ def _warnings(config: KubeProxyConfiguration, given: Mapping[str, Any], unused: 
     warnings = []
     if idle:
         warnings.append(f"these settings have no meaning here and are ignored: {', '.join(idle)}")
-    if not given.get("config"):  # of a file they are told with its other lines
-        warnings += [f"ignored: {line}" for line in _told(config, given, validate.dormant(config))]
+    if not given.get("config"):  # those of a file are among what it says in vain
+        warnings += [f"ignored: {line}" for line in _lines(config, given, validate.dormant(config))]
     if unused:
         names = ", ".join(f"--{name}" for name in unused)
         warnings.append(f"these flags are ignored because --config is given: {names}")

@@ -1,4 +1,4 @@
-"""`kproxy status`: asks the daemon on this node, or one elsewhere, how it does."""
+"""`kproxy status`: shows the status of the daemon on this node, or of one elsewhere."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import click
 import msgspec
 
 from kproxy.cli.exits import DONE, FAILED
-from kproxy.config import files
+from kproxy.cli.options import CONTEXT, read_config
 from kproxy.config.defaults import METRICS_PORT
 from kproxy.errors import InvalidConfig, SourceError
 from kproxy.healthz.listeners import parse_address
 from kproxy.model.plans import address_port
 from kproxy.status.schema import Status
 
-SECONDS = 10.0
+TIMEOUT = 10.0
+"""Seconds without an answer after which the daemon is not reachable."""
 
 
-@click.command("status", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.command("status", context_settings=CONTEXT)
 @click.option("--address", metavar="HOST:PORT", help="Where the daemon serves metrics.  [default: 127.0.0.1:10249]")
 @click.option("--config", type=click.Path(path_type=Path), help="Ask at this file's metricsBindAddress.")
-@click.option("-q", "--query", default="", help="Only Services that have these words: names, addresses, chains.")
+@click.option("-q", "--query", default="", help="Only Services that contain these words: names, addresses, chains.")
 @click.option("--page", type=click.IntRange(1), default=1, show_default=True, help="Which 50 of the Services.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(address: str | None, config: Path | None, query: str, page: int, as_json: bool) -> int:
-    """Show how the daemon does: health, syncs, Services and what programs them, what needs attention.
+    """Show the status of the daemon: its health, what needs attention, syncs, Services and their rules.
 
     Exit status 0: healthy; 1: unhealthy or not reachable.
     """
@@ -40,7 +41,7 @@ def command(address: str | None, config: Path | None, query: str, page: int, as_
     if as_json:
         click.echo(body.decode())
     else:
-        from kproxy.cli.status_view import show
+        from kproxy.status.terminal import show
 
         show(found, sys.stdout)
     return DONE if found.healthy else FAILED
@@ -55,7 +56,7 @@ def _split(text: str) -> tuple[str, int]:
 
 
 def _configured(path: Path) -> tuple[str, int]:
-    bind = files.read(path).metrics_bind_address
+    bind = read_config(path).metrics_bind_address
     if not bind:
         raise InvalidConfig([f"metricsBindAddress: is empty in {path}, so the daemon serves no status"])
     try:
@@ -67,7 +68,7 @@ def _configured(path: Path) -> tuple[str, int]:
 
 def _ask(host: str, port: int, path: str) -> bytes:
     where = address_port(host, port)
-    connection = HTTPConnection(host, port, timeout=SECONDS)
+    connection = HTTPConnection(host, port, timeout=TIMEOUT)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -78,7 +79,8 @@ def _ask(host: str, port: int, path: str) -> bytes:
     finally:
         connection.close()
     if answer.status != 200:
-        raise SourceError(f"{where} answered with HTTP status {answer.status}; is it kproxy, not kube-proxy?")
+        hint = "see the daemon's log" if answer.status == 500 else "is it kproxy, not kube-proxy?"
+        raise SourceError(f"{where} answered with HTTP status {answer.status}; {hint}")
     return body
 
 

@@ -1,1 +1,1 @@
-"""Kubernetes Events: which notices become Events, and posting them."""
+"""Kubernetes Events: which notices become Events and how repeats are counted (series), and posting them (recorder)."""

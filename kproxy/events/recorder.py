@@ -1,25 +1,26 @@
-"""Kubernetes Events: what an operator should see with `kubectl describe` or `kubectl get events`.
+"""The recorder of Kubernetes Events, which `kubectl describe` and `kubectl get events` show to operators.
 
-`EventRecorder.record` may be called from any thread and never blocks: a thread of its own posts, and what does not fit
-in the queue is dropped and counted. Which notices become an Event, and when repeats of one are summed up, is decided in
-`event_series`; this module only moves them.
+`EventRecorder.record` may be called from any thread and never blocks: a thread of its own posts, and notices that do
+not fit in the queue are dropped and counted. `series` decides which notices become Events and how repeats are counted.
 
-An Event of events.k8s.io/v1 is created, and its repeats are counted on it by PATCH, as by kube-proxy, so the same
-ClusterRole (system:node-proxier) will do.
+As with kube-proxy, Events of events.k8s.io/v1 are created, and repeats are counted on them by PATCH, so the same
+ClusterRole (system:node-proxier) suffices.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal, Protocol
 from urllib.parse import quote
 
+from kproxy import logs
 from kproxy.clocks import Clock
+from kproxy.containment import Containment
 from kproxy.errors import ApiError, KproxyError
 from kproxy.events.series import Event, EventSeries, Notice, event_json
 
@@ -31,20 +32,20 @@ _POLL_SECONDS = 5.0
 _GONE = 404
 _CONFLICT = 409
 _TOO_MANY = 429
-_log = logging.getLogger(__name__)
+_log = logs.get("events")
 
 
 class EventSink(Protocol):
-    """Where Events go. Called from one thread; may block; raises KproxyError when it did not work.
+    """Stores Events. Called from one thread; may block; raises KproxyError when it failed.
 
-    An Event with a series takes the place of the one that has its name; both may be given again after a failure.
+    An Event with a series replaces the Event of the same name; both may be posted again after a failure.
     """
 
     def post(self, event: dict[str, Any]) -> None: ...
 
 
 class Poster(Protocol):
-    """The part of the API server's client that Events need. Raises KproxyError."""
+    """The requests of the API server's client that Events need. Raises KproxyError."""
 
     def post(self, path: str, body: bytes) -> bytes: ...
 
@@ -52,7 +53,7 @@ class Poster(Protocol):
 
 
 class ApiSink:
-    """Creates Events through the API server, and sets the series of those that are there."""
+    """Creates Events at the API server, and updates the series of those that exist."""
 
     def __init__(self, client: Poster) -> None:
         self._client = client
@@ -64,7 +65,7 @@ class ApiSink:
             self._create(path, event)
 
     def _counted(self, path: str, series: dict[str, Any]) -> bool:
-        """Whether the Event at PATH has SERIES now. It may be gone: deleted, too old, or it never came to be."""
+        """Set `series` on the Event at `path`; whether it exists. It may have been deleted, or never created."""
         try:
             self._client.patch(path, json.dumps({"series": series}).encode())
         except ApiError as error:
@@ -77,15 +78,15 @@ class ApiSink:
         try:
             self._client.post(path, json.dumps(event).encode())
         except ApiError as error:
-            if error.status != _CONFLICT:  # an attempt before this one arrived, and only its answer did not
+            if error.status != _CONFLICT:  # an earlier attempt succeeded, and its answer was lost
                 raise
 
 
 class EventRecorder:
-    """Queues notices and posts them as Events to SINK.
+    """Posts notices as Events to `sink`, from a thread of its own.
 
-    node: this node's name. count: told what became of each Event, and of each time that repeats of one were to be
-    counted, for the metrics. capacity: notices that may wait.
+    node: this node's name. containment: contains what nobody foresaw, at the cost of the notice that it is about.
+    count: called with the outcome of each Event and of each update of a series. capacity: notices that may wait.
     """
 
     def __init__(
@@ -93,19 +94,23 @@ class EventRecorder:
         sink: EventSink,
         node: str,
         clock: Clock,
+        containment: Containment,
         count: Callable[[Outcome], None] = lambda outcome: None,
         capacity: int = 256,
     ) -> None:
         self._sink = sink
         self._node = node
         self._count = count
+        self._stage = containment.stage("events", "the Kubernetes Event is dropped, the next one is posted")
         self._series = EventSeries(clock)
         self._queue: queue.Queue[Notice | None] = queue.Queue(capacity)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="events", daemon=True)
+        self._thread = threading.Thread(
+            target=self._stage.supervise, args=(self._run, self._stopping), name="events", daemon=True
+        )
 
     def record(self, notice: Notice) -> None:
-        """Post NOTICE some time soon, or drop it."""
+        """Queue `notice` to be posted, or drop it when too many wait."""
         try:
             self._queue.put_nowait(notice)
         except queue.Full:
@@ -115,7 +120,7 @@ class EventRecorder:
         self._thread.start()
 
     def stop(self, seconds: float = 2.0) -> None:
-        """Post what waits, for at most SECONDS, and end. An attempt that hangs is left behind."""
+        """Post the notices that wait, for at most `seconds`, and end. A request that hangs is abandoned."""
         with suppress(queue.Full):
             self._queue.put(None, timeout=seconds)
         if self._thread.is_alive():
@@ -123,6 +128,7 @@ class EventRecorder:
         self._stopping.set()
 
     def _run(self) -> None:
+        """Post until `stop`. Once restarted after an error it goes on with the next notice."""
         while not self._stopping.is_set():
             try:
                 notice = self._queue.get(timeout=_POLL_SECONDS)
@@ -140,16 +146,21 @@ class EventRecorder:
 
     def _post(self, events: list[Event]) -> None:
         for event in events:
-            self._count("posted" if self._delivered(event_json(event, self._node)) else "failed")
+            posted = self._stage.attempt(partial(self._delivered, event), otherwise=False)
+            self._count("posted" if posted else "failed")
 
-    def _delivered(self, event: dict[str, Any]) -> bool:
+    def _delivered(self, event: Event) -> bool:
+        body = event_json(event, self._node)
         for attempt in range(_ATTEMPTS):
             if attempt and self._stopping.wait(_RETRY_SECONDS):
                 break
             try:
-                self._sink.post(event)
+                self._sink.post(body)
             except KproxyError as error:
-                _log.info("Event %s about %s not posted: %s", event["reason"], event["regarding"]["name"], error)
+                _log.info(
+                    "Cannot post an Event", reason=event.notice.reason, object=event.notice.name, attempt=attempt + 1,
+                    err=error,
+                )  # fmt: skip
                 if _final(error):
                     break
             else:
@@ -158,5 +169,5 @@ class EventRecorder:
 
 
 def _final(error: KproxyError) -> bool:
-    """The server has judged the Event itself, so that asking again would not help."""
+    """Whether the server refused the Event itself, so that another attempt would fail as well."""
     return isinstance(error, ApiError) and 400 <= error.status < 500 and error.status not in (_CONFLICT, _TOO_MANY)

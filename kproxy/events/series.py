@@ -1,9 +1,9 @@
-"""Which notices become Kubernetes Events, and what those look like. Pure but for the clock.
+"""Series of Kubernetes Events: which notices become Events, and how repeats are counted. Pure but for the clock.
 
-The first notice of its kind becomes an Event at once. The same again within the window makes that Event a series
-(count, last time), told at once the first time and then once a window, as long as it goes on: one object in the
-cluster, however often something recurs, as Kubernetes' own recorder does it (KEP-383). A reason that comes too often,
-whatever it is about, is cut off for a while, so that a thousand broken Services do not flood the API server.
+The first notice of its kind becomes an Event at once. A repeat within the window turns that Event into a series (count,
+last time), which is updated at the first repeat and then once a window for as long as repeats come: one object in the
+cluster, however often something recurs, as with Kubernetes' own recorder (KEP-383). The rate of each reason is limited,
+whatever object it is about, so that a thousand broken Services do not flood the API server.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from kproxy.errors import one_line
 from kproxy.rate_limit import TokenBucket
 
 WINDOW = 300.0
-"""Seconds during which the same notice, told for the second time, is only counted."""
+"""Seconds between two updates of a series."""
 BURST = 20
-"""Events that one reason may create at once, and as many that it may count on..."""
+"""Events that one reason may create at once, and series that it may update at once..."""
 REFILL = 60.0
-"""...and the seconds after which it may do another of each."""
+"""...and the seconds after which it may create and update one more."""
 REMEMBERED = 1024
-"""Different notices that are remembered, the latest."""
+"""How many different notices are remembered."""
 
 _CONTROLLER = "kproxy"
 _NOTE_LIMIT = 1000  # bytes; the API server takes 1,024
@@ -35,10 +35,10 @@ _WORD_LIMIT = 128
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that an operator should know of.
+    """A condition that operators should know of.
 
-    kind, namespace, name, uid: the object that it is about; namespace "" for a Node, uid "" when unknown. api_version:
-    of that kind. reason: why, one CamelCase word for machines. action: what kproxy tried, likewise. note: for people.
+    kind, namespace, name, uid: the object concerned; namespace "" for a Node, uid "" when unknown. api_version: of that
+    kind. reason: one CamelCase word for programs. action: what kproxy tried, likewise. note: a sentence for people.
     """
 
     kind: str
@@ -54,8 +54,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A notice that is to be told. count: how often it came: 1 for a new Event, more to be counted on the one that has
-    the same name, which `first` and `number` make unique."""
+    """An Event to be created (count 1), or a series to be updated on it (count above 1).
+
+    first, number: make its name unique, and the same for all updates.
+    """
 
     notice: Notice
     first: datetime
@@ -66,20 +68,20 @@ class Event:
 
 @dataclass(slots=True)
 class _Seen:
-    """told: the count that was told last; before: the count when the window began."""
+    """A notice that is remembered. posted: the last count that was posted; before: the count as the window began."""
 
     first: datetime
     last: datetime
     window_ends: float
     number: int
     count: int = 1
-    told: int = 1
+    posted: int = 1
     before: int = 1
 
 
 @dataclass(slots=True)
 class EventSeries:
-    """Remembers what has been told. Used by one thread."""
+    """Remembers the notices of the last window. Used by one thread."""
 
     clock: Clock
     _seen: OrderedDict[Notice, _Seen] = field(default_factory=OrderedDict)
@@ -87,13 +89,13 @@ class EventSeries:
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def add(self, notice: Notice) -> list[Event] | None:
-        """What to tell now because of NOTICE; None when it is dropped since its reason comes too often."""
+        """Add `notice`; returns the Events to post now, None when it is dropped because its reason is too frequent."""
         now, moment = self.clock.now(), self.clock.monotonic()
         seen = self._seen.get(notice)
         if seen is not None:
             seen.count += 1
             seen.last = now
-            return self._told(notice, seen, moment) if seen.told == 1 else []
+            return self._updated(notice, seen, moment) if seen.posted == 1 else []
         if not self._allowed(notice.reason, False, moment):
             return None
         seen = self._seen[notice] = _Seen(now, now, moment + WINDOW, next(self._numbers))
@@ -102,29 +104,29 @@ class EventSeries:
         return [_event(notice, seen)]
 
     def due(self) -> list[Event]:
-        """The repeats whose window is over, to be told now. Notices that were not repeated in it are forgotten."""
+        """Return the series whose window ended, to be posted. Notices that were not repeated in it are forgotten."""
         moment = self.clock.monotonic()
         events: list[Event] = []
-        # In the order in which windows end, so the first that has not ended ends the search.
+        # They are in the order in which their windows end.
         while self._seen and next(iter(self._seen.values())).window_ends <= moment:
             notice, seen = self._seen.popitem(last=False)
-            if seen.count > seen.told:
-                events += self._told(notice, seen, moment)
-            if seen.count > min(seen.told, seen.before):
+            if seen.count > seen.posted:
+                events += self._updated(notice, seen, moment)
+            if seen.count > min(seen.posted, seen.before):
                 seen.before = seen.count
                 seen.window_ends = moment + WINDOW
                 self._seen[notice] = seen
         return events
 
-    def _told(self, notice: Notice, seen: _Seen, moment: float) -> list[Event]:
-        """The repeats of NOTICE as they are now, to be told; nothing when its reason has told too many lately."""
+    def _updated(self, notice: Notice, seen: _Seen, moment: float) -> list[Event]:
+        """Return the update of a series, nothing when its reason had too many lately."""
         if not self._allowed(notice.reason, True, moment):
             return []
-        seen.told = seen.count
+        seen.posted = seen.count
         return [_event(notice, seen)]
 
     def _allowed(self, reason: str, repeated: bool, moment: float) -> bool:
-        # Apart from each other, so that what recurs never keeps something new from being told.
+        # Two buckets, so that repeats never keep a new Event from being posted.
         bucket = self._buckets.get((reason, repeated))
         if bucket is None:
             bucket = self._buckets[reason, repeated] = TokenBucket(1 / REFILL, BURST, moment)
@@ -136,9 +138,9 @@ def _event(notice: Notice, seen: _Seen) -> Event:
 
 
 def event_json(event: Event, node: str) -> dict[str, Any]:
-    """EVENT as an object of events.k8s.io/v1, reported by kproxy on NODE."""
+    """Return `event` as an object of events.k8s.io/v1, reported by kproxy on `node`."""
     notice = event.notice
-    # An Event about an object without a namespace goes to "default"; the API server insists.
+    # The API server insists that an Event about an object without a namespace is in "default".
     regarding = {
         "apiVersion": notice.api_version,
         "kind": notice.kind,
@@ -168,7 +170,7 @@ def event_json(event: Event, node: str) -> dict[str, Any]:
 
 
 def _event_name(about: str, event: Event) -> str:
-    """A valid and unique name, even when the object's own is not valid."""
+    """Return a valid and unique name, even when the object's own name is not valid."""
     labels = (label.strip("-") for label in re.sub(r"[^a-z0-9.-]+", "-", about.lower())[:200].split("."))
     stem = ".".join(label for label in labels if label) or "object"
     return f"{stem}.{int(event.first.timestamp() * 1e6):x}{event.number & 0xFFFF:04x}"

@@ -1,1 +1,1 @@
-"""HTTP servers: proxy health, health check node ports, metrics and status addresses."""
+"""Health: whether the proxy is up to date, health check node ports of Services, and the listeners of all servers."""

@@ -1,14 +1,13 @@
-"""One listening address: open it, answer on it, and not let a client hold it up.
+"""A listening address of an HTTP server: opened, retried until it can be opened, and guarded against slow clients.
 
-Opening is tried again until it succeeds, since a port that is taken or an address that is not there yet may become
-available. What is answered is the handler's business.
+A port that is taken, or an address that the node does not have yet, may become available, so opening is retried. What
+is answered is up to the handler.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -16,26 +15,29 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from kproxy import logs
+from kproxy.containment import Stage
 from kproxy.errors import KernelError
 from kproxy.model.plans import address_port
+from kproxy.rate_limit import Backoff
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 KEEP_ALIVE = 75.0
 """Seconds after which an idle connection is closed; longer than the pause between a load balancer's probes."""
 STUCK = 90.0
-"""Seconds without a new request after which a connection is cut, whatever it is in the middle of."""
+"""Seconds without a new request after which a connection is aborted, whatever it is in the middle of."""
 MAX_CONNECTIONS = 128
-"""Per address. With more, the one that has been without a new request for longest is cut."""
+"""Per address. Beyond it, the connection whose last request is the oldest is aborted."""
 
-_log = logging.getLogger(__name__)
-# What the library complains of is what clients sent. None of it is for an operator, and anybody could fill the log.
-_silent = logging.Logger(f"{__name__}.clients", logging.CRITICAL + 1)
+_log = logs.get("http")
+# aiohttp logs what clients did wrong. It is of no use to an operator, and any client could fill the log with it.
+_silent = logs.silent()
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen. ip: canonical text; "" is every address of both families. port: 0 lets the kernel choose."""
+    """An address to listen on. ip: canonical text, "" for every address of both families. port: 0 for any free one."""
 
     ip: str
     port: int
@@ -44,21 +46,13 @@ class Address:
         return address_port(self.ip or "0.0.0.0", self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Seconds between attempts to open: `first`, then twice the last, at most `most`."""
-
-    first: float = 1.0
-    most: float = 30.0
-
-
 def parse_address(text: str) -> Address:
-    """IP:PORT or [IP]:PORT. As in Go, 0.0.0.0 and :: both mean every address of both families.
+    """Parse IP:PORT or [IP]:PORT. As in Go, 0.0.0.0 and :: both mean every address of both families.
 
     Raises ValueError.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 20 or int(port) > 65535:
         raise ValueError(f"{text!r} is not IP:PORT")
     if not host:
         return Address("", int(port))
@@ -67,7 +61,7 @@ def parse_address(text: str) -> Address:
 
 
 def open_socket(address: Address) -> socket.socket:
-    """A listening socket. Raises KernelError, which names the address."""
+    """Return a listening socket. Raises KernelError, which names the address."""
     try:
         if address.ip:
             return _listen(socket.AF_INET6 if ":" in address.ip else socket.AF_INET, address.ip, address.port)
@@ -105,31 +99,34 @@ def _ipv6_works() -> bool:
 
 
 class Listener:
-    """Serves HANDLER on ADDRESS. All methods belong to the loop's thread.
+    """One address with the handler of its requests. Every method must be called in the loop's thread.
 
-    on_failure is called with the error once for each run of failures to open; log lines come with it.
+    backoff: the waits between attempts to open. stage: contains what nobody foresaw while opening. on_failure: called
+    with the error, once, when the address cannot be opened; it is tried again until it can.
     """
 
     def __init__(
         self,
         address: Address,
         handler: Handler,
-        retry: Retry,
+        backoff: Backoff,
+        stage: Stage,
         on_failure: Callable[[KernelError], None] = lambda error: None,
     ) -> None:
         self.address = address
         self._handler = handler
-        self._retry = retry
+        self._backoff = backoff
+        self._stage = stage
         self._on_failure = on_failure
-        self._clients = _Clients()
+        self._connections = _Connections()
         self._server: asyncio.Server | None = None
         self._http: web.Server | None = None
         self._retrying: asyncio.Task[None] | None = None
-        self._closed = False
+        self._reported = False
 
     @property
     def port(self) -> int | None:
-        """The port that is open; None while it is not."""
+        """The port that is open, None while it is not."""
         if self._server is None:
             return None
         port: int = self._server.sockets[0].getsockname()[1]
@@ -138,59 +135,73 @@ class Listener:
     async def open(self) -> None:
         """Try once. Raises KernelError."""
         sock = open_socket(self.address)
-        self._http = web.Server(
-            self._answer, access_log=None, logger=_silent, keepalive_timeout=KEEP_ALIVE, lingering_time=1.0
-        )
-        http = self._http
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Guarded(http(), self._clients), sock=sock, backlog=socket.SOMAXCONN
-        )
+        try:
+            http = web.Server(
+                self._answer, access_log=None, logger=_silent, keepalive_timeout=KEEP_ALIVE, lingering_time=1.0
+            )
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Guarded(http(), self._connections), sock=sock, backlog=socket.SOMAXCONN
+            )
+        except BaseException:
+            sock.close()
+            raise
+        self._http = http
 
     async def open_or_retry(self) -> None:
-        """Try now, and go on trying in the background when it fails. Never raises."""
-        try:
-            await self.open()
-        except KernelError as error:
-            _log.warning("%s; trying again in %g s, another program may hold the port", error, self._retry.first)
-            self._on_failure(error)
+        """Try now and, when that fails, go on trying in the background. Never raises."""
+        if not await self._opened():
             self._retrying = asyncio.create_task(self._open_later())
 
     async def close(self) -> None:
-        """Stop listening and cut what is connected."""
-        self._closed = True
+        """Stop listening and abort open connections."""
         if self._retrying is not None:
             self._retrying.cancel()
             with suppress(asyncio.CancelledError):
                 await self._retrying
         if self._server is not None:
             await _close_server(self._server)
-        self._clients.cut_all()
+        self._connections.abort_all()
         if self._http is not None:
             await self._http.shutdown(timeout=0.1)
 
+    async def _opened(self) -> bool:
+        """Try once, and report why not; whether it is open."""
+        try:
+            await self.open()
+        except KernelError as error:
+            self._report(error)
+            return False
+        except Exception as error:
+            self._stage.failed(error)
+            return False
+        self._stage.succeeded()
+        return True
+
+    def _report(self, error: KernelError) -> None:
+        if self._reported:
+            return
+        self._reported = True
+        _log.warning("Cannot listen, will be retried; another program may hold the port", err=error)
+        try:
+            self._on_failure(error)
+        except Exception as unexpected:
+            self._stage.failed(unexpected)
+
     async def _open_later(self) -> None:
-        pause = self._retry.first
-        while not self._closed:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, self._retry.most)
-            with suppress(KernelError):
-                await self.open()
-                _log.info("listening on %s at last", self.address)
+        while True:
+            await asyncio.sleep(max(self._backoff.next(), self._stage.retry_in))
+            if await self._opened():
+                _log.info("Listening after failed attempts", address=str(self.address))
                 return
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._clients.active(request.transport)
-        try:
-            return await self._handler(request)
-        except Exception:
-            _log.exception("a page of %s failed", self.address)
-            return web.Response(status=500, text="internal error\n")
+        self._connections.active(request.transport)
+        return await self._handler(request)
 
 
 async def _close_server(server: asyncio.Server) -> None:
-    # asyncio loses, unclosed, a connection that it has accepted but not yet attached when the server closes. So let
-    # those come in first, while no others do.
+    # A connection that asyncio has accepted but not yet attached when the server closes is never closed. So stop
+    # accepting, and give those that are accepted three rounds of the loop to be attached.
     loop = asyncio.get_running_loop()
     for sock in server.sockets:
         loop.remove_reader(sock.fileno())
@@ -199,60 +210,63 @@ async def _close_server(server: asyncio.Server) -> None:
     server.close()
 
 
-class _Clients:
-    """The connections of one listener, the one without a new request for longest first."""
+class _Connections:
+    """The connections of one listener, ordered by their last request, the oldest first."""
 
     def __init__(self) -> None:
-        self._cutters: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
-        self._over = False
+        self._timers: dict[asyncio.BaseTransport, asyncio.TimerHandle] = {}
+        self._closed = False
 
-    def joined(self, transport: asyncio.Transport) -> None:
-        if self._over:  # it was on its way in while the listener closed
+    def opened(self, transport: asyncio.Transport) -> None:
+        """Add a connection; when there are too many, the one whose last request is the oldest is aborted."""
+        if self._closed:  # accepted while the listener closed
             transport.abort()
             return
-        while len(self._cutters) >= MAX_CONNECTIONS:
-            oldest = next(iter(self._cutters))
-            self.left(oldest)
-            _cut(oldest)
-        self._watch(transport)
+        while len(self._timers) >= MAX_CONNECTIONS:
+            oldest = next(iter(self._timers))
+            self.closed(oldest)
+            _abort(oldest)
+        self._start_timer(transport)
 
     def active(self, transport: asyncio.BaseTransport | None) -> None:
-        """A request came in; it and its answer have the full time again."""
-        if transport in self._cutters:
-            self.left(transport)
-            self._watch(transport)
+        """Give a connection with a new request the full time again."""
+        if transport in self._timers:
+            self.closed(transport)
+            self._start_timer(transport)
 
-    def left(self, transport: asyncio.BaseTransport) -> None:
-        if cutter := self._cutters.pop(transport, None):
-            cutter.cancel()
+    def closed(self, transport: asyncio.BaseTransport) -> None:
+        """Remove a connection."""
+        if timer := self._timers.pop(transport, None):
+            timer.cancel()
 
-    def cut_all(self) -> None:
-        self._over = True
-        for transport in list(self._cutters):
-            self.left(transport)
-            _cut(transport)
+    def abort_all(self) -> None:
+        """Abort all, and those that are still to come."""
+        self._closed = True
+        for transport in list(self._timers):
+            self.closed(transport)
+            _abort(transport)
 
-    def _watch(self, transport: asyncio.BaseTransport) -> None:
-        self._cutters[transport] = asyncio.get_running_loop().call_later(STUCK, _cut, transport)
+    def _start_timer(self, transport: asyncio.BaseTransport) -> None:
+        self._timers[transport] = asyncio.get_running_loop().call_later(STUCK, _abort, transport)
 
 
-def _cut(transport: asyncio.BaseTransport) -> None:
+def _abort(transport: asyncio.BaseTransport) -> None:
     if isinstance(transport, asyncio.WriteTransport):
         transport.abort()
 
 
 class _Guarded(asyncio.Protocol):
-    """An HTTP connection that is watched by _Clients; the library itself waits for ever for a first request."""
+    """An HTTP connection that `_Connections` limits; aiohttp itself waits for a first request for ever."""
 
-    def __init__(self, http: asyncio.Protocol, clients: _Clients) -> None:
+    def __init__(self, http: asyncio.Protocol, connections: _Connections) -> None:
         self._http = http
-        self._clients = clients
+        self._connections = connections
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._clients.joined(transport)
+        self._connections.opened(transport)
         self._http.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -269,12 +283,27 @@ class _Guarded(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._transport is not None:
-            self._clients.left(self._transport)
+            self._connections.closed(self._transport)
         self._http.connection_lost(exc)
 
 
+def contained(handler: Handler, stage: Stage) -> Handler:
+    """Wrap `handler`: when it raises, that request is answered with status 500, and `stage` reports the error."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            response = await handler(request)
+        except Exception as error:
+            stage.failed(error)
+            return web.Response(status=500, text="internal error, see kproxy's log\n")
+        stage.succeeded()
+        return response
+
+    return answer
+
+
 def json_response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> web.Response:
-    """BODY as JSON that no browser may take for anything else."""
+    """Make a response of `body`, which is JSON, that no browser takes for anything else."""
     return web.Response(
         status=status,
         body=body,

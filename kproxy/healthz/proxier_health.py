@@ -1,9 +1,8 @@
-"""Is the proxy healthy, and should load balancers send traffic to this node?
+"""The health of the proxy, and whether load balancers should send traffic to this node, as /healthz and /livez report.
 
-Decides both from what the sync loop and the node watch report. An IP family is healthy unless a change has been waiting
-to be programmed for longer than two sync periods; nothing else makes it unhealthy, so a quiet cluster stays healthy.
-The node is eligible unless the cluster autoscaler is about to remove it or it is being deleted. What is served over
-HTTP from this, and where, is in `pages` and `servers`.
+An IP family is healthy unless a change has been waiting to be programmed for longer than two sync periods. Nothing else
+makes it unhealthy, so a quiet cluster stays healthy. The node is eligible unless it is being deleted or the cluster
+autoscaler is about to remove it. The paths are in `kproxy.status.pages`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from kproxy.model.plans import Family
 
 @dataclass(frozen=True, slots=True)
 class FamilyHealth:
-    """One IP family: when its rules were last brought up to date (None: never), and whether nothing is overdue."""
+    """The health of one IP family. last_updated: when its rules were last up to date, None for never."""
 
     last_updated: datetime | None
     healthy: bool
@@ -29,7 +28,7 @@ class FamilyHealth:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The state at one moment, all of it taken under one lock."""
+    """The health of all families and the node at one moment."""
 
     now: datetime
     node_eligible: bool
@@ -37,25 +36,25 @@ class Health:
 
     @property
     def healthy(self) -> bool:
-        """No family has an overdue change. Says nothing about the node."""
+        """Whether no family has an overdue change, whatever the state of the node."""
         return all(family.healthy for family in self.families.values())
 
     @property
     def last_updated(self) -> datetime | None:
-        """The latest update of any family."""
+        """The latest update of any family, None for never."""
         return max((f.last_updated for f in self.families.values() if f.last_updated), default=None)
 
     def healthz(self) -> tuple[int, bytes]:
-        """HTTP status and JSON body of /healthz."""
+        """Return HTTP status and JSON body of /healthz."""
         return self._page(self.healthy and self.node_eligible, {"nodeEligible": self.node_eligible})
 
     def livez(self) -> tuple[int, bytes]:
-        """HTTP status and JSON body of /livez: the same without the node."""
+        """Return HTTP status and JSON body of /livez: the same without the node."""
         return self._page(self.healthy, {})
 
     def _page(self, ok: bool, node: dict[str, bool]) -> tuple[int, bytes]:
-        # A good answer calls itself up to date as of now even when nothing changed for hours: monitoring written
-        # for kube-proxy compares the two times.
+        # Monitoring written for kube-proxy compares the two times, so a good answer is up to date as of now, even
+        # when nothing changed for hours.
         body: dict[str, Any] = {
             "lastUpdated": _time(self.now if ok else self.last_updated),
             "currentTime": _time(self.now),
@@ -71,54 +70,55 @@ class Health:
 
 
 class ProxierHealth:
-    """Collects what decides the health. Every method may be called from any thread.
+    """Tracks what the health depends on. Every method may be called from any thread.
 
     sync_period: seconds, positive; a change may wait for twice as long.
     """
 
     def __init__(self, sync_period: float, clock: Clock) -> None:
-        self.expect(sync_period)
         self._clock = clock
         self._lock = threading.Lock()
+        self.expect(sync_period)
         self._last_updated: dict[Family, datetime] = {}
         self._waiting_since: dict[Family, float] = {}
         self._node_eligible = True
 
     def expect(self, sync_period: float) -> None:
-        """From now on a change may wait for twice SYNC_PERIOD, in seconds."""
+        """Let changes wait for twice `sync_period` seconds from now on. Raises ValueError unless it is positive."""
         if sync_period <= 0:
             raise ValueError(f"sync_period must be positive, is {sync_period}")
-        self._patience = 2 * sync_period
+        with self._lock:
+            self._longest_wait = 2 * sync_period
 
     def queued_update(self, family: Family) -> None:
-        """A change of FAMILY waits to be programmed. Only the oldest that waits counts."""
+        """Note that a change of `family` waits to be programmed. Only the oldest that waits counts."""
         with self._lock:
             self._waiting_since.setdefault(family, self._clock.monotonic())
 
     def updated(self, family: Family) -> None:
-        """Everything known of FAMILY is in the kernel."""
+        """Note that the kernel holds everything that is known of `family`."""
         with self._lock:
             self._waiting_since.pop(family, None)
             self._last_updated[family] = self._clock.now()
 
     def node_changed(self, node: NodeInfo | None) -> None:
-        """This node's object as it is now; None when it was deleted. Until the first call the node is eligible."""
+        """Take this node's object, None when it was deleted. Until the first call the node is eligible."""
         eligible = node is not None and node.eligible
         with self._lock:
             self._node_eligible = eligible
 
     def healthy(self) -> bool:
-        """No change has waited too long; says nothing about the node."""
+        """Whether no change has waited too long, whatever the state of the node."""
         return self.health().healthy
 
     def health(self) -> Health:
-        """All of it, as of now."""
+        """Return the health at this moment."""
         with self._lock:
             now = self._clock.monotonic()
             families = {
                 family: FamilyHealth(
                     last_updated=self._last_updated.get(family),
-                    healthy=now - self._waiting_since.get(family, now) < self._patience,
+                    healthy=now - self._waiting_since.get(family, now) < self._longest_wait,
                 )
                 for family in {*self._last_updated, *self._waiting_since}
             }

@@ -1,29 +1,34 @@
 """The health check node ports of Services: a load balancer asks each node whether it has endpoints of a Service.
 
-One listener for each address and port. The wanted set comes whole; only what differs from the open set is touched.
+There is one listener for each address and port. The wanted ports are given as a whole; only what differs from the open
+ones is touched. A port that cannot be opened is retried by its listener; an update that fails is the caller's to retry.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from aiohttp import web
 
+from kproxy import logs
+from kproxy.containment import Containment
 from kproxy.errors import KernelError
 from kproxy.events.series import Notice
-from kproxy.healthz.listeners import Address, Listener, Retry, json_response
+from kproxy.healthz.listeners import Address, Listener, contained, json_response
+from kproxy.rate_limit import Backoff
 
-_log = logging.getLogger(__name__)
+_log = logs.get("healthz")
+STAGE = "health-checks"
+"""The label of this part in `kproxy_internal_errors_total`."""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """What one health check node port tells: the Service, and how many ready endpoints of it are on this node."""
+    """What a health check node port answers for: a Service, and how many ready endpoints of it are on this node."""
 
     namespace: str
     name: str
@@ -35,7 +40,7 @@ class HealthCheck:
 
 
 def check_response(check: HealthCheck, proxy_healthy: bool) -> tuple[int, bytes, dict[str, str]]:
-    """Status, JSON body and headers of the answer: 200 when traffic sent to this node would be served."""
+    """Return status, JSON body and headers of the answer: 200 when traffic sent to this node would be served."""
     body = {
         "service": {"namespace": check.namespace, "name": check.name},
         "localEndpoints": check.local_endpoints,
@@ -47,53 +52,70 @@ def check_response(check: HealthCheck, proxy_healthy: bool) -> tuple[int, bytes,
 
 
 class ServiceChecks:
-    """The open health check node ports. All methods belong to the loop's thread.
+    """The open health check node ports. Every method must be called in the loop's thread.
 
-    proxy_healthy: asked at each request. on_failure(port, check, error): a port could not be opened on some address; it
-    is tried again by itself, and reported again only after it has been closed or has changed hands.
+    proxy_healthy: called at each request. on_failure(port, check, error): called when a port cannot be opened on some
+    address; not again until the port was closed or belongs to another Service.
     """
 
     def __init__(
-        self, proxy_healthy: Callable[[], bool], on_failure: Callable[[int, HealthCheck, KernelError], None]
+        self,
+        proxy_healthy: Callable[[], bool],
+        on_failure: Callable[[int, HealthCheck, KernelError], None],
+        containment: Containment,
     ) -> None:
         self._proxy_healthy = proxy_healthy
         self._on_failure = on_failure
+        self._containment = containment
         self._checks: dict[int, HealthCheck] = {}
-        self._open: dict[Address, Listener] = {}
+        self._listeners: dict[Address, Listener] = {}
         self._updating = asyncio.Lock()
 
     async def update(self, checks: Mapping[int, HealthCheck], ips: Collection[str]) -> None:
-        """Serve CHECKS (by port) on each of IPS, "" being every address; close what is in neither."""
-        async with self._updating:
-            await self._update(checks, ips)
+        """Serve `checks` (by port) on each of `ips`, "" for every address, and close all other ports.
 
-    async def _update(self, checks: Mapping[int, HealthCheck], ips: Collection[str]) -> None:
-        wanted = {Address(ip, port) for port in checks for ip in ips}
-        moved = {
-            port
-            for port, check in checks.items()
-            if port in self._checks and self._checks[port].service != check.service
-        }
-        self._checks = dict(checks)
-        for address in [a for a in self._open if a not in wanted or (a.port in moved and not self._open[a].port)]:
-            await self._close(address)
-        for address in sorted(wanted - self._open.keys(), key=lambda a: (a.port, a.ip)):
-            await self._listen(address)
+        An address that fails unexpectedly costs no other: the first such error is raised once all were tried, and the
+        same update may be given again.
+        """
+        async with self._updating:
+            wanted = {Address(ip, port) for port in checks for ip in ips}
+            moved = {port for port, check in checks.items() if self._service_of(port) not in (None, check.service)}
+            self._checks = dict(checks)
+            # A port that is not open yet and changes hands is closed, so that the failure is reported for both.
+            closing = [
+                address
+                for address, listener in self._listeners.items()
+                if address not in wanted or (address.port in moved and not listener.port)
+            ]
+            await _try_all(self._close(address) for address in closing)
+            opening = sorted(wanted - self._listeners.keys(), key=lambda address: (address.port, address.ip))
+            await _try_all(self._listen(address) for address in opening)
 
     async def close(self) -> None:
         """Close all of them."""
         await self.update({}, ())
 
+    def _service_of(self, port: int) -> str | None:
+        check = self._checks.get(port)
+        return check.service if check else None
+
     async def _listen(self, address: Address) -> None:
-        check = self._checks[address.port]
-        _log.info("opening health check of Service %s on %s", check.service, address)
-        listener = Listener(address, partial(self._answer, address.port), Retry(), partial(self._failed, address.port))
-        self._open[address] = listener
+        _log.info("Opening health check", service=self._checks[address.port].service, address=str(address))
+        opening = self._containment.stage(STAGE, f"health checks on {address} are not answered until it can be opened")
+        answering = self._containment.stage(STAGE, f"this health check on {address} is answered with status 500")
+        listener = Listener(
+            address,
+            contained(partial(self._answer, address.port), answering),
+            Backoff(first=1.0, last=30.0),
+            opening,
+            partial(self._failed, address.port),
+        )
         await listener.open_or_retry()
+        self._listeners[address] = listener
 
     async def _close(self, address: Address) -> None:
-        _log.info("closing health check on %s", address)
-        await self._open.pop(address).close()
+        _log.info("Closing health check", address=str(address))
+        await self._listeners.pop(address).close()
 
     def _failed(self, port: int, error: KernelError) -> None:
         if check := self._checks.get(port):
@@ -106,7 +128,19 @@ class ServiceChecks:
         return json_response(*check_response(check, self._proxy_healthy()))
 
 
+async def _try_all(steps: Iterable[Awaitable[None]]) -> None:
+    """Take every step, whichever of them fails, and raise the first error."""
+    errors: list[Exception] = []
+    for step in steps:
+        try:
+            await step
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
 def check_failed(node: str, port: int, check: HealthCheck, error: KernelError) -> Notice:
-    """The notice that NODE cannot answer on the health check port of a Service; reason and action as kube-proxy's."""
+    """Return the notice that `node` cannot answer a Service's health checks; reason and action as kube-proxy's."""
     note = f"node {node} cannot answer health checks of {check.service} on port {port}: {error}"
     return Notice("Service", check.namespace, check.name, "FailedToStartServiceHealthcheck", "Listen", note)

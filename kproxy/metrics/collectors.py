@@ -1,14 +1,11 @@
-"""Metrics of userspace mode, read from its forwarder at each scrape.
+"""Metrics that are read or counted outside of the sync loop, and the registry that contains failing collectors.
 
-What client-go tells of its requests to the API server, so that dashboards and alerts about them go on working.
-
-Names, labels and buckets as in kube-proxy 1.36 (k8s.io/component-base/metrics/prometheus/restclient). `ClientMetrics`
-is what `kproxy.sources.client` tells of each HTTP request: some microseconds a request, none for what the answer holds.
-
-What /metrics/slis shows: how the health check of the metrics address was answered (KEP-3466).
-
-kube-proxy 1.36 knows one check there, `ping` of `healthz`: whether the process answers at all. Whether Services are
-programmed in time is at healthzBindAddress and in `kubeproxy_proxy_healthz_total`, as with kube-proxy.
+- `InternalErrors`: failures that `kproxy.containment` contained.
+- `NfacctCollector`: kube-proxy's packet counters in the kernel.
+- `ForwardingCollector`: the statistics of userspace mode's forwarder.
+- `ClientMetrics`: requests to the API server, as client-go counts them (k8s.io/component-base/metrics/prometheus).
+- `Slis`: the health checks of the metrics address, on /metrics/slis (KEP-3466). kube-proxy has one check there, "ping":
+  whether the process answers at all. Whether Services are programmed in time is what healthzBindAddress answers.
 """
 
 from __future__ import annotations
@@ -19,12 +16,102 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
-from kproxy.errors import KernelError
+from kproxy import logs
+from kproxy.containment import Containment, Stage
+from kproxy.errors import KernelError, KproxyError
+from kproxy.kernel.constants import INVALID_DROPPED, LOCALHOST_ACCEPTED
+
+_log = logs.get("metrics")
 
 
-class Figures(Protocol):
-    """What a forwarder counted; modes' userspace.listeners.Statistics says what each means."""
+class ContainedRegistry(CollectorRegistry):
+    """A registry in which a collector that raises costs its own metrics, not the scrape."""
+
+    def __init__(self, containment: Containment) -> None:
+        super().__init__(auto_describe=False)
+        self._containment = containment
+        self._parts: list[tuple[CollectorRegistry, Stage]] = []
+
+    def register(self, collector: Collector) -> None:
+        super().register(collector)  # refuses a second metric of the same name
+        alone = CollectorRegistry(auto_describe=False)
+        alone.register(collector)
+        self._parts.append((alone, self._containment.stage("metrics", "its metrics are missing from this scrape")))
+
+    def exposition(self) -> bytes:
+        """Return the metrics of every collector that works, in the Prometheus text format 0.0.4."""
+        return b"".join(self._text(*part) for part in self._parts)
+
+    @staticmethod
+    def _text(alone: CollectorRegistry, stage: Stage) -> bytes:
+        try:
+            return stage.attempt(lambda: generate_latest(alone), b"")
+        except KproxyError as error:  # collectors deal with those that they expect
+            stage.failed(error)
+            return b""
+
+
+class InternalErrors(Collector):
+    """Exports the failures of every stage, which are there from the start, with the count 0."""
+
+    def __init__(self, containment: Containment) -> None:
+        self._containment = containment
+
+    def collect(self) -> Iterator[Metric]:
+        (errors,) = self.describe()
+        assert isinstance(errors, CounterMetricFamily)
+        for stage, failures in sorted(self._containment.counts().items()):
+            errors.add_metric([stage], failures)
+        yield errors
+
+    def describe(self) -> list[Metric]:
+        help_text = "Unexpected errors, which are bugs in kproxy, by the part that they were contained in."
+        return [CounterMetricFamily("kproxy_internal_errors", help_text, labels=["stage"])]
+
+
+NfacctReader = Callable[[], Mapping[str, int]]
+"""Returns packet counts by the name of the kernel's nfacct object. May raise KernelError."""
+
+_NFACCT = {
+    INVALID_DROPPED: (
+        "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+        "Packets that a rule dropped because conntrack called their state INVALID.",
+    ),
+    LOCALHOST_ACCEPTED: (
+        "kubeproxy_iptables_localhost_nodeports_accepted_packets",
+        "Packets to a node port that were accepted on a loopback address.",
+    ),
+}
+
+
+class NfacctCollector(Collector):
+    """Reads the kernel's counters at each scrape, and exports those that exist."""
+
+    def __init__(self) -> None:
+        self.read: NfacctReader = dict
+        self._failing = False
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            counts = self.read()
+        except KernelError as error:
+            if not self._failing:  # scrapes are frequent
+                _log.warning("Cannot read the nfacct counters; two metrics are missing until it works", err=error)
+            self._failing = True
+            return
+        self._failing = False
+        for counter, (name, documentation) in _NFACCT.items():
+            if counter in counts:
+                yield CounterMetricFamily(name, documentation, value=counts[counter])
+
+    def describe(self) -> list[Metric]:
+        return [CounterMetricFamily(name, documentation) for name, documentation in _NFACCT.values()]
+
+
+class ForwarderStatistics(Protocol):
+    """What a forwarder counted; `kproxy.modes.userspace.listeners.Statistics` says what each value means."""
 
     @property
     def connections(self) -> int: ...
@@ -44,24 +131,22 @@ class Figures(Protocol):
     def reset(self) -> int: ...
 
 
-class ForwardingCollector:
-    """Exports nothing until `read` is set, and nothing while the forwarder does not answer."""
+class ForwardingCollector(Collector):
+    """Reads the forwarder at each scrape. Exports nothing without one, nor while it does not answer."""
 
-    read: Callable[[], Figures] | None = None
+    read: Callable[[], ForwarderStatistics] | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics as they are now."""
-        if self.read is None:
+        if (read := self.read) is None:
             return
         try:
-            found = self.read()
-        except KernelError:
+            statistics = read()
+        except KernelError:  # which the mode logs
             return
-        yield from _families(found)
+        yield from _forwarding(statistics)
 
     def describe(self) -> list[Metric]:
-        """The metrics, with nothing counted."""
-        return list(_families(_Nothing()))
+        return list(_forwarding(_Nothing()))
 
 
 class _Nothing:
@@ -69,24 +154,30 @@ class _Nothing:
     refused: Mapping[str, int] = {}
 
 
-def _families(found: Figures) -> Iterator[Metric]:
+def _forwarding(of: ForwarderStatistics) -> Iterator[Metric]:
     name = "kproxy_userspace"
-    yield GaugeMetricFamily(f"{name}_connections", "TCP connections that are open.", found.connections)
-    yield GaugeMetricFamily(f"{name}_udp_sessions", "UDP sessions that are open.", found.sessions)
-    yield CounterMetricFamily(f"{name}_accepted_connections", "TCP connections taken.", found.accepted)
-    passed = CounterMetricFamily(f"{name}_bytes", "Bytes forwarded: in towards endpoints.", labels=["direction"])
-    passed.add_metric(["in"], found.bytes_in)
-    passed.add_metric(["out"], found.bytes_out)
-    yield passed
-    yield CounterMetricFamily(
-        f"{name}_endpoint_retries", "Endpoints skipped because they refused or did not answer.", found.retries
+    yield GaugeMetricFamily(f"{name}_connections", "Open TCP connections.", of.connections)
+    yield GaugeMetricFamily(f"{name}_udp_sessions", "Open UDP sessions.", of.sessions)
+    yield CounterMetricFamily(f"{name}_accepted_connections", "Accepted TCP connections.", of.accepted)
+    forwarded = CounterMetricFamily(
+        f"{name}_bytes", "Bytes forwarded to endpoints (in) and to clients (out).", labels=["direction"]
     )
-    refused = CounterMetricFamily(f"{name}_refused_connections", "Connections given up.", labels=["reason"])
-    for reason, count in found.refused.items():
+    forwarded.add_metric(["in"], of.bytes_in)
+    forwarded.add_metric(["out"], of.bytes_out)
+    yield forwarded
+    yield CounterMetricFamily(
+        f"{name}_endpoint_retries", "Endpoints skipped because they refused or did not answer.", of.retries
+    )
+    refused = CounterMetricFamily(
+        f"{name}_refused_connections", "Connections that could not be forwarded, by reason.", labels=["reason"]
+    )
+    for reason, count in of.refused.items():
         refused.add_metric([reason], count)
     yield refused
     yield CounterMetricFamily(
-        f"{name}_reset_connections", "Connections cut off when their endpoint's drain time was over.", found.reset
+        f"{name}_reset_connections",
+        "Connections reset when their endpoint's drain timeout was over.",
+        of.reset,
     )
 
 
@@ -94,25 +185,28 @@ _BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 
 
 class ClientMetrics:
-    """Counts in REGISTRY. From any thread. host: of the API server, with its port; method: GET, POST, PATCH."""
+    """Counts requests to the API server in `registry`; an addition each. May be used from any thread.
+
+    host: the API server's, with its port; method: GET, POST, PATCH. Names, labels and buckets as in kube-proxy 1.36.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "rest_client_requests_total",
-            "HTTP requests to the API server, watches included, by the answer's status; <error>: there was none.",
+            "Requests to the API server, watches included, by status code; <error> when there was no answer.",
             ["code", "method", "host"],
             registry=registry,
         )
         self._duration = Histogram(
             "rest_client_request_duration_seconds",
-            "Seconds from asking the API server to the end of its answer, watches excepted.",
+            "Seconds from sending a request to the end of its answer, without watches.",
             ["verb", "host"],
             buckets=_BUCKETS,
             registry=registry,
         )
         self._limited = Histogram(
             "rest_client_rate_limiter_duration_seconds",
-            "Seconds that a request waited for its turn, as clientConnection.qps and burst ask; part of its duration.",
+            "Seconds that a request was delayed by clientConnection.qps and burst; part of its duration.",
             ["verb", "host"],
             buckets=_BUCKETS,
             registry=registry,
@@ -124,32 +218,32 @@ class ClientMetrics:
         return self._requests, self._duration, self._limited
 
     def requested(self, host: str, method: str, code: str) -> None:
-        """An HTTP request was answered with the status CODE, or with none: "<error>"."""
+        """Count a request. code: the answer's status, "<error>" for no answer."""
         self._requests.labels(code, method, host).inc()
 
     def waited(self, host: str, method: str, seconds: float) -> None:
-        """A request waited SECONDS for its turn."""
+        """Observe how long the rate limit delayed a request."""
         self._limited.labels(method, host).observe(seconds)
 
     def took(self, host: str, method: str, seconds: float) -> None:
-        """A request and its whole answer, or its failure, took SECONDS, the waiting included."""
+        """Observe how long a request took until the end of its answer or its failure, the delay included."""
         self._duration.labels(method, host).observe(seconds)
 
 
 class Slis:
-    """Counts in a registry of its own: these are on no other page. Nothing is shown before the first check."""
+    """Health check metrics in a registry of their own, as they are on no other page; none before the first check."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._check = Gauge(
             "kubernetes_healthcheck",
-            "1 when /healthz of the metrics address was last answered with ok.",
+            "1 when the last answer of /healthz at the metrics address was ok.",
             ["name", "type"],
             registry=self._registry,
         )
         self._checks = Counter(
             "kubernetes_healthchecks_total",
-            "Answers of /healthz of the metrics address.",
+            "Answers of /healthz at the metrics address.",
             ["name", "status", "type"],
             registry=self._registry,
         )
@@ -160,10 +254,10 @@ class Slis:
         return self._check, self._checks
 
     def pinged(self) -> None:
-        """/healthz of the metrics address is answered."""
+        """Count an answer of /healthz at the metrics address."""
         self._check.labels("ping", "healthz").set(1)
         self._checks.labels("ping", "success", "healthz").inc()
 
     def exposition(self) -> bytes:
-        """Both in the Prometheus text format 0.0.4."""
+        """Return both in the Prometheus text format 0.0.4."""
         return generate_latest(self._registry)

@@ -1,6 +1,6 @@
-"""Writes the metrics reference from the metrics themselves: `python -m kproxy.metrics.reference > docs/metrics.md`.
+"""The generator of docs/metrics.md: `python -m kproxy.metrics.reference > docs/metrics.md`.
 
-Names, types, labels, buckets and meanings are read off a Metrics; here is only what no metric can say of itself.
+Names, types, labels, buckets and meanings come from a `Metrics`. This module adds the alerts and the text around them.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from kproxy.clocks import SystemClock
+from kproxy.containment import Containment
 from kproxy.metrics.registry import Described, Metrics
 from kproxy.model.plans import Family
 
-# What to alert on: an expression, for how long it should hold, and what it means.
+# Alerts by the metric that they are about: the expression, for how long it should hold, and what it means.
 ALERTS: dict[str, tuple[str, str, str]] = {
     "kubeproxy_sync_proxy_rules_last_timestamp_seconds": (
         "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds "
         "> kubeproxy_sync_proxy_rules_last_timestamp_seconds + 120",
         "5m",
-        "changes wait and are not programmed",
+        "changes are pending and not programmed",
     ),
     "kubeproxy_network_programming_duration_seconds": (
         "histogram_quantile(0.99, sum by (instance, le) "
@@ -28,18 +30,18 @@ ALERTS: dict[str, tuple[str, str, str]] = {
     "kubeproxy_proxy_healthz_total": (
         'increase(kubeproxy_proxy_healthz_total{code="503"}[10m]) > 0',
         "10m",
-        "the node answers health checks with 503: it is overdue, or on its way out",
+        "the node fails its health checks: a change is overdue, or the node is being removed",
     ),
-    "kproxy_sync_failures_total": ("rate(kproxy_sync_failures_total[10m]) > 0", "10m", "syncs fail again and again"),
+    "kproxy_sync_failures_total": ("rate(kproxy_sync_failures_total[10m]) > 0", "10m", "syncs keep failing"),
     "kproxy_rejected_service_ports": (
         "kproxy_rejected_service_ports > 0",
         "5m",
-        "the kernel does not take some Service; the log and the status page say which and why",
+        "the kernel refuses a Service port; the log and the status page say which and why",
     ),
     "kproxy_conflicting_frontends": (
         "kproxy_conflicting_frontends > 0",
         "15m",
-        "Services ask for the same node port or external address",
+        "several Services claim the same node port or external address",
     ),
     "kproxy_foreign_changes_repaired_total": (
         "increase(kproxy_foreign_changes_repaired_total[1h]) > 3",
@@ -54,13 +56,18 @@ ALERTS: dict[str, tuple[str, str, str]] = {
     "kproxy_config_reloads_total": (
         'increase(kproxy_config_reloads_total{outcome="refused"}[1h]) > 0',
         "0m",
-        "a changed configuration was refused; the former one is in force",
+        "a changed configuration was refused; the former one stays in force",
+    ),
+    "kproxy_internal_errors_total": (
+        "increase(kproxy_internal_errors_total[1h]) > 0",
+        "0m",
+        "a bug in kproxy, contained; the log has the traceback, `kproxy status` says whether it lasts",
     ),
     "kproxy_sync_running": ("min_over_time(kproxy_sync_running[5m]) == 1", "0m", "a sync hangs"),
     "kproxy_userspace_refused_connections_total": (
         "rate(kproxy_userspace_refused_connections_total[5m]) > 0",
         "10m",
-        "connections were given up",
+        "connections could not be forwarded",
     ),
 }
 
@@ -71,8 +78,11 @@ Written by `python -m kproxy.metrics.reference > docs/metrics.md`; a test holds 
 
 kproxy serves metrics at `metricsBindAddress` (127.0.0.1:10249), path `/metrics`, in the Prometheus text format. Those
 that begin with `kubeproxy_` are kube-proxy's by name, type, labels and buckets, so dashboards and alerts go on working;
-those that begin with `kproxy_` are its own, and `rest_client_*`, `kubernetes_*` and `process_*` are what components of
-Kubernetes have in common. `ip_family` is `IPv4` or `IPv6`. A metric of another mode is not there, or stays at nothing.
+those that begin with `kproxy_` are its own, and `rest_client_*`, `kubernetes_*` and `process_*` are common to all
+components of Kubernetes. `ip_family` is `IPv4` or `IPv6`. Metrics of other modes are missing or stay at 0.
+
+`stage` is the part of kproxy that an unexpected error was contained in, at the cost of that part alone: for instance
+`metrics`, `status-page`, `healthz`, `health-checks`, `events`. Every part is there from the start, at 0.
 """
 _SECTIONS = {
     "kube-proxy's": "kubeproxy_",
@@ -81,23 +91,24 @@ _SECTIONS = {
     "kproxy's own": "kproxy_",
 }
 _TAIL = """\
-## Of the process
+## Process
 
 `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_virtual_memory_bytes`, `process_open_fds`,
-`process_max_fds` and `process_start_time_seconds`, as every Prometheus client has them, and `python_info`.
+`process_max_fds` and `process_start_time_seconds`, as of every Prometheus client, and `python_info`.
 
-## Not there
+## Not exported
 
-Of what kube-proxy exports besides: `go_*`, as there is no Go here (panels about goroutines stay empty); `workqueue_*`
-and `apiserver_*`; `rest_client_*` about sizes, name resolution, retries, transports and exec plugins;
+kube-proxy exports more: `go_*`, as it is written in Go (panels about goroutines stay empty); `workqueue_*` and
+`apiserver_*`; `rest_client_*` about sizes, name resolution, retries, transports and exec plugins;
 `kubernetes_build_info` and `kubernetes_feature_enabled`, as kproxy is no release of Kubernetes (`kproxy_build_info`
 says what runs).
 """
 
 
 def text() -> str:
-    """The whole page, Markdown."""
-    found = sorted(Metrics(list(Family), "", "").described(), key=lambda metric: metric.name)
+    """Return the whole page, in Markdown."""
+    metrics = Metrics(list(Family), "", "", Containment(SystemClock()))
+    found = sorted(metrics.described(), key=lambda metric: metric.name)
     parts = [_HEAD]
     for title, prefix in _SECTIONS.items():
         some = [metric for metric in found if metric.name.startswith(prefix)]

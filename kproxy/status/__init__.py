@@ -1,1 +1,1 @@
-"""The status of the daemon: what the status page, its JSON form and `kproxy status` show."""
+"""The status of the daemon: its store, its JSON schema, its view on a page and in a terminal, and the HTTP servers."""

@@ -1,4 +1,4 @@
-"""From plans to the rows of the status page: what a search finds, a page of it, what each line says. Pure."""
+"""The Services of the status: the plans that a search finds, cut into pages, each plan as a row. Pure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from kproxy.model.plans import Family, PortKey, ServicePlan, address_port
 from kproxy.status.schema import PortRow, ServicePage, ServiceRow
 
 SHOWN_ENDPOINTS = 16
+"""Endpoints of a port that are listed; the others are counted."""
+LONGEST_QUERY = 256
+"""Characters of a search that are read."""
 
 Names = Callable[[ServicePlan], tuple[str, ...]]
-"""By which names the kernel knows a port."""
+"""Returns the names of a port's chains, map elements or virtual servers in the kernel."""
 Refused = Mapping[tuple[Family, PortKey], str]
-"""Why the kernel did not take a port."""
+"""Why the kernel refused a port."""
 
 
 def service_page(
     plans: Iterable[ServicePlan], names: Names, refused: Refused, query: str = "", page: int = 1, size: int = 50
 ) -> ServicePage:
-    """Page number PAGE (from 1) of the Services that QUERY finds, SIZE each, by namespace and name.
+    """Return page number `page` (from 1) of the Services that `query` finds, ordered by namespace and name.
 
-    QUERY: words, all of which must occur in the Service's name, addresses, ports, endpoints, or names in the kernel.
-    A page that does not exist becomes the nearest that does.
+    query: words, all of which must occur in the Service's name, addresses, ports, endpoints, or names in the kernel.
+    size: Services a page. For a page that does not exist the nearest one is returned.
     """
     services: dict[tuple[str, str], list[ServicePlan]] = {}
     for plan in plans:
@@ -41,14 +44,14 @@ def service_page(
 
 
 def _found(words: Sequence[str], plans: Iterable[ServicePlan], names: Names) -> bool:
-    """Names in the kernel are made only when nothing else has the words, as many of them are hashes."""
+    # Names in the kernel are computed only when nothing else has the words, since many of them are hashes.
     plans = list(plans)
     text = "\n".join(part for plan in plans for part in _words(plan)).lower()
     missing = [word for word in words if word not in text]
     if not missing:
         return True
-    made = "\n".join(name for plan in plans for name in names(plan)).lower()
-    return all(word in made for word in missing)
+    in_kernel = "\n".join(name for plan in plans for name in names(plan)).lower()
+    return all(word in in_kernel for word in missing)
 
 
 def _words(plan: ServicePlan) -> Iterator[str]:

@@ -1,8 +1,6 @@
-"""What the status page, its JSON form and `kproxy status` show: plain values, with the JSON's names. Pure.
+"""The schema of /status.json, which the status page and `kproxy status` show: plain values, named as in the JSON. Pure.
 
-Times are RFC 3339 in UTC, durations seconds. Fields may be added; none is renamed or taken away.
-
-Who serves the pages.
+Times are RFC 3339 in UTC, durations are seconds. Fields may be added; none is renamed or removed.
 """
 
 from __future__ import annotations
@@ -15,10 +13,10 @@ import msgspec
 
 
 class Sync(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One sync of one family. ended: when. full: it compared everything with the kernel.
+    """One sync of one family. full: it compared everything with the kernel.
 
-    changed: Service ports that differed. bytes, transactions: what was written. refused: ports that the kernel did not
-    take. repaired: others' changes were put right. error: why it failed, "" when it did not.
+    changed: Service ports that differed. bytes, transactions: what was written. refused: ports that the kernel refused.
+    repaired: changes of another program were undone. error: why it failed, "" when it did not.
     """
 
     ended: str
@@ -33,7 +31,7 @@ class Sync(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 class FamilyStatus(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One IP family. last_updated: when its rules were last known to be right, "" for never. syncs: latest first."""
+    """One IP family. last_updated: when its rules were last up to date, "" for never. syncs: the latest first."""
 
     family: str
     healthy: bool
@@ -46,9 +44,10 @@ class FamilyStatus(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 class PortRow(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """One Service port in one family.
 
-    addresses: what leads to it. endpoints: the first of those that serve traffic here; serving: how many there are;
-    known: how many there are at all, usable or not. names: by which the kernel knows it. notes: what is special (a
-    policy, affinity, source ranges, no endpoints). refused: why the kernel does not have it, "" when it has.
+    addresses: where clients connect to. endpoints: the first of those that serve traffic on this node. serving: how
+    many of those there are; known: how many there are in all, usable or not. names: its chains, map elements or virtual
+    servers in the kernel. notes: policies, affinity, source ranges, lack of endpoints. refused: why the kernel refused
+    it, "" when it did not.
     """
 
     family: str
@@ -72,7 +71,7 @@ class ServiceRow(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 class ServicePage(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """Some of the Services. query: what was searched for. total: all; matching: those that QUERY finds."""
+    """One page of the Services. total: number of all; matching: number of those that `query` finds."""
 
     query: str
     page: int
@@ -91,14 +90,14 @@ class Refusal(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 class Conflicting(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """Services that ask for one way in."""
+    """Services that claim the same address or node port."""
 
     where: str
     services: tuple[str, ...]
 
 
 class Unusable(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """An object of the cluster that could not be used when it was last seen."""
+    """A Kubernetes object that was invalid when it was last seen."""
 
     seen: str
     kind: str
@@ -107,7 +106,7 @@ class Unusable(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """A warning or an error. times: how often it came since `first`."""
+    """A warning or an error of the log. times: how often it was logged since `first`."""
 
     first: str
     last: str
@@ -117,8 +116,20 @@ class LogLine(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     text: str
 
 
+class InternalError(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A part of kproxy that fails unexpectedly and has not worked since; it is retried.
+
+    stage: the part. failures: in a row, since `since`. error: the last one.
+    """
+
+    stage: str
+    failures: int
+    error: str
+    since: str
+
+
 class Status(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """All of it. healthy: no change is overdue; says nothing about the node."""
+    """The status of one daemon. healthy: no change is overdue, whatever the state of the node."""
 
     program: str
     version: str
@@ -136,14 +147,15 @@ class Status(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     conflicts: tuple[Conflicting, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     log: tuple[LogLine, ...] = ()
+    internal_errors: tuple[InternalError, ...] = ()
 
 
 @dataclass(slots=True)
 class Identity:
-    """What this process says of itself, now: it is looked at for each page.
+    """The identity of this process, which every page reads anew, since a reload changes it.
 
     mode: the proxy mode in use. config: the effective KubeProxyConfiguration, as JSON values. flags: every flag of the
-    command line and its value as text.
+    command line with its value as text.
     """
 
     version: str

@@ -1,108 +1,119 @@
-"""Everything that the status page tells, collected from the threads that know it. Built when somebody looks.
+"""The store of everything that the status shows, reported by the threads that know it.
 
-What happened lately, kept in memory for the status page: syncs and the like, and the log's warnings and errors.
+Counters and recent events are kept as they are reported. The Services are asked for when somebody looks, so that their
+rows cost nothing otherwise.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Lock
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
-from kproxy import logs
+from kproxy import EMULATED, logs
 from kproxy.clocks import Clock, rfc3339
+from kproxy.containment import Containment
 from kproxy.errors import InvalidObject, one_line
 from kproxy.healthz.proxier_health import FamilyHealth, Health, ProxierHealth
 from kproxy.model.conflicts import Conflict
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.status.rows import service_page
-from kproxy.status.schema import Conflicting, FamilyStatus, Identity, LogLine, Refusal, Status, Sync, Unusable
-from kproxy.status.zpages import EMULATED
+from kproxy.status.schema import (
+    Conflicting,
+    FamilyStatus,
+    Identity,
+    InternalError,
+    LogLine,
+    Refusal,
+    Status,
+    Sync,
+    Unusable,
+)
 
-PAGE = 50
+PAGE_SIZE = 50
 """Services a page."""
+KEPT = 50
+"""Syncs of a family, invalid objects, and different lines of the log that are kept, the latest."""
+LONGEST_LINE = 600
+"""Characters of a line of the log that are kept."""
 
 
 class Programmed(Protocol):
-    """What is programmed, as the sync loop knows it. Called from any thread."""
+    """The Services that are programmed. Both methods are called from any thread."""
 
     def plans(self) -> Sequence[ServicePlan]:
-        """A copy of the plans of all families."""
+        """Return a copy of the plans of all families."""
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
-        """By which names a plan is found in the kernel."""
+        """Return the names by which a plan is found in the kernel."""
 
 
 class StatusStore:
-    """Every method may be called from any thread, and none waits for long but `overview`.
+    """What the status shows. Every method may be called from any thread; only `status` takes noticeable time.
 
-    identity: looked at each time. node: this node's name. CLOCK's time now counts as the process's start.
+    identity: of this process, read at each `status`. node: this node's name. containment: whose failing stages are
+    shown. Uptime counts from the creation of the store.
     """
 
-    def __init__(self, identity: Identity, node: str, clock: Clock) -> None:
-        self.lines = RecentLines()
-        self._identity, self._node, self._clock = identity, node, clock
+    def __init__(self, identity: Identity, node: str, clock: Clock, containment: Containment) -> None:
+        self.lines = LogLines()
+        self._identity, self._node, self._clock, self._containment = identity, node, clock, containment
         self._started, self._began = clock.now(), clock.monotonic()
         self._lock = Lock()
         self._programmed: Programmed | None = None
         self._families: tuple[Family, ...] = ()
-        self._syncs: dict[Family, Latest[Sync]] = {family: Latest() for family in Family}
+        self._syncs: dict[Family, deque[Sync]] = {family: deque(maxlen=KEPT) for family in Family}
         self._refused: dict[Family, Mapping[PortKey, str]] = {}
         self._conflicts: dict[Family, tuple[Conflict, ...]] = {}
         self._unusable: OrderedDict[tuple[str, str, str], str] = OrderedDict()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Keep the warnings and errors that kproxy logs meanwhile."""
-        log = logging.getLogger(logs.ROOT)
-        log.addHandler(self.lines)
-        try:
-            yield
-        finally:
-            log.removeHandler(self.lines)
+        return logs.listening(self.lines.add)
 
     def show(self, programmed: Programmed, families: Iterable[Family]) -> None:
-        """From now on Services are asked of PROGRAMMED, which programs FAMILIES."""
-        self._programmed, self._families = programmed, tuple(families)
+        """Show the Services of `programmed`, which programs `families`, from now on."""
+        with self._lock:
+            self._programmed, self._families = programmed, tuple(families)
 
     def synced(self, family: Family, sync: Sync) -> None:
-        """A sync of FAMILY ended."""
-        self._syncs[family].add(sync)
+        """Add a sync that ended."""
+        with self._lock:
+            self._syncs[family].appendleft(sync)
 
     def refused(self, family: Family, ports: Mapping[PortKey, str]) -> None:
-        """The ports of FAMILY that the kernel refuses at present, with why."""
+        """Set the ports of `family` that the kernel refuses, with the reasons."""
         with self._lock:
             self._refused[family] = dict(ports)
 
     def conflicts(self, family: Family, found: Iterable[Conflict]) -> None:
-        """The conflicts of FAMILY that exist at present."""
+        """Set the conflicts of `family`."""
         with self._lock:
             self._conflicts[family] = tuple(found)
 
     def unusable(self, problem: InvalidObject) -> None:
-        """An object cannot be used."""
+        """Add an object that cannot be used."""
         key = (problem.kind, problem.name, str(problem))
         with self._lock:
             self._unusable.pop(key, None)
-            self._unusable[key] = rfc3339(self._clock.now().replace(microsecond=0))
+            self._unusable[key] = _seconds(self._clock.now())
             while len(self._unusable) > KEPT:
                 self._unusable.popitem(last=False)
 
-    def overview(self, health: ProxierHealth, query: str = "", page: int = 1, size: int = PAGE) -> Status:
-        """All of it as it is now, with one page of Services. With 10,000 Services it takes tenths of a second."""
-        programmed = self._programmed
-        plans: Sequence[ServicePlan] = programmed.plans() if programmed else ()
+    def status(self, health: ProxierHealth, query: str = "", page: int = 1, size: int = PAGE_SIZE) -> Status:
+        """Return the status as it is now, with one page of Services; some tenths of a second for 10,000 Services."""
         with self._lock:
+            programmed, families = self._programmed, self._families
+            syncs = {family: tuple(self._syncs[family]) for family in families}
             refused = {(family, key): why for family, ports in self._refused.items() for key, why in ports.items()}
             conflicts = {(c.where, c.claimants): c for found in self._conflicts.values() for c in found}
             unusable = [(*key, seen) for key, seen in reversed(self._unusable.items())]
+        plans: Sequence[ServicePlan] = programmed.plans() if programmed else ()
         state = health.health()
         return Status(
             program="kproxy",
@@ -110,12 +121,12 @@ class StatusStore:
             emulates=EMULATED,
             node=self._node,
             mode=self._identity.mode,
-            started=rfc3339(self._started.replace(microsecond=0)),
+            started=_seconds(self._started),
             uptime_seconds=int(self._clock.monotonic() - self._began),
-            now=rfc3339(state.now.replace(microsecond=0)),
+            now=_seconds(state.now),
             healthy=state.healthy,
             node_eligible=state.node_eligible,
-            families=tuple(self._family(family, state, plans) for family in self._families),
+            families=tuple(_family(family, state, plans, syncs[family]) for family in families),
             services=service_page(plans, programmed.names if programmed else _nameless, refused, query, page, size),
             refused=tuple(
                 Refusal(family=family.value, service=_port_name(key), reason=why)
@@ -126,19 +137,27 @@ class StatusStore:
                 Unusable(seen=seen, kind=kind, object=name, reason=why) for kind, name, why, seen in unusable
             ),
             log=self.lines.lines(),
+            internal_errors=tuple(self._internal_errors()),
         )
 
-    def _family(self, family: Family, state: Health, plans: Iterable[ServicePlan]) -> FamilyStatus:
-        found = state.families.get(family, FamilyHealth(None, True))
-        mine = [plan.endpoint_count for plan in plans if plan.family is family]
-        return FamilyStatus(
-            family=family.value,
-            healthy=found.healthy,
-            last_updated=rfc3339(found.last_updated.replace(microsecond=0)) if found.last_updated else "",
-            ports=len(mine),
-            endpoints=sum(mine),
-            syncs=self._syncs[family].items(),
-        )
+    def _internal_errors(self) -> Iterator[InternalError]:
+        now, monotonic = self._clock.now(), self._clock.monotonic()
+        for stage in self._containment.failing():
+            since = _seconds(now - timedelta(seconds=monotonic - stage.since))
+            yield InternalError(stage=stage.stage, failures=stage.failures, error=stage.error, since=since)
+
+
+def _family(family: Family, state: Health, plans: Iterable[ServicePlan], syncs: tuple[Sync, ...]) -> FamilyStatus:
+    health = state.families.get(family, FamilyHealth(None, True))
+    endpoints = [plan.endpoint_count for plan in plans if plan.family is family]
+    return FamilyStatus(
+        family=family.value,
+        healthy=health.healthy,
+        last_updated=_seconds(health.last_updated) if health.last_updated else "",
+        ports=len(endpoints),
+        endpoints=sum(endpoints),
+        syncs=syncs,
+    )
 
 
 def _nameless(plan: ServicePlan) -> tuple[str, ...]:
@@ -149,30 +168,15 @@ def _port_name(key: PortKey) -> str:
     return str(key) if key.port else f"{key} ({key.protocol})"
 
 
-KEPT = 50
-LONGEST = 600  # characters of a line
-
-T = TypeVar("T")
+def _seconds(moment: datetime) -> str:
+    return rfc3339(moment.replace(microsecond=0))
 
 
-class Latest(Generic[T]):
-    """The last KEPT things, latest first. From any thread."""
-
-    def __init__(self, kept: int = KEPT) -> None:
-        self._lock = threading.Lock()
-        self._held: deque[T] = deque(maxlen=kept)
-
-    def add(self, item: T) -> None:
-        with self._lock:
-            self._held.appendleft(item)
-
-    def items(self) -> tuple[T, ...]:
-        with self._lock:
-            return tuple(self._held)
+# ---------------------------------------------------------------- the log
 
 
-class _Line(NamedTuple):
-    """What makes two lines the same: numbers in it may differ (how often, when again)."""
+class _Key(NamedTuple):
+    """What is the same in two lines of which one repeats the other; numbers may differ (attempts, seconds)."""
 
     level: str
     part: str
@@ -181,53 +185,54 @@ class _Line(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Said:
+class _Entry:
     first: float
     last: float
     text: str
     times: int = 1
 
 
-class RecentLines(logging.Handler):
-    """A handler that keeps the last KEPT different warnings and errors; the same again is only counted."""
+class LogLines:
+    """The last different warnings and errors of the log; repeats are counted. May be used from any thread."""
 
-    def __init__(self, kept: int = KEPT) -> None:
-        super().__init__(logging.WARNING)
-        self._kept = kept
-        self._held: OrderedDict[_Line, _Said] = OrderedDict()
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """As logging.Handler.emit, which holds the lock."""
-        part, message, fields = logs.told(record)
-        level = "error" if record.levelno >= logging.ERROR else "warning"
-        words = {name: value for name, value in fields.items() if type(value) not in (int, float)}
-        line = _Line(level, part, message, one_line(_shown(words), LONGEST))
-        text = one_line(message + _shown(fields), LONGEST)
-        said = self._held.pop(line, None)
-        if said is None:
-            said = _Said(record.created, record.created, text)
-        else:
-            said.last, said.text, said.times = record.created, text, said.times + 1
-        self._held[line] = said
-        while len(self._held) > self._kept:
-            self._held.popitem(last=False)
+    def add(self, line: logs.Line) -> None:
+        """Add a line, or count it as a repeat."""
+        words = {name: value for name, value in line.fields.items() if type(value) not in (int, float)}
+        key = _Key(line.level, line.part, line.message, one_line(_shown(words), LONGEST_LINE))
+        text = one_line(line.message + _shown(line.fields), LONGEST_LINE)
+        with self._lock:
+            entry = self._entries.pop(key, None)
+            if entry is None:
+                entry = _Entry(line.created, line.created, text)
+            else:
+                entry.last, entry.text, entry.times = line.created, text, entry.times + 1
+            self._entries[key] = entry
+            while len(self._entries) > KEPT:
+                self._entries.popitem(last=False)
 
     def lines(self) -> tuple[LogLine, ...]:
-        """What is kept, latest first. From any thread."""
-        self.acquire()
-        try:
-            held = [(line, said.first, said.last, said.text, said.times) for line, said in reversed(self._held.items())]
-        finally:
-            self.release()
-        return tuple(
-            LogLine(first=_time(first), last=_time(last), times=times, level=line.level, part=line.part, text=text)
-            for line, first, last, text, times in held
-        )
+        """Return the lines, the latest first."""
+        with self._lock:
+            return tuple(
+                LogLine(
+                    first=_moment(entry.first),
+                    last=_moment(entry.last),
+                    times=entry.times,
+                    level=key.level,
+                    part=key.part,
+                    text=entry.text,
+                )
+                for key, entry in reversed(self._entries.items())
+            )
 
 
 def _shown(fields: Mapping[str, object]) -> str:
     return "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
 
 
-def _time(seconds: float) -> str:
+def _moment(seconds: float) -> str:
     return rfc3339(datetime.fromtimestamp(int(seconds), UTC))

@@ -1,8 +1,8 @@
-"""/statusz and /flagz as components of Kubernetes 1.36 write them (KEP-4827, KEP-4828): text, or JSON on request. Pure.
+"""/statusz and /flagz in the form of Kubernetes' components (KEP-4827, KEP-4828): text, or JSON on request. Pure.
 
     Accept: application/json;v=v1beta1;g=config.k8s.io;as=Statusz
 
-What they say of the language is Python's, of the version kproxy's own; the version that is emulated is kube-proxy's.
+The binary version is kproxy's own, and the Go version names Python's; the emulation version is kube-proxy's.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from kproxy import EMULATED
 from kproxy.clocks import rfc3339
 
-EMULATED = "1.36"
-"""The version of Kubernetes whose kube-proxy is replaced."""
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
 
 _COMPONENT = "kube-proxy"
 _GROUP = "config.k8s.io"
 _VERSIONS = ("v1beta1", "v1alpha1")
-# Word for word as Kubernetes has it: that is how tools tell the pages.
+# Word for word as in Kubernetes, since tools recognise the pages by it.
 _WARNING = (
     "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is "
     "for debugging purposes only."
@@ -44,9 +43,9 @@ class Uptime:
 
 
 def negotiate(accept: str, kind: str) -> str | None:
-    """The API version in which a page of KIND (Statusz, Flagz) is wanted, by the request's header ACCEPT.
+    """Return the API version of `kind` (Statusz, Flagz) that the request's header Accept asks for.
 
-    "" for text; None when nothing that it takes can be had, which is HTTP status 406.
+    "" for text; None when no form that it accepts is available, which is HTTP status 406.
     """
     if not accept.strip():
         return ""
@@ -61,7 +60,7 @@ def negotiate(accept: str, kind: str) -> str | None:
 
 
 def statusz(uptime: Uptime, version: str, paths: Iterable[str], api: str = "") -> bytes:
-    """What runs, since when, and which paths there are. version: kproxy's. api: as `negotiate` returned it."""
+    """Return the page /statusz. version: kproxy's. paths: of this server. api: as `negotiate` returned it."""
     python = f"none (Python {platform.python_version()})"
     shown = sorted(path for path in paths if path != "/")
     if api:
@@ -88,7 +87,7 @@ def statusz(uptime: Uptime, version: str, paths: Iterable[str], api: str = "") -
 
 
 def flagz(flags: Mapping[str, str], api: str = "") -> bytes:
-    """FLAGS by name, sorted, as name=value. api: as `negotiate` returned it."""
+    """Return the page /flagz, sorted by name. api: as `negotiate` returned it."""
     if api:
         return _structured("Flagz", api, flags=dict(sorted(flags.items())))
     return _text("flagz", *(f"{name}={value}" for name, value in sorted(flags.items())))

@@ -112,7 +112,7 @@ class ClusterSource:
         source = ApiSource(client, node)
         source.start(self._queue)
         stack.callback(source.stop)
-        recorder = EventRecorder(ApiSink(client), node, self._clock, self._metrics.kubernetes_event)
+        recorder = EventRecorder(ApiSink(client), node, self._clock, self._containment, self._metrics.kubernetes_event)
         recorder.start()
         stack.callback(recorder.stop)
         return recorder.record

@@ -112,10 +112,10 @@ class Daemon:
         addresses = LiveAddresses()
         stack.callback(addresses.close)
         self._node_watcher = NodeWatcher(self._config, addresses, self._clock)
-        self._metrics = Metrics(tools.families, self._config.mode, __version__)
+        self._metrics = Metrics(tools.families, self._config.mode, __version__, self._containment)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
         self._identity = Identity(__version__, self._config.mode.value, to_values(self._config), options.flags)
-        self._status = StatusStore(self._identity, options.node_name, self._clock)
+        self._status = StatusStore(self._identity, options.node_name, self._clock, self._containment)
         stack.enter_context(self._status.listening())
         self._source = ClusterSource(options, queue, self._clock, self._metrics, self._containment)
         self._reporter = Reporter(
@@ -186,6 +186,7 @@ class Daemon:
             self._metrics,
             self._clock,
             self._status,
+            self._containment,
             lambda port, check, error: self._source.notify(check_failed(node, port, check, error)),
         )
 

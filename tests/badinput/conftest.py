@@ -1,4 +1,4 @@
-"""Unusable objects, each with what has to be said about it, next to a Service that has to work all the same."""
+"""Unusable objects with the lines that report them, and a Service beside them that must work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def endpoint_slice(name: str, number: int) -> Object:
 
 @dataclass(frozen=True)
 class Bad:
-    """One unusable object. lines: what is said of it, one line each. programmed: what of it works all the same."""
+    """An unusable object. lines: the problems that are reported. programmed: addresses that work nevertheless."""
 
     name: str
     kind: str
@@ -111,5 +111,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def good() -> list[Object]:
-    """What must work whatever stands next to it."""
+    """Return objects that must work whatever is beside them."""
     return [service("good", 200), endpoint_slice("good", 200)]

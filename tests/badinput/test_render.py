@@ -1,15 +1,15 @@
-"""`kproxy render` with something unusable: exit status 2, and one line on standard error for each problem."""
+"""Bad input of `kproxy render`: exit status 2, and one line on standard error for each problem."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+
+from kproxy.cli.main import main
 
 if TYPE_CHECKING:
     from tests.badinput.conftest import Bad
@@ -19,10 +19,10 @@ HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigura
 
 
 class Folder:
-    """Input files of a render, and the render."""
+    """Input files of a command, and the command."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path, self._capsys = path, capsys
         self.write("host", json.dumps(HOST))
 
     def write(self, name: str, text: str) -> Path:
@@ -31,15 +31,18 @@ class Folder:
         return path
 
     def render(self, *arguments: str) -> tuple[int, str, list[str]]:
-        """Exit status, standard output, and the lines of standard error."""
-        argv = (sys.executable, "-m", "kproxy", "render", "--node", "node1", f"--host={self.path / 'host'}")
-        done = subprocess.run([*argv, *arguments], capture_output=True, text=True, timeout=60)
-        return done.returncode, done.stdout, done.stderr.splitlines()
+        return self.kproxy("render", "--node=node1", f"--host={self.path / 'host'}", *arguments)
+
+    def kproxy(self, *arguments: str) -> tuple[int, str, list[str]]:
+        """Run a command; returns exit status, standard output, and the lines of standard error."""
+        status = main(arguments)
+        out, errors = self._capsys.readouterr()
+        return status, out, errors.splitlines()
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path)
+def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Folder:
+    return Folder(tmp_path, capsys)
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])
@@ -54,7 +57,7 @@ def test_each_problem_is_one_line_that_names_object_and_field(
     assert lines == [f"kproxy: error: {said}" for said in each.lines]
 
 
-def test_all_problems_are_told_at_once(folder: Folder, bad: tuple[Bad, ...]) -> None:
+def test_all_problems_are_reported_at_once(folder: Folder, bad: tuple[Bad, ...]) -> None:
     for each in bad:
         folder.write(f"{each.name}.yaml", yaml.safe_dump(each.item))
     status, _, lines = folder.render("-f", str(folder.path))
@@ -98,18 +101,14 @@ CONFIGURATIONS = {
 def test_a_configuration_is_refused_by_field(folder: Folder, case: str, command: str) -> None:
     text, said = CONFIGURATIONS[case]
     path = folder.write("config.yaml", HEADER + text)
-    if command == "render":
-        status, out, lines = folder.render(f"--config={path}", "-f", str(folder.write("objects.yaml", "")))
-    else:
-        argv = (sys.executable, "-m", "kproxy", "run", f"--config={path}", f"--manifests={folder.path}")
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
-        status, out, lines = done.returncode, done.stdout, done.stderr.splitlines()
+    source = ["-f", str(folder.write("objects.yaml", ""))] if command == "render" else [f"--manifests={folder.path}"]
+    status, out, lines = folder.kproxy(command, f"--config={path}", *source)
     assert (status, out, len(lines)) == (2, "", len(said)), lines
     for line, start in zip(sorted(lines), said, strict=True):
         assert line.startswith(f"kproxy: error: {path}: {start}")
 
 
-def test_an_unknown_field_is_told_and_passed_over(folder: Folder) -> None:
+def test_an_unknown_field_is_reported_and_ignored(folder: Folder) -> None:
     path = folder.write("config.yaml", HEADER + "clusterCidr: 10.0.0.0/8\niptables: {syncperiod: 1s}\n")
     status, _, lines = folder.render(f"--config={path}", "-f", str(folder.write("objects.yaml", "")))
     assert status == 0

@@ -1,4 +1,4 @@
-"""`kproxy run` with something unusable: one line in the log, counted, and everything else is programmed."""
+"""Bad input of `kproxy run`: each problem is logged and counted, and everything else is programmed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUICKLY = ("--logging-format=json", "--iptables-min-sync-period=50ms")
 
 @dataclass(slots=True)
 class Running:
-    """A proxy at work. node: its namespace. events: what it posted about Services, where there is a server to tell."""
+    """A running proxy. node: its namespace. server: the API server, if that is its source."""
 
     node: Namespace
     proxy: Proxy
@@ -40,13 +40,13 @@ class Running:
     def rules(self) -> str:
         return self.node.run(["iptables-nft-save"])
 
-    def said(self) -> list[dict[str, Any]]:
-        """The log's lines about objects that cannot be used."""
+    def logged(self) -> list[dict[str, Any]]:
+        """Return the log's lines about unusable objects."""
         lines = [json.loads(line) for line in self.proxy.log.read_text().splitlines()]
         return [line for line in lines if line.get("msg") == "Object cannot be used"]
 
     def counted(self) -> dict[str, float]:
-        """kproxy_invalid_objects_total by kind."""
+        """Return kproxy_invalid_objects_total by kind."""
         _, _, text = self.node.call(probes.http_status, "127.0.0.1", 10249, "/metrics")
         samples = [line for line in text.splitlines() if line.startswith("kproxy_invalid_objects_total{")]
         return {line.split('"')[1]: float(line.rpartition(" ")[2]) for line in samples}
@@ -59,7 +59,7 @@ def running(
     bad: tuple[Bad, ...],
     good: list[dict[str, Any]],
 ) -> Iterator[Running]:
-    """A proxy that was given all the bad objects and the good one at once."""
+    """Yield a proxy that got all the bad objects and the good one at once."""
     if reason := unavailable(("iptables-nft-save", "iptables-nft-restore")):
         pytest.skip(reason)
     folder: Path = tmp_path_factory.mktemp(request.param)
@@ -85,27 +85,27 @@ def running(
 
 
 def test_each_problem_is_one_line_of_the_log(running: Running, each: Bad) -> None:
-    found = [line for line in running.said() if line["err"] in each.lines]
+    found = [line for line in running.logged() if line["err"] in each.lines]
     assert sorted(line["err"] for line in found) == sorted(each.lines)
     assert {(line["level"], line["kind"]) for line in found} == {("warning", each.kind)}
     assert {line["object"] for line in found} == {f"bad/{each.item['metadata']['name']}"}
 
 
-def test_nothing_else_is_said_to_be_unusable(running: Running, bad: tuple[Bad, ...]) -> None:
-    assert sorted(line["err"] for line in running.said()) == sorted(line for each in bad for line in each.lines)
+def test_nothing_else_is_reported_as_unusable(running: Running, bad: tuple[Bad, ...]) -> None:
+    assert sorted(line["err"] for line in running.logged()) == sorted(line for each in bad for line in each.lines)
 
 
 def test_every_problem_is_counted(running: Running, bad: tuple[Bad, ...]) -> None:
     assert running.counted() == Counter(each.kind for each in bad for _ in each.lines)
 
 
-def test_what_is_good_in_them_is_programmed_and_nothing_more(running: Running, bad: tuple[Bad, ...]) -> None:
+def test_their_usable_parts_are_programmed_and_nothing_more(running: Running, bad: tuple[Bad, ...]) -> None:
     programmed = set(re.findall(r"(?<= -[ds] )(10\.(?!244\.0\.0/)\S+)", running.rules()))
     expected = {address for each in bad for address in each.programmed}
     assert programmed == expected | {"10.96.9.200/32", "10.244.9.200/32"}
 
 
-def test_operators_are_told_by_events(running: Running, bad: tuple[Bad, ...]) -> None:
+def test_operators_get_events(running: Running, bad: tuple[Bad, ...]) -> None:
     if running.server is None:
         assert running.manifests is not None
         return
@@ -114,14 +114,14 @@ def test_operators_are_told_by_events(running: Running, bad: tuple[Bad, ...]) ->
     assert wait_for(lambda: expected <= {event.get("note") for event in server.events}, SOON), server.events
 
 
-def test_one_that_goes_bad_keeps_what_it_had_and_is_told_once_more(
+def test_an_object_that_becomes_invalid_keeps_its_last_usable_state(
     running: Running, good: list[dict[str, Any]]
 ) -> None:
-    """The last usable state of an object that can be read no more stays programmed, until it can be read again."""
+    """It stays programmed until the object can be read again."""
     broken = json.loads(json.dumps(good))
     broken[1]["endpoints"] = "none"
     apply(running, broken)
-    assert wait_for(lambda: any("bad/good: endpoints" in line["err"] for line in running.said()), SOON)
+    assert wait_for(lambda: any("bad/good: endpoints" in line["err"] for line in running.logged()), SOON)
     assert "10.244.9.200:8080" in running.rules()
     changed = json.loads(json.dumps(good))
     changed[1]["endpoints"] = [{"addresses": ["10.244.9.201"]}]
@@ -144,6 +144,6 @@ def test_a_file_that_is_no_yaml_spoils_no_other(running: Running) -> None:
         assert running.server is not None
         return
     (running.manifests.folder / "spoilt.yaml").write_text("kind: [Service\n")
-    assert wait_for(lambda: any("spoilt.yaml" in line["err"] for line in running.said()), SOON), running.proxy.tail()
+    assert wait_for(lambda: any("spoilt.yaml" in line["err"] for line in running.logged()), SOON), running.proxy.tail()
     assert running.counted()["manifest"] == 1
     assert "10.244.9.200:8080" in running.rules()

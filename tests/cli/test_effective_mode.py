@@ -12,30 +12,12 @@ from kproxy.cli import main, settings
 from kproxy.config import files
 from kproxy.config.defaults import PRIMARY, SYNC_PERIOD
 from kproxy.config.fields import ProxyMode
-from kproxy.errors import InvalidConfig
+from tests.cli.test_render import HEADER, HOST, SERVICE
 
-HEADER = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
 NETWORK = "172.19.0.0/16"
 EVERYWHERE: tuple[str, ...] = ()
-# A node with an address beside its own, so that rules show whether node ports are taken there.
-HOST = {
-    "nodeIPs": ["172.18.0.2"],
-    "interfaces": [
-        {"name": "lo", "addresses": ["127.0.0.1/8"]},
-        {"name": "eth0", "addresses": ["172.18.0.2/16"]},
-        {"name": "eth1", "addresses": ["172.19.0.2/16"]},
-    ],
-}
-SERVICE = {
-    "apiVersion": "v1",
-    "kind": "Service",
-    "metadata": {"name": "web", "namespace": "shop"},
-    "spec": {
-        "type": "NodePort",
-        "clusterIP": "10.96.0.10",
-        "ports": [{"name": "http", "port": 80, "nodePort": 30080}],
-    },
-}
+# An address beside the node's own, so that rules show whether node ports are accepted there.
+OTHER = {"name": "eth1", "addresses": ["172.19.0.2/16"]}
 
 
 def written(folder: Path, name: str, value: object) -> Path:
@@ -47,29 +29,31 @@ def written(folder: Path, name: str, value: object) -> Path:
 @pytest.mark.parametrize(
     ("file", "flags", "expected"),
     [
-        (None, [], EVERYWHERE),
-        (None, ["iptables"], EVERYWHERE),
-        (None, ["nftables"], PRIMARY),
-        ({}, [], EVERYWHERE),
-        ({"mode": "nftables"}, [], PRIMARY),
-        ({"mode": "ipvs"}, [], EVERYWHERE),
-        ({}, ["nftables"], EVERYWHERE),  # the file wins over the flag, as in kube-proxy, and so does its mode
-        ({"mode": "nftables"}, ["iptables"], PRIMARY),
-        ({"mode": "nftables", "nodePortAddresses": [NETWORK]}, [], (NETWORK,)),
+        (None, {}, EVERYWHERE),
+        *((None, {"proxy-mode": [mode]}, EVERYWHERE) for mode in ("iptables", "ipvs", "userspace")),
+        (None, {"proxy-mode": ["nftables"]}, PRIMARY),
+        (None, {"proxy-mode": ["nftables"], "nodeport-addresses": [""]}, PRIMARY),
+        (None, {"proxy-mode": ["nftables"], "nodeport-addresses": [NETWORK]}, (NETWORK,)),
+        ({}, {}, EVERYWHERE),
+        ({"mode": "nftables"}, {}, PRIMARY),
+        ({"mode": "ipvs"}, {}, EVERYWHERE),
+        ({}, {"proxy-mode": ["nftables"]}, EVERYWHERE),  # the file wins over the flag, as in kube-proxy, with its mode
+        ({"mode": "nftables"}, {"proxy-mode": ["iptables"]}, PRIMARY),
+        ({"mode": "nftables", "nodePortAddresses": [NETWORK]}, {}, (NETWORK,)),
     ],
 )
 def test_the_daemon_takes_node_ports_where_its_mode_does(
-    tmp_path: Path, file: dict[str, Any] | None, flags: list[str], expected: tuple[str, ...]
+    tmp_path: Path, file: dict[str, Any] | None, flags: dict[str, list[str]], expected: tuple[str, ...]
 ) -> None:
-    given = {"proxy-mode": flags}
-    if file is not None:
-        given["config"] = [str(written(tmp_path, "config.json", HEADER | file))]
+    config = {} if file is None else {"config": [str(written(tmp_path, "config.json", HEADER | file))]}
+    given = flags | config
     assert settings.read(given).options.config.node_port_addresses == expected
 
 
 def rendered(folder: Path, capsys: pytest.CaptureFixture[str], mode: str, file: dict[str, Any] | None) -> str:
-    """The IPv4 rules, with MODE as a flag unless it is "", and with FILE unless it is None."""
-    args = ["render", "--node=node1", "--family=ipv4", f"--host={written(folder, 'host.json', HOST)}"]
+    """Render the IPv4 rules, with `mode` as a flag unless it is "", and with `file` unless it is None."""
+    host = HOST | {"interfaces": [*HOST["interfaces"], OTHER]}
+    args = ["render", "--node=node1", "--family=ipv4", f"--host={written(folder, 'host.json', host)}"]
     args += ["-f", str(written(folder, "objects.json", SERVICE))]
     args += [f"--mode={mode}"] if mode else []
     args += [f"--config={written(folder, 'config.json', HEADER | file)}"] if file is not None else []
@@ -122,10 +106,3 @@ def test_sync_periods_are_completed_for_the_mode_that_takes_the_files_place(tmp_
     path = written(tmp_path, "config.json", HEADER | {"mode": "iptables", "iptables": {"syncPeriod": "7s"}})
     config, _ = files.load(path, ProxyMode.IPVS)
     assert (config.mode, config.ipvs.sync_period) == (ProxyMode.IPVS, SYNC_PERIOD)
-
-
-def test_what_is_wrong_for_the_mode_that_takes_the_files_place(tmp_path: Path) -> None:
-    path = written(tmp_path, "config.json", HEADER | {"mode": "iptables", "ipvs": {"scheduler": "nobody"}})
-    assert files.load(path).config.mode is ProxyMode.IPTABLES
-    with pytest.raises(InvalidConfig, match=r"ipvs\.scheduler"):
-        files.load(path, ProxyMode.IPVS)

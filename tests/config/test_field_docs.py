@@ -186,7 +186,7 @@ def test_the_ports_of_userspace_mode_mean_nothing_elsewhere(mode: str) -> None:
 
 # ---------------------------------------------------------------- flags
 
-NO_FIELD: dict[str, tuple[str, Callable[[settings.Wish], object]]] = {
+NO_FIELD: dict[str, tuple[str, Callable[[settings.Request], object]]] = {
     "cleanup": ("true", attrgetter("cleanup")),
     "config": ("{config}", attrgetter("options.config_file")),
     "init-only": ("true", attrgetter("options.init_only")),
@@ -200,7 +200,7 @@ NO_FIELD: dict[str, tuple[str, Callable[[settings.Wish], object]]] = {
 }
 
 
-def wish(*arguments: str) -> settings.Wish:
+def wish(*arguments: str) -> settings.Request:
     command = pflags.PflagCommand("run", params=pflags.options())
     with command.make_context("kube-proxy", list(arguments)) as context:
         return settings.read({flag.name: context.params[flag.name.replace("-", "_")] for flag in flags.FLAGS})

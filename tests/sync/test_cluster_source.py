@@ -53,7 +53,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.folder, self.clock, self.queue = folder, ManualClock(), EventQueue()
         self.containment = Containment(self.clock)
-        metrics = Metrics(tuple(Family), ProxyMode.IPTABLES, "1")
+        metrics = Metrics(tuple(Family), ProxyMode.IPTABLES, "1", Containment(self.clock))
         self.source = Faulty(self.manifests("first"), self.queue, self.clock, metrics, self.containment)
         self.source.start()
         self.seen: set[str] = set()
@@ -172,7 +172,7 @@ def test_a_start_that_fails_unexpectedly_is_tried_again(rig: Rig) -> None:
 
 
 def test_the_first_start_reports_credentials_that_cannot_be_read(rig: Rig, tmp_path: Path) -> None:
-    metrics = Metrics(tuple(Family), ProxyMode.IPTABLES, "1")
+    metrics = Metrics(tuple(Family), ProxyMode.IPTABLES, "1", Containment(rig.clock))
     options = rig.server(tmp_path / "kubeconfig")
     with pytest.raises(InvalidConfig):
         ClusterSource(options, rig.queue, rig.clock, metrics, rig.containment).start()

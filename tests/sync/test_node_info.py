@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
+from kproxy import logs
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
 from kproxy.errors import KernelError
@@ -17,7 +17,7 @@ from kproxy.model.events import Changed, Deleted, Listed
 from kproxy.model.node_info import ZONE_LABEL, NodeInfo
 from kproxy.model.objects import Kind
 from kproxy.model.state import ClusterState
-from kproxy.status.store import RecentLines
+from kproxy.status.store import LogLines
 from kproxy.sync.node_info import NODE_PATIENCE, NodeWatcher
 from tests.fakes.clocks import ManualClock
 from tests.model.builders import cidr
@@ -136,12 +136,11 @@ def test_mode_node_cidr_waits_for_the_pod_cidr(host: Host) -> None:
 
 
 @pytest.fixture
-def shown() -> Iterator[RecentLines]:
+def shown() -> Iterator[LogLines]:
     """What the status page shows of the node's log."""
-    log, lines = logging.getLogger("kproxy.node"), RecentLines()
-    log.addHandler(lines)
-    yield lines
-    log.removeHandler(lines)
+    lines = LogLines()
+    with logs.listening(lines.add):
+        yield lines
 
 
 WITHOUT_POD_CIDR = [
@@ -153,7 +152,7 @@ WITHOUT_POD_CIDR = [
 
 @pytest.mark.parametrize(("known", "advice"), WITHOUT_POD_CIDR, ids=["no list", "no Node", "no pod CIDR"])
 def test_a_long_wait_for_the_pod_cidr_is_warned_of_once_with_advice(
-    host: Host, shown: RecentLines, known: ClusterState, advice: str
+    host: Host, shown: LogLines, known: ClusterState, advice: str
 ) -> None:
     clock = ManualClock()
     watched = watcher(host, clock, detectLocalMode="NodeCIDR")
@@ -170,7 +169,7 @@ def test_a_long_wait_for_the_pod_cidr_is_warned_of_once_with_advice(
     assert advice in line.text
 
 
-def test_another_wait_is_warned_of_again(host: Host, shown: RecentLines) -> None:
+def test_another_wait_is_warned_of_again(host: Host, shown: LogLines) -> None:
     clock = ManualClock()
     watched, known = watcher(host, clock), state(node("172.30.0.9"))
     for _ in range(2):
@@ -184,7 +183,7 @@ def test_another_wait_is_warned_of_again(host: Host, shown: RecentLines) -> None
 
 
 def test_a_node_list_that_does_not_come_is_waited_for_for_a_while_and_warned_of_once(
-    host: Host, shown: RecentLines
+    host: Host, shown: LogLines
 ) -> None:
     clock = ManualClock()
     watched, known = watcher(host, clock), ClusterState("node1")

@@ -1,10 +1,9 @@
-"""The healthz and metrics servers, asked over real HTTP."""
+"""The healthz and metrics servers, over real HTTP."""
 
 from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,16 +11,13 @@ from typing import Any
 import pytest
 
 from kproxy.errors import InvalidConfig, KernelError
+from kproxy.healthz import listeners
 from kproxy.healthz.listeners import MAX_CONNECTIONS, Address, parse_address
-from kproxy.healthz.proxier_health import ProxierHealth
-from kproxy.metrics.registry import Metrics
+from kproxy.lab.proxies import wait_for
 from kproxy.model.node_info import AUTOSCALER_TAINT, parse
 from kproxy.model.objects import Metadata, Node, NodeSpec, Taint
 from kproxy.model.plans import Family
-from kproxy.status.schema import Identity
-from kproxy.status.servers import Servers, ServerSettings
-from kproxy.status.store import StatusStore
-from tests.fakes.clocks import ManualClock
+from kproxy.status.servers import ServerSettings
 
 DOOMED = parse(Node(Metadata("node1"), NodeSpec(taints=[Taint(AUTOSCALER_TAINT)])))
 
@@ -79,7 +75,7 @@ def test_configz_has_the_configuration_under_its_group(node: Any) -> None:
     }
 
 
-def test_statusz_tells_version_and_uptime(node: Any) -> None:
+def test_statusz_has_version_and_uptime(node: Any) -> None:
     node.clock.advance(3 * 3600 + 4 * 60 + 5)
     text = node.status("/statusz").body.decode()
     assert text.startswith("\nkube-proxy statusz\nWarning: ")
@@ -131,9 +127,7 @@ def test_a_taken_port_is_served_once_it_is_free(
         node = start(ServerSettings(healthz=f"127.0.0.1:{port}", metrics="127.0.0.1:0"))
         assert node.servers.healthz_port is None
         assert node.status("/healthz").status == 200
-    deadline = time.monotonic() + 20
-    while node.servers.healthz_port is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    assert wait_for(lambda: node.servers.healthz_port is not None, 20)
     assert get(port, "/livez").status == 200
 
 
@@ -145,17 +139,9 @@ def test_a_taken_port_ends_the_start_when_it_must_not_fail(start: Callable[[Serv
 
 
 @pytest.mark.parametrize("bind", ["10256", "localhost:10256", "1.2.3.4:70000", "1.2.3.4:", "1.2.3.4:-1", "[::1:80"])
-def test_an_impossible_address_is_named(bind: str) -> None:
-    clock = ManualClock()
+def test_an_impossible_address_is_named(start: Callable[[ServerSettings], Any], bind: str) -> None:
     with pytest.raises(InvalidConfig, match="metricsBindAddress: "):
-        Servers(
-            ServerSettings(healthz="", metrics=bind),
-            Identity("1", "iptables"),
-            ProxierHealth(30, clock),
-            Metrics([], "iptables", "1"),
-            clock,
-            StatusStore(Identity("1", "iptables"), "node1", clock),
-        )
+        start(ServerSettings(healthz="", metrics=bind))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +158,7 @@ def test_addresses_are_read_as_go_does(text: str, address: Address) -> None:
     assert parse_address(text) == address
 
 
-def test_clients_that_say_nothing_do_not_keep_others_out(node: Any) -> None:
+def test_silent_clients_do_not_keep_others_out(node: Any) -> None:
     port = node.servers.healthz_port
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * MAX_CONNECTIONS)]
     try:
@@ -185,7 +171,7 @@ def test_clients_that_say_nothing_do_not_keep_others_out(node: Any) -> None:
             sock.close()
 
 
-def test_a_client_that_asks_goes_on_while_silent_ones_are_cut(node: Any) -> None:
+def test_a_client_with_requests_stays_connected_while_silent_ones_are_cut(node: Any) -> None:
     port = node.servers.healthz_port
     request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as talker:
@@ -206,7 +192,7 @@ def test_a_client_that_asks_goes_on_while_silent_ones_are_cut(node: Any) -> None
     [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 100000, b"GET /li"],
     ids=["tls", "no path", "endless headers", "cut off"],
 )
-def test_garbage_harms_nobody(node: Any, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
+def test_garbage_is_ignored(node: Any, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", node.servers.healthz_port)) as client, suppress(ConnectionError):
         client.sendall(sent)
     assert node.healthz("/livez").status == 200
@@ -227,10 +213,68 @@ def test_stopping_cuts_open_connections_and_frees_the_port(node: Any) -> None:
     node.servers.stop()
 
 
-def test_slis_count_what_the_metrics_address_says_of_itself(node: Any) -> None:
+def test_slis_count_the_health_checks_of_the_metrics_address(node: Any) -> None:
     for _ in range(3):
         assert node.status("/healthz").status == 200
     answer = node.status("/metrics/slis")
     assert answer.status == 200
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert b'\nkubernetes_healthchecks_total{name="ping",status="success",type="healthz"} 3.0\n' in answer.body
+
+
+# ---------------------------------------------------------------- what nobody foresaw
+
+
+@pytest.mark.parametrize(
+    ("broken", "server", "path", "stage"),
+    [
+        ("kproxy.status.store.StatusStore.status", "status", "/", "status-page"),
+        ("kproxy.status.store.StatusStore.status", "status", "/status.json", "status-page"),
+        ("kproxy.status.zpages.statusz", "status", "/statusz", "status-page"),
+        ("kproxy.metrics.registry.Metrics.exposition", "status", "/metrics", "metrics"),
+        ("kproxy.healthz.proxier_health.ProxierHealth.health", "healthz", "/livez", "healthz"),
+    ],
+)
+def test_a_page_that_raises_answers_500_with_one_line_and_fails_alone(
+    node: Any, monkeypatch: pytest.MonkeyPatch, broken: str, server: str, path: str, stage: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a page with a bug")
+
+    with monkeypatch.context() as context:
+        context.setattr(broken, fail)
+        for _ in range(2):
+            answer = getattr(node, server)(path)
+            assert (answer.status, answer.body) == (500, b"internal error, see kproxy's log\n")
+        assert node.containment.counts()[stage] == 2
+        assert node.status("/healthz").status == 200
+        assert node.healthz("/healthz").status == (500 if server == "healthz" else 200)
+    assert [getattr(node, server)(each).status for each in (path, "/healthz")] == [200, 200]
+    assert node.containment.failing() == []
+
+
+def test_a_listener_that_fails_unexpectedly_is_opened_again(
+    start: Callable[[ServerSettings], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([ZeroDivisionError("a bug")] * 2)
+    real = listeners.open_socket
+
+    def odd(address: Address) -> socket.socket:
+        if error := next(failures, None):
+            raise error
+        return real(address)
+
+    monkeypatch.setattr(listeners, "open_socket", odd)
+    node = start(ServerSettings(healthz="127.0.0.1:0", metrics="127.0.0.1:0"))
+    assert wait_for(lambda: node.servers.healthz_port is not None and node.servers.metrics_port is not None, 20)
+    assert node.healthz("/livez").status == 200
+    assert node.containment.counts()["http"] == 2
+
+
+def test_the_loop_outlives_what_its_callbacks_raise(node: Any) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    node.servers._thread._loop.call_soon_threadsafe(fail)
+    assert wait_for(lambda: node.containment.counts()["http"] == 1, 10)
+    assert node.healthz("/livez").status == 200

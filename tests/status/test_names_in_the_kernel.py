@@ -1,4 +1,4 @@
-"""Every mode says by which names a Service port is found; what they name is in its kernel."""
+"""The names of a Service port in each mode, which exist in its kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status page as Chromium lays it out, scripts off, on a wide screen and on a phone's."""
+"""The layout of the status page in Chromium without scripts, on a wide screen and on a phone's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kproxy.errors import InvalidObject
 from kproxy.model.events import Invalid
 from kproxy.model.plans import Family
 from tests.model.builders import endpoint, service, slice_
-from tests.operating.browser import Browser, program
-from tests.operating.nodes import OperatedNode, shop
+from tests.status.browser import Browser, program
+from tests.status.nodes import OperatedNode, shop
 
 LONG = "a" * 63
 WIDTHS = (400, 1200)
@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[OperatedNode]:
-    """With the longest names there can be, many endpoints, and one of each trouble."""
+    """Yield a node with the longest possible names, many endpoints, and one trouble of each kind."""
     with OperatedNode() as found:
         found.tables[Family.IPV4].refuse = lambda table, chain, rule: "bad/refused" in rule
         ports = [{"name": "http", "port": 80, "nodePort": 30080}]
@@ -45,7 +45,7 @@ def node() -> Iterator[OperatedNode]:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_everything_is_there_and_within_the_window(
+def test_every_part_is_visible_and_within_the_window(
     browser: Browser, node: OperatedNode, width: int, dark: bool
 ) -> None:
     sight = browser.look(node.url, width, dark)

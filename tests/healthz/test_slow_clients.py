@@ -1,28 +1,28 @@
-"""A client that is slow, silent or does not read is cut after a while, and a page that fails fails alone."""
+"""A client that is slow, silent or does not read is disconnected after a while."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from aiohttp import web
 
+from kproxy.containment import Containment
 from kproxy.healthz import listeners
-from kproxy.healthz.listeners import Address, Listener, Retry
+from kproxy.healthz.listeners import Address, Listener
+from kproxy.rate_limit import Backoff
 from kproxy.status.servers import LoopThread
+from tests.fakes.clocks import ManualClock
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 MUCH = b"x" * 50_000_000
 
 
 async def answer(request: web.BaseRequest) -> web.Response:
-    if request.path == "/broken":
-        raise RuntimeError("a page with a bug")
     if request.path == "/slow":
         await asyncio.sleep(60)
     return web.Response(body=MUCH if request.path == "/much" else b"ok")
@@ -30,11 +30,12 @@ async def answer(request: web.BaseRequest) -> web.Response:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A listener with little patience."""
+    """Yield the port of a listener with a short limit."""
     monkeypatch.setattr(listeners, "STUCK", 0.8)
-    thread = LoopThread("test")
+    stage = Containment(ManualClock()).stage("http", "")
+    thread = LoopThread("test", stage)
     thread.start()
-    listener = Listener(Address("127.0.0.1", 0), answer, Retry())
+    listener = Listener(Address("127.0.0.1", 0), answer, Backoff(), stage)
     thread.submit(listener.open()).result(10)
     assert listener.port is not None
     yield listener.port
@@ -43,7 +44,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def received(port: int, request: bytes, pause: float = 0.0) -> int:
-    """Bytes that come before the connection ends, to a client that reads only after PAUSE seconds.
+    """Return how many bytes come before the connection ends, when the client reads only after `pause` seconds.
 
     Raises TimeoutError when the connection does not end.
     """
@@ -80,13 +81,3 @@ def test_each_request_gets_the_full_time_again(port: int) -> None:
             client.sendall(REQUEST)
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
             time.sleep(0.3)
-
-
-def test_a_page_that_fails_is_logged_and_fails_alone(
-    port: int, get: Callable[..., Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    assert get(port, "/broken").status == 500
-    assert get(port, "/").status == 200
-    [record] = caplog.records
-    assert record.name == "kproxy.healthz.listeners"
-    assert "127.0.0.1" in record.getMessage()

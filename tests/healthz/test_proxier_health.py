@@ -1,4 +1,4 @@
-"""When the proxy calls itself healthy, and what the two pages then say."""
+"""The health of the proxy, and the answers of /healthz and /livez."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def node(*taints: str, deleted: str | None = None) -> NodeInfo:
         ([node(AUTOSCALER_TAINT), node()], True),
     ],
 )
-def test_a_node_that_goes_away_fails_healthz_but_not_livez(seen: list[NodeInfo | None], eligible: bool) -> None:
+def test_a_node_that_is_being_removed_fails_healthz_but_not_livez(seen: list[NodeInfo | None], eligible: bool) -> None:
     health = after(("updated", V4), *(("node", n) for n in seen)).health()
     status, body = health.healthz()
     assert status == (200 if eligible else 503)
@@ -120,7 +120,7 @@ def test_healthy_page_calls_itself_up_to_date() -> None:
     )
 
 
-def test_unhealthy_page_says_since_when_and_which_family() -> None:
+def test_unhealthy_page_has_the_time_and_the_family() -> None:
     health = after(("updated", V4), ("queued", V4), ("wait", 60), ("queued", V6)).health()
     assert health.livez() == (
         503,

@@ -1,10 +1,9 @@
-"""Health check node ports of Services: what they answer, and that they open and close with the Services."""
+"""Health check node ports of Services: their answers, and when they open and close."""
 
 from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,10 @@ from hypothesis import HealthCheck as Check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kproxy.healthz import service_checks
+from kproxy.healthz.listeners import Address, Listener
 from kproxy.healthz.service_checks import HealthCheck, check_response
+from kproxy.lab.proxies import wait_for
 from kproxy.model.plans import Family
 
 LOOPBACK = ["127.0.0.1"]
@@ -83,7 +85,7 @@ def test_ports_open_and_close_with_their_services(
     assert not is_open(two)
 
 
-def test_the_same_set_again_costs_nothing(node: Any, free_port: Callable[[], int]) -> None:
+def test_the_same_ports_again_are_no_update(node: Any, free_port: Callable[[], int]) -> None:
     checks = {free_port(): HealthCheck("shop", "web", 1)}
     assert node.check(checks, LOOPBACK)
     assert not node.check(dict(checks), tuple(LOOPBACK))
@@ -111,13 +113,6 @@ def test_it_listens_on_the_given_addresses_only(
     assert [is_open(port, ip) for ip in ("127.0.0.1", "127.0.0.2", "::1")] == [False, False, False]
 
 
-def wait_for(what: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while not what() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return what()
-
-
 def test_a_taken_port_is_reported_once_and_opened_when_free(
     node: Any, get: Callable[..., Any], free_port: Callable[[], int]
 ) -> None:
@@ -129,7 +124,7 @@ def test_a_taken_port_is_reported_once_and_opened_when_free(
         assert get(fine, "/").status == 200
         node.check({port: HealthCheck("shop", "taken", 2), fine: HealthCheck("shop", "fine", 2)}, LOOPBACK)
         assert node.failures == [(port, check, f"cannot listen on 127.0.0.1:{port}: Address already in use")]
-    assert wait_for(lambda: is_open(port))
+    assert wait_for(lambda: is_open(port), 20)
     assert json.loads(get(port, "/").body)["localEndpoints"] == 2
     assert len(node.failures) == 1
 
@@ -150,7 +145,7 @@ def test_a_taken_port_that_is_given_up_is_not_opened_later(node: Any, free_port:
         with socket.create_server(("127.0.0.1", later)):
             node.check({later: HealthCheck("shop", "web", 1)}, LOOPBACK)
     # Both were refused at about the same time, so once the second is open the first would be as well.
-    assert wait_for(lambda: is_open(later))
+    assert wait_for(lambda: is_open(later), 20)
     assert not is_open(port)
 
 
@@ -161,6 +156,54 @@ def test_an_address_that_the_node_does_not_have_stops_no_other(node: Any, free_p
     assert [error for _, _, error in node.failures] == [
         f"cannot listen on 192.0.2.1:{port}: Cannot assign requested address"
     ]
+
+
+def test_an_update_that_fails_unexpectedly_is_retried_until_it_has_worked(
+    node: Any, get: Callable[..., Any], free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine, odd = sorted((free_port(), free_port()))
+    broken = True
+
+    class Odd(Listener):
+        def __init__(self, address: Address, *others: Any) -> None:
+            if broken and address.port == odd:
+                raise ZeroDivisionError("a bug")
+            super().__init__(address, *others)
+
+    monkeypatch.setattr(service_checks, "Listener", Odd)
+    checks = {port: HealthCheck("shop", f"web-{port}", 1) for port in (fine, odd)}
+    done = node.servers.update_health_checks(checks, LOOPBACK)
+    assert wait_for(lambda: node.containment.counts()[service_checks.STAGE] >= 1, 10)
+    assert (get(fine, "/").status, is_open(odd), done.done()) == (200, False, False)
+    assert node.servers.update_health_checks(checks, LOOPBACK) is None  # remembered, and still tried again
+    broken = False
+    node.clock.advance(60)
+    done.result(10)
+    assert get(odd, "/").status == 200
+    assert node.containment.failing() == []
+
+
+def test_a_newer_update_replaces_one_that_fails(
+    node: Any, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with monkeypatch.context() as context:
+        context.setattr(service_checks, "Listener", None)
+        older = node.servers.update_health_checks({port: HealthCheck("shop", "web", 1)}, LOOPBACK)
+        assert wait_for(lambda: node.containment.counts()[service_checks.STAGE] >= 1, 10)
+    assert node.check({port: HealthCheck("shop", "web", 2)}, LOOPBACK)
+    assert is_open(port)
+    older.result(10)
+
+
+def test_a_report_that_raises_costs_no_listener(node: Any, free_port: Callable[[], int]) -> None:
+    node.servers._checks._on_failure = None
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port, fine = taken.getsockname()[1], free_port()
+        node.check({port: HealthCheck("shop", "web", 1), fine: HealthCheck("shop", "other", 1)}, LOOPBACK)
+        assert is_open(fine)
+    assert wait_for(lambda: is_open(port), 20)
+    assert node.containment.counts()[service_checks.STAGE] == 1
 
 
 def test_stopped_servers_ignore_updates(node: Any, free_port: Callable[[], int]) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of health share: a clock that stands, real servers on loopback, a small HTTP client."""
+"""A node's servers on loopback with a manual clock, and a small HTTP client."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from kproxy.containment import Containment
 from kproxy.healthz.proxier_health import ProxierHealth
 from kproxy.healthz.service_checks import HealthCheck
 from kproxy.metrics.registry import Metrics
@@ -32,14 +33,14 @@ class Answer:
 
 @dataclass
 class Node:
-    """A node's servers and what feeds them."""
+    """The servers of a node, and the objects that they read."""
 
     clock: ManualClock
     health: ProxierHealth
     metrics: Metrics
     servers: Servers
     failures: list[tuple[int, HealthCheck, str]]
-    board: StatusStore
+    containment: Containment
 
     def healthz(self, path: str) -> Answer:
         assert self.servers.healthz_port is not None
@@ -50,7 +51,7 @@ class Node:
         return ask(self.servers.metrics_port, path)
 
     def check(self, checks: dict[int, HealthCheck], ips: list[str] | None) -> bool:
-        """Update the health checks and wait for it; False when there was nothing to do."""
+        """Update the health checks and wait until it is done; False without a difference."""
         done = self.servers.update_health_checks(checks, ips)
         if done is None:
             return False
@@ -75,28 +76,29 @@ def get() -> Callable[..., Answer]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[[ServerSettings], Node]]:
-    """Starts servers; stops them at the end of the test."""
+    """Start servers that end with the test."""
     started: list[Servers] = []
 
     def start_servers(settings: ServerSettings) -> Node:
         clock = ManualClock()
         health = ProxierHealth(SYNC_PERIOD, clock)
-        metrics = Metrics([Family.IPV4, Family.IPV6], "iptables", "1.2.3")
+        containment = Containment(clock)
+        metrics = Metrics([Family.IPV4, Family.IPV6], "iptables", "1.2.3", containment)
         failures: list[tuple[int, HealthCheck, str]] = []
         identity = Identity("1.2.3", "iptables", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"})
-        board = StatusStore(identity, "node1", clock)
         servers = Servers(
             settings,
             identity,
             health,
             metrics,
             clock,
-            board,
+            StatusStore(identity, "node1", clock, containment),
+            containment,
             lambda port, check, error: failures.append((port, check, str(error))),
         )
         started.append(servers)
         servers.start()
-        return Node(clock, health, metrics, servers, failures, board)
+        return Node(clock, health, metrics, servers, failures, containment)
 
     yield start_servers
     for servers in started:
@@ -110,7 +112,7 @@ def node(start: Callable[[ServerSettings], Node]) -> Node:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """Ports that nobody listens on, on any address, each given once. Below those that clients' sockets get."""
+    """Return ports that are free on every address, each once, from below the range of clients' ports."""
     candidates = iter(random.sample(range(20000, 32000), 500))
 
     def find() -> int:

@@ -9,7 +9,6 @@ Scripts of pages are off. Source: https://chromedevtools.github.io/devtools-prot
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import json
 import os
@@ -32,27 +31,22 @@ HEIGHT = 900
 
 
 def program() -> str | None:
-    """Where it is installed, None for nowhere."""
+    """Return the path of Chromium, None when it is not installed."""
     return shutil.which("chromium")
 
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """A page as it was laid out. width: of the window; content_width: of what is in it. text: all that is visible.
+    """A page as it was laid out. text: all that is visible. outside: the texts of boxes beyond the right edge."""
 
-    outside: the texts of boxes that reach over the right edge. image: PNG.
-    """
-
-    width: int
     content_width: float
     text: str
     outside: tuple[str, ...]
     links: Mapping[str, str]
-    image: bytes
 
 
 class Browser:
-    """One process with a profile of its own, from `with` to its end."""
+    """A process with a profile of its own, within `with`."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kproxy-browser-", ignore_cleanup_errors=True)
@@ -82,7 +76,7 @@ class Browser:
         self._folder.cleanup()
 
     def look(self, url: str, width: int, dark: bool = False) -> Sight:
-        """Load URL in a window of WIDTH CSS pixels and say what is there."""
+        """Load a page in a window of `width` CSS pixels, and return what is there."""
         return asyncio.run(self._look(url, width, dark))
 
     def _port(self) -> int:
@@ -126,16 +120,8 @@ class _Tab:
             self._note(await self._socket.receive_json(timeout=START))
         metrics = await self._call("Page.getLayoutMetrics")
         snapshot = await self._call("DOMSnapshot.captureSnapshot", computedStyles=[])
-        image = await self._call("Page.captureScreenshot", captureBeyondViewport=True)
         texts, outside = _laid_out(snapshot, width)
-        return Sight(
-            width,
-            metrics["cssContentSize"]["width"],
-            texts,
-            outside,
-            _links(snapshot),
-            base64.b64decode(image["data"]),
-        )
+        return Sight(metrics["cssContentSize"]["width"], texts, outside, _links(snapshot))
 
     async def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -153,7 +139,7 @@ class _Tab:
 
 
 def _laid_out(snapshot: Mapping[str, Any], width: int) -> tuple[str, tuple[str, ...]]:
-    """All text that has a place on the page, and the texts of boxes that end right of WIDTH."""
+    """Return all text that is laid out, and the texts of boxes that end beyond `width`."""
     strings, layout = snapshot["strings"], snapshot["documents"][0]["layout"]
     boxes = [
         (strings[text].strip(), bounds)
@@ -165,7 +151,7 @@ def _laid_out(snapshot: Mapping[str, Any], width: int) -> tuple[str, tuple[str, 
 
 
 def _links(snapshot: Mapping[str, Any]) -> dict[str, str]:
-    """Where links lead, by their texts."""
+    """Return the targets of links by their texts."""
     strings, document = snapshot["strings"], snapshot["documents"][0]
     nodes = document["nodes"]
     found: dict[str, str] = {}

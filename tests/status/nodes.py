@@ -1,4 +1,4 @@
-"""A node whose tables are in memory and whose controller, proxiers, reporter, status and servers are the real ones."""
+"""A node with tables in memory, whose controller, proxiers, reporter, status and servers are the real ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _NoPostSync:
 
 
 class OperatedNode:
-    """As a context: serves on a port of 127.0.0.1. notices: what was told to operators."""
+    """Serves on a port of 127.0.0.1 within `with`. notices: what was reported to operators."""
 
     def __init__(self, notify: Callable[[Notice], None] | None = None) -> None:
         self.clock = ManualClock()
@@ -62,12 +62,12 @@ class OperatedNode:
         self.notices: list[Notice] = []
         self.queue = EventQueue()
         self.health = ProxierHealth(PERIOD, self.clock)
-        containment = Containment(self.clock)
-        metrics = Metrics(list(Family), "iptables", "1.2.3")
+        self.containment = containment = Containment(self.clock)
+        metrics = Metrics(list(Family), "iptables", "1.2.3", containment)
         identity = Identity("1.2.3", "iptables", {"mode": "iptables"}, {"v": "2"})
-        self.status = StatusStore(identity, NODE, self.clock)
+        self.store = StatusStore(identity, NODE, self.clock, containment)
         self.reporter = Reporter(
-            metrics, self.health, self.status, notify or self.notices.append, NODE, ProxyMode.IPTABLES
+            metrics, self.health, self.store, notify or self.notices.append, NODE, ProxyMode.IPTABLES
         )
         self.reporter.serves(ProxyMode.IPTABLES, tuple(Family))
         state = ClusterState(NODE)
@@ -88,11 +88,17 @@ class OperatedNode:
         self._controller = Controller(
             state, self.queue, self._plans, _NodeSource(), self.reporter, self._wake, containment
         )
-        self.status.show(self, Family)
+        self.store.show(self, Family)
         self.servers = Servers(
-            ServerSettings("", "127.0.0.1:0"), identity, self.health, metrics, self.clock, self.status
+            ServerSettings("", "127.0.0.1:0"),
+            identity,
+            self.health,
+            metrics,
+            self.clock,
+            self.store,
+            containment,
         )
-        self._listening = self.status.listening()
+        self._listening = self.store.listening()
 
     def __enter__(self) -> OperatedNode:
         self._listening.__enter__()
@@ -134,7 +140,7 @@ class OperatedNode:
             proxier.changed()
 
     def start(self, *objects: Object) -> None:
-        """The first lists: OBJECTS and nothing else."""
+        """Take in first lists that hold `objects`."""
         for kind in Kind:
             items = [item for item in objects if type(item).__name__ == kind.value]
             self.queue.put(listed(kind, *items))

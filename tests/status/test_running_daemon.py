@@ -1,4 +1,4 @@
-"""A real `kproxy run` on a node of its own: what it tells of itself, by page and by command."""
+"""A real `kproxy run` on a node of its own: its pages and `kproxy status`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def get(space: Namespace, path: str) -> str:
 
 
 def answers(space: Namespace, port: int, path: str) -> bool:
-    """Whether its server is up and satisfied."""
+    """Whether the path answers with status 200."""
     status, _, _ = space.call(probes.http_status, "127.0.0.1", port, path)
     return status == 200
 
@@ -87,15 +87,15 @@ def test_the_command_asks_it(node: tuple[Namespace, Proxy]) -> None:
     assert any("Several Services ask for one address" in line["text"] for line in found["log"])
 
 
-def test_the_command_says_that_it_has_ended(node: tuple[Namespace, Proxy]) -> None:
+def test_the_command_fails_once_the_daemon_has_ended(node: tuple[Namespace, Proxy]) -> None:
     space, proxy = node
     assert proxy.stop() == 0
     with pytest.raises(CommandError, match="exit status 1: kproxy: error: cannot ask"):
         space.run(STATUS)
 
 
-def test_before_the_first_list_it_is_ready_and_says_that_nothing_is_written(tmp_path: Path) -> None:
-    """As manifests/README.md tells of a rolling update: the probe has 200, time and status tell the difference."""
+def test_before_the_first_list_it_is_ready_and_shows_that_nothing_is_written(tmp_path: Path) -> None:
+    """As manifests/README.md describes a rolling update: the probe gets 200, metrics and status show the difference."""
     if reason := unavailable(("nft",)):
         pytest.skip(reason)
     with closing(Namespace("node1")) as space:

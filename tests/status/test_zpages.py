@@ -1,4 +1,4 @@
-"""/statusz and /flagz as Kubernetes' components have them, and every flag with its value."""
+"""/statusz and /flagz in the form of Kubernetes' components, and every flag with its value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from kproxy.cli.flags import FLAGS, flag_layer
 from kproxy.cli.settings import read
 from kproxy.status.zpages import negotiate
-from tests.operating.nodes import OperatedNode
+from tests.status.nodes import OperatedNode
 
 PAGES = ["/configz", "/flagz", "/healthz", "/metrics", "/metrics/slis", "/proxyMode", "/status.json", "/statusz"]
 STRUCTURED = "application/json;v=v1beta1;g=config.k8s.io;as="
@@ -79,5 +79,5 @@ def test_every_flag_has_the_value_that_was_given_or_its_default() -> None:
     assert found["conntrack-min"] == "131072"
 
 
-def test_the_daemon_is_told_the_flags() -> None:
+def test_the_daemon_gets_the_flags() -> None:
     assert read({"cluster-cidr": ("10.244.0.0/16",)}).options.flags["cluster-cidr"] == "10.244.0.0/16"

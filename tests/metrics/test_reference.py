@@ -1,14 +1,16 @@
-"""docs/metrics.md is what the code says, and says it of every metric."""
+"""docs/metrics.md is up to date and has every metric."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from kproxy.containment import Containment
 from kproxy.metrics.reference import ALERTS, text
 from kproxy.metrics.registry import Metrics
 from kproxy.model.plans import Family
 from kproxy.modes.userspace.listeners import Statistics
+from tests.fakes.clocks import ManualClock
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -18,7 +20,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_it_has_every_metric_that_a_scrape_shows_with_its_type() -> None:
-    metrics = Metrics(list(Family), "iptables", "1")
+    metrics = Metrics(list(Family), "iptables", "1", Containment(ManualClock()))
     metrics.read_forwarder_with(lambda: Statistics(refused={"descriptors": 1}))
     metrics.read_nfacct_with(lambda: {"ct_state_invalid_dropped_pkts": 7, "localhost_nps_accepted_pkts": 9})
     pages = (metrics.exposition() + metrics.slis.exposition()).decode()
@@ -30,7 +32,7 @@ def test_it_has_every_metric_that_a_scrape_shows_with_its_type() -> None:
 
 
 def test_alerts_are_about_metrics_that_exist() -> None:
-    names = {metric.name for metric in Metrics(list(Family), "iptables", "1").described()}
+    names = {metric.name for metric in Metrics(list(Family), "iptables", "1", Containment(ManualClock())).described()}
     for about, (expression, duration, _) in ALERTS.items():
         used = {re.sub("_bucket$", "", name) for name in re.findall(r"\bk(?:ube)?proxy_\w+", expression)}
         assert about in used

@@ -1,4 +1,4 @@
-"""The status page and its JSON, asked over HTTP of a node whose loop, reporter and servers are the real ones."""
+"""The status page and its JSON, over HTTP from a node with the real controller, reporter and servers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import html5lib
 import pytest
 
 from kproxy import logs
+from kproxy.cli.main import main
 from kproxy.errors import InvalidObject
 from kproxy.model.events import Invalid
 from kproxy.model.objects import Kind
 from kproxy.model.plans import Family
 from tests.model.builders import changed, deleted, endpoint, listed, service, slice_
-from tests.operating.nodes import OperatedNode, shop
+from tests.status.nodes import OperatedNode, shop
 
 
 @pytest.fixture
@@ -39,11 +40,11 @@ def names(found: dict[str, Any]) -> list[str]:
 
 
 def page_text(node: OperatedNode, path: str = "/") -> str:
-    """All text of the page, which has to be HTML without a mistake."""
+    """Return all text of the page, which must be valid HTML."""
     code, kind, body = node.get(path)
     assert (code, kind) == (200, "text/html; charset=utf-8")
     parser = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False)
-    return " ".join("".join(parser.parse(body).find("body").itertext()).split())
+    return " ".join(" ".join(parser.parse(body).find("body").itertext()).split())
 
 
 def test_before_the_first_sync_there_is_a_page(node: OperatedNode) -> None:
@@ -57,7 +58,7 @@ def test_before_the_first_sync_there_is_a_page(node: OperatedNode) -> None:
     assert "up to date" not in text
 
 
-def test_a_service_shows_with_what_leads_to_it_and_where_it_leads(node: OperatedNode) -> None:
+def test_a_service_is_shown_with_its_addresses_and_endpoints(node: OperatedNode) -> None:
     spec = {
         "type": "LoadBalancer",
         "clusterIP": "10.96.9.9",
@@ -160,6 +161,25 @@ def test_what_needs_attention_is_listed_until_it_is_over(node: OperatedNode) -> 
     assert "1 thing needs attention" in page_text(node)
 
 
+def test_a_part_that_fails_unexpectedly_is_shown_until_it_works(
+    node: OperatedNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(node)["internalErrors"] == []
+    stage = node.containment.stage("conntrack", "stale flows stay")
+    stage.failed(ZeroDivisionError("by zero"))
+    node.clock.advance(10)
+    stage.failed(ZeroDivisionError("again"))
+    shown = {"stage": "conntrack", "failures": 2, "error": "ZeroDivisionError: again", "since": "2026-01-02T03:04:05Z"}
+    assert status(node)["internalErrors"] == [shown]
+    assert main(["status", "--address", f"127.0.0.1:{node.port}"]) == 0
+    for text in (page_text(node), " ".join(capsys.readouterr().out.split())):
+        assert "Parts of kproxy that fail unexpectedly" in text
+        assert "conntrack 2026-01-02 03:04:05 UTC 2 ZeroDivisionError: again" in text
+    stage.succeeded()
+    assert status(node)["internalErrors"] == []
+    assert "Parts of kproxy" not in page_text(node)
+
+
 def test_pages_of_many_services(node: OperatedNode) -> None:
     node.start(*shop(120))
     seen = []
@@ -201,7 +221,7 @@ def test_a_search_finds_the_chain_that_a_dump_of_rules_shows(node: OperatedNode)
     assert names(status(node, f"?q={chain[1].lower()}")) == ["shop/web-5"]
 
 
-def test_what_the_cluster_holds_is_text_and_nothing_else(node: OperatedNode) -> None:
+def test_values_from_the_cluster_are_escaped(node: OperatedNode) -> None:
     evil = '<script>alert("x")</script>'
     node.start(*shop(1))
     node.step(Invalid(InvalidObject("Service", f"shop/{evil}", "", evil)))
@@ -211,7 +231,7 @@ def test_what_the_cluster_holds_is_text_and_nothing_else(node: OperatedNode) -> 
     assert evil in page_text(node)
 
 
-def test_the_page_may_load_nothing_and_run_nothing(node: OperatedNode) -> None:
+def test_the_page_loads_and_runs_nothing(node: OperatedNode) -> None:
     from http.client import HTTPConnection
 
     connection = HTTPConnection("127.0.0.1", node.port, timeout=10)
@@ -237,7 +257,7 @@ def test_the_same_warning_again_is_counted_and_secrets_are_not_kept(node: Operat
     assert found == [f'Failed which="n{i}"' for i in range(59, 9, -1)]
 
 
-def test_the_page_can_be_asked_for_while_services_come_and_go(node: OperatedNode) -> None:
+def test_the_page_is_available_while_services_come_and_go(node: OperatedNode) -> None:
     node.start(*shop(50))
     over, problems = threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""`kproxy status`: the same in the terminal, and an exit status that scripts can use."""
+"""`kproxy status`: the terminal view, the JSON, and the exit status."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import msgspec
 import pytest
 
 from kproxy.cli.main import main
-from kproxy.cli.status_view import show
 from kproxy.model.plans import Family
-from kproxy.status.page import duration, size, span, time
 from kproxy.status.schema import Status
+from kproxy.status.terminal import show
+from kproxy.status.view import duration, size, span, time
 from tests.model.builders import changed, endpoint, service, slice_
-from tests.operating.nodes import OperatedNode, shop
+from tests.status.nodes import OperatedNode, shop
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_page_and_a_search(node: OperatedNode, capsys: pytest.CaptureFixture[s
     assert "shop/web-11:http" in printed
 
 
-def test_json_is_what_the_daemon_says(node: OperatedNode, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_the_daemons_answer(node: OperatedNode, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(node, "--json", "--query", "web-7") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(node.get("/status.json?q=web-7")[2])
@@ -108,7 +108,7 @@ def test_colours_only_in_a_terminal(node: OperatedNode, monkeypatch: pytest.Monk
     assert "\x1b" not in pipe.getvalue()
 
 
-def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_daemon_that_is_not_reachable(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     assert main(["status", "--address", f"127.0.0.1:{port}"]) == 1
@@ -126,7 +126,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
         (200, b'{"program": "kproxy"}', "something other than kproxy's status"),
     ],
 )
-def test_somebody_else_there(capsys: pytest.CaptureFixture[str], code: int, body: bytes, why: str) -> None:
+def test_an_answer_of_another_program(capsys: pytest.CaptureFixture[str], code: int, body: bytes, why: str) -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(code)
@@ -184,5 +184,5 @@ def test_an_address_that_is_none(capsys: pytest.CaptureFixture[str], address: st
         (size(12 << 30), "12288 MiB"),
     ],
 )
-def test_wording(found: str, text: str) -> None:
+def test_formats(found: str, text: str) -> None:
     assert found == text

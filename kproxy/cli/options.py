@@ -1,0 +1,170 @@
+"""Options that several commands share, in one meaning, and the inputs that they name.
+
+`render` and the other commands that read a cluster without writing anything take --mode, --node, --config, --host, -f,
+--kubeconfig and -v. The cluster comes from manifests, or from the API server that the kubeconfig names; the host from a
+file, or from this host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from msgspec.structs import replace as replace_fields
+
+from kproxy import logs
+from kproxy.cli.exits import Refused
+from kproxy.config import defaults, files
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.options import node_name
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.objects import Kind, Object
+from kproxy.model.plans import Family
+
+if TYPE_CHECKING:
+    from kproxy.modes.preview import Preview
+
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+"""The context settings of every command."""
+HOST_HELP = (
+    'The host, as JSON: {"nodeIPs": ["10.0.0.2"], "interfaces": [{"name": "eth0", "addresses": ["10.0.0.2/24"]}]}.'
+    "  [default: this host]"
+)
+
+verbosity_option = click.option(
+    "-v", "--v", "verbosity", type=click.IntRange(min=0), default=0, help="How much is logged, 0 to 10."
+)
+_INPUT_OPTIONS = (
+    click.option(
+        "--mode",
+        type=click.Choice([mode.value for mode in ProxyMode]),
+        help="The proxy mode.  [default: the configuration's]",
+    ),
+    click.option("--node", help="The Node that is looked at.  [default: the configuration's, else this host's]"),
+    click.option("--config", type=click.Path(path_type=Path), help="A KubeProxyConfiguration."),
+    click.option("--host", type=click.Path(path_type=Path), help=HOST_HELP),
+    click.option(
+        "-f",
+        "--filename",
+        "sources",
+        multiple=True,
+        help="A manifest, a folder of manifests, or -; repeatable. Lists as kubectl prints them are accepted.",
+    ),
+    click.option("--kubeconfig", default="", help="How to reach the API server, when there is no -f."),
+    verbosity_option,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the shared options name. config: with the mode, the node and the kubeconfig of the command line in it."""
+
+    config: KubeProxyConfiguration
+    host: Path | None
+    sources: tuple[str, ...]
+
+    def preview(self) -> Preview:
+        """Read cluster and host. Raises InvalidConfig, Refused, SourceError, NetlinkError."""
+        from kproxy.cli import host_file
+        from kproxy.modes.preview import Preview, load
+        from kproxy.modes.settings import node_ips
+
+        host = host_file.read(self.host) if self.host else None
+        objects = _cluster(self.config, self.sources)
+        name = self.config.hostname_override
+        state, problems = load(name, objects)
+        if problems:
+            raise Refused(problems)
+        if state.node is None and (objects.get(Kind.NODE) or not self.sources):
+            missing = "its endpoints, zone and pod CIDRs may be missing"
+            click.echo(f"kproxy: there is no Node {name}: {missing}; see --node", err=True)
+        known = host or _this_host()
+        if not known.ips or host is None:
+            known = replace(known, ips=node_ips(self.config, state.node, known.ips))
+        return Preview(state, self.config, known)
+
+
+def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
+    """Give a command the shared options; `function` gets them as the argument `inputs`, besides its own options."""
+
+    @wraps(function)
+    def read(
+        *,
+        mode: str | None,
+        node: str | None,
+        config: Path | None,
+        host: Path | None,
+        sources: tuple[str, ...],
+        kubeconfig: str,
+        verbosity: int,
+        **own: object,
+    ) -> object:
+        logs.setup("text", verbosity)
+        found = _configuration(config, mode, node, kubeconfig)
+        return function(inputs=Inputs(found, host, sources), **own)
+
+    command: Callable[..., object] = read
+    for option in reversed(_INPUT_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_config(path: Path, mode: ProxyMode | None = None) -> KubeProxyConfiguration:
+    """Read a configuration, and print what is ignored in it. mode: replaces the file's. Raises InvalidConfig."""
+    config, ignored = files.load(path, mode)
+    for line in ignored:
+        click.echo(f"kproxy: ignored in {path}: {line}", err=True)
+    return config
+
+
+def _configuration(path: Path | None, mode: str | None, node: str | None, kubeconfig: str) -> KubeProxyConfiguration:
+    """Return the configuration, in which the command line wins."""
+    wanted = ProxyMode(mode) if mode else None
+    config = read_config(path, wanted) if path else defaults.default(wanted or ProxyMode.IPTABLES)
+    if kubeconfig:
+        connection = replace_fields(config.client_connection, kubeconfig=kubeconfig)
+        config = replace_fields(config, client_connection=connection)
+    return replace_fields(config, hostname_override=node_name(node or config.hostname_override))
+
+
+def _cluster(config: KubeProxyConfiguration, sources: tuple[str, ...]) -> Mapping[Kind, Iterable[Object]]:
+    """Return the objects of the cluster. Raises Refused for unusable ones, SourceError when they cannot be read."""
+    if not sources:
+        return _from_api_server(config)
+    from kproxy.modes.preview import load
+    from kproxy.sources.manifests import read_manifests
+
+    objects, problems = read_manifests(sources)
+    if problems:
+        # Report the problems of all other objects as well.
+        _, more = load(config.hostname_override, objects)
+        raise Refused([*problems, *more])
+    return objects
+
+
+def _from_api_server(config: KubeProxyConfiguration) -> Mapping[Kind, Iterable[Object]]:
+    """Return what the API server has. Raises Refused, SourceError."""
+    from kproxy.sources.api import read_cluster
+    from kproxy.sources.client import ApiClient
+    from kproxy.sources.credentials import ClientSettings
+
+    client = ApiClient(ClientSettings(kubeconfig=config.client_connection.kubeconfig))
+    try:
+        objects, problems = read_cluster(client, config.hostname_override)
+    finally:
+        client.close()
+    if problems:
+        raise Refused(problems)
+    return objects
+
+
+def _this_host() -> NodeInfo:
+    """Return this host, whose own IPs the Node object may still correct. Raises NetlinkError."""
+    from kproxy.kernel import interfaces
+
+    found = [interfaces.node_ip(family) for family in Family]
+    return NodeInfo(ips=tuple(ip for ip in found if ip), addresses=tuple(sorted(interfaces.own_addresses())))
