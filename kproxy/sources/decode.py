@@ -16,7 +16,7 @@ import msgspec
 
 from kproxy.errors import InvalidObject, SourceError, one_line
 from kproxy.model.objects import TYPES, Kind, Object
-from kproxy.sources.intern import trim_metadata
+from kproxy.sources.intern import drop_unread_metadata
 
 # msgspec's own errors, and what passes through it: bad UTF-8 is a ValueError, and too deep nesting a RecursionError.
 _UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError)
@@ -26,8 +26,11 @@ _MISSING = re.compile(r"^Object missing required field `(\w+)`$")
 
 @dataclass(slots=True)
 class Page:
-    """One page of a list. unreadable: the keys of those objects that are in `problems` instead of `objects`. anew: it
-    begins the list anew, the pages before it do not count."""
+    """One page of a list.
+
+    unreadable: the keys of those objects that are in `problems` instead of `objects`. restarts: the list begins with
+    this page, those before it do not count.
+    """
 
     version: str = ""
     more: str = ""
@@ -35,7 +38,7 @@ class Page:
     objects: list[Object] = field(default_factory=list)
     problems: list[InvalidObject] = field(default_factory=list)
     unreadable: set[str] = field(default_factory=set)
-    anew: bool = False
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ class Decoder:
         if not all(item.metadata.name for item in page.objects):
             return self._page_by_item(body)
         for item in page.objects:
-            trim_metadata(item.metadata)
+            drop_unread_metadata(item.metadata)
         return page
 
     def _page_by_item(self, body: bytes) -> Page:
@@ -196,7 +199,7 @@ class Decoder:
             raise _invalid(self.kind, _identity(raw), error) from error
         if not item.metadata.name:
             raise _nameless(self.kind)
-        trim_metadata(item.metadata)
+        drop_unread_metadata(item.metadata)
         return item
 
 

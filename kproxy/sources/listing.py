@@ -64,7 +64,7 @@ class Lister:
         """
         whole: Page | None = None
         for page in self.pages(version):
-            if whole is None or page.anew:
+            if whole is None or page.restarts:
                 whole = page
             else:
                 _append(whole, page)
@@ -100,7 +100,7 @@ class Lister:
                     raise
                 # The server forgot the version that the first pages came from; only a list in one piece is sure to end.
                 page = self._page({})
-                page.anew = True
+                page.restarts = True
             more = page.more
             yield page
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from kproxy.errors import InvalidObject
-from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
 from kproxy.model.objects import Kind, Object
 
 
@@ -50,11 +50,11 @@ class Mirror:
 
     def _take(self, event: Event) -> None:
         match event:
-            case Found(kind, items):
+            case ListPage(kind, items):
                 self._objects[kind].update((_key(item), item) for item in items)
-            case Listed(kind, items, unreadable, found):
+            case Listed(kind, items, unreadable, delivered):
                 before = self._objects[kind]
-                kept = {key: item for key, item in before.items() if key in unreadable or key in found}
+                kept = {key: item for key, item in before.items() if key in unreadable or key in delivered}
                 self._objects[kind] = kept | {_key(item): item for item in items}
                 self._listed.add(kind)
             case Changed(kind, item):

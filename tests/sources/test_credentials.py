@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,11 +73,14 @@ def test_a_token_file_is_read_again_when_the_server_refuses_its_token(
     assert mirror.lists(Kind.SERVICE) == 1
 
 
-def test_a_token_that_is_late_is_waited_for(secure: ApiServer, follow: Follow, tmp_path: Path) -> None:
+def test_a_token_that_is_late_is_waited_for(
+    secure: ApiServer, follow: Follow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     token = tmp_path / "token"
     token.write_text("old")
-    mirror, source = follow(secure, kubeconfig=kubeconfig(tmp_path, secure, {"tokenFile": "token"}))
-    assert eventually(lambda: "HTTP status 401: Unauthorized" in source.progress[Kind.SERVICE].error)
+    mirror, _ = follow(secure, kubeconfig=kubeconfig(tmp_path, secure, {"tokenFile": "token"}))
+    caplog.handler.setFormatter(logging.Formatter("%(fields)s"))
+    assert eventually(lambda: "HTTP status 401: Unauthorized" in caplog.text)
     assert not mirror.events
     token.write_text("first")
     assert mirror.wait(lambda m: agrees(secure, m))

@@ -197,17 +197,17 @@ _slices = st.fixed_dictionaries(
 
 @given(st.lists(_slices, max_size=5))
 def test_sharing_equal_values_changes_no_value(slices: list[dict[str, Any]]) -> None:
-    found, trimmer = [msgspec.convert(item, EndpointSlice) for item in slices], Interner()
+    found, interner = [msgspec.convert(item, EndpointSlice) for item in slices], Interner()
     for item in found:
-        trimmer.trim(item)
+        interner.intern(item)
     assert found == [msgspec.convert(item, EndpointSlice) for item in slices]
 
 
 def test_equal_values_are_kept_once() -> None:
-    trimmer = Interner()
+    interner = Interner()
     first, second = (msgspec.convert(endpoint_slice("web", "10.0.0.1", "10.0.0.2"), EndpointSlice) for _ in range(2))
-    trimmer.trim(first)
-    trimmer.trim(second)
+    interner.intern(first)
+    interner.intern(second)
     assert first.endpoints
     assert second.endpoints
     assert first.ports is second.ports

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from kproxy.clocks import SystemClock
+from kproxy.containment import Containment
 from kproxy.errors import SourceError
 from kproxy.model.events import Listed
 from kproxy.model.objects import EndpointSlice, Kind, Service
@@ -88,8 +90,6 @@ def test_yaml_is_read_as_kubernetes_reads_it(tmp_path: Path) -> None:
 
 
 UNUSABLE = {
-    "a: [1": "manifest {file}: line 2, column 1: did not find expected ',' or ']'",
-    "\tx: 1": "manifest {file}: line 1, column 1: found character that cannot start any token",
     "- 1\n- 2": "manifest {file}: Expected object, got array",
     "just text": "manifest {file}: Expected object, got str",
     "metadata: {name: x}": "manifest {file}: kind: is missing",
@@ -115,6 +115,14 @@ def test_what_cannot_be_used_is_named_in_one_line(tmp_path: Path, text: str, lin
     file.write_text(text)
     _, problems = read_manifests([str(file)])
     assert line.format(file=file) in [str(p) for p in problems]
+
+
+@pytest.mark.parametrize(("text", "place"), [("a: [1", "line 2, column 1"), ("\tx: 1", "line 1, column 1")])
+def test_the_place_of_a_yaml_error_is_named(tmp_path: Path, text: str, place: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    _, problems = read_manifests([str(file)])
+    assert str(problems[0]).startswith(f"manifest {file}: {place}: ")
 
 
 @pytest.mark.parametrize("text", ['{"kind": "Service",', '{"kind": 1e999999}', '{"a": "\xff"', "[" * 100_000])
@@ -158,9 +166,9 @@ def test_an_object_in_two_files_is_the_one_of_the_last(tmp_path: Path, caplog: p
     assert isinstance(found, Service)
     assert found.spec
     assert found.spec.cluster_ip == "10.96.0.99"
-    assert [r.getMessage() for r in caplog.records] == [
-        f"Service default/web is in {tmp_path}/a.yaml and in {tmp_path}/b.yaml; the latter is used"
-    ]
+    (line,) = caplog.records
+    shown = {"kind": "Service", "object": "default/web", "first": f"{tmp_path}/a.yaml", "used": f"{tmp_path}/b.yaml"}
+    assert getattr(line, "fields", {}) == shown
 
 
 # ---- following
@@ -173,7 +181,7 @@ def watch() -> Iterator[Watch]:
     sources: list[ManifestSource] = []
 
     def start(*paths: Path) -> Mirror:
-        mirror, source = Mirror(), ManifestSource(paths)
+        mirror, source = Mirror(), ManifestSource(paths, Containment(SystemClock()))
         source.start(mirror)
         sources.append(source)
         assert mirror.wait(lambda m: m.complete)
@@ -310,7 +318,7 @@ def test_the_object_of_a_file_that_goes_comes_back_from_another(
 ) -> None:
     (tmp_path / "a.yaml").write_text(WEB)
     (tmp_path / "b.yaml").write_text(WEB.replace("10.96.0.10", "10.96.0.20"))
-    with caplog.at_level(logging.WARNING, "kproxy.sources"):
+    with caplog.at_level(logging.WARNING, "kproxy.source"):
         mirror = watch(tmp_path)
         assert _ip(mirror, "default/web") == "10.96.0.20"
         _replace(tmp_path / "c.yaml", API)
@@ -322,14 +330,14 @@ def test_the_object_of_a_file_that_goes_comes_back_from_another(
 
 def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read: No such file or directory"):
-        ManifestSource([tmp_path / "missing"]).start(Mirror())
+        ManifestSource([tmp_path / "missing"], Containment(SystemClock())).start(Mirror())
 
 
 def test_without_inotify_changes_arrive_too(tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> None:
         raise OSError(24, os.strerror(24))
 
-    monkeypatch.setattr("kproxy.sources.folders.INotify", refused)
+    monkeypatch.setattr("kproxy.sources.file_watcher.INotify", refused)
     (tmp_path / "web.yaml").write_text(WEB)
     mirror = watch(tmp_path)
     _replace(tmp_path / "web.yaml", WEB.replace("10.96.0.10", "10.96.0.20"))
@@ -337,7 +345,7 @@ def test_without_inotify_changes_arrive_too(tmp_path: Path, watch: Watch, monkey
 
 
 def test_nothing_is_told_after_stop(tmp_path: Path) -> None:
-    mirror, source = Mirror(), ManifestSource([tmp_path])
+    mirror, source = Mirror(), ManifestSource([tmp_path], Containment(SystemClock()))
     source.start(mirror)
     assert mirror.wait(lambda m: m.complete)
     source.stop()
