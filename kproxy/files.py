@@ -44,8 +44,18 @@ def check_file(path: str | PathLike[str]) -> None:
         pass
 
 
+def is_irregular(path: str | PathLike[str]) -> bool:
+    """Whether PATH exists and is no regular file, for code of others that is going to read it."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 @contextlib.contextmanager
 def _opened(path: str | PathLike[str]) -> Iterator[int]:
+    if "\0" in os.fspath(path):
+        raise OSError(errno.EINVAL, "has a null byte in its name", os.fspath(path))
     # Opening a device may do something to it, and a socket cannot be opened at all: ask before. The answer counts only
     # after opening, as the file may have been exchanged in between.
     _refuse_irregular(path, os.stat(path))

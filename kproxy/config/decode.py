@@ -6,6 +6,7 @@ form is decided here (known fields, types); what values may mean is `validate`'s
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Hashable
 from enum import StrEnum
@@ -18,6 +19,7 @@ import yaml
 from kproxy.config import durations
 from kproxy.config.durations import Duration, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
+from kproxy.config.yaml_reader import Loader, YamlError, load_all
 from kproxy.errors import InvalidConfig
 
 NAMES = {
@@ -39,7 +41,12 @@ class _Invalid(Exception):
 # ---------------------------------------------------------------- text
 
 
-class _Loader(yaml.CSafeLoader):
+def _number(text: str) -> int | float:
+    """The integer TEXT, in decimal. One that needs more than 64 bits is a float, and so of a wrong type anywhere."""
+    return int(text) if len(text) <= len(str(-(2**63))) else float(text)
+
+
+class _Loader(Loader):
     """Safe YAML that notes keys which stand twice; the last one counts."""
 
     def __init__(self, text: str) -> None:
@@ -60,22 +67,15 @@ class _Loader(yaml.CSafeLoader):
 def parse_text(text: str) -> tuple[Any, list[str]]:
     """The plain values in TEXT, one JSON value or YAML document, and a line for each key that stands twice in one
     mapping. Raises InvalidConfig when it is neither."""
+    if text.lstrip().startswith("{"):
+        # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.
+        with contextlib.suppress(ValueError, RecursionError):
+            return _parse_json(text)
     try:
-        if text.lstrip().startswith("{"):
-            # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.
-            try:
-                return _parse_json(text)
-            except json.JSONDecodeError:
-                pass
-        loader = _Loader(text)
-        documents = []
-        while loader.check_data():  # type: ignore[no-untyped-call]
-            documents.append(loader.get_data())
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InvalidConfig([f"{where}not YAML or JSON: {error.problem or error.context}"]) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidConfig([f"not YAML or JSON: {' '.join(str(error).split())}"]) from error
+        documents, loader = load_all(text, _Loader)
+    except YamlError as error:
+        where = f"line {error.line}: " if error.line else ""
+        raise InvalidConfig([f"{where}not YAML or JSON: {error.reason}"]) from error
     documents = [d for d in documents if d is not None]
     if len(documents) > 1:
         raise InvalidConfig([f"must hold one YAML document, holds {len(documents)}"])
@@ -90,7 +90,7 @@ def _parse_json(text: str) -> tuple[Any, list[str]]:
         twice.extend(f"the key {key!r} stands twice" for key in dict.fromkeys(keys) if keys.count(key) > 1)
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=collect), twice
+    return json.loads(text, object_pairs_hook=collect, parse_int=_number), twice
 
 
 # ---------------------------------------------------------------- values

@@ -75,7 +75,7 @@ def parse(text: str) -> Duration:
     if unsigned == "0":
         return Duration(0)
     if not unsigned:
-        raise ValueError('must be a duration such as "30s" or "1h30m"')
+        raise ValueError(_WRONG)
     total, at = 0, 0
     while at < len(unsigned):
         part = _PART.match(unsigned, at)
@@ -85,18 +85,23 @@ def parse(text: str) -> Duration:
         at = part.end()
     value = -total if text.startswith("-") else total
     if not -LARGEST - 1 <= value <= LARGEST:
-        raise ValueError("must be shorter than 292 years")
+        raise ValueError(_TOO_LONG)
     return Duration(value)
 
 
 _WRONG = 'must be a duration such as "30s" or "1h30m"'
+_TOO_LONG = "must be shorter than 292 years"
+_DIGITS = 19  # of LARGEST; int() raises for more than 4,300 digits
 
 
 def _nanoseconds(part: re.Match[str]) -> int:
     whole, fraction, unit = part["whole"], part["fraction"] or "", part["unit"]
     if not whole and not fraction:
         raise ValueError(_WRONG)
+    whole = whole.lstrip("0")
     if unit not in UNITS:
         raise ValueError(f"has the unknown unit {unit!r}; units are ns, us, ms, s, m, h")
-    # Go cuts what is finer than a nanosecond.
+    if len(whole) > _DIGITS:
+        raise ValueError(_TOO_LONG)
+    fraction = fraction[:_DIGITS]  # Go ignores what is finer than a nanosecond
     return int(whole or 0) * UNITS[unit] + int(fraction or 0) * UNITS[unit] // int(10 ** len(fraction))

@@ -31,7 +31,7 @@ DETECTED_BY = {
 LONGEST_INTERFACE = 15  # IFNAMSIZ - 1
 _INTERFACE = re.compile(r"[^\s/:\"'+*!\\\x00-\x1f\x7f]+")
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}")
-_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
+_QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
 _RANGE = re.compile(r"([0-9]{1,5})([-+][0-9]{1,5})?")
 
 

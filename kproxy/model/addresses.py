@@ -27,22 +27,28 @@ def canonical_ip(text: str) -> str | None:
 
 
 def _sloppy(text: str) -> str | None:
-    parts = text.split(".")
-    if len(parts) != 4 or not all(p.isascii() and p.isdigit() and int(p) < 256 for p in parts):
+    octets = [_number(part, 255) for part in text.split(".")] if text.count(".") == 3 else []
+    return ".".join(map(str, octets)) if octets and None not in octets else None
+
+
+def _number(text: str, largest: int) -> int | None:
+    """The number TEXT in decimal, leading zeros allowed; None when it is none, or larger than LARGEST, below 1000."""
+    if not (text.isascii() and text.isdigit()):
         return None
-    return ".".join(str(int(p)) for p in parts)
+    digits = text.lstrip("0")
+    # Three digits are enough to decide, and int() raises for more than 4,300.
+    number = int(digits or "0") if len(digits) <= 3 else largest + 1
+    return number if number <= largest else None
 
 
 def canonical_cidr(text: str) -> str | None:
     """TEXT as network/length with the host bits cleared, or None when it is no CIDR."""
     address, slash, length = text.partition("/")
     ip = canonical_ip(address)
-    if ip is None or not slash or not (length.isascii() and length.isdigit()):
+    if ip is None or not slash:
         return None
-    try:
-        return str(ipaddress.ip_network(f"{ip}/{int(length)}", strict=False))
-    except ValueError:
-        return None
+    bits = _number(length, 128 if ":" in ip else 32)
+    return None if bits is None else str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))
 
 
 def contains(cidr: str, ip: str) -> bool:

@@ -37,6 +37,18 @@ def handled(metadata: objects.Metadata) -> bool:
     return PROXY_NAME_LABEL not in labels and HEADLESS_LABEL not in labels
 
 
+def parse_cidrs(source: objects.ServiceCIDR) -> tuple[tuple[str, ...], list[InvalidObject]]:
+    """The CIDRs of a ServiceCIDR in canonical text, and what is wrong with the others."""
+    texts = (source.spec.cidrs if source.spec else None) or ()
+    cidrs = [canonical_cidr(text) for text in texts]
+    problems = [
+        InvalidObject("ServiceCIDR", source.metadata.name, f"spec.cidrs[{i}]", f"{text!r} is not a CIDR")
+        for i, text in enumerate(texts)
+        if cidrs[i] is None
+    ]
+    return tuple([cidr for cidr in cidrs if cidr is not None]), problems
+
+
 def parse(service: objects.Service) -> tuple[tuple[ServicePlan, ...], list[InvalidObject]]:
     """The plans of a Service, still without endpoints, in both families; and what is wrong with it.
 

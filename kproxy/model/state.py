@@ -158,8 +158,9 @@ class ClusterState:
                 if item.metadata.name == self.node_name:
                     self._set_node(node_info.parse(item))
             case objects.ServiceCIDR():
-                cidrs = item.spec.cidrs if item.spec else None
-                self._set_cidrs(item.metadata.name, tuple(cidrs or ()))
+                cidrs, problems = services.parse_cidrs(item)
+                self._set_cidrs(item.metadata.name, cidrs)
+                return problems
         return []
 
     def _delete(self, kind: Kind, namespace: str, name: str) -> None:
@@ -227,7 +228,7 @@ class ClusterState:
             return
         try:
             when = datetime.fromisoformat(text).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError, OSError):  # the latter two for local times that the C library cannot count
             return
         name = ServiceName(item.metadata.namespace or "default", found.service)
         self._triggers.setdefault(name, []).append(when)

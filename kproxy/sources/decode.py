@@ -224,11 +224,18 @@ def split_lines(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
 
     Raises SourceError when a line is longer than LIMIT bytes.
     """
-    rest = b""
+    parts: list[bytes] = []  # of the line that has no end yet; joined once, as each joining copies them all
+    size = 0
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
+        *lines, rest = chunk.split(b"\n")
+        if lines and parts:
+            lines[0] = b"".join((*parts, lines[0]))
+        if lines:
+            parts, size = [], 0
         yield from (line for line in lines if line.strip())
-        if len(rest) > limit:
+        parts.append(rest)
+        size += len(rest)
+        if size > limit:
             raise SourceError(f"a line of the watch is longer than {limit} bytes")
 
 

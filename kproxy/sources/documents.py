@@ -15,6 +15,7 @@ import msgspec
 import yaml
 
 from kproxy import logs
+from kproxy.config.yaml_reader import TOO_DEEP, Loader, YamlError, load_all
 from kproxy.errors import InvalidObject, one_line
 from kproxy.model.objects import Kind, Object
 from kproxy.sources.decode import key, object_of
@@ -31,7 +32,6 @@ _GROUPS = {
     Kind.NODE: ("", ("v1",)),
     Kind.SERVICE_CIDR: ("networking.k8s.io", ("v1", "v1beta1", "v1alpha1")),
 }
-_MANY, _DEEP = 5000, 200
 _NAMESPACED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE})
 
 
@@ -44,7 +44,7 @@ class Content:
     unreadable: set[ObjectId] = field(default_factory=set)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Loader(Loader):
     """Reads YAML as Kubernetes does: a date is a string, and so is 10:20, a number to the base of 60 for PyYAML."""
 
 
@@ -74,7 +74,7 @@ def parse(name: str, text: bytes) -> Content:
         try:
             _take(content, interner, name, where, document)
         except RecursionError:
-            content.problems.append(InvalidObject("manifest", name, where.rstrip("."), "is nested too deeply"))
+            content.problems.append(InvalidObject("manifest", name, where.rstrip("."), TOO_DEEP))
     return content
 
 
@@ -86,35 +86,10 @@ def _documents(name: str, text: bytes) -> list[Any]:
             if name.endswith(".json"):
                 raise InvalidObject("manifest", name, "", one_line(str(error))) from error
     try:
-        _refuse_depth(name, text)
-        return list(yaml.load_all(text, Loader=_Loader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        if mark and _depth(text.decode(errors="replace")[: mark.index]) > _DEEP:
-            raise InvalidObject("manifest", name, "", "is nested too deeply") from error
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InvalidObject("manifest", name, where, error.problem or "is no YAML") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidObject("manifest", name, "", f"is no YAML: {error}") from error
-
-
-def _refuse_depth(name: str, text: bytes) -> None:
-    """Raise InvalidObject for nesting so deep that PyYAML's C parser would overrun its stack and crash.
-
-    Each level takes a bracket or a column, so for nearly every file it is enough to count these.
-    """
-    if text.count(b"[") + text.count(b"{") < _MANY and max(map(len, text.splitlines()), default=0) < _MANY:
-        return
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEP:
-            raise InvalidObject("manifest", name, "", "is nested too deeply")
-
-
-def _depth(text: str) -> int:
-    """How many brackets are open at the end of TEXT, going by their number: newer PyYAML refuses depth by itself."""
-    return sum(text.count(opening) for opening in "[{") - sum(text.count(closing) for closing in "]}")
+        return load_all(text, _Loader)[0]
+    except YamlError as error:
+        where = f"line {error.line}, column {error.column}" if error.line and error.reason != TOO_DEEP else ""
+        raise InvalidObject("manifest", name, where, error.reason) from error
 
 
 def _take(content: Content, interner: Interner, name: str, where: str, document: Any) -> None:
@@ -164,12 +139,14 @@ def _relevant(content: Content, name: str, where: str, document: Any, default: s
 def _is_known_version(content: Content, kind: Kind, document: dict[str, Any]) -> bool:
     """Whether kproxy reads this version of the object; not so for a kind of the same name in another API group."""
     group, versions = _GROUPS[kind]
-    its_group, _, its_version = str(document.get("apiVersion") or f"{group}/{versions[0]}").rpartition("/")
+    given = document.get("apiVersion") or f"{group}/{versions[0]}"
+    its_group, _, its_version = given.rpartition("/") if isinstance(given, str) else (group, "", "")
     if its_group != group or its_version in versions:
         return its_group == group
     at = _object_id(kind, _with_namespace(kind, document))
     label = at[1] if at else "(without a name)"
-    reason = f"Expected {'/'.join(filter(None, (group, versions[0])))}, got {document['apiVersion']}"
+    shown = given if isinstance(given, str) else _json_type(given)
+    reason = f"Expected {'/'.join(filter(None, (group, versions[0])))}, got {shown}"
     content.problems.append(InvalidObject(kind, label, "apiVersion", reason))
     if at:
         content.unreadable.add(at)

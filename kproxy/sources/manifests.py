@@ -112,6 +112,7 @@ class ManifestSource:
         given = [paths] if isinstance(paths, (str, PathLike)) else paths
         self._paths = [Path(path) for path in given]
         self._stage = containment.stage(STAGE, "the objects of the manifests stay as they are known until the next try")
+        self._parsing = containment.stage(STAGE, "a manifest counts as unreadable until it changes")
         self._files: dict[Path, _File] = {}
         self._objects: dict[ObjectId, Object] = {}
         self._twice: list[_Duplicate] = []
@@ -164,10 +165,23 @@ class ManifestSource:
         for path, state in files.items():
             file = self._files.setdefault(path, _File())
             if file.state != state:
-                events += _reread(path, file, state)
+                events += self._reread(path, file, state)
         # Objects of later names win, also when their files came later.
         self._files = {path: self._files[path] for path in sorted(self._files, key=self._order)}
         return events
+
+    def _reread(self, path: Path, file: _File, state: Signature | str) -> list[Event]:
+        """Bring FILE up to date; what is newly wrong with it."""
+        file.state = state
+        try:
+            content = self._parsing.attempt(lambda: parse(str(path), _read(path, state)), None)
+            if content is None:
+                raise InvalidObject("manifest", str(path), "", "cannot be read: a bug; the log has a traceback")
+            file.content, problems = content, content.problems
+        except InvalidObject as error:
+            problems = [error]
+        before, file.problems = file.problems, frozenset(map(str, problems))
+        return [Invalid(problem) for problem in problems if str(problem) not in before]
 
     def _order(self, path: Path) -> tuple[int, str]:
         for number, given in enumerate(self._paths):
@@ -197,18 +211,6 @@ class ManifestSource:
             )
             for kind in Kind
         ]
-
-
-def _reread(path: Path, file: _File, state: Signature | str) -> list[Event]:
-    """Bring FILE up to date; what is newly wrong with it."""
-    try:
-        file.content = parse(str(path), _read(path, state))
-        problems = file.content.problems
-    except InvalidObject as error:
-        problems = [error]
-    file.state = state
-    before, file.problems = file.problems, frozenset(map(str, problems))
-    return [Invalid(problem) for problem in problems if str(problem) not in before]
 
 
 def _difference(before: Mapping[ObjectId, Object], after: Mapping[ObjectId, Object]) -> list[Event]:

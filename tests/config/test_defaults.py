@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kproxy.config import defaults, encode, files
+from kproxy.config import defaults, files
 from kproxy.config.durations import SECOND
 from kproxy.config.fields import ProxyMode
 
@@ -18,8 +18,8 @@ HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigura
 
 def test_the_default_configuration_is_written_as_kube_proxy_writes_it() -> None:
     expected = yaml.safe_load((HERE / "kube-proxy-defaults.yaml").read_text())
-    assert encode.to_values(defaults.default()) == expected
-    assert yaml.safe_load(encode.to_yaml(defaults.default())) == expected
+    assert files.to_values(defaults.default()) == expected
+    assert yaml.safe_load(files.to_yaml(defaults.default())) == expected
 
 
 def test_a_file_with_a_header_alone_gives_the_defaults() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kproxy.config import encode, files
+from kproxy.config import files
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.validate import ignored
 
@@ -21,10 +21,10 @@ def test_proxy_ports(text: str, ports: tuple[int, int]) -> None:
 
 def test_the_section_is_written_only_when_it_says_something() -> None:
     standard = files.from_text(HEAD)
-    assert "userspace" not in encode.to_values(standard)
+    assert "userspace" not in files.to_values(standard)
     changed = files.from_text(HEAD + "userspace: {drainTimeout: 5s}\n")
-    assert encode.to_values(changed)["userspace"] == {"udpIdleTimeout": "250ms", "drainTimeout": "5s"}
-    assert files.from_text(encode.to_yaml(changed)) == changed
+    assert files.to_values(changed)["userspace"] == {"udpIdleTimeout": "250ms", "drainTimeout": "5s"}
+    assert files.from_text(files.to_yaml(changed)) == changed
 
 
 def test_a_port_range_counts_in_userspace_mode_only() -> None:
