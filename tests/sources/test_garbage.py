@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from kproxy.errors import InvalidObject, SourceError
 from kproxy.model.events import Changed, Deleted, Invalid, Listed
+from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
-from kproxy.model.plan_store import PlanStore
-from kproxy.model.planner import Place
+from kproxy.model.plan_store import FamilyPlans, PlanStore, health_checks
+from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.sources.decode import Broken, Decoder, Gone, Update, split_lines
 from kproxy.sources.documents import parse
@@ -79,7 +80,12 @@ class Cluster:
     """What a daemon makes of events: state and plans, after every one of them."""
 
     def __init__(self) -> None:
-        self._state, self._plans, self._place = ClusterState("node1"), PlanStore(), Place("node1", "z", "192.0.2.1")
+        self._state, self._store, self._node = (
+            ClusterState("node1"),
+            PlanStore(),
+            NodeInfo("node1", "z", ("192.0.2.1",)),
+        )
+        self._families = {family: FamilyPlans() for family in Family}
         self.problems: list[InvalidObject] = []
         for kind, value in VALID.items():
             self.change(kind, Decoder(kind).page(_list(value)).objects)
@@ -99,8 +105,10 @@ class Cluster:
 
     def _apply(self, event: Any) -> None:
         self.problems += self._state.apply(event)
-        self._plans.update(self._state, self._state.take_dirty(), self._place)
-        self._plans.health_checks()
+        changes = self._store.update(self._state, self._state.take_dirty(), self._node)
+        for family, plans in self._families.items():
+            plans.update(changes[family])
+            health_checks(plans)
         for problem in self.problems:
             assert "\n" not in str(problem)
 
