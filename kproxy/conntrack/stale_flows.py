@@ -48,7 +48,7 @@ def carriers(plan: ServicePlan) -> Carriers:
 
     Of any policy: a flow that began under another policy is served until it ends.
     """
-    return frozenset((e.ip, e.port) for e in (*plan.reachable, *plan.lingering))
+    return frozenset((e.ip, e.port) for e in (*plan.reachable, *plan.still_serving))
 
 
 class Frontends:

@@ -1,4 +1,4 @@
-"""IP addresses and CIDRs as canonical text, read as tolerantly as Kubernetes reads them.
+"""Reads IP addresses and CIDRs as tolerantly as Kubernetes does, and writes them as canonical text.
 
 Objects that are older than strict validation may carry leading zeros (010.0.0.1 is 10.0.0.1, KEP-4858), and an
 IPv4-mapped IPv6 address counts as IPv4.
@@ -20,13 +20,13 @@ def canonical_ip(text: str) -> str | None:
             return text  # inet_pton(3) takes four decimal numbers without leading zeros, and nothing else
         packed = socket.inet_pton(socket.AF_INET6, text)
     except (OSError, ValueError):
-        return _sloppy(text)
+        return _ipv4_with_leading_zeros(text)
     if packed.startswith(_MAPPED):
         return socket.inet_ntop(socket.AF_INET, packed[12:])
     return socket.inet_ntop(socket.AF_INET6, packed)
 
 
-def _sloppy(text: str) -> str | None:
+def _ipv4_with_leading_zeros(text: str) -> str | None:
     octets = [_number(part, 255) for part in text.split(".")] if text.count(".") == 3 else []
     return ".".join(map(str, octets)) if octets and None not in octets else None
 
