@@ -1,7 +1,7 @@
-"""Durations as Go writes them: "1h0m0s", "30s", "1.5ms", "0s".
+"""Reads and writes durations as Go does: "1h0m0s", "30s", "1.5ms", "0s".
 
-KubeProxyConfiguration and kube-proxy's flags have no other form, so they are read and written the way Go's
-time.ParseDuration and Duration.String do (https://pkg.go.dev/time#ParseDuration), to the nanosecond.
+KubeProxyConfiguration and kube-proxy's flags have no other form. Equal to Go's time.ParseDuration and Duration.String
+(https://pkg.go.dev/time#ParseDuration), to the nanosecond.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Duration(int):
         return self / SECOND
 
     def __str__(self) -> str:
-        """As Go writes it, without a unit that would stand in front as zero: "1m0s", "250ms", "0s"."""
+        """The text that Go writes, without leading units that are zero: "1m0s", "250ms", "0s"."""
         sign, left = ("-", -int(self)) if self < 0 else ("", int(self))
         if left == 0:
             return "0s"
@@ -70,7 +70,7 @@ def _decimal(value: int, size: int) -> str:
 
 
 def parse(text: str) -> Duration:
-    """The duration that TEXT names; ValueError says in a few words what is wrong with it."""
+    """The duration in TEXT. Raises ValueError with a short reason."""
     unsigned = text[1:] if text[:1] in ("+", "-") else text
     if unsigned == "0":
         return Duration(0)

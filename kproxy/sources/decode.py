@@ -1,8 +1,8 @@
-"""Turns bytes of the API server, and parsed manifests, into the model's objects. Pure.
+"""Decodes bytes of the API server, and parsed manifests, into the model's objects. Pure.
 
-Decides what a broken object costs: only itself. A list is first decoded as a whole, which is what nearly always works;
-when it does not, its items are decoded one by one, and those that fail become InvalidObject values that name object and
-field. What an object means, and whether its values make sense, is the model's to judge.
+A broken object costs only itself: a list is first decoded as a whole, which nearly always works; if not, its items are
+decoded one by one, and those that fail become InvalidObject values that name object and field. What an object means,
+and whether its values make sense, the model decides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kproxy.errors import InvalidObject, SourceError, one_line
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.sources.intern import drop_unread_metadata
 
-# msgspec's own errors, and what passes through it: bad UTF-8 is a ValueError, and too deep nesting a RecursionError.
+# msgspec's own errors, and what it lets through: a ValueError for bad UTF-8, a RecursionError for deep nesting.
 _UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError)
 _AT_FIELD = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(\w+)`$")
@@ -51,7 +51,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The object was deleted, or no longer matches the selector."""
+    """The object was deleted, or does not match the selector any more."""
 
     version: str
     namespace: str
@@ -60,7 +60,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """Nothing happened up to this version."""
+    """The watch has reached this version without further events."""
 
     version: str
 
@@ -75,7 +75,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The server ends the watch: HTTP status code (0 when it names none) and why."""
+    """The server ends the watch. code: an HTTP status, 0 when it names none."""
 
     code: int
     message: str
@@ -100,7 +100,7 @@ class _RawEvent(msgspec.Struct):
 
 
 class _Identity(msgspec.Struct, rename="camel"):
-    # Any, because the object whose name is wanted may be wrong in just these fields.
+    # Any, because these may be the fields that make the object undecodable.
     name: Any = None
     namespace: Any = None
     resource_version: Any = None
@@ -139,14 +139,14 @@ class Decoder:
         self.kind = kind
 
     def page(self, body: bytes) -> Page:
-        """The page of a list in BODY. Raises SourceError when it is no list at all."""
+        """The page of a list in BODY. Raises SourceError when BODY is no list."""
         try:
             found = _typed_lists[self.kind].decode(body)
         except _UNDECODABLE:
             return self._page_by_item(body)
         page = _page(found.metadata)
         page.objects = found.items or []
-        # An object without a name can neither be told apart nor deleted; there is none unless the server is broken.
+        # An object without a name has no identity and could never be deleted; only a broken server sends one.
         if not all(item.metadata.name for item in page.objects):
             return self._page_by_item(body)
         for item in page.objects:
@@ -169,7 +169,7 @@ class Decoder:
         return page
 
     def line(self, line: bytes) -> WatchLine:
-        """What LINE of a watch says. Raises SourceError when it is no watch event at all, as after a cut."""
+        """The event in LINE of a watch. Raises SourceError when it is none, as when the connection broke within it."""
         try:
             event = _raw_event.decode(line)
             if event.type == "ERROR":
@@ -204,7 +204,7 @@ class Decoder:
 
 
 def object_of(kind: Kind, value: Any) -> Object:
-    """The object that a parsed manifest VALUE describes. Raises InvalidObject that names object and field."""
+    """The object in VALUE, a parsed manifest. Raises InvalidObject that names object and field."""
     try:
         item = cast(Object, msgspec.convert(value, TYPES[kind]))
     except _UNDECODABLE as error:
@@ -215,7 +215,7 @@ def object_of(kind: Kind, value: Any) -> Object:
 
 
 def key(namespace: str | None, name: str) -> str:
-    """How events name an object; the namespace of those that have none is "default", as the model has it."""
+    """The name of an object in events, "namespace/name"; kinds without a namespace have "default"."""
     return f"{namespace or 'default'}/{name}"
 
 
@@ -251,7 +251,7 @@ def _failure(raw: msgspec.Raw) -> Failure:
 
 
 def _identity(raw: msgspec.Raw) -> _Identity:
-    """Name, namespace and version of an object, "" for what is missing or wrong."""
+    """Name, namespace and version of an object; "" for one that is missing or of a wrong type."""
     try:
         return _identity_of(_identified.decode(raw).metadata)
     except _UNDECODABLE:

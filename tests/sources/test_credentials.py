@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +78,7 @@ def test_a_token_that_is_late_is_waited_for(
     token = tmp_path / "token"
     token.write_text("old")
     mirror, _ = follow(secure, kubeconfig=kubeconfig(tmp_path, secure, {"tokenFile": "token"}))
-    caplog.handler.setFormatter(logging.Formatter("%(fields)s"))
-    assert eventually(lambda: "HTTP status 401: Unauthorized" in caplog.text)
+    assert eventually(lambda: any("HTTP status 401: Unauthorized" in str(vars(record)) for record in caplog.records))
     assert not mirror.events
     token.write_text("first")
     assert mirror.wait(lambda m: agrees(secure, m))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from typing import Any
 
@@ -226,14 +225,6 @@ def test_a_line_without_end_is_given_up() -> None:
     endless = iter(lambda: b"x" * 1000, b"")
     with pytest.raises(SourceError, match="longer than 10000 bytes"):
         list(split_lines(endless, 10_000))
-
-
-@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-def test_no_bytes_lead_to_any_other_error(junk: bytes) -> None:
-    decoder = Decoder(Kind.SERVICE)
-    for read in (decoder.page, decoder.line):
-        with contextlib.suppress(SourceError):
-            read(junk)
 
 
 @given(

@@ -210,16 +210,6 @@ def test_null_lists_and_unknown_fields_are_harmless(server: ApiServer, follow: F
     assert not [e for e in mirror.events if isinstance(e, Invalid)]
 
 
-def test_nothing_is_told_after_stop(server: ApiServer, follow: Follow) -> None:
-    mirror, source = follow(server)
-    assert mirror.wait(lambda m: agrees(server, m))
-    source.stop()
-    count = len(mirror.events)
-    server.apply(service("late"))
-    assert source.join(10)
-    assert len(mirror.events) == count
-
-
 def test_a_hundred_writes_arrive_in_order(server: ApiServer, follow: Follow) -> None:
     mirror, _ = follow(server)
     assert mirror.wait(lambda m: agrees(server, m))

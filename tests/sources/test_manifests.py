@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,23 +270,6 @@ def test_what_is_broken_from_the_start_is_listed_as_unreadable(tmp_path: Path, w
     assert len(mirror.problems) == 2
 
 
-def test_a_mounted_configmap_is_followed_through_its_links(tmp_path: Path, watch: Watch) -> None:
-    """The kubelet swaps a symbolic link, ..data, over which all files are reached."""
-
-    def publish(version: str, text: str) -> None:
-        (tmp_path / version).mkdir()
-        (tmp_path / version / "web.yaml").write_text(text)
-        (tmp_path / "..data_tmp").symlink_to(version)
-        (tmp_path / "..data_tmp").replace(tmp_path / "..data")
-
-    publish("..1", WEB)
-    (tmp_path / "web.yaml").symlink_to("..data/web.yaml")
-    mirror = watch(tmp_path)
-    assert _ip(mirror, "default/web") == "10.96.0.10"
-    publish("..2", WEB.replace("10.96.0.10", "10.96.0.20"))
-    assert mirror.wait(lambda m: _ip(m, "default/web") == "10.96.0.20")
-
-
 def test_a_single_file_is_followed(tmp_path: Path, watch: Watch) -> None:
     file = tmp_path / "cluster"  # a file that is named may be called anything
     file.write_text(WEB)
@@ -331,24 +313,3 @@ def test_the_object_of_a_file_that_goes_comes_back_from_another(
 def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="cannot be read: No such file or directory"):
         ManifestSource([tmp_path / "missing"], Containment(SystemClock())).start(Mirror())
-
-
-def test_without_inotify_changes_arrive_too(tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused() -> None:
-        raise OSError(24, os.strerror(24))
-
-    monkeypatch.setattr("kproxy.sources.file_watcher.INotify", refused)
-    (tmp_path / "web.yaml").write_text(WEB)
-    mirror = watch(tmp_path)
-    _replace(tmp_path / "web.yaml", WEB.replace("10.96.0.10", "10.96.0.20"))
-    assert mirror.wait(lambda m: _ip(m, "default/web") == "10.96.0.20")
-
-
-def test_nothing_is_told_after_stop(tmp_path: Path) -> None:
-    mirror, source = Mirror(), ManifestSource([tmp_path], Containment(SystemClock()))
-    source.start(mirror)
-    assert mirror.wait(lambda m: m.complete)
-    source.stop()
-    (tmp_path / "web.yaml").write_text(WEB)
-    assert source.join(5)
-    assert not mirror.objects(Kind.SERVICE)
