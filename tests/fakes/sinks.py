@@ -1,4 +1,4 @@
-"""A sink that keeps what it was told, to be asked about it and waited for."""
+"""A sink that keeps all events and the objects that they make, for tests to inspect and to wait for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kproxy.model.objects import Kind, Object
 
 
 class Mirror:
-    """The objects that exist, going by the events so far. Used from any thread."""
+    """The objects that exist according to the events so far. Used from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -27,12 +27,12 @@ class Mirror:
             self._changed.notify_all()
 
     def wait(self, condition: Callable[[Mirror], bool], seconds: float = 15.0) -> bool:
-        """Wait until CONDITION holds, at most that many SECONDS; whether it does."""
+        """Wait until CONDITION holds, at most SECONDS; whether it does."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), seconds)
 
     def objects(self, kind: Kind) -> Mapping[str, Object]:
-        """By "namespace/name"; the namespace of what has none is "default"."""
+        """The objects of KIND by "namespace/name"; kinds without a namespace have "default"."""
         return self._objects[kind]
 
     def versions(self, kind: Kind) -> dict[str, str]:
@@ -40,7 +40,7 @@ class Mirror:
         return {key: item.metadata.resource_version or "" for key, item in self._objects[kind].items()}
 
     def lists(self, kind: Kind) -> int:
-        """How many lists of KIND came."""
+        """The number of lists of KIND so far."""
         return sum(isinstance(event, Listed) and event.kind is kind for event in self.events)
 
     @property
