@@ -31,7 +31,7 @@ class Watches:
         self._loop, self._bookmark_seconds = loop, bookmark_seconds
         self._open: set[_Watch] = set()
         self.never = asyncio.Event()
-        """Awaited by requests that shall hang. Kept here: a task whose event nothing else refers to may be collected."""
+        """For requests that shall hang. Kept here: a task whose event nothing else refers to may be collected."""
 
     def wake(self, kind: str) -> None:
         """Objects of KIND changed."""
