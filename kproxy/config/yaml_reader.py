@@ -53,10 +53,12 @@ def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
         raise
     except yaml.MarkedYAMLError as error:
         raise _at(text, error) from error
+    except yaml.reader.ReaderError as error:
+        raise YamlError(f"has a character that YAML does not allow, at position {error.position}") from error
     except RecursionError as error:
         raise YamlError(TOO_DEEP) from error
     except Exception as error:  # KeyError of `!!bool x`; of other wrong tags whatever PyYAML's code runs into
-        raise YamlError(str(error)) from error
+        raise YamlError(" ".join(str(error).split())) from error
     return documents, loader
 
 

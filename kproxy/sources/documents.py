@@ -88,7 +88,9 @@ def _documents(name: str, text: bytes) -> list[Any]:
     try:
         return load_all(text, _Loader)[0]
     except YamlError as error:
-        where = f"line {error.line}, column {error.column}" if error.line and error.reason != TOO_DEEP else ""
+        if error.reason == TOO_DEEP:
+            raise InvalidObject("manifest", name, "", TOO_DEEP) from error
+        where = f"line {error.line}, column {error.column}" if error.line else "is no YAML"
         raise InvalidObject("manifest", name, where, error.reason) from error
 
 
