@@ -184,7 +184,7 @@ def balanced(*endpoints: dict[str, Any], **spec: Any) -> ServicePlan:
     return plan(service(ports=ports, **fields), slice_("web-1", endpoints))
 
 
-def test_ready_here_counts_ready_endpoints_on_this_node() -> None:
+def test_ready_local_ips_counts_ready_endpoints_on_this_node() -> None:
     endpoints = [
         endpoint("10.244.0.2"),
         endpoint("10.244.0.1", conditions="ready"),
@@ -201,12 +201,12 @@ def test_draining_endpoints_serve_policy_local_but_fail_the_health_check() -> No
     assert made.ready_local_ips == ()
 
 
-def test_ready_here_is_empty_without_a_health_check_node_port() -> None:
+def test_ready_local_ips_is_empty_without_a_health_check_node_port() -> None:
     assert balanced(endpoint("10.244.0.1"), externalTrafficPolicy="Cluster").ready_local_ips == ()
 
 
 @pytest.mark.parametrize(
-    ("protocol", "endpoints", "lingering"),
+    ("protocol", "endpoints", "still_serving"),
     [
         pytest.param(
             "UDP", [endpoint("10.244.0.1"), endpoint("10.244.0.2", conditions="draining")], ["2"], id="drains"
@@ -223,11 +223,11 @@ def test_ready_here_is_empty_without_a_health_check_node_port() -> None:
     ],
 )
 def test_endpoints_that_serve_without_getting_new_flows_linger(
-    protocol: str, endpoints: list[dict[str, Any]], lingering: list[str]
+    protocol: str, endpoints: list[dict[str, Any]], still_serving: list[str]
 ) -> None:
     port = {"name": "http", "port": 80, "protocol": protocol}
     made = plan(service(ports=[port]), slice_("web-1", endpoints, ports=[port]))
-    assert [e.ip.rpartition(".")[2] for e in made.still_serving] == lingering
+    assert [e.ip.rpartition(".")[2] for e in made.still_serving] == still_serving
 
 
 def test_here_has_every_endpoint_on_this_node_whatever_its_state() -> None:
