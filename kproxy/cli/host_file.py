@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from kproxy.errors import InvalidConfig
+from kproxy.files import read_file
 from kproxy.model.node_info import SERVICE_DEVICE, NodeInfo, family_of
 
 
@@ -28,7 +29,7 @@ def read(path: Path) -> NodeInfo:
     Raises InvalidConfig, each problem with the name of the file in front.
     """
     try:
-        return from_text(path.read_bytes())
+        return from_text(read_file(path))
     except OSError as error:
         raise InvalidConfig([f"{path}: {error.strerror}"]) from error
     except InvalidConfig as error:

@@ -1,11 +1,12 @@
-"""From the text of a configuration file to its fields, with every problem of form found at once.
+"""Decodes the text of a configuration file into its fields, and finds every problem of form at once.
 
-msgspec stops at the first problem, so this walks the Structs field by field and lets msgspec judge single values. Only
-form is decided here (known fields, types); what values may mean is `validate`'s, and zero values are `defaults`'.
+msgspec stops at the first problem, so the Structs are decoded field by field, with msgspec for single values. This
+module checks form alone (known fields, types); `validate` checks what values mean, `defaults` replaces zero values.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Hashable
 from enum import StrEnum
@@ -18,6 +19,7 @@ import yaml
 from kproxy.config import durations
 from kproxy.config.durations import Duration, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
+from kproxy.config.yaml_reader import Loader, YamlError, load_all
 from kproxy.errors import InvalidConfig
 
 NAMES = {
@@ -33,14 +35,19 @@ MISSING = object()
 
 
 class _Invalid(Exception):
-    """Something is wrong; the problems are in the collector already, this only ends the branch."""
+    """Ends the decoding of a value whose problem has been recorded."""
 
 
 # ---------------------------------------------------------------- text
 
 
-class _Loader(yaml.CSafeLoader):
-    """Safe YAML that notes keys which stand twice; the last one counts."""
+def _number(text: str) -> int | float:
+    """The integer TEXT, in decimal. One that needs more than 64 bits is a float, and so of a wrong type anywhere."""
+    return int(text) if len(text) <= len(str(-(2**63))) else float(text)
+
+
+class _Loader(Loader):
+    """Reads YAML and records keys that stand twice in a mapping; the last one counts."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -60,22 +67,15 @@ class _Loader(yaml.CSafeLoader):
 def parse_text(text: str) -> tuple[Any, list[str]]:
     """The plain values in TEXT, one JSON value or YAML document, and a line for each key that stands twice in one
     mapping. Raises InvalidConfig when it is neither."""
+    if text.lstrip().startswith("{"):
+        # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.
+        with contextlib.suppress(ValueError, RecursionError):
+            return _parse_json(text)
     try:
-        if text.lstrip().startswith("{"):
-            # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.
-            try:
-                return _parse_json(text)
-            except json.JSONDecodeError:
-                pass
-        loader = _Loader(text)
-        documents = []
-        while loader.check_data():  # type: ignore[no-untyped-call]
-            documents.append(loader.get_data())
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InvalidConfig([f"{where}not YAML or JSON: {error.problem or error.context}"]) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidConfig([f"not YAML or JSON: {' '.join(str(error).split())}"]) from error
+        documents, loader = load_all(text, _Loader)
+    except YamlError as error:
+        where = f"line {error.line}: " if error.line else ""
+        raise InvalidConfig([f"{where}not YAML or JSON: {error.reason}"]) from error
     documents = [d for d in documents if d is not None]
     if len(documents) > 1:
         raise InvalidConfig([f"must hold one YAML document, holds {len(documents)}"])
@@ -90,15 +90,18 @@ def _parse_json(text: str) -> tuple[Any, list[str]]:
         twice.extend(f"the key {key!r} stands twice" for key in dict.fromkeys(keys) if keys.count(key) > 1)
         return dict(pairs)
 
-    return json.loads(text, object_pairs_hook=collect), twice
+    return json.loads(text, object_pairs_hook=collect, parse_int=_number), twice
 
 
 # ---------------------------------------------------------------- values
 
 
 class Problems(list[str]):
-    """A "field: reason" line for each field that cannot be used. unknown: likewise for each that does not exist, which
-    kube-proxy passes over (it decodes v1alpha1 leniently once it has failed strictly)."""
+    """A "field: reason" line for each field of a wrong form.
+
+    unknown: likewise for each field that does not exist. kube-proxy ignores these: after strict decoding of v1alpha1
+    failed, it decodes leniently.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,10 +109,10 @@ class Problems(list[str]):
 
 
 def decode(values: Any) -> tuple[KubeProxyConfiguration, Problems]:
-    """The configuration that plain VALUES give, and what is wrong with them.
+    """The configuration in plain VALUES, and the problems of their form.
 
     A field with a problem has its default in the result, so that the rest can still be validated. Raises InvalidConfig
-    alone when VALUES are no KubeProxyConfiguration v1alpha1 at all.
+    when VALUES are no KubeProxyConfiguration v1alpha1 at all.
     """
     if not isinstance(values, dict):
         raise InvalidConfig([f"must be a mapping with apiVersion and kind, is {_shown(values)}"])
@@ -131,7 +134,7 @@ def _struct(values: Any, cls: Any, path: str, problems: Problems) -> Any:
     known = _fields(cls)
     for name in values:
         if name not in known:
-            problems.unknown.append(f"{_join(path, name)}: unknown field{_meant(name, known)}")
+            problems.unknown.append(f"{_join(path, name)}: unknown field{_suggestion(name, known)}")
     found = {}
     for name, (attribute, kind) in known.items():
         value = values.get(name)
@@ -171,7 +174,7 @@ def _scalar(value: Any, kind: Any, path: str, problems: Problems) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        raise _problem(problems, path, f"must be {_wanted(kind)}, is {_shown(value)}") from None
+        raise _problem(problems, path, f"must be {_expected(kind)}, is {_shown(value)}") from None
 
 
 def _duration(value: Any, path: str, problems: Problems) -> Duration:
@@ -190,7 +193,7 @@ def _try(value: Any, kind: Any, path: str, problems: Problems) -> Any:
         return MISSING
 
 
-# ---------------------------------------------------------------- words
+# ---------------------------------------------------------------- messages
 
 
 def _problem(problems: list[str], path: str, reason: str) -> _Invalid:
@@ -198,7 +201,7 @@ def _problem(problems: list[str], path: str, reason: str) -> _Invalid:
     return _Invalid()
 
 
-def _wanted(kind: Any) -> str:
+def _expected(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return f"one of {', '.join(kind)}"
     if get_origin(kind) is Annotated:
@@ -208,7 +211,7 @@ def _wanted(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """VALUE as the file has it, cut short; a collection by its kind alone."""
+    """VALUE as in the file, cut short; of a collection only its kind."""
     if isinstance(value, (dict, list)):
         return NAMES[type(value)]
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -219,7 +222,7 @@ def _join(path: str, name: Any) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _meant(name: Any, known: dict[str, tuple[str, Any]]) -> str:
+def _suggestion(name: Any, known: dict[str, tuple[str, Any]]) -> str:
     """A hint for a name that differs only in case from a known one."""
     near = next((k for k in known if k.lower() == str(name).lower()), None)
     return f" (is {near} meant?)" if near else ""
@@ -227,5 +230,5 @@ def _meant(name: Any, known: dict[str, tuple[str, Any]]) -> str:
 
 @cache
 def _fields(cls: type[msgspec.Struct]) -> dict[str, tuple[str, Any]]:
-    """Name in the file -> (attribute, type)."""
+    """Attribute and type of each field of CLS, by the field's name in the file."""
     return {f.encode_name: (f.name, f.type) for f in msgspec.structs.fields(cls)}

@@ -1,4 +1,4 @@
-"""Zero values, which in Go cannot be told from absent ones, become kube-proxy's defaults."""
+"""Replaces zero values, which Go cannot tell from absent ones, by kube-proxy's defaults."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ CONFIG_SYNC_PERIOD = Duration(15 * MINUTE)
 
 
 def default(mode: ProxyMode = ProxyMode.IPTABLES) -> KubeProxyConfiguration:
-    """The configuration that an empty file with this MODE gives."""
+    """The configuration of an empty file, in this MODE."""
     return complete(KubeProxyConfiguration(mode=mode), given=frozenset())
 
 
 def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxyConfiguration:
     """CONFIG with defaults for its zero values.
 
-    given: names of the top-level fields that the file has; the two addresses follow bindAddress's family without.
-    Sync periods are completed in the section of the mode in use, the only one that has a meaning. In nftables mode node
-    ports are taken at the node's primary addresses only, where the file does not say.
+    given: names of the top-level fields in the file; the healthz and metrics addresses, if not among them, follow the
+    family of bindAddress. Sync periods get defaults in the section of the mode in use, as the others have no effect. In
+    nftables mode the default of nodePortAddresses is the node's primary addresses.
     """
     bind = config.bind_address or "0.0.0.0"
     anywhere, loopback = ("[::]", "[::1]") if _is_ipv6(bind) else ("0.0.0.0", "127.0.0.1")
@@ -60,7 +60,7 @@ def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxy
 
 
 def with_port(address: str, port: int) -> str:
-    """ADDRESS with PORT added when it is an IP alone; anything else as it is, for validation to judge."""
+    """ADDRESS, with PORT added if it is an IP alone; anything else is returned as it is and left to validation."""
     host = address[1:-1] if address.startswith("[") and address.endswith("]") else address
     try:
         version = ipaddress.ip_address(host).version

@@ -1,7 +1,7 @@
-"""Durations as Go writes them: "1h0m0s", "30s", "1.5ms", "0s".
+"""Reads and writes durations as Go does: "1h0m0s", "30s", "1.5ms", "0s".
 
-KubeProxyConfiguration and kube-proxy's flags have no other form, so they are read and written the way Go's
-time.ParseDuration and Duration.String do (https://pkg.go.dev/time#ParseDuration), to the nanosecond.
+KubeProxyConfiguration and kube-proxy's flags have no other form. Equal to Go's time.ParseDuration and Duration.String
+(https://pkg.go.dev/time#ParseDuration), to the nanosecond.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Duration(int):
         return self / SECOND
 
     def __str__(self) -> str:
-        """As Go writes it, without a unit that would stand in front as zero: "1m0s", "250ms", "0s"."""
+        """The text that Go writes, without leading units that are zero: "1m0s", "250ms", "0s"."""
         sign, left = ("-", -int(self)) if self < 0 else ("", int(self))
         if left == 0:
             return "0s"
@@ -70,12 +70,12 @@ def _decimal(value: int, size: int) -> str:
 
 
 def parse(text: str) -> Duration:
-    """The duration that TEXT names; ValueError says in a few words what is wrong with it."""
+    """The duration in TEXT. Raises ValueError with a short reason."""
     unsigned = text[1:] if text[:1] in ("+", "-") else text
     if unsigned == "0":
         return Duration(0)
     if not unsigned:
-        raise ValueError('must be a duration such as "30s" or "1h30m"')
+        raise ValueError(_WRONG)
     total, at = 0, 0
     while at < len(unsigned):
         part = _PART.match(unsigned, at)
@@ -85,18 +85,23 @@ def parse(text: str) -> Duration:
         at = part.end()
     value = -total if text.startswith("-") else total
     if not -LARGEST - 1 <= value <= LARGEST:
-        raise ValueError("must be shorter than 292 years")
+        raise ValueError(_TOO_LONG)
     return Duration(value)
 
 
 _WRONG = 'must be a duration such as "30s" or "1h30m"'
+_TOO_LONG = "must be shorter than 292 years"
+_DIGITS = 19  # of LARGEST; int() raises for more than 4,300 digits
 
 
 def _nanoseconds(part: re.Match[str]) -> int:
     whole, fraction, unit = part["whole"], part["fraction"] or "", part["unit"]
     if not whole and not fraction:
         raise ValueError(_WRONG)
+    whole = whole.lstrip("0")
     if unit not in UNITS:
         raise ValueError(f"has the unknown unit {unit!r}; units are ns, us, ms, s, m, h")
-    # Go cuts what is finer than a nanosecond.
+    if len(whole) > _DIGITS:
+        raise ValueError(_TOO_LONG)
+    fraction = fraction[:_DIGITS]  # Go ignores what is finer than a nanosecond
     return int(whole or 0) * UNITS[unit] + int(fraction or 0) * UNITS[unit] // int(10 ** len(fraction))

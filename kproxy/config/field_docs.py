@@ -1,4 +1,4 @@
-"""What each field of KubeProxyConfiguration does here, in a line: for the reference, and to warn of idle ones.
+"""Documents each field of KubeProxyConfiguration in a line, for the reference and for warnings about idle fields.
 
 Tests hold the table to the fields, and each field that is not idle to an effect.
 """
@@ -16,14 +16,10 @@ from kproxy.config.fields import KubeProxyConfiguration
 
 @dataclass(frozen=True, slots=True)
 class FieldDoc:
-    """text: what the field does. idle: it is read and checked, and does nothing. The others are `honoured`."""
+    """Documents one field. text: what it does. idle: it is read and checked, and has no effect."""
 
     text: str
     idle: bool = False
-
-    @property
-    def honoured(self) -> bool:
-        return not self.idle
 
 
 def _idle(text: str) -> FieldDoc:
@@ -117,7 +113,7 @@ FIELD_DOCS: Mapping[str, FieldDoc] = {
 
 
 def leaves(kind: Any = KubeProxyConfiguration, path: str = "") -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """Every field that holds a value: its path in the file, the attributes that lead to it, its type."""
+    """Every field that holds a value: its path in the file, the attributes on the way to it, its type."""
     for field in msgspec.structs.fields(kind):
         here = f"{path}.{field.encode_name}" if path else field.encode_name
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
@@ -129,7 +125,7 @@ def leaves(kind: Any = KubeProxyConfiguration, path: str = "") -> Iterator[tuple
 
 
 def value_at(config: KubeProxyConfiguration, attributes: tuple[str, ...]) -> Any:
-    """The value that ATTRIBUTES lead to."""
+    """The value of CONFIG under the path ATTRIBUTES."""
     found: Any = config
     for attribute in attributes:
         found = getattr(found, attribute)

@@ -1,7 +1,7 @@
-"""Every field of KubeProxyConfiguration v1alpha1, with the default of kube-proxy 1.36.
+"""The fields of KubeProxyConfiguration v1alpha1, with the defaults of kube-proxy 1.36.
 
 The values are those of the file: a sync period of zero stands for "the default of the mode", which `defaults.complete`
-fills in. `KubeProxyConfiguration` also says what holds for the mode in use, whose section depends on it.
+fills in. Properties of `KubeProxyConfiguration` resolve what depends on the mode in use.
 Source: https://kubernetes.io/docs/reference/config-api/kube-proxy-config.v1alpha1/
 """
 
@@ -23,7 +23,7 @@ Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class ProxyMode(StrEnum):
-    """How Services reach the kernel. userspace is kproxy's own; kube-proxy dropped it in 1.26."""
+    """How Services are implemented. userspace is kproxy's own; kube-proxy dropped it in 1.26."""
 
     IPTABLES = "iptables"
     IPVS = "ipvs"
@@ -32,7 +32,7 @@ class ProxyMode(StrEnum):
 
 
 class DetectLocalMode(StrEnum):
-    """By what traffic from this node's pods is told apart."""
+    """How traffic from this node's pods is recognised."""
 
     CLUSTER_CIDR = "ClusterCIDR"
     NODE_CIDR = "NodeCIDR"
@@ -86,7 +86,7 @@ class NFTables(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
 
 
 class Userspace(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """userspace mode, which kube-proxy has no more: kproxy's own section, not written while it is standard.
+    """userspace mode, which kube-proxy does not have: kproxy's own section, not written while it has its defaults.
 
     udp_idle_timeout: how long a UDP session without datagrams is kept. drain_timeout: how long the connections of an
     endpoint that leaves may go on before they are reset; 0: not at all.
@@ -136,7 +136,7 @@ class LoggingOptions(msgspec.Struct, frozen=True, rename="camel", forbid_unknown
 
 
 class VModule(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """The verbosity of one part of kproxy, by the name that its log lines carry ("sync", "source", ...)."""
+    """The verbosity of one part of kproxy, named as in its log lines ("sync", "source", ...)."""
 
     file_pattern: str = ""
     verbosity: Int32 = 0
@@ -183,7 +183,7 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
 
     @property
     def section(self) -> IPTables | IPVS | NFTables:
-        """The section whose sync periods hold: the mode's own, and iptables' for a mode that has none."""
+        """The section whose sync periods are used: the mode's own, or iptables' for a mode that has none."""
         sections: dict[str, IPVS | NFTables] = {ProxyMode.IPVS: self.ipvs, ProxyMode.NFTABLES: self.nftables}
         return sections.get(self.mode, self.iptables)
 
@@ -194,7 +194,7 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
 
     @property
     def min_sync_period(self) -> Duration:
-        """How far two syncs are apart at least; 0 means that every change is written at once."""
+        """The least time between two syncs; 0 means that every change is written at once."""
         return self.section.min_sync_period
 
     @property

@@ -1,8 +1,8 @@
-"""The feature gates that kube-proxy 1.36 takes, of which nearly all are other components' and change nothing here.
+"""The feature gates that kube-proxy 1.36 accepts, of which nearly all are other components' and have no effect here.
 
-Every component of Kubernetes takes all gates, so that one list may be given to them all; an unknown name and a value
-other than that of a locked gate are refused. Source: the feature gates reference of Kubernetes and the gates' lifecycle
-lists in its repository. Gates that have since been removed from Kubernetes are still taken.
+Every component of Kubernetes accepts all gates, so that one list serves them all; unknown names, and other values of
+locked gates, are refused. Source: the feature gates reference of Kubernetes and the gates' lifecycle
+lists in its repository. Gates that have since been removed from Kubernetes are still accepted.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 ALLOW_EXTERNAL_IPS = "AllowServiceExternalIPs"
-"""The gate that is honoured: false means that Services' externalIPs are not served."""
+"""The only gate with an effect: false means that Services' externalIPs are not served."""
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# They say what holds anyway: what they switch on is always so here.
+# What these gates switch on is always on here.
 _ALWAYS_ON = _names("""
 ComponentFlagz ComponentSLIs ComponentStatusz ContextualLogging MultiCIDRServiceAllocator NFTablesProxyMode
 PreferSameTrafficDistribution ServiceTrafficDistribution TopologyAwareHints
@@ -90,12 +90,12 @@ WindowsCPUAndMemoryAffinity WindowsGracefulNodeShutdown WindowsHostNetwork Workl
 """)
 
 LOCKED: Mapping[str, bool] = {**dict.fromkeys(_LOCKED_ON, True), **dict.fromkeys(_LOCKED_OFF, False)}
-"""The gates that have one value only, and that value."""
+"""The gates that allow one value only, and that value."""
 KNOWN = frozenset({*LOCKED, *_FREE})
 
 
 def problems(given: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the gates GIVEN, as (name, reason)."""
+    """The problems of the gates GIVEN, as (name, reason)."""
     for name, value in given.items():
         if name not in KNOWN:
             near = next((known for known in KNOWN if known.lower() == name.lower()), None)
@@ -105,7 +105,7 @@ def problems(given: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
 
 
 def idle(given: Mapping[str, bool]) -> list[str]:
-    """Those of GIVEN that change nothing here, though they ask for something else than what holds."""
+    """The gates among GIVEN that have no effect here, although they ask for a change."""
     return [
         name
         for name, value in given.items()

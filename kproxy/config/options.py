@@ -1,7 +1,4 @@
-"""What the command line and the configuration file say together: all that the daemon is told at its start.
-
-The `logging` section put into effect.
-"""
+"""The daemon's options: the outcome of command line and configuration file together."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from kproxy.errors import InvalidConfig
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run.
+    """Everything that the daemon needs to know at its start.
 
     config: complete and valid, the flags applied.
     node_name: the Node that this host is, lower-cased.
-    manifests: folders to follow in place of an API server; empty means the API server.
-    kubeconfig, master: "" means the file's, else the pod's own service account.
-    config_file: the file that `config` came from, None without.
+    manifests: folders to follow instead of an API server; empty for the API server.
+    kubeconfig, master: as in `sources.credentials.ClientSettings`.
+    config_file: the file that `config` came from, None for none.
     iptables_backend: auto, nft or legacy.
     init_only: do what needs full privileges, then end.
     warnings: one line each, to be logged.
-    flags: every flag by name, as it was given or its default, as text.
-    reread: reads the same flags and the file, as it is then, once more; raises InvalidConfig. None without a file.
+    flags: the text of every flag by name, given or default.
+    reread: applies the same flags to the file as it is by then; raises InvalidConfig. None without a file.
     """
 
     config: KubeProxyConfiguration
@@ -45,7 +42,7 @@ class Options:
 
 
 def node_name(override: str) -> str:
-    """The name of this host's Node: OVERRIDE, else the host name, lower-cased as the kubelet registers it."""
+    """The name of this host's Node: OVERRIDE, else the host name; lower-cased, as the kubelet registers it."""
     name = (override.strip() or socket.gethostname().strip()).lower()
     if not name:
         raise InvalidConfig(["hostnameOverride: must be set, because this host has no name"])
@@ -53,7 +50,7 @@ def node_name(override: str) -> str:
 
 
 def set_up(logging: Logging) -> None:
-    """Log as LOGGING says. May be called again."""
+    """Put the `logging` section of a configuration into effect. May be called again."""
     # The first of two entries for one name wins: those of the flags stand before those of the file.
     modules = {m.file_pattern: m.verbosity for m in reversed(logging.vmodule)}
     logs.setup(logging.format, logging.verbosity, modules)

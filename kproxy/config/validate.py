@@ -1,7 +1,7 @@
-"""What the values of a configuration may be, and which of them kproxy takes without acting on them.
+"""Validates the values of a configuration, and finds those that have no effect.
 
-Every check is a small generator of (field, reason) pairs; `problems` runs them all, so that one look at the output is
-enough to mend a file. The rules are kube-proxy 1.36's, and stricter where it would only fail later.
+Every check is a small generator of (field, reason) pairs; `problems` runs them all, so that the output names everything
+that has to be corrected. The rules are kube-proxy 1.36's, and stricter where kube-proxy would only fail later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfi
 
 Problem = tuple[str, str]
 
-# Those of the kernel's net/netfilter/ipvs.
+# The schedulers of the kernel's net/netfilter/ipvs.
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos")
 HIDDEN_METRICS = "1.35"
 DETECTED_BY = {
@@ -31,18 +31,18 @@ DETECTED_BY = {
 LONGEST_INTERFACE = 15  # IFNAMSIZ - 1
 _INTERFACE = re.compile(r"[^\s/:\"'+*!\\\x00-\x1f\x7f]+")
 _CIDR = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}")
-_QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
+_QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
 _RANGE = re.compile(r"([0-9]{1,5})([-+][0-9]{1,5})?")
 
 
 def problems(config: KubeProxyConfiguration) -> list[Problem]:
-    """All that is wrong with CONFIG, as (path of the field, reason), in the order of the fields."""
+    """The problems of CONFIG, as (path of the field, reason), in the order of the fields."""
     return [problem for problem in _found(config) if not _unused(config, problem[0])]
 
 
 def dormant(config: KubeProxyConfiguration) -> list[Problem]:
-    """What is wrong in fields that the mode, or the way to detect local traffic, does not use. As kube-proxy does not
-    look at them, a file that it starts with must do here as well; it is wrong once they are used."""
+    """The problems of fields that the mode, or the way to detect local traffic, does not use. kube-proxy does not check
+    these, so a file that it starts with has to work here as well; they become problems once they are used."""
     found = [(path, reason, use) for path, reason in _found(config) if (use := _unused(config, path))]
     return [(path, f"{reason}; {use} does not use it") for path, reason, use in found]
 
@@ -54,7 +54,7 @@ def _found(config: KubeProxyConfiguration) -> Iterator[Problem]:
 
 
 def _unused(config: KubeProxyConfiguration, path: str) -> str:
-    """The setting because of which the field PATH is not used; "" when it is."""
+    """The setting that makes the field PATH unused; "" when it is used."""
     section, _, name = path.partition(".")
     periods = name in ("syncPeriod", "minSyncPeriod") and getattr(config, section) is not config.section
     if periods or (section in ("ipvs", "nftables", "userspace") and section != config.mode):
@@ -145,7 +145,7 @@ def _detect_local(config: KubeProxyConfiguration) -> Iterator[Problem]:
     mode, detect = config.detect_local_mode, config.detect_local
     for field, value, needed, room in (
         ("bridgeInterface", detect.bridge_interface, DetectLocalMode.BRIDGE_INTERFACE, 0),
-        # The wildcard that follows a prefix in a rule takes one of the characters.
+        # In a rule a prefix is followed by a wildcard, which needs one of the characters.
         ("interfaceNamePrefix", detect.interface_name_prefix, DetectLocalMode.INTERFACE_NAME_PREFIX, 1),
     ):
         path = f"detectLocal.{field}"
@@ -195,7 +195,7 @@ def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:
 
 
 def _ports(config: KubeProxyConfiguration) -> bool:
-    """Whether portRange can be read."""
+    """Whether portRange is valid."""
     try:
         return bool(config.proxy_ports)
     except ValueError:
@@ -217,7 +217,7 @@ def is_quantity(text: str) -> bool:
 
 def _cidr(field: str, value: str, other: str = "") -> Iterator[Problem]:
     try:
-        # Python takes more than a CIDR: bare addresses, netmasks and zones.
+        # Python accepts more than a CIDR: bare addresses, netmasks and zones.
         if _CIDR.fullmatch(value):
             ipaddress.ip_network(value, strict=False)
             return
@@ -237,11 +237,11 @@ def _quoted(value: str) -> str:
     return f'"{value}"'
 
 
-# ---------------------------------------------------------------- without meaning
+# ---------------------------------------------------------------- without effect
 
 
 def ignored(config: KubeProxyConfiguration) -> list[str]:
-    """The paths of fields that CONFIG sets and that have no meaning for kproxy: Windows', profiling's, buffering's."""
+    """The paths of fields that CONFIG sets and that have no effect in kproxy: Windows', profiling's, buffering's."""
     standard = KubeProxyConfiguration()
     found = [
         path

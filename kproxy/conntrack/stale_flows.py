@@ -47,7 +47,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
 
 def backends(plan: ServicePlan) -> Backends:
     """The endpoints that may answer a flow to PLAN, of either policy: a flow keeps the policy that it began under."""
-    return frozenset((e.ip, e.port) for e in (*plan.reachable, *plan.lingering))
+    return frozenset((e.ip, e.port) for e in (*plan.reachable, *plan.still_serving))
 
 
 class Update(NamedTuple):

@@ -1,4 +1,4 @@
-"""IP addresses and CIDRs as canonical text, read as tolerantly as Kubernetes reads them.
+"""Reads IP addresses and CIDRs as tolerantly as Kubernetes does, and writes them as canonical text.
 
 Objects that are older than strict validation may carry leading zeros (010.0.0.1 is 10.0.0.1, KEP-4858), and an
 IPv4-mapped IPv6 address counts as IPv4.
@@ -20,29 +20,35 @@ def canonical_ip(text: str) -> str | None:
             return text  # inet_pton(3) takes four decimal numbers without leading zeros, and nothing else
         packed = socket.inet_pton(socket.AF_INET6, text)
     except (OSError, ValueError):
-        return _sloppy(text)
+        return _ipv4_with_leading_zeros(text)
     if packed.startswith(_MAPPED):
         return socket.inet_ntop(socket.AF_INET, packed[12:])
     return socket.inet_ntop(socket.AF_INET6, packed)
 
 
-def _sloppy(text: str) -> str | None:
-    parts = text.split(".")
-    if len(parts) != 4 or not all(p.isascii() and p.isdigit() and int(p) < 256 for p in parts):
+def _ipv4_with_leading_zeros(text: str) -> str | None:
+    octets = [_number(part, 255) for part in text.split(".")] if text.count(".") == 3 else []
+    return ".".join(map(str, octets)) if octets and None not in octets else None
+
+
+def _number(text: str, largest: int) -> int | None:
+    """The number TEXT in decimal, leading zeros allowed; None when it is none, or larger than LARGEST, below 1000."""
+    if not (text.isascii() and text.isdigit()):
         return None
-    return ".".join(str(int(p)) for p in parts)
+    digits = text.lstrip("0")
+    # Three digits are enough to decide, and int() raises for more than 4,300.
+    number = int(digits or "0") if len(digits) <= 3 else largest + 1
+    return number if number <= largest else None
 
 
 def canonical_cidr(text: str) -> str | None:
     """TEXT as network/length with the host bits cleared, or None when it is no CIDR."""
     address, slash, length = text.partition("/")
     ip = canonical_ip(address)
-    if ip is None or not slash or not (length.isascii() and length.isdigit()):
+    if ip is None or not slash:
         return None
-    try:
-        return str(ipaddress.ip_network(f"{ip}/{int(length)}", strict=False))
-    except ValueError:
-        return None
+    bits = _number(length, 128 if ":" in ip else 32)
+    return None if bits is None else str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))
 
 
 def contains(cidr: str, ip: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a source tells the model: these values, in the order in which the source learnt of them."""
+"""What a source reports to the model: these values, in the order in which the source learnt of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kproxy.model.objects import Kind, Object
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Objects of a list that is still being read: each is as if it had changed. Should reading fail, no Listed follows.
+class ListPage:
+    """Objects of a list that is still being read: each is as if it had changed. If reading fails, no Listed follows.
 
     So a large list is taken in while the server still prepares the rest of it.
     """
@@ -22,16 +22,16 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The complete list of one kind, at the start and after every relist. What is not in it no longer exists.
+    """The end of a complete list of one kind, at the start and after every relist. What is not in the list is gone.
 
+    objects: those of the list that no ListPage delivered. delivered: "namespace/name" of those that one did.
     unreadable: "namespace/name" of objects that exist but could not be decoded; what the model knows of them stays.
-    found: "namespace/name" of those objects of the list that a Found told of already.
     """
 
     kind: Kind
     objects: tuple[Object, ...]
     unreadable: frozenset[str] = frozenset()
-    found: frozenset[str] = frozenset()
+    delivered: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class Invalid:
     error: InvalidObject
 
 
-Event = Found | Listed | Changed | Deleted | Invalid
+Event = ListPage | Listed | Changed | Deleted | Invalid
 
 
 class Sink(Protocol):
-    """Where a source puts its events. Called from any thread; never blocks for long."""
+    """Takes the events of a source. Called from any thread; must not block for long."""
 
     def put(self, event: Event) -> None: ...

@@ -1,8 +1,8 @@
-"""The objects that kproxy watches, cut down to the fields that it reads.
+"""The objects that kproxy watches, with the fields that it reads.
 
-They are decoded by msgspec straight from the API server's bytes: a field that is not named here costs nothing and harms
-nothing, and a null stands for an absent value (KEP-2395 style tolerance towards newer and older servers). The Structs
-keep no garbage collector bookkeeping, so that 10,000 EndpointSlices stay small.
+msgspec decodes them straight from the API server's bytes: a field that is not named here costs nothing and harms
+nothing, and null stands for an absent value, so newer and older servers are understood. The Structs are not tracked by
+the garbage collector, so that 10,000 EndpointSlices stay small.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 
 class Kind(StrEnum):
-    """What kproxy watches; the value is the `kind` of the API."""
+    """A kind of object that kproxy watches; the value is the `kind` of the API."""
 
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"

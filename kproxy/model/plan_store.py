@@ -131,7 +131,7 @@ def health_checks(plans: FamilyPlans) -> HealthChecks:
     found: dict[tuple[int, ServiceName], set[str]] = {}
     for key, plan in plans.checks.items():
         at = plan.health_check_node_port, ServiceName(key.namespace, key.name)
-        found.setdefault(at, set()).update(plan.ready_here)
+        found.setdefault(at, set()).update(plan.ready_local_ips)
     return {at: frozenset(ips) for at, ips in found.items()}
 
 

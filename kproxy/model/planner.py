@@ -48,9 +48,9 @@ def _plan(template: ServicePlan, slices: tuple[Slice, ...], node: NodeInfo) -> S
         local=choice.local,
         reachable=choice.reachable,
         has_endpoints=choice.anywhere,
-        lingering=_lingering(found, choice.reachable) if template.protocol is not Protocol.TCP else (),
-        ready_here=_ready_here(found) if template.health_check_node_port else (),
-        here=_here(found, choice.reachable),
+        still_serving=_still_serving(found, choice.reachable) if template.protocol is not Protocol.TCP else (),
+        ready_local_ips=_ready_local_ips(found) if template.health_check_node_port else (),
+        all_local=_all_local(found, choice.reachable),
         endpoint_count=len(found),
     )
 
@@ -59,18 +59,18 @@ def _is_in(own: str, ranges: tuple[str, ...]) -> bool:
     return bool(own and ranges) and any(contains(cidr, own) for cidr in ranges)
 
 
-def _lingering(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+def _still_serving(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
     taken = frozenset(reachable)
     return tuple(c.endpoint for c in found if (c.address.ready or c.address.serving) and c.endpoint not in taken)
 
 
-def _ready_here(found: Iterable[Candidate]) -> tuple[str, ...]:
+def _ready_local_ips(found: Iterable[Candidate]) -> tuple[str, ...]:
     return tuple(sorted({c.endpoint.ip for c in found if c.endpoint.local and c.address.ready}))
 
 
-def _here(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-    here = tuple([c.endpoint for c in found if c.endpoint.local])
-    return reachable if here == reachable else here  # one tuple less in memory, on the only node that has any
+def _all_local(found: Iterable[Candidate], reachable: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    local = tuple([c.endpoint for c in found if c.endpoint.local])
+    return reachable if local == reachable else local  # one tuple less in memory, on the only node that has any
 
 
 def candidates(

@@ -1,7 +1,7 @@
-"""What the modes are told: for each Service port and IP family, what leads to it and where it leads.
+"""The plan of each Service port in each IP family: its addresses, its endpoints, and what happens to its traffic.
 
-A ServicePlan holds every decision that Kubernetes' Service semantics asks for, so that a mode only has to translate it.
-Plans are immutable values; two equal plans need the same rules.
+A plan holds every decision that Kubernetes' Service semantics asks for, so that a mode only has to translate it. Plans
+are immutable values; two equal plans need the same rules.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Protocol(StrEnum):
 
 FAMILIES = {family.value: family for family in Family}
 PROTOCOLS = {protocol.value: protocol for protocol in Protocol}
-"""By the API's names: a tenth of the time that the classes take to find their members."""
+"""By the API's names; ten times as fast as calling the classes."""
 
 
 class PortKey(NamedTuple):
-    """Names one Service port within one IP family. `port` is the port's name, "" when it has none."""
+    """Identifies a Service port within one IP family. `port` is the port's name, "" when it has none."""
 
     namespace: str
     name: str
@@ -46,7 +46,7 @@ class PortKey(NamedTuple):
 
 
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
-    """One address and port that serves a Service port. local: it runs on this node."""
+    """An address and port that serves a Service port. local: it runs on this node."""
 
     ip: str
     port: int
@@ -60,9 +60,9 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
 class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """One Service port in one IP family.
 
-    All addresses are in the family and in canonical text. The three endpoint lists are sorted and free of duplicates:
+    All addresses are of the family and in canonical text. The endpoint lists are sorted and free of duplicates:
     `cluster` serves traffic under policy Cluster (empty when nothing uses that policy), `local` under policy Local
-    (empty when nothing uses it), `reachable` is their union. Readiness, termination, hints are accounted for.
+    (empty when nothing uses it), `reachable` is their union. Readiness, termination and hints are accounted for.
 
     has_endpoints: the Service has a usable endpoint somewhere in the cluster, on this node or not. When it is false
     traffic is rejected; when it is true and the list of a policy is empty, that policy's traffic is dropped.
@@ -70,11 +70,11 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     node_in_source_ranges: this node's own IP lies in one of them.
     affinity_seconds: the timeout of client IP affinity, 0 without affinity.
     health_check_node_port: 0 unless the Service asks for one (LoadBalancer with policy Local).
-    lingering: for UDP and SCTP, endpoints that still serve but get no new flows here (they terminate, or hints lead
-    elsewhere); a flow that leads to one of them is left alone.
-    ready_here: IPs of the ready endpoints on this node, only for a Service with a health check node port.
-    here: all endpoints of the port on this node, usable or not, sorted.
-    endpoint_count: all endpoints of the port, usable or not; the size of a cluster is their sum.
+    still_serving: for UDP and SCTP, endpoints that serve but get no new flows here (they terminate, or hints point
+    elsewhere); existing flows to them are left alone.
+    ready_local_ips: of the ready endpoints on this node; empty without a health check node port.
+    all_local: all endpoints of the port on this node, usable or not, sorted.
+    endpoint_count: the number of endpoints of the port, usable or not; the size of a cluster is their sum.
     """
 
     key: PortKey
@@ -94,9 +94,9 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     local: tuple[Endpoint, ...] = ()
     reachable: tuple[Endpoint, ...] = ()
     has_endpoints: bool = False
-    lingering: tuple[Endpoint, ...] = ()
-    ready_here: tuple[str, ...] = ()
-    here: tuple[Endpoint, ...] = ()
+    still_serving: tuple[Endpoint, ...] = ()
+    ready_local_ips: tuple[str, ...] = ()
+    all_local: tuple[Endpoint, ...] = ()
     endpoint_count: int = 0
 
     @property
@@ -105,17 +105,17 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     @property
     def externally_accessible(self) -> bool:
-        """Something other than the cluster IP leads here."""
+        """Whether the port has an address besides its cluster IP: a node port, an external or a load balancer's IP."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
 
     @property
     def internal_endpoints(self) -> tuple[Endpoint, ...]:
-        """Those that traffic to the cluster IP may reach."""
+        """The endpoints of traffic to the cluster IP."""
         return self.local if self.internal_local else self.cluster
 
     @property
     def external_endpoints(self) -> tuple[Endpoint, ...]:
-        """Those that traffic from outside may reach."""
+        """The endpoints of traffic to node ports, external and load balancer IPs."""
         return self.local if self.external_local else self.cluster
 
 
@@ -125,7 +125,7 @@ def address_port(ip: str, port: int) -> str:
 
 
 class Frontend(NamedTuple):
-    """An address (or, with ip "", a node port) and port that leads, or led, to a Service."""
+    """An address and port at which a Service port is reached; ip "" stands for a node port."""
 
     ip: str
     port: int
@@ -133,7 +133,7 @@ class Frontend(NamedTuple):
 
 
 def frontends(plan: ServicePlan) -> tuple[Frontend, ...]:
-    """Everything that leads to PLAN, each once."""
+    """The addresses and ports of PLAN, each once."""
     port, protocol = plan.port, plan.protocol
     ips = dict.fromkeys((plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips))
     found = [Frontend(ip, port, protocol) for ip in ips if ip]

@@ -1,7 +1,7 @@
-"""From a Service to the parts of its plans that do not depend on endpoints.
+"""Turns a Service into plans without endpoints.
 
-Decides which Services kproxy handles, which addresses and node ports lead to them, which policies hold. Problems in a
-Service never raise: they are returned, next to whatever can still be programmed.
+Decides which Services kproxy handles, their addresses and node ports, and their policies. Problems of a Service never
+raise: they are returned next to whatever can still be programmed.
 """
 
 from __future__ import annotations
@@ -25,16 +25,28 @@ _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 
 
 def unusable_name(name: str) -> str | None:
-    """Why NAME cannot stand in a rule, or None when it can."""
+    """Why NAME must not be used in a rule, or None when it may."""
     if _NAME.fullmatch(name):
         return None
     return f"{name!r} is not a valid name: letters, digits, '-', '_' and '.' only, at most 253"
 
 
 def handled(metadata: objects.Metadata) -> bool:
-    """Whether an object is meant for this proxy, by the labels that the server selects on as well."""
+    """Whether an object is for this proxy, going by the labels that the server selects on as well."""
     labels = metadata.labels or {}
     return PROXY_NAME_LABEL not in labels and HEADLESS_LABEL not in labels
+
+
+def parse_cidrs(source: objects.ServiceCIDR) -> tuple[tuple[str, ...], list[InvalidObject]]:
+    """The CIDRs of a ServiceCIDR in canonical text, and what is wrong with the others."""
+    texts = (source.spec.cidrs if source.spec else None) or ()
+    cidrs = [canonical_cidr(text) for text in texts]
+    problems = [
+        InvalidObject("ServiceCIDR", source.metadata.name, f"spec.cidrs[{i}]", f"{text!r} is not a CIDR")
+        for i, text in enumerate(texts)
+        if cidrs[i] is None
+    ]
+    return tuple([cidr for cidr in cidrs if cidr is not None]), problems
 
 
 def parse(service: objects.Service) -> tuple[tuple[ServicePlan, ...], list[InvalidObject]]:
@@ -50,7 +62,7 @@ def parse(service: objects.Service) -> tuple[tuple[ServicePlan, ...], list[Inval
 
 
 class _Reader:
-    """Reads one Service and gathers its problems on the way."""
+    """Reads one Service and collects its problems."""
 
     def __init__(self, service: objects.Service, spec: objects.ServiceSpec) -> None:
         self.problems: list[InvalidObject] = []
@@ -85,9 +97,9 @@ class _Reader:
                     cluster_ip=cluster_ip,
                     port=port,
                     node_port=node_port,
-                    external_ips=_of(family, external_ips),
-                    load_balancer_ips=_of(family, balancers),
-                    source_ranges=_restricting(_of(family, ranges)),
+                    external_ips=_of_family(family, external_ips),
+                    load_balancer_ips=_of_family(family, balancers),
+                    source_ranges=_restricting(_of_family(family, ranges)),
                     affinity_seconds=affinity,
                     internal_local=internal_local,
                     external_local=external_local,
@@ -171,15 +183,15 @@ class _Reader:
 
 
 def _restricting(ranges: tuple[str, ...]) -> tuple[str, ...]:
-    """The ranges, or none when one of them is everything."""
+    """RANGES, or none when one of them is the whole address space and so restricts nothing."""
     return () if ranges and any(r.endswith("/0") for r in ranges) else ranges
 
 
 def _is_vip(ingress: objects.LoadBalancerIngress) -> bool:
-    """ipMode Proxy says that traffic must pass the load balancer itself (KEP-1860)."""
+    """Whether nodes serve the address; with ipMode Proxy traffic has to pass the load balancer itself (KEP-1860)."""
     return (ingress.ip_mode or "VIP") == "VIP"
 
 
-def _of(family: Family, texts: list[str]) -> tuple[str, ...]:
-    """Those of the family, each once, in their order."""
+def _of_family(family: Family, texts: list[str]) -> tuple[str, ...]:
+    """The addresses or CIDRs of FAMILY among TEXTS, each once, in their order."""
     return tuple(dict.fromkeys(t for t in texts if family_of(t) is family)) if texts else ()

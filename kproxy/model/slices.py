@@ -1,6 +1,6 @@
-"""From an EndpointSlice to what a plan needs of it, in a form that stays small in memory.
+"""Turns an EndpointSlice into the part that plans need, in a form that is small in memory.
 
-A slice that cannot be read as a whole is refused; one bad address in it only costs that address.
+A slice whose service, family or size is wrong is refused; a bad address or port in it costs only itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_ENDPOINTS = 1000  # the API's own limit, discovery.k8s.io/v1
 
 
 class SliceAddress(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint of a slice: where it is and what its conditions and hints say. node: "" when unknown."""
+    """One endpoint of a slice: its address, node ("" when unknown), conditions and hints."""
 
     ip: str
     node: str = ""
@@ -42,7 +42,7 @@ class Slice(msgspec.Struct, frozen=True, gc=False):
 
 
 def parse(source: objects.EndpointSlice) -> tuple[Slice | None, list[InvalidObject]]:
-    """What a plan needs of an EndpointSlice, None when it is not for this proxy; and what is wrong with it."""
+    """The part of an EndpointSlice that plans need, None when it is unusable or not for this proxy; its problems."""
     reader = _Reader(source)
     return reader.slice(), reader.problems
 
@@ -76,7 +76,7 @@ class _Reader:
     def _ports(self) -> Iterator[tuple[str, Protocol, int]]:
         for i, port in enumerate(self._source.ports or ()):
             if port.port is None or port.name is None:
-                continue  # "all ports" and ports that no Service port can name are not for a Service proxy
+                continue  # "all ports", and ports that no Service port can name, do not concern a Service proxy
             if not 0 < port.port < 65536:
                 self._problem(f"ports[{i}].port", f"{port.port} is not between 1 and 65535")
                 continue
@@ -92,7 +92,7 @@ class _Reader:
             if not endpoint.addresses:
                 self._problem(f"endpoints[{i}].addresses", "is empty")
                 continue
-            text = endpoint.addresses[0]  # the API says that only the first has a meaning
+            text = endpoint.addresses[0]  # by the API only the first has a meaning
             ip = canonical_ip(text)
             if ip is None:
                 self._problem(f"endpoints[{i}].addresses[0]", f"{text!r} is not an IP address")
@@ -100,7 +100,7 @@ class _Reader:
             if (":" in ip) is not is_ipv6:
                 self._problem(f"endpoints[{i}].addresses[0]", f"{text!r} is not of family {family}")
                 continue
-            # An absent condition counts as the API says: ready and serving, not terminating.
+            # By the API an absent condition means ready, serving, and not terminating.
             c, hints = endpoint.conditions, endpoint.hints
             yield SliceAddress(
                 ip,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kproxy.errors import InvalidObject
 from kproxy.model import node_info, objects, services, slices
-from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind
 from kproxy.model.plans import ServicePlan
@@ -109,7 +109,7 @@ class ClusterState:
     def apply(self, event: Event) -> list[InvalidObject]:
         """Take in one event; returns what is wrong with the objects in it, one problem an entry."""
         match event:
-            case Found():
+            case ListPage():
                 return self._take(event.objects)
             case Listed():
                 return self._list(event)
@@ -130,7 +130,7 @@ class ClusterState:
         gone: list[tuple[str, str]] = []
         for namespace, name in self._known(event.kind):
             key = f"{namespace}/{name}"
-            if not (key in keep or key in event.found or key in event.unreadable):
+            if not (key in keep or key in event.delivered or key in event.unreadable):
                 gone.append((namespace, name))
         self._listed.add(event.kind)
         for namespace, name in gone:
@@ -158,8 +158,9 @@ class ClusterState:
                 if item.metadata.name == self.node_name:
                     self._set_node(node_info.parse(item))
             case objects.ServiceCIDR():
-                cidrs = item.spec.cidrs if item.spec else None
-                self._set_cidrs(item.metadata.name, tuple(cidrs or ()))
+                cidrs, problems = services.parse_cidrs(item)
+                self._set_cidrs(item.metadata.name, cidrs)
+                return problems
         return []
 
     def _delete(self, kind: Kind, namespace: str, name: str) -> None:
@@ -227,7 +228,7 @@ class ClusterState:
             return
         try:
             when = datetime.fromisoformat(text).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError, OSError):  # the latter two for local times that the C library cannot count
             return
         name = ServiceName(item.metadata.namespace or "default", found.service)
         self._triggers.setdefault(name, []).append(when)

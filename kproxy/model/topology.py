@@ -1,4 +1,4 @@
-"""Which of a Service port's endpoints serve which traffic on this node.
+"""Chooses the endpoints of a Service port that serve its traffic on this node.
 
 A pure function of the endpoints, the Service's policies, and the node's name and zone. Sources: KEP-1669 (terminating
 endpoints), KEP-2433 (zone hints), KEP-3015 (node hints), KEP-2086 (internal traffic policy).
@@ -17,14 +17,14 @@ from kproxy.model.slices import SliceAddress
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """An endpoint with what its slice says of it."""
+    """An endpoint, and its conditions and hints."""
 
     endpoint: Endpoint
     address: SliceAddress
 
 
 class Choice(NamedTuple):
-    """The endpoints for policy Cluster, for policy Local, both together; and whether any is usable anywhere."""
+    """The endpoints for policy Cluster, for policy Local, and for either; and whether any is usable anywhere."""
 
     cluster: tuple[Endpoint, ...] = ()
     local: tuple[Endpoint, ...] = ()
@@ -41,9 +41,9 @@ class _Hints(Enum):
 def choose(
     candidates: Collection[Candidate], uses_cluster: bool, uses_local: bool, node_name: str, zone: str
 ) -> Choice:
-    """Sort `candidates` into a Choice.
+    """The endpoints among `candidates` for each traffic policy.
 
-    uses_cluster, uses_local: whether the Service port has traffic under that policy; without it its list stays empty.
+    uses_cluster, uses_local: whether the Service port has traffic under that policy; if not, its list stays empty.
     zone: the node's, "" when it has none.
     """
     cluster: list[Endpoint] = []
@@ -57,8 +57,8 @@ def choose(
             cluster = _draining(candidates)
     if not uses_local:
         return Choice(tuple(cluster), (), tuple(cluster), bool(cluster))
-    here = [c for c in candidates if c.endpoint.local]
-    local = [c.endpoint for c in here if c.address.ready] or _draining(here)
+    on_node = [c for c in candidates if c.endpoint.local]
+    local = [c.endpoint for c in on_node if c.address.ready] or _draining(on_node)
     if not uses_cluster:
         anywhere = bool(local) or any(_alive(c.address) for c in candidates)
         return Choice((), tuple(local), tuple(local), anywhere)
@@ -66,12 +66,12 @@ def choose(
 
 
 def _usable_hints(ready: list[Candidate], node_name: str, zone: str) -> _Hints:
-    """Hints count only when every ready endpoint has them and one of them names this node or zone: all or nothing."""
+    """The kind of hints to follow: only one that every ready endpoint has, and that names this node or zone once."""
     if not ready or not (ready[0].address.node_hints or ready[0].address.zone_hints):
         return _Hints.IGNORED  # as nearly always
     if all(c.address.node_hints for c in ready) and any(node_name in c.address.node_hints for c in ready):
         return _Hints.NODE
-    # A hint may come without a name, which is not the zone of a node that has none.
+    # A node without a zone must not match a hint without a name.
     if zone and all(c.address.zone_hints for c in ready) and any(zone in c.address.zone_hints for c in ready):
         return _Hints.ZONE
     return _Hints.IGNORED
@@ -82,7 +82,7 @@ def _hinted(address: SliceAddress, hints: _Hints, node_name: str, zone: str) -> 
 
 
 def _draining(candidates: Iterable[Candidate]) -> list[Endpoint]:
-    """Endpoints that terminate but still serve: better than none."""
+    """Endpoints that terminate but still serve, for want of ready ones."""
     return [c.endpoint for c in candidates if c.address.serving and c.address.terminating]
 
 

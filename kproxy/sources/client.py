@@ -1,8 +1,8 @@
-"""HTTP requests to the API server: raw bytes in and out, every failure a SourceError.
+"""HTTP requests to the API server: bytes in and out, every failure a SourceError.
 
-Decides how a request is authenticated and repeated after a 401, how long silence may last, and what an error says. What
-is asked for and what the answer means is its caller's. `stream` hands out an answer that goes on, to be read in pieces
-and to be interrupted from another thread. An `Observer` is told of each request, for the metrics.
+Decides how a request is authenticated and repeated after a 401, how long silence may last, and what an error message
+says. What is requested and what the answer means is the caller's business. `stream` returns an answer without an end,
+read piece by piece and interrupted from another thread. An `Observer` sees each request, for the metrics.
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ if TYPE_CHECKING:
 _PIECE = 65536
 _UNAUTHORIZED = 401
 _NO_ANSWER = "<error>"  # client-go's word
+_LONGEST_DELAY = 600.0  # seconds that a server may ask us to wait
 
 
 class Observer(Protocol):
-    """Is told of requests, from any thread; must neither block nor raise.
+    """Sees requests, from any thread; must neither block nor raise.
 
     host: of the API server, with its port. method: GET, POST or PATCH.
     """
 
     def requested(self, host: str, method: str, code: str) -> None:
-        """An HTTP request was answered with the status CODE, or with none: "<error>"."""
+        """An HTTP request was answered with the status CODE, or not at all: "<error>"."""
 
     def waited(self, host: str, method: str, seconds: float) -> None:
-        """A request waited SECONDS for its turn."""
+        """The rate limit delayed a request by SECONDS."""
 
     def took(self, host: str, method: str, seconds: float) -> None:
-        """A request and its whole answer, or its failure, took SECONDS, the waiting included. Not told of streams."""
+        """A request and its whole answer, or its failure, took SECONDS, delay included. Not called for streams."""
 
 
-class _Nobody:
-    """Listens to nothing."""
-
+class _NoObserver:
     def requested(self, host: str, method: str, code: str) -> None: ...
 
     def waited(self, host: str, method: str, seconds: float) -> None: ...
@@ -55,25 +54,26 @@ class _Nobody:
 
 
 class Stream:
-    """An answer that goes on. `pieces` is for one thread; `interrupt` may come from any."""
+    """An answer without an end. `pieces` is for one thread; `interrupt` may be called from any."""
 
     def __init__(self, request: str, response: urllib3.HTTPResponse) -> None:
         self._request, self._response = request, response
 
     def pieces(self) -> Iterator[bytes]:
-        """Bytes as they come, until the server ends its answer. Raises SourceError when it breaks off or is silent."""
+        """Bytes as they arrive, until the server ends its answer. Raises SourceError when it breaks off or stays
+        silent."""
         with _mapped(self._request):
             while piece := self._response.read1(_PIECE):
                 yield piece
 
     def interrupt(self) -> None:
-        """Let the thread in `pieces` come back soon, with an error or the end."""
-        # It may end by itself, and give its connection back, at any moment.
+        """Make `pieces` return or raise soon, in its own thread."""
+        # The stream may end by itself, and give its connection back, at any moment.
         with contextlib.suppress(ValueError, RuntimeError, OSError):
             self._response.shutdown()
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         with contextlib.suppress(OSError):
             self._response.close()
 
@@ -83,30 +83,30 @@ class ApiClient:
 
     def __init__(self, settings: ClientSettings, observer: Observer | None = None) -> None:
         self._settings = settings
-        self._observer: Observer = observer or _Nobody()
+        self._observer: Observer = observer or _NoObserver()
         self._credentials = Credentials(settings)
-        self._pace = RateLimiter(settings.qps, settings.burst)
+        self._rate_limiter = RateLimiter(settings.qps, settings.burst)
 
-    def get(self, path: str, query: Mapping[str, str] | None = None, paced: bool = True) -> bytes:
+    def get(self, path: str, query: Mapping[str, str] | None = None, limited: bool = True) -> bytes:
         """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError.
 
-        paced: whether it counts as a request of its own for qps and burst.
+        limited: whether the request counts for qps and burst.
         """
-        return self._whole("GET", path, query, None, {"Accept-Encoding": "gzip"}, paced)
+        return self._whole("GET", path, query, None, {"Accept-Encoding": "gzip"}, limited)
 
     def post(self, path: str, body: bytes) -> bytes:
-        """Create the object that BODY, JSON, describes; what the server made of it. Raises as `get`."""
+        """Create the object that BODY, JSON, describes; returns it as the server stored it. Raises as `get`."""
         return self._whole("POST", path, None, body, {"Content-Type": "application/json"})
 
     def patch(self, path: str, body: bytes) -> bytes:
-        """Change the object at PATH by BODY, a JSON merge patch (RFC 7396); what became of it. Raises as `get`."""
+        """Change the object at PATH by BODY, a JSON merge patch (RFC 7396); returns the result. Raises as `get`."""
         return self._whole("PATCH", path, None, body, {"Content-Type": "application/merge-patch+json"})
 
     @contextlib.contextmanager
     def stream(self, path: str, query: Mapping[str, str], silence: float) -> Iterator[Stream]:
-        """The answer to GET PATH, which goes on; SILENCE is how many seconds may pass without a byte. Raises as `get`.
+        """The answer without an end to GET PATH. Raises as `get`.
 
-        The answer itself has to begin within the usual read timeout.
+        silence: how many seconds may pass without a byte. The answer has to begin within the usual read timeout.
         """
         response = self._send("GET", path, query, None, {})
         sock = getattr(response.connection, "sock", None)
@@ -129,11 +129,11 @@ class ApiClient:
         query: Mapping[str, str] | None,
         body: bytes | None,
         headers: dict[str, str],
-        paced: bool = True,
+        limited: bool = True,
     ) -> bytes:
         began = time.monotonic()
         try:
-            response = self._send(method, path, query, body, headers, paced)
+            response = self._send(method, path, query, body, headers, limited)
             with _mapped(f"{method} {path}"):
                 return _drained(response)
         finally:
@@ -147,11 +147,11 @@ class ApiClient:
         query: Mapping[str, str] | None,
         body: bytes | None,
         headers: dict[str, str],
-        paced: bool = True,
+        limited: bool = True,
     ) -> urllib3.HTTPResponse:
-        """The answer, its body still to be read. A 401 leads to new credentials and one more attempt."""
+        """The answer, its body still to be read. After a 401 the credentials are read again, for one more attempt."""
         url = f"{path}?{urlencode(query)}" if query else path
-        waited = self._pace.wait() if paced else None
+        waited = self._rate_limiter.wait() if limited else None
         session = self._credentials.session()
         if waited is not None:
             self._observer.waited(session.host, method, waited)
@@ -209,23 +209,27 @@ def _refusal(request: str, response: urllib3.HTTPResponse) -> ApiError:
             body = _drained(response)
     except SourceError:
         body = b""
-    after = response.headers.get("Retry-After", "")
     detail = _message(body) or response.reason or "no reason given"
-    return ApiError(request, response.status, one_line(detail), float(after) if after.isdecimal() else 0.0)
+    return ApiError(request, response.status, one_line(detail), _seconds(response.headers.get("Retry-After", "")))
+
+
+def _seconds(text: str) -> float:
+    """The value of a Retry-After header, at most _LONGEST_DELAY; 0 for what is no number of seconds."""
+    return min(_LONGEST_DELAY, float(text)) if text.isdecimal() else 0.0
 
 
 def _message(body: bytes) -> str:
-    """What the server says: the message of a Status object, else the start of its text."""
+    """The message of the Status object in BODY, else the start of its text."""
     try:
         status: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return one_line(body.decode(errors="replace"), 200)
     return str(status.get("message") or "") if isinstance(status, dict) else ""
 
 
 @contextlib.contextmanager
 def _mapped(request: str) -> Iterator[None]:
-    """Turns what urllib3 and the system raise during REQUEST into SourceError."""
+    """Maps what urllib3 and the system raise during REQUEST to SourceError."""
     from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 
     try:
@@ -240,7 +244,7 @@ def _mapped(request: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What ERROR says, for people: urllib3 puts a text and its cause into a tuple."""
+    """The text of ERROR for a log line: urllib3 puts a text and its cause into a tuple."""
     if len(error.args) == 2 and isinstance(error.args[0], str):
         text, cause = error.args[0].rstrip("."), str(error.args[1])
         return text if cause in text else f"{text}: {cause}"

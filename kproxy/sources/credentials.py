@@ -1,13 +1,12 @@
-"""Where the API server is, and how kproxy proves who it is: kubeconfig, in-cluster account, or a bare address.
+"""The address of the API server and the credentials for it: a kubeconfig, the Pod's account, or a bare address.
 
-The `kubernetes` package reads the files, runs exec plugins and renews tokens; this module decides which file is read,
-when it is read again, and turns whatever goes wrong into SourceError. That package is imported only when credentials
-are really loaded, since it takes 35 MB.
+The `kubernetes` package reads the files, runs exec plugins and renews tokens; this module decides which file is read
+and when it is read again, and maps every failure to SourceError. That package is imported only when credentials are
+loaded, since it takes 35 MB.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -16,19 +15,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import yaml
-
-from kproxy import __version__
+from kproxy import __version__, logs
+from kproxy.config.yaml_reader import Loader, YamlError, load_all
 from kproxy.errors import InvalidConfig, SourceError
+from kproxy.files import check_file, is_irregular, read_file
 
 if TYPE_CHECKING:
     import urllib3
 
 
-_log = logging.getLogger(__name__)
+_log = logs.get("source")
 
 TOKEN_FILE_SECONDS = 60.0
-"""How old a token that came from a file of a kubeconfig may get before the file is read again."""
+"""The age at which a token from a file that a kubeconfig names is read again."""
 
 KEEPALIVE = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -39,17 +38,17 @@ KEEPALIVE = (
     # tcp(7): how long sent data, keepalive probes included, may stay unacknowledged, in milliseconds.
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 )
-"""Socket options that end a connection to a peer that silently vanished after at most 45 seconds."""
+"""Socket options that end a connection at most 45 seconds after its peer vanished silently."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientSettings:
     """How to reach the API server.
 
-    kubeconfig: a path (several are separated by a colon); "" means the Pod's service account, or outside a Pod what
-    KUBECONFIG names, or ~/.kube/config. master: an address that replaces the one of the kubeconfig; alone, it is
-    reached without credentials. Times in seconds: to connect, and to wait for the next bytes of an answer. qps, burst:
-    how many requests a second, and at once, there may be; qps of 0 or less: no limit.
+    kubeconfig: a path, or several with colons between; "" means the Pod's service account, or outside a Pod what
+    KUBECONFIG names, or ~/.kube/config. master: an address that replaces the one of the kubeconfig; without a
+    kubeconfig no credentials are sent to it. Times in seconds: to connect, and to wait for the next bytes of an answer.
+    qps, burst: the limit of requests a second, and of requests at once; qps of 0 or less: no limit.
     """
 
     kubeconfig: str = ""
@@ -63,37 +62,28 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one request needs. `generation` says which load of the credentials it came from."""
+    """What one request needs. host: the API server's HOST:PORT. generation: counts the loads of the credentials."""
 
     base: str
+    host: str
     pool: urllib3.PoolManager
     authorization: str
     generation: int
 
-    @property
-    def host(self) -> str:
-        """The API server's HOST:PORT."""
-        return _host(self.base)
-
 
 class Credentials:
-    """The current credentials, renewed as needed. Used from any thread."""
+    """The current credentials, read again as needed. Used from any thread."""
 
     def __init__(self, settings: ClientSettings) -> None:
         """Reads nothing yet; `session` does."""
         self._settings = settings
         self._lock = threading.Lock()
         self._loaded: Any = None
-        self._base = ""
+        self._base = self.host = ""
         self._pool: Any = None
         self._generation = 0
         self._read_at = 0.0
         self._has_token_file = False
-
-    @property
-    def host(self) -> str:
-        """The API server's HOST:PORT, "" before the first session."""
-        return _host(self._base)
 
     def session(self) -> Session:
         """Address, connection pool and Authorization header ("" for none) for the next request. Raises SourceError."""
@@ -102,13 +92,13 @@ class Credentials:
                 self._load(new_pool=True)
             elif self._has_token_file and time.monotonic() - self._read_at > TOKEN_FILE_SECONDS:
                 self._reread_token_file()
-            return Session(self._base, self._pool, self._authorization(), self._generation)
+            return Session(self._base, self.host, self._pool, self._authorization(), self._generation)
 
     def renew(self, refused: int) -> None:
-        """Load anew, since the server refused those of generation REFUSED; a no-op if that was done already."""
+        """Read the credentials again, as the server refused those of generation REFUSED, unless that was done."""
         with self._lock:
             if refused == self._generation:
-                # A client certificate belongs to its connection, so the connections have to be new too.
+                # A client certificate belongs to its connection, so these have to be new too.
                 self._load(new_pool=True)
 
     def close(self) -> None:
@@ -123,15 +113,15 @@ class Credentials:
         except SourceError as error:
             # The old token is good until the server says otherwise.
             self._read_at = time.monotonic()
-            _log.warning("%s; going on with what was read before", error)
+            _log.warning("The token file cannot be read again; its last token stays in use", err=error)
 
     def _authorization(self) -> str:
         try:
-            # This runs the hook that renews expired tokens, by reading the account's file or by the exec plugin.
+            # This runs the hook that renews expired tokens, from the account's file or by the exec plugin.
             found = self._loaded.auth_settings().get("BearerToken")
         except Exception as error:
             raise self._failed(error) from error
-        # Files that people write end in a newline, which no header may have.
+        # Files that people write end in a newline, which a header must not have.
         return str((found or {}).get("value") or "").strip()
 
     def _load(self, new_pool: bool) -> None:
@@ -145,12 +135,13 @@ class Credentials:
             self._has_token_file = _fill(configuration, self._settings)
             base = _address(self._settings.master, configuration) or configuration.host
             configuration.host = base
+            host = urlsplit(base).netloc.rpartition("@")[2]
             pool = RESTClientObject(configuration).pool_manager if new_pool else self._pool
-        except Exception as error:  # the package fails on odd files with whatever Python raises there
+        except Exception as error:  # on odd files the package fails with whatever Python raises there
             raise self._failed(error) from error
         if new_pool and self._pool is not None:
             self._pool.clear()
-        self._loaded, self._base, self._pool = configuration, base.rstrip("/"), pool
+        self._loaded, self._base, self.host, self._pool = configuration, base.rstrip("/"), host, pool
         self._generation += 1
         self._read_at = time.monotonic()
 
@@ -160,51 +151,51 @@ class Credentials:
         return SourceError(f"{where} cannot be used: {reason}")
 
 
-def _host(address: str) -> str:
-    return urlsplit(address).netloc.rpartition("@")[2]
-
-
 def _fill(configuration: Any, settings: ClientSettings) -> bool:
-    """Fill CONFIGURATION from the place that SETTINGS name; whether that is a kubeconfig with a token file."""
-    from kubernetes.config import load_incluster_config, load_kube_config
+    """Fill CONFIGURATION from the files that SETTINGS name; whether a kubeconfig with a token file is among them."""
+    from kubernetes.config import incluster_config, load_incluster_config, load_kube_config
 
     if not settings.kubeconfig:
         if settings.master:
             configuration.host = settings.master
             return False
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
+            _refuse_irregular(incluster_config.SERVICE_TOKEN_FILENAME, incluster_config.SERVICE_CERT_FILENAME)
             load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
             return False
     path = settings.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
-    files = [file for file in map(os.path.expanduser, path.split(":")) if os.path.isfile(file)]
+    files = [file for file in map(os.path.expanduser, path.split(":")) if os.path.exists(file)]
     if not files:
         sought = "" if settings.kubeconfig else " (no kubeconfig was given, and this is not in a Pod)"
         raise SourceError(f"{path} does not exist{sought}")
+    named = [(field, found) for file in files for field, found in _named_files(file, _read_kubeconfig(file))]
+    _refuse_irregular(*[found for _, found in named])
     load_kube_config(  # type: ignore[no-untyped-call]
         config_file=path, client_configuration=configuration, persist_config=False
     )
-    return any(_names_token_file(file) for file in files)
+    return any(".tokenFile: " in field for field, _ in named)
 
 
-def _names_token_file(path: str) -> bool:
-    with open(path, encoding="utf-8") as file:
-        users = (yaml.safe_load(file) or {}).get("users") or ()
-    return any("tokenFile" in (user.get("user") or {}) for user in users)
+def _refuse_irregular(*paths: str) -> None:
+    """Raise SourceError for a file whose reading may block for ever: the kubernetes package would read it."""
+    for path in paths:
+        if is_irregular(path):
+            raise SourceError(f"{path}: is not a regular file")
 
 
 def _address(master: str, configuration: Any) -> str:
-    """MASTER with a scheme: https when the CONFIGURATION has anything that needs TLS, as client-go does it."""
+    """MASTER with a scheme: https when the CONFIGURATION has anything that needs TLS, as in client-go."""
     if not master or "://" in master:
         return master
     tls = configuration.ssl_ca_cert or configuration.cert_file or not configuration.verify_ssl
     return f"{'https' if tls else 'http'}://{master}"
 
 
-# ---------------------------------------------------------------- what is wrong with them, before they are used
+# ---------------------------------------------------------------- checks before the first request
 
 
 def check(settings: ClientSettings) -> None:
-    """Raise InvalidConfig with all that is wrong with the credentials that SETTINGS name; the server is not asked."""
+    """Raise InvalidConfig with all that is wrong with the credentials that SETTINGS name; sends no request."""
     problems = []
     if settings.kubeconfig:
         for path in map(os.path.expanduser, settings.kubeconfig.split(":")):
@@ -221,36 +212,44 @@ def check(settings: ClientSettings) -> None:
 def _kubeconfig_problems(path: str) -> list[str]:
     """What is wrong with one file: its form, and files that it names and that cannot be read."""
     try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+        named = _named_files(path, _read_kubeconfig(path))
+    except SourceError as error:
+        return [str(error)]
+    found = []
+    for field, file in named:
+        try:
+            check_file(file)
+        except OSError as error:
+            found.append(f"{field}: {error.strerror}")
+    return found
+
+
+def _read_kubeconfig(path: str) -> dict[str, Any]:
+    """The content of the file PATH. Raises SourceError with the reason alone."""
+    try:
+        documents, _ = load_all(read_file(path), Loader)
     except OSError as error:
-        return [error.strerror or str(error)]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return [f"not YAML: {' '.join(str(error).split())}"]
-    if not isinstance(content, dict):
-        return ["must be a mapping with clusters, users and contexts"]
+        raise SourceError(error.strerror or str(error)) from error
+    except YamlError as error:
+        raise SourceError(f"not YAML: {error}") from error
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise SourceError("must be a mapping with clusters, users and contexts")
+    return documents[0]
+
+
+def _named_files(path: str, kubeconfig: dict[str, Any]) -> list[tuple[str, str]]:
+    """The files that a KUBECONFIG at PATH names: field with value, and path."""
     return [
-        f"{section}[{i}].{kind}.{field}: {named}: {reason}"
+        (f"{section}[{i}].{kind}.{field}: {named}", os.path.join(os.path.dirname(path), named))
         for section, kind, fields in (
             ("clusters", "cluster", ("certificate-authority",)),
             ("users", "user", ("tokenFile", "client-certificate", "client-key")),
         )
-        for i, entry in enumerate(_dicts(content.get(section)))
+        for i, entry in enumerate(_mappings(kubeconfig.get(section)))
         for field in fields
-        if isinstance(named := (entry.get(kind) or {}).get(field), str)
-        if (reason := _unreadable(os.path.join(os.path.dirname(path), named)))
+        if isinstance(values := entry.get(kind), dict) and isinstance(named := values.get(field), str)
     ]
 
 
-def _dicts(value: Any) -> list[dict[str, Any]]:
+def _mappings(value: Any) -> list[dict[str, Any]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _unreadable(path: str) -> str:
-    """Why the file PATH cannot be read, "" when it can."""
-    try:
-        with open(path, "rb") as file:
-            file.read(1)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""

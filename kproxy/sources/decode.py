@@ -1,8 +1,8 @@
-"""Turns bytes of the API server, and parsed manifests, into the model's objects. Pure.
+"""Decodes bytes of the API server, and parsed manifests, into the model's objects. Pure.
 
-Decides what a broken object costs: only itself. A list is first decoded as a whole, which is what nearly always works;
-when it does not, its items are decoded one by one, and those that fail become InvalidObject values that name object and
-field. What an object means, and whether its values make sense, is the model's to judge.
+A broken object costs only itself: a list is first decoded as a whole, which nearly always works; if not, its items are
+decoded one by one, and those that fail become InvalidObject values that name object and field. What an object means,
+and whether its values make sense, the model decides.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import msgspec
 
 from kproxy.errors import InvalidObject, SourceError, one_line
 from kproxy.model.objects import TYPES, Kind, Object
-from kproxy.sources.intern import trim_metadata
+from kproxy.sources.intern import drop_unread_metadata
 
-# msgspec's own errors, and what passes through it: bad UTF-8 is a ValueError, and too deep nesting a RecursionError.
+# msgspec's own errors, and what it lets through: a ValueError for bad UTF-8, a RecursionError for deep nesting.
 _UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError)
 _AT_FIELD = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(\w+)`$")
@@ -26,8 +26,11 @@ _MISSING = re.compile(r"^Object missing required field `(\w+)`$")
 
 @dataclass(slots=True)
 class Page:
-    """One page of a list. unreadable: the keys of those objects that are in `problems` instead of `objects`. anew: it
-    begins the list anew, the pages before it do not count."""
+    """One page of a list.
+
+    unreadable: the keys of those objects that are in `problems` instead of `objects`. restarts: the list begins with
+    this page, those before it do not count.
+    """
 
     version: str = ""
     more: str = ""
@@ -35,7 +38,7 @@ class Page:
     objects: list[Object] = field(default_factory=list)
     problems: list[InvalidObject] = field(default_factory=list)
     unreadable: set[str] = field(default_factory=set)
-    anew: bool = False
+    restarts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The object was deleted, or no longer matches the selector."""
+    """The object was deleted, or does not match the selector any more."""
 
     version: str
     namespace: str
@@ -57,7 +60,7 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """Nothing happened up to this version."""
+    """The watch has reached this version without further events."""
 
     version: str
 
@@ -72,7 +75,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The server ends the watch: HTTP status code (0 when it names none) and why."""
+    """The server ends the watch. code: an HTTP status, 0 when it names none."""
 
     code: int
     message: str
@@ -97,7 +100,7 @@ class _RawEvent(msgspec.Struct):
 
 
 class _Identity(msgspec.Struct, rename="camel"):
-    # Any, because the object whose name is wanted may be wrong in just these fields.
+    # Any, because these may be the fields that make the object undecodable.
     name: Any = None
     namespace: Any = None
     resource_version: Any = None
@@ -136,18 +139,18 @@ class Decoder:
         self.kind = kind
 
     def page(self, body: bytes) -> Page:
-        """The page of a list in BODY. Raises SourceError when it is no list at all."""
+        """The page of a list in BODY. Raises SourceError when BODY is no list."""
         try:
             found = _typed_lists[self.kind].decode(body)
         except _UNDECODABLE:
             return self._page_by_item(body)
         page = _page(found.metadata)
         page.objects = found.items or []
-        # An object without a name can neither be told apart nor deleted; there is none unless the server is broken.
+        # An object without a name has no identity and could never be deleted; only a broken server sends one.
         if not all(item.metadata.name for item in page.objects):
             return self._page_by_item(body)
         for item in page.objects:
-            trim_metadata(item.metadata)
+            drop_unread_metadata(item.metadata)
         return page
 
     def _page_by_item(self, body: bytes) -> Page:
@@ -166,7 +169,7 @@ class Decoder:
         return page
 
     def line(self, line: bytes) -> WatchLine:
-        """What LINE of a watch says. Raises SourceError when it is no watch event at all, as after a cut."""
+        """The event in LINE of a watch. Raises SourceError when it is none, as when the connection broke within it."""
         try:
             event = _raw_event.decode(line)
             if event.type == "ERROR":
@@ -196,12 +199,12 @@ class Decoder:
             raise _invalid(self.kind, _identity(raw), error) from error
         if not item.metadata.name:
             raise _nameless(self.kind)
-        trim_metadata(item.metadata)
+        drop_unread_metadata(item.metadata)
         return item
 
 
 def object_of(kind: Kind, value: Any) -> Object:
-    """The object that a parsed manifest VALUE describes. Raises InvalidObject that names object and field."""
+    """The object in VALUE, a parsed manifest. Raises InvalidObject that names object and field."""
     try:
         item = cast(Object, msgspec.convert(value, TYPES[kind]))
     except _UNDECODABLE as error:
@@ -212,7 +215,7 @@ def object_of(kind: Kind, value: Any) -> Object:
 
 
 def key(namespace: str | None, name: str) -> str:
-    """How events name an object; the namespace of those that have none is "default", as the model has it."""
+    """The name of an object in events, "namespace/name"; kinds without a namespace have "default"."""
     return f"{namespace or 'default'}/{name}"
 
 
@@ -221,11 +224,18 @@ def split_lines(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
 
     Raises SourceError when a line is longer than LIMIT bytes.
     """
-    rest = b""
+    parts: list[bytes] = []  # of the line that has no end yet; joined once, as each joining copies them all
+    size = 0
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n") if rest else chunk.split(b"\n")
+        *lines, rest = chunk.split(b"\n")
+        if lines and parts:
+            lines[0] = b"".join((*parts, lines[0]))
+        if lines:
+            parts, size = [], 0
         yield from (line for line in lines if line.strip())
-        if len(rest) > limit:
+        parts.append(rest)
+        size += len(rest)
+        if size > limit:
             raise SourceError(f"a line of the watch is longer than {limit} bytes")
 
 
@@ -241,7 +251,7 @@ def _failure(raw: msgspec.Raw) -> Failure:
 
 
 def _identity(raw: msgspec.Raw) -> _Identity:
-    """Name, namespace and version of an object, "" for what is missing or wrong."""
+    """Name, namespace and version of an object; "" for one that is missing or of a wrong type."""
     try:
         return _identity_of(_identified.decode(raw).metadata)
     except _UNDECODABLE:

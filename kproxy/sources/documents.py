@@ -1,12 +1,11 @@
-"""What a manifest holds: YAML or JSON text into the model's objects. Pure.
+"""Decodes the YAML or JSON text of a manifest into the model's objects. Pure.
 
 Decides which documents concern kproxy (others are passed over in silence), and what is wrong with those that do. Text
-that cannot be parsed makes the whole file unusable; an object that cannot be read costs only itself.
+that cannot be parsed makes the whole file unusable; an object that cannot be decoded costs only itself.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,14 +14,16 @@ from typing import Any
 import msgspec
 import yaml
 
+from kproxy import logs
+from kproxy.config.yaml_reader import TOO_DEEP, Loader, YamlError, load_all
 from kproxy.errors import InvalidObject, one_line
 from kproxy.model.objects import Kind, Object
 from kproxy.sources.decode import key, object_of
 from kproxy.sources.intern import Interner
 
-_log = logging.getLogger(__name__)
+_log = logs.get("source")
 
-Place = tuple[Kind, str]
+ObjectId = tuple[Kind, str]
 """Kind and "namespace/name"; the namespace of what has none is "default"."""
 
 _GROUPS = {
@@ -31,21 +32,20 @@ _GROUPS = {
     Kind.NODE: ("", ("v1",)),
     Kind.SERVICE_CIDR: ("networking.k8s.io", ("v1", "v1beta1", "v1alpha1")),
 }
-_MANY, _DEEP = 5000, 200
 _NAMESPACED = frozenset({Kind.SERVICE, Kind.ENDPOINT_SLICE})
 
 
 @dataclass(slots=True)
 class Content:
-    """The objects of one file, what is wrong with others, and where those others are."""
+    """The objects of one file, the problems of others, and the identities of those others as far as they have one."""
 
-    objects: dict[Place, Object] = field(default_factory=dict)
+    objects: dict[ObjectId, Object] = field(default_factory=dict)
     problems: list[InvalidObject] = field(default_factory=list)
-    unreadable: set[Place] = field(default_factory=set)
+    unreadable: set[ObjectId] = field(default_factory=set)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML as Kubernetes reads it: a date is a string, and 10:20 is no number to the base of 60."""
+class _Loader(Loader):
+    """Reads YAML as Kubernetes does: a date is a string, and so is 10:20, a number to the base of 60 for PyYAML."""
 
 
 _CHANGED = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -68,13 +68,13 @@ _Loader.add_implicit_resolver(
 def parse(name: str, text: bytes) -> Content:
     """The objects in the manifest TEXT of the file NAME. Raises InvalidObject when the text cannot be parsed."""
     documents = [d for d in _documents(name, text) if d is not None]
-    content, trimmer = Content(), Interner()
+    content, interner = Content(), Interner()
     for number, document in enumerate(documents):
         where = f"documents[{number}]." if len(documents) > 1 else ""
         try:
-            _take(content, trimmer, name, where, document)
+            _take(content, interner, name, where, document)
         except RecursionError:
-            content.problems.append(InvalidObject("manifest", name, where.rstrip("."), "is nested too deeply"))
+            content.problems.append(InvalidObject("manifest", name, where.rstrip("."), TOO_DEEP))
     return content
 
 
@@ -86,83 +86,72 @@ def _documents(name: str, text: bytes) -> list[Any]:
             if name.endswith(".json"):
                 raise InvalidObject("manifest", name, "", one_line(str(error))) from error
     try:
-        _refuse_depth(name, text)
-        return list(yaml.load_all(text, Loader=_Loader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InvalidObject("manifest", name, where, error.problem or "is no YAML") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidObject("manifest", name, "", f"is no YAML: {error}") from error
+        return load_all(text, _Loader)[0]
+    except YamlError as error:
+        if error.reason == TOO_DEEP:
+            raise InvalidObject("manifest", name, "", TOO_DEEP) from error
+        where = f"line {error.line}, column {error.column}" if error.line else "is no YAML"
+        raise InvalidObject("manifest", name, where, error.reason) from error
 
 
-def _refuse_depth(name: str, text: bytes) -> None:
-    """Raise InvalidObject for nesting deeper than anyone means: PyYAML's C parser would overrun its stack and crash.
-
-    Each level takes a bracket, or else a column, so nearly every file passes by counting.
-    """
-    if text.count(b"[") + text.count(b"{") < _MANY and max(map(len, text.splitlines()), default=0) < _MANY:
-        return
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEP:
-            raise InvalidObject("manifest", name, "", "is nested too deeply")
-
-
-def _take(content: Content, trimmer: Interner, name: str, where: str, document: Any) -> None:
-    """Add what DOCUMENT, at the path WHERE of its file, holds."""
-    for kind, value, at in _ours(content, name, where, document, ""):
-        place = _place(kind, value)
+def _take(content: Content, interner: Interner, name: str, where: str, document: Any) -> None:
+    """Add to CONTENT what DOCUMENT holds; WHERE is its path in the file."""
+    for kind, value, path in _relevant(content, name, where, document, ""):
+        at = _object_id(kind, value)
         try:
             item = object_of(kind, value)
         except InvalidObject as error:
-            if place:
+            if at:
                 content.problems.append(error)
-                content.unreadable.add(place)
+                content.unreadable.add(at)
             else:
-                content.problems.append(InvalidObject("manifest", name, f"{at}{error.field}", error.reason))
+                content.problems.append(InvalidObject("manifest", name, f"{path}{error.field}", error.reason))
             continue
-        assert place is not None  # it has a name, or object_of had refused it
-        trimmer.trim(item)
-        if place in content.objects:
-            _log.warning("%s: %s %s is there twice; the last one is used", name, *place, extra={"manifest": name})
-        content.objects[place] = item
+        assert at is not None  # it has a name, or object_of had refused it
+        interner.intern(item)
+        if at in content.objects:
+            _log.warning("Object is in a manifest twice; the second is used", kind=kind, object=at[1], file=name)
+        content.objects[at] = item
 
 
-def _ours(content: Content, name: str, where: str, document: Any, default: str) -> Iterator[tuple[Kind, Any, str]]:
-    """What DOCUMENT has for kproxy, lists opened up, and the path of each; DEFAULT is the kind of what names none."""
+def _relevant(content: Content, name: str, where: str, document: Any, default: str) -> Iterator[tuple[Kind, Any, str]]:
+    """The objects in DOCUMENT that concern kproxy, those of lists included, each with its path in the file.
+
+    default: the kind of an object that names none.
+    """
     if not isinstance(document, dict):
-        reason = f"Expected object, got {_sort(document)}"
+        reason = f"Expected object, got {_json_type(document)}"
         content.problems.append(InvalidObject("manifest", name, where.rstrip("."), reason))
         return
-    sort = document.get("kind") or default
-    if not isinstance(sort, str) or not sort:
-        reason = f"Expected str, got {_sort(sort)}" if sort else "is missing"
+    name_of_kind = document.get("kind") or default
+    if not isinstance(name_of_kind, str) or not name_of_kind:
+        reason = f"Expected str, got {_json_type(name_of_kind)}" if name_of_kind else "is missing"
         content.problems.append(InvalidObject("manifest", name, f"{where}kind", reason))
         return
     items = document.get("items")
-    if sort.endswith("List") and isinstance(items, list):
+    if name_of_kind.endswith("List") and isinstance(items, list):
         for number, item in enumerate(items):
-            yield from _ours(content, name, f"{where}items[{number}].", item, sort.removesuffix("List"))
-    elif sort in list(Kind):
-        kind = Kind(sort)
+            yield from _relevant(content, name, f"{where}items[{number}].", item, name_of_kind.removesuffix("List"))
+    elif name_of_kind in list(Kind):
+        kind = Kind(name_of_kind)
         if _is_known_version(content, kind, document):
             yield kind, _with_namespace(kind, document), where
 
 
 def _is_known_version(content: Content, kind: Kind, document: dict[str, Any]) -> bool:
-    """False also when another API group has a kind of the same name."""
+    """Whether kproxy reads this version of the object; not so for a kind of the same name in another API group."""
     group, versions = _GROUPS[kind]
-    its_group, _, its_version = str(document.get("apiVersion") or f"{group}/{versions[0]}").rpartition("/")
+    given = document.get("apiVersion") or f"{group}/{versions[0]}"
+    its_group, _, its_version = given.rpartition("/") if isinstance(given, str) else (group, "", "")
     if its_group != group or its_version in versions:
         return its_group == group
-    place = _place(kind, _with_namespace(kind, document))
-    label = place[1] if place else "(without a name)"
-    reason = f"Expected {'/'.join(filter(None, (group, versions[0])))}, got {document['apiVersion']}"
+    at = _object_id(kind, _with_namespace(kind, document))
+    label = at[1] if at else "(without a name)"
+    shown = given if isinstance(given, str) else _json_type(given)
+    reason = f"Expected {'/'.join(filter(None, (group, versions[0])))}, got {shown}"
     content.problems.append(InvalidObject(kind, label, "apiVersion", reason))
-    if place:
-        content.unreadable.add(place)
+    if at:
+        content.unreadable.add(at)
     return False
 
 
@@ -173,8 +162,8 @@ def _with_namespace(kind: Kind, value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "metadata": {**metadata, "namespace": "default"}}
 
 
-def _place(kind: Kind, value: dict[str, Any]) -> Place | None:
-    """Where the object is, None when it has no usable name."""
+def _object_id(kind: Kind, value: dict[str, Any]) -> ObjectId | None:
+    """The identity of an object, None when it has no usable name."""
     metadata = value.get("metadata")
     name, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else ("", "")
     if not isinstance(name, str) or not name:
@@ -182,6 +171,6 @@ def _place(kind: Kind, value: dict[str, Any]) -> Place | None:
     return kind, key(namespace if isinstance(namespace, str) else None, name)
 
 
-def _sort(value: Any) -> str:
-    """What a value is called in JSON."""
+def _json_type(value: Any) -> str:
+    """The name of a value's type in JSON."""
     return {dict: "object", list: "array", type(None): "null"}.get(type(value), type(value).__name__)

@@ -1,7 +1,7 @@
-"""Makes decoded objects small: what nobody reads is dropped, what many of them repeat is kept once.
+"""Makes decoded objects small: drops what kproxy never reads, and keeps values that many objects repeat only once.
 
-Decides which labels and annotations are kept, and which values are shared. It changes the objects that it is given,
-right after they were decoded and before anyone else has seen them; from then on they are values that nobody changes.
+Decides which labels and annotations are kept, and which values are shared. Objects are changed in place, right after
+they were decoded and before anyone else has seen them; from then on they are immutable by convention.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ LABELS = frozenset(
         "topology.kubernetes.io/zone",
     }
 )
-"""The labels that kproxy reads, of any kind of object."""
+"""The labels that kproxy reads, whatever the kind of object."""
 ANNOTATIONS = frozenset({"endpoints.kubernetes.io/last-change-trigger-time"})
-"""The annotations that it reads."""
+"""The annotations that kproxy reads."""
 _REMEMBERED = 4096
 
 
 class Interner:
-    """Trims objects of one kind and remembers the values that it may share, at most 4,096. For one thread."""
+    """Interns the values of many objects, and remembers at most 4,096 of them. For one thread."""
 
     def __init__(self) -> None:
         self._shared: dict[tuple[Any, ...], Any] = {}
 
-    def trim(self, item: Object) -> None:
+    def intern(self, item: Object) -> None:
         """Make ITEM smaller in place; its meaning stays."""
-        trim_metadata(item.metadata)
+        drop_unread_metadata(item.metadata)
         if isinstance(item, EndpointSlice):
-            self._trim_slice(item)
+            self._intern_slice(item)
 
-    def _trim_slice(self, item: EndpointSlice) -> None:
+    def _intern_slice(self, item: EndpointSlice) -> None:
         shared = self._shared
         if len(shared) > _REMEMBERED:
             shared.clear()
@@ -53,8 +53,8 @@ class Interner:
                 endpoint.hints = shared.setdefault(_hints_key(h), h)
 
 
-def trim_metadata(metadata: Metadata) -> None:
-    """Drop what nobody reads, in place. Enough for objects that are soon turned into something else."""
+def drop_unread_metadata(metadata: Metadata) -> None:
+    """Drop labels and annotations that kproxy does not read, in place. Enough for objects that are not kept."""
     if metadata.labels is not None:
         metadata.labels = _only(metadata.labels, LABELS)
     if metadata.annotations is not None:

@@ -1,4 +1,4 @@
-"""Which objects are asked for, and how a whole list of them is read from the API server, page by page."""
+"""Which resources kproxy reads from the API server, and how a whole list is read page by page."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from kproxy.sources.client import ApiClient
 from kproxy.sources.decode import Decoder, Page
 
 ANY_VERSION = "0"
-"""The version to list at first: whatever the server has in memory, so that a starting node costs etcd nothing."""
+"""The version of the first list: whatever the server has in memory, so that a starting node costs etcd nothing."""
 PAGE_SIZE = 500
 _ABSENT = frozenset({403, 404})
 _EXPIRED = 410
 
-# What kube-proxy leaves to others: Services of another proxy, and those without a virtual IP.
+# kube-proxy ignores Services of another proxy, and those without a virtual IP.
 _OURS = {"labelSelector": "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"}
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind and where the server has it.
+    """One kind of object and its paths at the server.
 
-    paths: of its versions, the preferred one first. optional: a server may lack it, or a role not grant it, and then
-    there is none of it.
+    paths: one for each version, the preferred one first. optional: a server may lack the kind, or a role not grant it;
+    then the list counts as empty.
     """
 
     kind: Kind
@@ -35,7 +35,7 @@ class Resource:
 
 
 def resources(node_name: str) -> tuple[Resource, ...]:
-    """All that kproxy watches on the node NODE_NAME."""
+    """The resources that kproxy watches on the node NODE_NAME."""
     networking = "/apis/networking.k8s.io"
     return (
         Resource(Kind.SERVICE, ("/api/v1/services",), _OURS),
@@ -55,25 +55,25 @@ class Lister:
     def __init__(self, client: ApiClient, resource: Resource, decoder: Decoder) -> None:
         self._client, self._resource, self._decoder = client, resource, decoder
         self.path = resource.paths[0]
-        """Where the last list came from; to be watched there."""
+        """The path of the last list, where its changes are watched."""
 
     def list(self, version: str) -> Page | None:
-        """Everything, not older than VERSION ("" for the latest); None when the server has no such kind.
+        """The whole list, not older than VERSION ("" for the latest); None when the server has no such kind.
 
         Raises as `pages`.
         """
         whole: Page | None = None
         for page in self.pages(version):
-            if whole is None or page.anew:
+            if whole is None or page.restarts:
                 whole = page
             else:
                 _append(whole, page)
         return whole
 
     def pages(self, version: str) -> Iterator[Page]:
-        """Everything, not older than VERSION ("" for the latest), as it comes; nothing when there is no such kind.
+        """The pages of the list, not older than VERSION ("" for the latest); none when the server has no such kind.
 
-        Raises SourceError. An ApiError with the status 410 or 504 means that VERSION cannot be had.
+        Raises SourceError. An ApiError with the status 410 or 504 means that the server does not have VERSION.
         """
         for path in self._resource.paths:
             self.path = path
@@ -98,17 +98,17 @@ class Lister:
             except ApiError as error:
                 if error.status != _EXPIRED:
                     raise
-                # The server forgot the version that the first pages came from; only a list in one piece is sure to end.
+                # The server forgot the version of the first pages; only a list in one piece is sure to end.
                 page = self._page({})
-                page.anew = True
+                page.restarts = True
             more = page.more
             yield page
 
     def _page(self, query: Mapping[str, str]) -> Page:
-        # However many pages, it is one list, as for a client-go that asks for all in one piece. Else at 5 requests a
-        # second a node would wait 6 s for 10,000 Services.
+        # All pages count as one request, as client-go asks for the whole list at once. Else at 5 requests a second a
+        # node would wait 6 s for 10,000 Services.
         first = "continue" not in query
-        return self._decoder.page(self._client.get(self.path, {**self._resource.query, **query}, paced=first))
+        return self._decoder.page(self._client.get(self.path, {**self._resource.query, **query}, limited=first))
 
 
 def _append(whole: Page, page: Page) -> None:

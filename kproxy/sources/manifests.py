@@ -1,30 +1,29 @@
 """A folder of manifests as a source: kproxy without an API server, for edge nodes, demos and tests.
 
-Decides what counts when files are half written (what they held before), say the same object twice (the last file name),
-or vanish (their objects are gone; but a missing folder is a mistake that changes nothing).
+Decides what counts when files are half written (their last good content), hold the same object twice (the last file
+name), or vanish (their objects are gone; but a missing folder is a mistake that changes nothing).
 """
 
 from __future__ import annotations
 
-import logging
+import errno
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
+from kproxy import logs
+from kproxy.containment import Containment
 from kproxy.errors import InvalidObject, SourceError
+from kproxy.files import LARGEST, read_file
 from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, Sink
 from kproxy.model.objects import Kind, Object
-from kproxy.sources.documents import Content, Place, parse
-from kproxy.sources.folders import Listing, Signature, Waiter, list_files, reason
+from kproxy.sources.documents import Content, ObjectId, parse
+from kproxy.sources.file_watcher import Files, FileWatcher, Signature, list_files, reason
+from kproxy.sources.source_thread import STAGE, SourceThread
 
-_log = logging.getLogger(__name__)
-
-_SETTLE_SECONDS = 0.05
-"""Files that still changed within this time are left alone for a moment: someone is writing."""
-_SETTLE_ROUNDS = 20
+_log = logs.get("source")
 
 
 def read_manifests(paths: Sequence[str]) -> tuple[dict[Kind, list[Object]], list[InvalidObject]]:
@@ -32,52 +31,70 @@ def read_manifests(paths: Sequence[str]) -> tuple[dict[Kind, list[Object]], list
     contents: dict[str, Content] = {}
     problems: list[InvalidObject] = []
     for path in paths:
-        if path == "-":
-            _read(contents, problems, "standard input", sys.stdin.buffer.read())
-            continue
-        for file, state in list_files([Path(path)]).items():
+        files: Files | None = None if path == "-" else list_files([Path(path)])
+        for name in ["standard input"] if files is None else map(str, files):
             try:
-                if isinstance(state, str):
-                    raise _unusable(file, state)
-                _read(contents, problems, str(file), file.read_bytes())
-            except OSError as error:
-                problems.append(_unusable(file, reason(error)))
+                text = _standard_input() if files is None else _read(Path(name), files[Path(name)])
+                contents[name] = parse(name, text)
+                problems += contents[name].problems
             except InvalidObject as error:
                 problems.append(error)
     objects: dict[Kind, list[Object]] = {kind: [] for kind in Kind}
     merged, twice = _merge(contents)
-    for message in twice:
-        _log.warning("%s", message)
+    _warn_of(twice)
     for (kind, _), item in merged.items():
         objects[kind].append(item)
     return objects, problems
 
 
-def _read(contents: dict[str, Content], problems: list[InvalidObject], name: str, text: bytes) -> None:
-    contents[name] = parse(name, text)
-    problems.extend(contents[name].problems)
+def _read(path: Path, state: Signature | str) -> bytes:
+    """The content of a file that was listed with STATE. Raises InvalidObject."""
+    if isinstance(state, str):
+        raise InvalidObject("manifest", str(path), "", state)
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise InvalidObject("manifest", str(path), "", reason(error)) from error
 
 
-def _unusable(path: Path, why: str) -> InvalidObject:
-    return InvalidObject("manifest", str(path), "", why)
+def _standard_input() -> bytes:
+    text = sys.stdin.buffer.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        error = OSError(errno.EFBIG, f"is larger than {LARGEST} bytes")
+        raise InvalidObject("manifest", "standard input", "", reason(error))
+    return text
 
 
-def _merge(contents: Mapping[str, Content]) -> tuple[dict[Place, Object], list[str]]:
-    """All objects, the last file winning, and a line for each that several files have."""
-    merged: dict[Place, Object] = {}
-    origin: dict[Place, str] = {}
-    twice: list[str] = []
+@dataclass(frozen=True, slots=True)
+class _Duplicate:
+    """An object that two files have; the second one is used."""
+
+    object: ObjectId
+    files: tuple[str, str]
+
+
+def _merge(contents: Mapping[str, Content]) -> tuple[dict[ObjectId, Object], list[_Duplicate]]:
+    """All objects, the last file winning, and those that several files have."""
+    merged: dict[ObjectId, Object] = {}
+    origin: dict[ObjectId, str] = {}
+    twice: list[_Duplicate] = []
     for name, content in contents.items():
-        for place, item in content.objects.items():
-            if place in merged:
-                twice.append(f"{place[0]} {place[1]} is in {origin[place]} and in {name}; the latter is used")
-            merged[place], origin[place] = item, name
+        for at, item in content.objects.items():
+            if at in merged:
+                twice.append(_Duplicate(at, (origin[at], name)))
+            merged[at], origin[at] = item, name
     return merged, twice
+
+
+def _warn_of(duplicates: Sequence[_Duplicate]) -> None:
+    for found in duplicates:
+        (kind, name), (first, second) = found.object, found.files
+        _log.warning("Object is in two manifests; the second is used", kind=kind, object=name, first=first, used=second)
 
 
 @dataclass(slots=True)
 class _File:
-    """The last good content of a file, and what was wrong with it when it was last looked at."""
+    """The last good content of a file, and what was wrong with it when it was last read."""
 
     state: Signature | str | None = None
     content: Content = field(default_factory=Content)
@@ -85,86 +102,86 @@ class _File:
 
 
 class ManifestSource:
-    """Follows manifests in a thread of its own: first a Listed of each kind, then what changes.
+    """Follows manifests in a thread of its own, and puts into a sink: first a Listed of each kind, then what changes.
 
-    paths: files or folders, of which *.yaml, *.yml and *.json are read.
+    After an exception that nobody foresaw it begins again with the lists.
     """
 
-    def __init__(self, paths: Sequence[str | PathLike[str]] | str | PathLike[str]) -> None:
+    def __init__(self, paths: Sequence[str | PathLike[str]] | str | PathLike[str], containment: Containment) -> None:
+        """paths: files or folders, of which *.yaml, *.yml and *.json are read."""
         given = [paths] if isinstance(paths, (str, PathLike)) else paths
         self._paths = [Path(path) for path in given]
+        self._stage = containment.stage(STAGE, "the objects of the manifests stay as they are known until the next try")
+        self._parsing = containment.stage(STAGE, "a manifest counts as unreadable until it changes")
         self._files: dict[Path, _File] = {}
-        self._objects: dict[Place, Object] = {}
-        self._twice: frozenset[str] = frozenset()
-        self._lock = threading.Lock()
-        self._waiter: Waiter | None = None
-        self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._objects: dict[ObjectId, Object] = {}
+        self._twice: list[_Duplicate] = []
+        self._watcher: FileWatcher | None = None
+        self._thread: SourceThread | None = None
 
     def start(self, sink: Sink) -> None:
-        """Begin; returns at once. Raises SourceError when a path does not exist or cannot be read."""
+        """Start the thread; returns at once. Raises SourceError when a path does not exist or cannot be read."""
         for path, state in list_files(self._paths).items():
             if isinstance(state, str) and path in self._paths:
                 raise SourceError(f"{path} {state}")
-        self._thread = threading.Thread(target=self._run, args=(sink,), name="manifests", daemon=True)
+        self._thread = SourceThread("manifests", self._follow, sink, self._stage, self._interrupt)
         self._thread.start()
 
     def stop(self) -> None:
-        """End it; nothing is put into the sink from now on. Returns at once."""
-        with self._lock:
-            self._stopping = True
-            if self._waiter:
-                self._waiter.stop()
+        """End it, without waiting for the thread. Nothing is put into the sink after this has returned."""
+        if self._thread is not None:
+            self._thread.stop()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for its thread, at most TIMEOUT seconds; whether it has ended."""
-        if self._thread is None:
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        """Wait for the thread, at most TIMEOUT seconds; whether it has ended."""
+        return self._thread is None or self._thread.join(timeout)
 
-    def _run(self, sink: Sink) -> None:
-        # The waiter comes first, so that no change between the first look and the first wait is missed.
-        with Waiter(self._paths) as waiter:
-            with self._lock:
-                self._waiter = waiter
-            first = True
-            while not self._stopping and (first or waiter.wait()):
-                try:
-                    self._look(waiter, sink, first)
-                except Exception:  # a dead thread would leave the node with what it knew, forever
-                    _log.exception("Unexpected error, which is a bug, while reading the manifests; trying again in 1 s")
-                    waiter.pause(1.0)
-                    continue
+    def _interrupt(self) -> None:
+        if (watcher := self._watcher) is not None:
+            watcher.stop()
+
+    def _follow(self) -> None:
+        thread = self._thread
+        assert thread is not None
+        first = True
+        with FileWatcher(self._paths) as watcher:
+            self._watcher = watcher
+            if thread.stopping:  # it may have been stopped just before the watcher was there to interrupt
+                return
+            for files in watcher.changes():
+                events = self._take(files)
+                before, self._objects = self._objects, self._merged()
+                for event in [*events, *(self._lists() if first else _difference(before, self._objects))]:
+                    thread.put(event)
                 first = False
-            with self._lock:
-                self._waiter = None
+                self._stage.succeeded()
 
-    def _look(self, waiter: Waiter, sink: Sink, first: bool) -> None:
-        """Take in what changed and tell the sink."""
-        listing = _settled(self._paths, waiter)
-        if not first and listing == {path: file.state for path, file in self._files.items()}:
-            return
-        events = self._take(listing)
-        before, self._objects = self._objects, self._merged()
-        events += self._lists() if first else _difference(before, self._objects)
-        for event in events:
-            if not self._stopping:
-                sink.put(event)
-
-    def _take(self, listing: Listing) -> list[Event]:
+    def _take(self, files: Files) -> list[Event]:
         """Read what changed; what is newly wrong."""
         events: list[Event] = []
-        missing = {path for path, state in listing.items() if isinstance(state, str)}
-        for path in [path for path in self._files if path not in listing and not missing & {path.parent}]:
+        missing = {path for path, state in files.items() if isinstance(state, str)}
+        for path in [path for path in self._files if path not in files and not missing & {path.parent}]:
             del self._files[path]
-        for path, state in listing.items():
+        for path, state in files.items():
             file = self._files.setdefault(path, _File())
             if file.state != state:
-                events += _reread(path, file, state)
+                events += self._reread(path, file, state)
         # Objects of later names win, also when their files came later.
         self._files = {path: self._files[path] for path in sorted(self._files, key=self._order)}
         return events
+
+    def _reread(self, path: Path, file: _File, state: Signature | str) -> list[Event]:
+        """Bring FILE up to date; what is newly wrong with it."""
+        file.state = state
+        try:
+            content = self._parsing.attempt(lambda: parse(str(path), _read(path, state)), None)
+            if content is None:
+                raise InvalidObject("manifest", str(path), "", "cannot be read: a bug; the log has a traceback")
+            file.content, problems = content, content.problems
+        except InvalidObject as error:
+            problems = [error]
+        before, file.problems = file.problems, frozenset(map(str, problems))
+        return [Invalid(problem) for problem in problems if str(problem) not in before]
 
     def _order(self, path: Path) -> tuple[int, str]:
         for number, given in enumerate(self._paths):
@@ -172,18 +189,17 @@ class ManifestSource:
                 return number, str(path)
         return len(self._paths), str(path)
 
-    def _merged(self) -> dict[Place, Object]:
+    def _merged(self) -> dict[ObjectId, Object]:
         merged, twice = _merge({str(path): file.content for path, file in self._files.items()})
-        for message in sorted(set(twice) - self._twice):
-            _log.warning("%s", message)
-        self._twice = frozenset(twice)
-        for place in self._unreadable():
-            if place not in merged and place in self._objects:
-                merged[place] = self._objects[place]
+        _warn_of([found for found in twice if found not in self._twice])
+        self._twice = twice
+        for at in self._unreadable():
+            if at not in merged and at in self._objects:
+                merged[at] = self._objects[at]
         return merged
 
-    def _unreadable(self) -> set[Place]:
-        return {place for file in self._files.values() for place in file.content.unreadable}
+    def _unreadable(self) -> set[ObjectId]:
+        return {at for file in self._files.values() for at in file.content.unreadable}
 
     def _lists(self) -> list[Event]:
         unreadable = self._unreadable()
@@ -197,33 +213,7 @@ class ManifestSource:
         ]
 
 
-def _settled(paths: Sequence[Path], waiter: Waiter) -> Listing:
-    """The files, once nobody writes to them, or after a second."""
-    listing = list_files(paths)
-    for _ in range(_SETTLE_ROUNDS):
-        if not waiter.pause(_SETTLE_SECONDS) or (again := list_files(paths)) == listing:
-            break
-        listing = again
-    return listing
-
-
-def _reread(path: Path, file: _File, state: Signature | str) -> list[Event]:
-    """Bring FILE up to date; what is newly wrong with it."""
-    file.state = state
-    try:
-        if isinstance(state, str):
-            raise _unusable(path, state)
-        file.content = parse(str(path), path.read_bytes())
-        problems = file.content.problems
-    except OSError as error:
-        problems = [_unusable(path, reason(error))]
-    except InvalidObject as error:
-        problems = [error]
-    before, file.problems = file.problems, frozenset(map(str, problems))
-    return [Invalid(problem) for problem in problems if str(problem) not in before]
-
-
-def _difference(before: Mapping[Place, Object], after: Mapping[Place, Object]) -> list[Event]:
+def _difference(before: Mapping[ObjectId, Object], after: Mapping[ObjectId, Object]) -> list[Event]:
     events: list[Event] = []
     for (kind, name), item in after.items():
         known = before.get((kind, name))

@@ -95,7 +95,7 @@ class ClusterSource:
     def _follow_manifests(self, stack: ExitStack) -> None:
         from kproxy.sources.manifests import ManifestSource
 
-        manifests = ManifestSource(self._options.manifests)
+        manifests = ManifestSource(self._options.manifests, self._containment)
         manifests.start(self._queue)
         stack.callback(manifests.stop)
 
@@ -109,7 +109,7 @@ class ClusterSource:
         node = self._options.node_name
         client = ApiClient(client_settings(self._options), self._metrics.client)
         stack.callback(client.close)
-        source = ApiSource(client, node)
+        source = ApiSource(client, node, self._containment)
         source.start(self._queue)
         stack.callback(source.stop)
         recorder = EventRecorder(ApiSink(client), node, self._clock, self._containment, self._metrics.kubernetes_event)

@@ -17,8 +17,8 @@ from types import FrameType
 from kproxy import __version__, logs
 from kproxy.clocks import SystemClock
 from kproxy.config import options as log_settings
-from kproxy.config.encode import to_values
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.files import to_values
 from kproxy.config.options import Options
 from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig, KproxyError

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Hashable, Iterable
 
 from kproxy.errors import InvalidObject
-from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
 from kproxy.model.objects import Kind, Object
 
 PAGES = 4
@@ -46,14 +46,14 @@ class EventQueue:
         """Add an event. Events that are taken are in the order in which each object's newest one came."""
         with self._condition:
             match event:
-                case Found(kind, objects):
+                case ListPage(kind, objects):
                     self._room.wait_for(lambda: self._pages < PAGES or self._stopped, PATIENCE)
                     self._pages += 1
                     self._put_objects(kind, objects)
-                case Listed(kind, objects, unreadable, found):
+                case Listed(kind, objects, unreadable, delivered):
                     # Each object by itself, so that one that cannot be used harms no other.
                     self._put_objects(kind, objects)
-                    names = found.union(_name(item.metadata.namespace, item.metadata.name) for item in objects)
+                    names = delivered.union(_name(item.metadata.namespace, item.metadata.name) for item in objects)
                     self._put(kind, Listed(kind, (), unreadable, names))
                 case Changed(kind, item):
                     self._put_objects(kind, (item,))

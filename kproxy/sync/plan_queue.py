@@ -187,7 +187,7 @@ def _replaces(event: Event, at: tuple[Kind, str, str]) -> bool:
     """Whether `event` makes an older one about object `at` obsolete."""
     kind, namespace, name = at
     if isinstance(event, Listed):  # an object that it does not name is gone, and those in it are newer
-        return event.kind is kind and f"{namespace}/{name}" not in event.found | event.unreadable
+        return event.kind is kind and f"{namespace}/{name}" not in event.delivered | event.unreadable
     return _key(event) == at
 
 

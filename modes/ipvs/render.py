@@ -89,7 +89,7 @@ class _Port:
 
     def entries(self) -> Iterator[tuple[str, str]]:
         plan = self._plan
-        for endpoint in plan.here:
+        for endpoint in plan.all_local:
             yield names.LOOP_BACK, f"{self._at(endpoint.ip, endpoint.port)},{endpoint.ip}"
         yield names.CLUSTER_IP, self._at(plan.cluster_ip, plan.port)
         for ip in plan.external_ips:

@@ -16,7 +16,7 @@ import yaml
 from kproxy import __version__, logs
 from kproxy.cli import exits, main
 from kproxy.cli.flags import FLAGS
-from kproxy.config import encode, files
+from kproxy.config import files
 from kproxy.errors import InvalidConfig, InvalidObject, KernelError, SourceError
 
 HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -166,7 +166,7 @@ def test_write_config_to_writes_what_config_reads_back(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     assert f'"Wrote configuration" file="{path}"' in done.stderr
     written = files.read(path)
-    assert yaml.safe_load(path.read_text()) == encode.to_values(written)
+    assert yaml.safe_load(path.read_text()) == files.to_values(written)
     assert written.mode == "nftables"
     assert written.masquerade_all
     again = tmp_path / "again.conf"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kproxy.cli import flags, pflags, settings
 from kproxy.cli.flags import BY_NAME
-from kproxy.config import defaults, encode, files
+from kproxy.config import defaults, files
 from kproxy.config.durations import SECOND, parse
 from kproxy.config.fields import DetectLocalMode, LoggingFormat, ProxyMode, VModule
 from kproxy.errors import InvalidConfig
@@ -142,7 +142,7 @@ def test_each_flag_sets_its_field_and_no_other(name: str) -> None:
     assert expected(after) == value
     assert expected(before) != value
     if name != "proxy-mode":  # which brings the sync periods of its mode
-        assert len(changed(encode.to_values(before), encode.to_values(after))) == 1
+        assert len(changed(files.to_values(before), files.to_values(after))) == 1
 
 
 def changed(a: Any, b: Any, path: str = "") -> set[str]:

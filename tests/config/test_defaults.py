@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from kproxy.config import defaults, encode, files
+from kproxy.config import defaults, files
 from kproxy.config.durations import SECOND
-from kproxy.config.fields import ProxyMode
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.validate import ignored
 
 HERE = Path(__file__).parent
 HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -18,8 +19,8 @@ HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigura
 
 def test_the_default_configuration_is_written_as_kube_proxy_writes_it() -> None:
     expected = yaml.safe_load((HERE / "kube-proxy-defaults.yaml").read_text())
-    assert encode.to_values(defaults.default()) == expected
-    assert yaml.safe_load(encode.to_yaml(defaults.default())) == expected
+    assert files.to_values(defaults.default()) == expected
+    assert yaml.safe_load(files.to_yaml(defaults.default())) == expected
 
 
 def test_a_file_with_a_header_alone_gives_the_defaults() -> None:
@@ -82,3 +83,27 @@ def test_masquerading_comes_from_the_section_of_the_mode() -> None:
         config = files.from_text(f"{HEADER}mode: {mode}\n{both}")
         found[mode.value] = (config.masquerade_all, config.masquerade_bit)
     assert found == {"iptables": (True, 3), "ipvs": (True, 3), "userspace": (True, 3), "nftables": (False, 5)}
+
+
+# ---------------------------------------------------------------- userspace mode
+
+
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [("", (0, 0)), ("0-0", (0, 0)), ("6000", (6000, 6000)), ("6000-6100", (6000, 6100)), ("6000+100", (6000, 6100))],
+)
+def test_proxy_ports(text: str, ports: tuple[int, int]) -> None:
+    assert KubeProxyConfiguration(port_range=text).proxy_ports == ports
+
+
+def test_the_section_is_written_only_when_it_says_something() -> None:
+    standard = files.from_text(HEADER)
+    assert "userspace" not in files.to_values(standard)
+    changed = files.from_text(HEADER + "userspace: {drainTimeout: 5s}\n")
+    assert files.to_values(changed)["userspace"] == {"udpIdleTimeout": "250ms", "drainTimeout": "5s"}
+    assert files.from_text(files.to_yaml(changed)) == changed
+
+
+def test_a_port_range_counts_in_userspace_mode_only() -> None:
+    assert "portRange" in ignored(files.from_text(HEADER + "portRange: 6000-6100\n"))
+    assert "portRange" not in ignored(files.from_text(HEADER + "mode: userspace\nportRange: 6000-6100\n"))

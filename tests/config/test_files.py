@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kproxy.config import defaults, encode, files, validate
+from kproxy.config import defaults, files, validate
 from kproxy.config.durations import SECOND, Duration
 from kproxy.config.fields import DetectLocalMode, LoggingFormat, ProxyMode, VModule
 from kproxy.errors import KproxyError
@@ -91,7 +91,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def test_every_field_is_read_and_written_back() -> None:
-    assert encode.to_values(files.from_text(json.dumps(EVERYTHING))) == EVERYTHING
+    assert files.to_values(files.from_text(json.dumps(EVERYTHING))) == EVERYTHING
 
 
 def test_every_field_of_the_sample_differs_from_the_default() -> None:
@@ -103,7 +103,7 @@ def test_every_field_of_the_sample_differs_from_the_default() -> None:
             found |= leaves(value, f"{path}{name}.") if isinstance(value, dict) else {f"{path}{name}": value}
         return found
 
-    ours, standard = leaves(EVERYTHING), leaves(encode.to_values(defaults.default()))
+    ours, standard = leaves(EVERYTHING), leaves(files.to_values(defaults.default()))
     assert standard.keys() <= ours.keys()
     assert {k for k in standard if ours[k] == standard[k]} == HEADER.keys()
 
@@ -121,8 +121,8 @@ def test_values_arrive_in_their_types() -> None:
 
 def test_yaml_and_json_say_the_same() -> None:
     config = files.from_text(json.dumps(EVERYTHING))
-    assert files.from_text(encode.to_yaml(config)) == config
-    assert files.from_text("# a comment\n---\n" + encode.to_yaml(config)) == config
+    assert files.from_text(files.to_yaml(config)) == config
+    assert files.from_text("# a comment\n---\n" + files.to_yaml(config)) == config
     assert files.from_text(json.dumps(EVERYTHING, indent="\t")) == config
 
 
@@ -158,8 +158,8 @@ def test_a_written_file_reads_back_equal(tmp_path: Path, mode: ProxyMode) -> Non
 @example(values={"hostnameOverride": "\x85"})
 def test_any_valid_configuration_survives_being_written(values: dict[str, Any]) -> None:
     config = files.from_text(json.dumps(HEADER | values))
-    assert files.from_text(encode.to_yaml(config)) == config
-    assert files.from_text(json.dumps(encode.to_values(config))) == config
+    assert files.from_text(files.to_yaml(config)) == config
+    assert files.from_text(json.dumps(files.to_values(config))) == config
 
 
 def test_a_folder_that_does_not_exist_cannot_be_written_to(tmp_path: Path) -> None:

@@ -218,6 +218,6 @@ def test_what_troubleshooting_quotes_is_what_kproxy_says() -> None:
 def test_the_table_of_threads_has_every_thread() -> None:
     page = Page(ROOT / "docs" / "architecture.md").text.partition("## Threads")[2]
     code = sources("kproxy/sources", "kproxy/sync", "kproxy/status", "kproxy/healthz", "kproxy/events")
-    names = re.findall(r'(?:\bThread\([^"]*name=f?|LoopThread\(|thread_name_prefix=)"([a-z-]+)', code)
+    names = re.findall(r'(?:\bThread\([^"]*name=f?|SourceThread\(f?|LoopThread\(|thread_name_prefix=)"([a-z-]+)', code)
     assert len(names) >= 7
     assert [name for name in names if f"| `{name}" not in page] == []

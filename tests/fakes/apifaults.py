@@ -1,4 +1,4 @@
-"""What can go wrong with an API server, as values that the stand-in is told to act out."""
+"""The faults that the API stand-in can act out, as values for `ApiServer.inject`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Any request: this HTTP status. retry_after: seconds for the header of that name, 0 for none."""
+    """Any request: refused with this HTTP status. retry_after: seconds for that header, 0 for none."""
 
     status: int
     retry_after: int = 0
@@ -16,7 +16,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Any request: taken, and never answered."""
+    """Any request: accepted, and never answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class CutBody:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A list: answered, and then the server forgets its history, so that no further page of it can be had."""
+    """A list: answered, and then the server forgets its history, so that further pages of it are expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ Fault = Refuse | Hang | CutBody | Forget | Silent | EndAtOnce | ErrorEvent | Cut
 
 
 class Faults:
-    """Those still to come. Used from any thread."""
+    """The faults that no request has met yet. Used from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class Faults:
             self._waiting += [(fault, verb, kind)] * times
 
     def take(self, verb: str, kind: str) -> Fault | None:
-        """The fault that this request meets, which is then used up."""
+        """Remove and return the fault that this request meets."""
         with self._lock:
             for number, (fault, its_verb, its_kind) in enumerate(self._waiting):
                 if its_verb in ("", verb) and its_kind in ("", kind):

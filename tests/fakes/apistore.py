@@ -1,8 +1,8 @@
-"""What an API server remembers: objects, one resource version for all of them, and what happened since. No I/O.
+"""The API stand-in's memory: objects, one resource version for all of them, and the history of changes. No I/O.
 
-The stand-in's memory, with the semantics that clients depend on: every write gets the next version, a list is a
+It has the semantics that clients depend on: every write gets the next version, a list is a
 snapshot, a page of it can be continued until the history is compacted, and a change that takes an object out of a
-selector is a deletion to whoever watches through that selector.
+selector is a deletion for clients that watch with that selector.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind and where it is served: api is "v1" or "GROUP/VERSION"."""
+    """A kind of object and its place in the API. api: "v1" or "GROUP/VERSION"."""
 
     api: str
     plural: str

@@ -1,4 +1,4 @@
-"""The watches of the API stand-in: who waits for changes, what is written to them, and how their faults look."""
+"""The watches of the API stand-in: the clients that wait for changes, the lines that they get, and faults of both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Watches:
         self._loop, self._bookmark_seconds = loop, bookmark_seconds
         self._open: set[_Watch] = set()
         self.never = asyncio.Event()
-        """For whoever is to hang. Kept here, since a task whose event nobody else knows may be collected as garbage."""
+        """For requests that shall hang. Kept here: a task whose event nothing else refers to may be collected."""
 
     def wake(self, kind: str) -> None:
         """Objects of KIND changed."""

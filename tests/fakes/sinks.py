@@ -1,4 +1,4 @@
-"""A sink that keeps what it was told, to be asked about it and waited for."""
+"""A sink that keeps all events and the objects that they make, for tests to inspect and to wait for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Mapping
 
 from kproxy.errors import InvalidObject
-from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
 from kproxy.model.objects import Kind, Object
 
 
 class Mirror:
-    """The objects that exist, going by the events so far. Used from any thread."""
+    """The objects that exist according to the events so far. Used from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -27,12 +27,12 @@ class Mirror:
             self._changed.notify_all()
 
     def wait(self, condition: Callable[[Mirror], bool], seconds: float = 15.0) -> bool:
-        """Wait until CONDITION holds, at most that many SECONDS; whether it does."""
+        """Wait until CONDITION holds, at most SECONDS; whether it does."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), seconds)
 
     def objects(self, kind: Kind) -> Mapping[str, Object]:
-        """By "namespace/name"; the namespace of what has none is "default"."""
+        """The objects of KIND by "namespace/name"; kinds without a namespace have "default"."""
         return self._objects[kind]
 
     def versions(self, kind: Kind) -> dict[str, str]:
@@ -40,7 +40,7 @@ class Mirror:
         return {key: item.metadata.resource_version or "" for key, item in self._objects[kind].items()}
 
     def lists(self, kind: Kind) -> int:
-        """How many lists of KIND came."""
+        """The number of lists of KIND so far."""
         return sum(isinstance(event, Listed) and event.kind is kind for event in self.events)
 
     @property
@@ -50,11 +50,11 @@ class Mirror:
 
     def _take(self, event: Event) -> None:
         match event:
-            case Found(kind, items):
+            case ListPage(kind, items):
                 self._objects[kind].update((_key(item), item) for item in items)
-            case Listed(kind, items, unreadable, found):
+            case Listed(kind, items, unreadable, delivered):
                 before = self._objects[kind]
-                kept = {key: item for key, item in before.items() if key in unreadable or key in found}
+                kept = {key: item for key, item in before.items() if key in unreadable or key in delivered}
                 self._objects[kind] = kept | {_key(item): item for item in items}
                 self._listed.add(kind)
             case Changed(kind, item):

@@ -106,7 +106,7 @@ class Node:
                 external_local=protocol is Protocol.UDP,
                 health_check_node_port=32000 if protocol is Protocol.UDP else 0,
                 local=(endpoint,),
-                here=(endpoint,),
+                all_local=(endpoint,),
             )
             for number, protocol in enumerate(Protocol)
         ]

@@ -46,7 +46,7 @@ def plan(name: str = "web", port: int = 80, protocol: Protocol = Protocol.TCP, *
         "cluster": cluster,
         "local": local,
         "reachable": reachable,
-        "here": tuple(e for e in reachable if e.local),
+        "all_local": tuple(e for e in reachable if e.local),
         "has_endpoints": bool(reachable),
     }
     return ServicePlan(**(values | fields))

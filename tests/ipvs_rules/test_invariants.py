@@ -114,5 +114,5 @@ def test_what_the_plan_holds_for_others_does_not_change_a_fragment(
 ) -> None:
     """So a change of it writes nothing."""
     plan, settings, fragment = drawn(data, any_plan, any_settings)
-    changed = replace(plan, endpoint_count=99, lingering=plan.cluster, ready_here=("10.0.0.1",), reachable=())
+    changed = replace(plan, endpoint_count=99, still_serving=plan.cluster, ready_local_ips=("10.0.0.1",), reachable=())
     assert render_port(changed, settings) == fragment

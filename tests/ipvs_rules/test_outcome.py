@@ -32,7 +32,7 @@ def sections(text: str) -> dict[str, list[str]]:
 
 
 def test_json_has_the_keys_and_forms_that_other_programs_read(plan: Plan, settings: MakeSettings) -> None:
-    values = made(settings(), plan(cluster=(1, 2), here=(1,), affinity_seconds=60)).json()
+    values = made(settings(), plan(cluster=(1, 2), all_local=(1,), affinity_seconds=60)).json()
     sets = values["ipsets"]
     assert isinstance(sets, dict)
     assert len(sets) == 17

@@ -43,7 +43,7 @@ PORTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
     "a cluster IP": ({"cluster": (1, 2)}, {}, ["TCP 10.96.0.1:80 -> 1 2"], [OWN]),
     "no endpoints: served by nobody": ({}, {}, ["TCP 10.96.0.1:80 ->"], [OWN]),
     "endpoints on this node reach themselves, ready or not": (
-        {"cluster": (1,), "here": (1, 3)},
+        {"cluster": (1,), "all_local": (1, 3)},
         {},
         ["TCP 10.96.0.1:80 -> 1"],
         ["LOOP-BACK 10.244.1.1,tcp:8080,10.244.1.1", "LOOP-BACK 10.244.1.3,tcp:8080,10.244.1.3", OWN],
@@ -192,7 +192,7 @@ PORTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[str], list[str]]] = 
         [OWN, "EXTERNAL-IP 203.0.113.5,tcp:80", "LOAD-BALANCER 203.0.113.5,tcp:80"],
     ),
     "IPv6": (
-        {"family": V6, "cluster": (1,), "here": (1,), "node_port": 30080},
+        {"family": V6, "cluster": (1,), "all_local": (1,), "node_port": 30080},
         {"node_port_ips": ("fd00:18::2",)},
         ["TCP [fd00:96::1]:80 -> 1", "TCP [fd00:18::2]:30080 -> 1"],
         [

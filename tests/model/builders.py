@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from kproxy.model import objects
-from kproxy.model.events import Changed, Deleted, Found, Listed
+from kproxy.model.events import Changed, Deleted, Listed, ListPage
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind
 from kproxy.model.planner import plan_service
@@ -107,14 +107,14 @@ def listed(kind: Kind, *items: objects.Object, unreadable: Iterable[str] = ()) -
     return Listed(kind, items, frozenset(unreadable))
 
 
-def in_pages(kind: Kind, items: Sequence[objects.Object], size: int) -> Iterator[Found | Listed]:
+def in_pages(kind: Kind, items: Sequence[objects.Object], size: int) -> Iterator[ListPage | Listed]:
     """The same list in pages of `size` objects."""
     names: set[str] = set()
     while len(items) > size:
         page, items = tuple(items[:size]), items[size:]
         names.update(f"{o.metadata.namespace or 'default'}/{o.metadata.name}" for o in page)
-        yield Found(kind, page)
-    yield Listed(kind, tuple(items), found=frozenset(names))
+        yield ListPage(kind, page)
+    yield Listed(kind, tuple(items), delivered=frozenset(names))
 
 
 def cluster(*items: objects.Object, node_name: str = NODE) -> ClusterState:

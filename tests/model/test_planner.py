@@ -184,7 +184,7 @@ def balanced(*endpoints: dict[str, Any], **spec: Any) -> ServicePlan:
     return plan(service(ports=ports, **fields), slice_("web-1", endpoints))
 
 
-def test_ready_here_counts_ready_endpoints_on_this_node() -> None:
+def test_ready_local_ips_counts_ready_endpoints_on_this_node() -> None:
     endpoints = [
         endpoint("10.244.0.2"),
         endpoint("10.244.0.1", conditions="ready"),
@@ -192,21 +192,21 @@ def test_ready_here_counts_ready_endpoints_on_this_node() -> None:
         endpoint("10.244.0.4", "node2"),
         endpoint("10.244.0.5", None),
     ]
-    assert balanced(*endpoints).ready_here == ("10.244.0.1", "10.244.0.2")
+    assert balanced(*endpoints).ready_local_ips == ("10.244.0.1", "10.244.0.2")
 
 
 def test_draining_endpoints_serve_policy_local_but_fail_the_health_check() -> None:
     made = balanced(endpoint("10.244.0.3", conditions="draining"))
     assert [e.ip for e in made.local] == ["10.244.0.3"]
-    assert made.ready_here == ()
+    assert made.ready_local_ips == ()
 
 
-def test_ready_here_is_empty_without_a_health_check_node_port() -> None:
-    assert balanced(endpoint("10.244.0.1"), externalTrafficPolicy="Cluster").ready_here == ()
+def test_ready_local_ips_is_empty_without_a_health_check_node_port() -> None:
+    assert balanced(endpoint("10.244.0.1"), externalTrafficPolicy="Cluster").ready_local_ips == ()
 
 
 @pytest.mark.parametrize(
-    ("protocol", "endpoints", "lingering"),
+    ("protocol", "endpoints", "still_serving"),
     [
         pytest.param(
             "UDP", [endpoint("10.244.0.1"), endpoint("10.244.0.2", conditions="draining")], ["2"], id="drains"
@@ -223,11 +223,11 @@ def test_ready_here_is_empty_without_a_health_check_node_port() -> None:
     ],
 )
 def test_endpoints_that_serve_without_getting_new_flows_linger(
-    protocol: str, endpoints: list[dict[str, Any]], lingering: list[str]
+    protocol: str, endpoints: list[dict[str, Any]], still_serving: list[str]
 ) -> None:
     port = {"name": "http", "port": 80, "protocol": protocol}
     made = plan(service(ports=[port]), slice_("web-1", endpoints, ports=[port]))
-    assert [e.ip.rpartition(".")[2] for e in made.lingering] == lingering
+    assert [e.ip.rpartition(".")[2] for e in made.still_serving] == still_serving
 
 
 def test_here_has_every_endpoint_on_this_node_whatever_its_state() -> None:
@@ -239,19 +239,19 @@ def test_here_has_every_endpoint_on_this_node_whatever_its_state() -> None:
         endpoint("10.244.0.5", None),
     ]
     made = plan(service(), slice_("web-1", endpoints))
-    assert made.here == tuple(Endpoint(f"10.244.0.{n}", 8080, True) for n in (1, 3, 4))
-    assert plan(service(), slice_("web-1", [endpoint("10.244.0.2", "node2")])).here == ()
+    assert made.all_local == tuple(Endpoint(f"10.244.0.{n}", 8080, True) for n in (1, 3, 4))
+    assert plan(service(), slice_("web-1", [endpoint("10.244.0.2", "node2")])).all_local == ()
 
 
 def test_here_does_not_depend_on_what_the_service_uses() -> None:
     spec = {"internalTrafficPolicy": "Local"}
     made = plan(service(**spec), slice_("web-1", [endpoint("10.244.0.1", conditions="dead")]))
-    assert (made.reachable, [e.ip for e in made.here]) == ((), ["10.244.0.1"])
+    assert (made.reachable, [e.ip for e in made.all_local]) == ((), ["10.244.0.1"])
 
 
 def test_on_the_only_node_here_costs_no_memory_of_its_own() -> None:
     made = plan(service(), slice_("web-1", [endpoint("10.244.0.1"), endpoint("10.244.0.2")]))
-    assert made.here is made.reachable
+    assert made.all_local is made.reachable
 
 
 def test_endpoint_count_counts_the_unusable_too() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from kproxy.errors import InvalidObject
 from kproxy.model import objects
-from kproxy.model.events import Changed, Deleted, Event, Found, Invalid
+from kproxy.model.events import Changed, Deleted, Event, Invalid, ListPage
 from kproxy.model.objects import Kind
 from kproxy.model.state import ClusterState, Dirty, ServiceName
 from tests.model.builders import (
@@ -212,7 +212,7 @@ def test_a_relist_in_pages_is_the_same_difference(size: int) -> None:
 def test_pages_alone_are_no_list() -> None:
     state = ClusterState(NODE)
     state.apply(listed(Kind.SERVICE))
-    state.apply(Found(Kind.ENDPOINT_SLICE, (slice_("web-1", ONE),)))
+    state.apply(ListPage(Kind.ENDPOINT_SLICE, (slice_("web-1", ONE),)))
     assert not state.ready
     state.apply(listed(Kind.ENDPOINT_SLICE, slice_("web-2", TWO)))
     assert state.ready

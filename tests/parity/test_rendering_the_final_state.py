@@ -39,6 +39,6 @@ def test_health_check_node_ports_equal_kube_proxys(case: Any) -> None:
         counted: dict[str, tuple[int, set[str]]] = {}
         for key, plan in page.checks.items():
             service = f"{key.namespace}/{key.name}"
-            counted.setdefault(service, (plan.health_check_node_port, set()))[1].update(plan.ready_here)
+            counted.setdefault(service, (plan.health_check_node_port, set()))[1].update(plan.ready_local_ips)
         found = {name: {"localEndpoints": len(ips), "port": port} for name, (port, ips) in counted.items()}
         assert found == case.raw["expect"]["iptables"][family]["healthCheckNodePorts"]

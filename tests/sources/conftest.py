@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from kproxy.clocks import SystemClock
+from kproxy.containment import Containment
 from kproxy.sources.api import ApiSource
 from kproxy.sources.client import ApiClient
 from kproxy.sources.credentials import ClientSettings
@@ -40,7 +42,7 @@ def follow() -> Iterator[Follow]:
         if "kubeconfig" not in settings:
             settings.setdefault("master", server.url)
         client = ApiClient(ClientSettings(**{"read_timeout": 1.0, **settings}))
-        mirror, source = mirror or Mirror(), ApiSource(client, "node1", timing)
+        mirror, source = mirror or Mirror(), ApiSource(client, "node1", Containment(SystemClock()), timing)
         started.append((source, client))
         source.start(mirror)
         return mirror, source

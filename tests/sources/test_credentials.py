@@ -72,11 +72,13 @@ def test_a_token_file_is_read_again_when_the_server_refuses_its_token(
     assert mirror.lists(Kind.SERVICE) == 1
 
 
-def test_a_token_that_is_late_is_waited_for(secure: ApiServer, follow: Follow, tmp_path: Path) -> None:
+def test_a_token_that_is_late_is_waited_for(
+    secure: ApiServer, follow: Follow, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     token = tmp_path / "token"
     token.write_text("old")
-    mirror, source = follow(secure, kubeconfig=kubeconfig(tmp_path, secure, {"tokenFile": "token"}))
-    assert eventually(lambda: "HTTP status 401: Unauthorized" in source.progress[Kind.SERVICE].error)
+    mirror, _ = follow(secure, kubeconfig=kubeconfig(tmp_path, secure, {"tokenFile": "token"}))
+    assert eventually(lambda: any("HTTP status 401: Unauthorized" in str(vars(record)) for record in caplog.records))
     assert not mirror.events
     token.write_text("first")
     assert mirror.wait(lambda m: agrees(secure, m))

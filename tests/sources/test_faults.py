@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,10 @@ def _change(server: ApiServer) -> None:
     server.delete("Service", "default", "api")
 
 
-def _of_services(record: logging.LogRecord) -> bool:
-    return getattr(record, "kind", "") == "Service"
+def _of_services(caplog: pytest.LogCaptureFixture) -> list[tuple[logging.LogRecord, dict[str, Any]]]:
+    """The log lines about Services, and their fields."""
+    lines = [(record, getattr(record, "fields", {})) for record in caplog.records]
+    return [(record, fields) for record, fields in lines if fields.get("kind") == "Service"]
 
 
 @pytest.mark.parametrize("fault", [Refuse(500), Refuse(503), Refuse(403), Refuse(410), Refuse(504), Hang(), CutBody()])
@@ -32,10 +35,10 @@ def _of_services(record: logging.LogRecord) -> bool:
 def test_a_list_that_fails_is_asked_for_again(server: ApiServer, follow: Follow, fault: Fault, times: int) -> None:
     for kind in ("Service", "EndpointSlice", "Node"):
         server.inject(fault, verb="list", kind=kind, times=times)
-    mirror, source = follow(server, read_timeout=0.4)
+    mirror, _ = follow(server, read_timeout=0.4)
     assert mirror.wait(lambda m: agrees(server, m))
     assert server.faults_left == 0
-    assert source.progress[Kind.SERVICE].failures == times
+    assert server.served["list", "Service"] == times + 1
 
 
 WATCH_FAULTS = [
@@ -134,9 +137,9 @@ def test_a_restored_etcd_whose_versions_start_lower_is_listed_anew(server: ApiSe
 
 
 def test_a_stream_that_stays_silent_is_given_up_once_bookmarks_are_known(server: ApiServer, follow: Follow) -> None:
-    mirror, source = follow(server)
+    mirror, _ = follow(server)
     assert mirror.wait(lambda m: agrees(server, m))
-    assert eventually(lambda: source.progress[Kind.SERVICE].watches == 1)
+    assert eventually(lambda: server.served["watch", "Service"] == 1)
     for _ in range(3):
         count = server.store.version
         server.apply(service("web"))
@@ -158,11 +161,14 @@ def test_a_server_that_asks_for_patience_gets_it(server: ApiServer, follow: Foll
     assert mirror.wait(lambda m: agrees(server, m))
 
 
-def test_watches_that_keep_ending_at_once_are_asked_for_ever_less_often(server: ApiServer, follow: Follow) -> None:
+def test_watches_that_keep_ending_at_once_are_asked_for_ever_less_often(
+    server: ApiServer, follow: Follow, caplog: pytest.LogCaptureFixture
+) -> None:
     server.inject(EndAtOnce(), verb="watch", kind="Service", times=1000)
-    mirror, source = follow(server, timing=Timing(watch=(20.0, 30.0), backoff=0.05, backoff_cap=60.0))
-    assert eventually(lambda: source.progress[Kind.SERVICE].failures >= 4)
-    assert source.progress[Kind.SERVICE].error == "the watch ended at once"
+    caplog.set_level(logging.INFO, logger="kproxy.source")
+    mirror, _ = follow(server, timing=Timing(watch=(20.0, 30.0), backoff=0.05, backoff_cap=60.0))
+    assert eventually(lambda: server.served["watch", "Service"] >= 4)
+    assert {str(fields["err"]) for _, fields in _of_services(caplog)} == {"the watch ended at once"}
     assert server.served["watch", "Service"] < 100
     assert mirror.complete
 
@@ -179,34 +185,33 @@ def test_a_server_whose_every_watch_is_refused_as_too_old_is_not_flooded_with_li
 def test_an_outage_is_one_line_in_the_log_and_so_is_its_end(
     server: ApiServer, follow: Follow, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="kproxy.sources.watching")
-    mirror, source = follow(server, timing=FAST)
+    caplog.set_level(logging.INFO - 4, logger="kproxy.source")
+    mirror, _ = follow(server, timing=FAST)
     assert mirror.wait(lambda m: agrees(server, m))
     assert eventually(lambda: server.served["watch", "Service"] > 0)
     server.go_down()
-    assert eventually(lambda: source.progress[Kind.SERVICE].failures >= 6)
-    assert "refused" in source.progress[Kind.SERVICE].error
+    assert eventually(lambda: any(fields["attempt"] >= 6 for _, fields in _of_services(caplog)))
     server.come_up()
     server.apply(service("new"))
     assert mirror.wait(lambda m: agrees(server, m))
-    assert eventually(lambda: "works again" in "".join(r.getMessage() for r in caplog.records if _of_services(r)))
-    lines = [r for r in caplog.records if _of_services(r)]
-    assert [r.levelname for r in lines] == ["WARNING", "INFO"]
-    assert "Connection refused" in lines[0].getMessage()
-    assert lines[1].getMessage() == "Service objects: works again"
+    assert eventually(lambda: any("followed again" in record.getMessage() for record, _ in _of_services(caplog)))
+    lines = [(record, fields) for record, fields in _of_services(caplog) if record.levelno >= logging.INFO]
+    assert [record.levelname for record, _ in lines] == ["WARNING", "INFO"]
+    assert "Connection refused" in str(lines[0][1]["err"])
+    assert lines[1][1]["failures"] >= 6
 
 
 def test_a_single_cut_of_a_watch_is_not_worth_a_line(
     server: ApiServer, follow: Follow, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="kproxy.sources.watching")
+    caplog.set_level(logging.INFO, logger="kproxy.source")
     server.inject(Cut(0), verb="watch", kind="Service")
     mirror, _ = follow(server)
     assert mirror.wait(lambda m: m.complete)
     _change(server)
     assert mirror.wait(lambda m: agrees(server, m))
     assert server.faults_left == 0
-    assert not [r for r in caplog.records if _of_services(r)]
+    assert not _of_services(caplog)
 
 
 def test_a_peer_that_vanished_is_noticed_by_its_socket(server: ApiServer, follow: Follow) -> None:
@@ -229,3 +234,22 @@ def test_a_peer_that_vanished_is_noticed_by_its_socket(server: ApiServer, follow
         assert idle + probes <= 60
         assert sock.gettimeout() == 7.0
     client.close()
+
+
+SHORT = Timing(watch=(0.8, 1.0), slack=0.3, backoff=0.01, backoff_cap=0.2, settled=0.3)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_watch_that_outlasts_its_own_length_is_given_up(server: ApiServer, follow: Follow, times: int) -> None:
+    for kind in ("Service", "EndpointSlice"):
+        server.inject(Silent(), verb="watch", kind=kind, times=times)
+    mirror, _ = follow(server, timing=SHORT)
+    assert mirror.wait(lambda m: m.complete)
+    assert eventually(lambda: server.served["watch", "Service"] == server.served["watch", "EndpointSlice"] == 1)
+    server.apply(service("new"))
+    server.apply(endpoint_slice("web", "10.244.0.9"))
+    server.delete("Service", "default", "api")
+    assert mirror.wait(lambda m: agrees(server, m))
+    assert server.faults_left == 0
+    assert server.served["watch", "Service"] == times + 1
+    assert server.served["list", "Service"] == 1, "what was missed is had by a watch from the same version"

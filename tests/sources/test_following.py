@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kproxy import __version__
-from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
 from kproxy.model.objects import EndpointSlice, Kind
 from kproxy.sources.api import read_cluster
 from kproxy.sources.client import ApiClient
@@ -22,7 +22,7 @@ from tests.sources.conftest import Follow
 
 
 def test_every_kind_is_listed_once_then_changes_follow(server: ApiServer, follow: Follow) -> None:
-    mirror, source = follow(server)
+    mirror, _ = follow(server)
     assert mirror.wait(lambda m: agrees(server, m))
     assert [mirror.lists(kind) for kind in Kind] == [1, 1, 1, 1]
 
@@ -39,8 +39,6 @@ def test_every_kind_is_listed_once_then_changes_follow(server: ApiServer, follow
     assert isinstance(changed, EndpointSlice)
     assert [e.addresses for e in changed.endpoints or ()] == [["10.244.0.5"], ["10.244.0.6"]]
     assert Deleted(Kind.SERVICE, "default", "api") in mirror.events
-    assert source.progress[Kind.SERVICE].changes == 2
-    assert source.progress[Kind.SERVICE].error == ""
 
 
 def test_only_the_own_node_and_what_is_not_others_business_is_asked_for(server: ApiServer, follow: Follow) -> None:
@@ -75,10 +73,12 @@ def test_a_long_list_comes_in_pages(server: ApiServer, follow: Follow) -> None:
     assert mirror.lists(Kind.SERVICE) == 1
     assert server.served["list", "Service"] == 3
     assert len(mirror.objects(Kind.SERVICE)) == 1202
-    told = [event for event in mirror.events if isinstance(event, Found | Listed) and event.kind is Kind.SERVICE]
+    told = [event for event in mirror.events if isinstance(event, ListPage | Listed) and event.kind is Kind.SERVICE]
     assert [len(event.objects) for event in told] == [500, 500, 202], "each page is told as it comes"
     assert isinstance(told[2], Listed)
-    assert told[2].found == {key(o.metadata.namespace, o.metadata.name) for event in told[:2] for o in event.objects}
+    assert told[2].delivered == {
+        key(o.metadata.namespace, o.metadata.name) for event in told[:2] for o in event.objects
+    }
 
 
 class Meddling(Mirror):
@@ -90,7 +90,7 @@ class Meddling(Mirror):
 
     def put(self, event: Event) -> None:
         super().put(event)
-        if isinstance(event, Found) and event.kind is Kind.SERVICE and self._deed is not None:
+        if isinstance(event, ListPage) and event.kind is Kind.SERVICE and self._deed is not None:
             deed, self._deed = self._deed, None
             deed()
 
@@ -126,12 +126,11 @@ def test_pages_that_expire_are_followed_by_a_list_in_one_piece(server: ApiServer
 
 
 def test_a_watch_that_ends_is_taken_up_where_it_ended(server: ApiServer, follow: Follow) -> None:
-    mirror, source = follow(server, timing=Timing(watch=(1.0, 1.2), backoff=0.01, settled=0.3))
+    mirror, _ = follow(server, timing=Timing(watch=(1.0, 1.2), backoff=0.01, settled=0.3))
     assert eventually(lambda: server.served["watch", "Service"] >= 3)
     server.apply(service("late"))
     assert mirror.wait(lambda m: agrees(server, m))
     assert server.served["list", "Service"] == 1
-    assert source.progress[Kind.SERVICE].failures == 0
 
 
 def test_a_bookmark_moves_the_place_where_a_watch_is_taken_up(follow: Follow) -> None:
@@ -169,10 +168,9 @@ def test_service_cidrs_are_found_in_the_version_that_there_is(follow: Follow, ve
 def test_a_server_without_service_cidrs_holds_nothing_up(follow: Follow) -> None:
     with ApiServer(service_cidrs="") as server:
         fill(server)
-        mirror, source = follow(server)
+        mirror, _ = follow(server)
         assert mirror.wait(lambda m: m.complete)
         assert Listed(Kind.SERVICE_CIDR, ()) in mirror.events
-        assert source.progress[Kind.SERVICE_CIDR].failures == 0
         # It is asked again, rarely: an upgraded server may have them.
         asked = len([r for r in server.requests if "servicecidrs" in r.path])
         assert mirror.wait(lambda m: m.lists(Kind.SERVICE_CIDR) >= 2)
@@ -183,7 +181,7 @@ def test_one_broken_object_costs_only_itself(server: ApiServer, follow: Follow) 
     broken = service("broken")
     broken["spec"]["ports"][0]["port"] = "http"
     server.apply(broken)
-    mirror, source = follow(server)
+    mirror, _ = follow(server)
     assert mirror.wait(lambda m: m.complete and bool(m.problems))
     assert set(mirror.objects(Kind.SERVICE)) == {"default/web", "default/api"}
     listed = next(e for e in mirror.events if isinstance(e, Listed) and e.kind is Kind.SERVICE)
@@ -198,7 +196,7 @@ def test_one_broken_object_costs_only_itself(server: ApiServer, follow: Follow) 
     server.apply(service("web", ip="10.96.0.99"))
     server.delete("Service", "default", "broken")
     assert mirror.wait(lambda m: agrees(server, m))
-    assert source.progress[Kind.SERVICE].invalid == 2
+    assert len(mirror.problems) == 2
     assert server.served["list", "Service"] == 1
 
 
@@ -210,16 +208,6 @@ def test_null_lists_and_unknown_fields_are_harmless(server: ApiServer, follow: F
     mirror, _ = follow(server)
     assert mirror.wait(lambda m: agrees(server, m))
     assert not [e for e in mirror.events if isinstance(e, Invalid)]
-
-
-def test_nothing_is_told_after_stop(server: ApiServer, follow: Follow) -> None:
-    mirror, source = follow(server)
-    assert mirror.wait(lambda m: agrees(server, m))
-    source.stop()
-    count = len(mirror.events)
-    server.apply(service("late"))
-    assert source.join(10)
-    assert len(mirror.events) == count
 
 
 def test_a_hundred_writes_arrive_in_order(server: ApiServer, follow: Follow) -> None:

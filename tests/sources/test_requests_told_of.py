@@ -88,7 +88,7 @@ def test_waiting_for_ones_turn_is_told_and_part_of_the_whole(server: ApiServer) 
     began = time.monotonic()
     for _ in range(3):
         client.asks.get(SERVICES)
-    client.asks.get(SERVICES, paced=False)
+    client.asks.get(SERVICES, limited=False)
     client.asks.close()
     passed = time.monotonic() - began
     waited, whole = (client.value(f"{name}_duration_seconds_sum") for name in ("rate_limiter", "request"))

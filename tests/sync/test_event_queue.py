@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kproxy.errors import InvalidObject
 from kproxy.model import objects
-from kproxy.model.events import Changed, Deleted, Event, Found, Invalid, Listed
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
 from kproxy.model.objects import Kind
 from kproxy.model.state import ClusterState
 from kproxy.sync.event_queue import PAGES, EventQueue
@@ -118,10 +118,10 @@ EMPTY = Listed(Kind.SERVICE, ())
         pytest.param([change(1), EMPTY, change(1)], [EMPTY, change(1)], id="made after a list that lacks it"),
         pytest.param(
             [Listed(Kind.SERVICE, (item(1), item(2)))],
-            [change(1), change(2), Listed(Kind.SERVICE, (), found=frozenset({"default/s1", "default/s2"}))],
+            [change(1), change(2), Listed(Kind.SERVICE, (), delivered=frozenset({"default/s1", "default/s2"}))],
             id="each object of a list by itself",
         ),
-        pytest.param([Found(Kind.SERVICE, (item(1),)), event(1)], [event(1)], id="of a page, then deleted"),
+        pytest.param([ListPage(Kind.SERVICE, (item(1),)), event(1)], [event(1)], id="of a page, then deleted"),
         pytest.param([change(1), Deleted(Kind.NODE, "", "s1")], [change(1), Deleted(Kind.NODE, "", "s1")], id="kinds"),
     ],
 )
@@ -147,7 +147,7 @@ random_events = st.one_of(
     st.builds(change, numbers, ips),
     st.builds(event, numbers),
     st.builds(lambda ns: Listed(Kind.SERVICE, tuple(item(n) for n in sorted(ns))), st.frozensets(numbers)),
-    st.builds(lambda n, ip: Found(Kind.SERVICE, (item(n, ip),)), numbers, ips),
+    st.builds(lambda n, ip: ListPage(Kind.SERVICE, (item(n, ip),)), numbers, ips),
 )
 
 
@@ -169,8 +169,8 @@ def test_the_cluster_ends_the_same_as_by_every_single_event(script: list[tuple[E
 # ---------------------------------------------------------------- pages of lists
 
 
-def page(number: int) -> Found:
-    return Found(Kind.SERVICE, (item(number),))
+def page(number: int) -> ListPage:
+    return ListPage(Kind.SERVICE, (item(number),))
 
 
 def test_pages_wait_for_room_and_keep_their_order() -> None:

@@ -49,7 +49,7 @@ class Counts:
 def names_of(kind: Kind, items: Iterable[Object]) -> Listed:
     """The end of a list, as the EventQueue passes it on: the objects themselves came before."""
     found = (deleted(item) for item in items)
-    return Listed(kind, (), found=frozenset(f"{gone.namespace}/{gone.name}" for gone in found if gone.kind is kind))
+    return Listed(kind, (), delivered=frozenset(f"{gone.namespace}/{gone.name}" for gone in found if gone.kind is kind))
 
 
 class Rig:

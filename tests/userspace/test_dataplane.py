@@ -302,16 +302,16 @@ def test_a_forwarder_that_ends_while_nothing_changes_is_noticed_by_the_other_fam
 
 
 def test_flows_are_answered_by_this_host_at_the_proxy_ports(node: Node) -> None:
-    lingering = replace(DNS, lingering=(Endpoint("10.244.1.9", 53),))
-    node.dataplane.apply(of(LOCAL, lingering), None)
+    leaving = replace(DNS, still_serving=(Endpoint("10.244.1.9", 53),))
+    node.dataplane.apply(of(LOCAL, leaving), None)
     own = (NODE, "10.244.1.1")
-    seen = node.dataplane.carriers(of(LOCAL, lingering), own)
+    seen = node.dataplane.carriers(of(LOCAL, leaving), own)
     assert seen.keys() == {LOCAL.key, DNS.key}
     ports = [node.port(LOCAL), node.port(LOCAL, Reach.LOCAL)]
     answering = {(e.ip, e.port) for e in seen[LOCAL.key].reachable}
     assert answering == {(ip, p) for ip in own for p in ports} | {(e.ip, e.port) for e in LOCAL.reachable}
     proxied = tuple(Endpoint(ip, node.port(DNS) or 0, True) for ip in own)
-    assert seen[DNS.key] == replace(lingering, reachable=(*DNS.reachable, *proxied))
+    assert seen[DNS.key] == replace(leaving, reachable=(*DNS.reachable, *proxied))
     assert (len(seen), seen.get(WEB.key._replace(name="none"))) == (2, None)
 
 

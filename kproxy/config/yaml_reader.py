@@ -1,0 +1,87 @@
+"""Reads YAML that somebody else wrote, whatever is in it. Pure.
+
+PyYAML's own loader crashes the process on deep nesting, and raises whatever Python raises on numbers and tags that make
+no sense. Here all of that is a YamlError with a place and a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import yaml
+
+from kproxy.errors import one_line
+
+_SHALLOW, _DEEP = 5000, 200
+TOO_DEEP = "is nested too deeply"
+
+
+class YamlError(Exception):
+    """Why a text is no usable YAML. line, column: of the place, counted from 1; 0 when that is unknown."""
+
+    def __init__(self, reason: str, line: int = 0, column: int = 0) -> None:
+        self.reason, self.line, self.column = one_line(reason), line, column
+        super().__init__(f"line {line}, column {column}: {self.reason}" if line else self.reason)
+
+
+class Loader(yaml.CSafeLoader):
+    """Safe YAML whose integers fit into 64 bits: a larger one is a float, as for Kubernetes, and so of a wrong type."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | float:  # type: ignore[override]
+        try:
+            number = super().construct_yaml_int(node)
+        except ValueError:  # int() takes no more than 4,300 digits
+            return math.inf
+        return number if abs(number) < 2**64 else math.inf
+
+
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+
+L = TypeVar("L", bound=Loader)
+
+
+def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
+    """The documents in TEXT, and the loader of KIND that read them. Raises YamlError."""
+    documents: list[Any] = []
+    try:
+        _refuse_depth(text)
+        loader = kind(text)
+        while loader.check_data():  # type: ignore[no-untyped-call]
+            documents.append(loader.get_data())
+    except YamlError:
+        raise
+    except yaml.MarkedYAMLError as error:
+        raise _at(text, error) from error
+    except yaml.reader.ReaderError as error:
+        raise YamlError(f"has a character that YAML does not allow, at position {error.position}") from error
+    except RecursionError as error:
+        raise YamlError(TOO_DEEP) from error
+    except Exception as error:  # KeyError of `!!bool x`; of other wrong tags whatever PyYAML's code runs into
+        raise YamlError(" ".join(str(error).split())) from error
+    return documents, loader
+
+
+def _at(text: str | bytes, error: yaml.MarkedYAMLError) -> YamlError:
+    reason, mark = error.problem or error.context or "cannot be parsed", error.problem_mark
+    if mark is None:
+        return YamlError(reason)
+    before = (text if isinstance(text, str) else text.decode(errors="replace"))[: mark.index]
+    # Newer versions of PyYAML refuse depth by themselves, in words of their own.
+    depth = sum(before.count(opening) for opening in "[{") - sum(before.count(closing) for closing in "]}")
+    return YamlError(TOO_DEEP if depth > _DEEP else reason, mark.line + 1, mark.column + 1)
+
+
+def _refuse_depth(text: str | bytes) -> None:
+    """Raise YamlError for nesting so deep that PyYAML's C parser would overrun its stack and crash.
+
+    Each level takes a bracket or a column, so for nearly every text it is enough to count these.
+    """
+    brackets = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
+    if brackets < _SHALLOW and max(map(len, text.splitlines()), default=0) < _SHALLOW:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEP:
+            raise YamlError(TOO_DEEP)
