@@ -8,7 +8,6 @@ run here, and its tests are told last.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.machine import INSIDE, Machine, MachineError, kernel_has_ipvs, unavailable
+from tests.guest.machine import INSIDE, PYTHON, Machine, MachineError, kernel_has_ipvs, unavailable
 
 __all__: list[str] = []
 
@@ -89,7 +88,7 @@ class Conversation:
         options = [f"--guest-chosen={INSIDE}/chosen", f"--guest-reports={INSIDE}/reports"]
         plugins = ["-p", "no:cacheprovider", "-p", "tests.guest.reporting"]
         argv = [
-            sys.executable,
+            str(PYTHON),
             "-m",
             "pytest",
             "-q",
