@@ -36,8 +36,8 @@ SOURCES = ("kproxy", "modes", "tests", "benchmarks")
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
 CONSOLE_LINES = 60
 # The machine mounts folders of its own over /tmp, /run and others, and its kernel's command line takes no path with a
-# space. So it knows the checkout, wherever that lies, by one of these names: folders of every Debian, seldom in use, over
-# which the checkout is mounted for the machine's own process alone. Inside, tests/guest/start mounts it where it lies.
+# space. So it starts from the checkout, wherever that lies, under one of these names: folders of every Debian, seldom in
+# use, over which the checkout is mounted for the machine's process alone. Then tests/guest/start mounts it where it lies.
 HOMES = (Path("/mnt"), Path("/media"), Path("/srv"))
 MOUNTED = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"')
 # Should we die first, the kernel tells timeout, and timeout ends all that it started; as it does after an hour.
@@ -172,6 +172,7 @@ def _command(share: Path, session: str) -> list[str]:
         *(session, str(home / "tests/guest/start")),
         *("--qemu-opts", *(() if fast else EMULATED)),
         *_folder("host", Path("/"), ",readonly=on"),
+        *_folder("checkout", CHECKOUT, ",readonly=on"),
         *_folder("share", share, ""),
     ]
 
@@ -197,15 +198,13 @@ def _script(argv: Sequence[str], environment: Mapping[str, str]) -> str:
 
 def _compiled(archive: Path) -> None:
     """Byte code of all our modules, for the machine to lay over the checkout: there, compiling takes half a minute."""
-    home = _home()
     with tarfile.open(archive, "w") as tar, TemporaryDirectory() as folder:
         for source in _python_files(SOURCES):
-            folder_there = home / source.parent.relative_to(CHECKOUT) / "__pycache__"
-            name = str(folder_there / f"{source.stem}.{sys.implementation.cache_tag}.pyc")
+            cache = source.parent.relative_to(CHECKOUT) / "__pycache__"
             made = py_compile.compile(str(source), cfile=f"{folder}/module", doraise=False, quiet=2)
             if made:  # else the test that imports it says what is wrong with it
                 data = Path(made).read_bytes()
-                entry = tarfile.TarInfo(name.lstrip("/"))
+                entry = tarfile.TarInfo(str(cache / f"{source.stem}.{sys.implementation.cache_tag}.pyc"))
                 entry.size, entry.mtime = len(data), int(source.stat().st_mtime)
                 tar.addfile(entry, io.BytesIO(data))
 
