@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from kproxy.config.parse_errors import mismatch, of_text
 from kproxy.errors import InvalidConfig
 from kproxy.model.hosts import SERVICE_DEVICE, family_of
 from kproxy.sync.settings import Host
@@ -43,10 +44,9 @@ def from_text(text: bytes) -> Host:
     try:
         found = msgspec.json.decode(text, type=_File)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).replace("`", "").partition(" - at $.")
-        raise InvalidConfig([f"{place}: {reason}" if place else reason]) from error
+        raise InvalidConfig([": ".join(filter(None, mismatch(msgspec.json.decode(text), _File)))]) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidConfig([f"not JSON: {error}"]) from error
+        raise InvalidConfig([of_text(text)]) from error
     if problems := list(_problems(found)):
         raise InvalidConfig(problems)
     addresses = [

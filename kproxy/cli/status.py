@@ -13,6 +13,7 @@ import msgspec
 from kproxy.cli.reports import DONE, FAILED
 from kproxy.config import files
 from kproxy.config.defaults import METRICS_PORT
+from kproxy.config.parse_errors import of_text
 from kproxy.errors import InvalidConfig, SourceError
 from kproxy.health.listeners import parse_address
 from kproxy.health.overview import Overview
@@ -88,4 +89,4 @@ def _read(body: bytes, where: str) -> Overview:
     try:
         return msgspec.json.decode(body, type=Overview)
     except msgspec.DecodeError as error:
-        raise SourceError(f"{where} answered with something other than kproxy's status: {error}") from error
+        raise SourceError(f"{where} answered with something other than kproxy's status: {of_text(body)}") from error

@@ -18,6 +18,7 @@ import yaml
 from kproxy.config import durations
 from kproxy.config.durations import Duration, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
+from kproxy.config.parse_errors import NO_YAML, yaml_problem
 from kproxy.errors import InvalidConfig
 
 __all__ = ["Problems", "decode", "parse_text"]
@@ -73,11 +74,10 @@ def parse_text(text: str) -> tuple[Any, list[str]]:
         documents = []
         while loader.check_data():  # type: ignore[no-untyped-call]
             documents.append(loader.get_data())
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InvalidConfig([f"{where}not YAML or JSON: {error.problem or error.context}"]) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidConfig([f"not YAML or JSON: {' '.join(str(error).split())}"]) from error
+        where, why = yaml_problem(error, text)
+        line = f"not YAML or JSON: {why.removeprefix(NO_YAML)}"
+        raise InvalidConfig([f"{where}: {line}" if where else line]) from error
     documents = [d for d in documents if d is not None]
     if len(documents) > 1:
         raise InvalidConfig([f"must hold one YAML document, holds {len(documents)}"])

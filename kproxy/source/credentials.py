@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from kproxy import __version__
+from kproxy.config.parse_errors import NO_YAML, yaml_problem
 from kproxy.errors import InvalidConfig, SourceError
 
 if TYPE_CHECKING:
@@ -227,7 +228,8 @@ def _kubeconfig_problems(path: str) -> list[str]:
     except OSError as error:
         return [error.strerror or str(error)]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return [f"not YAML: {' '.join(str(error).split())}"]
+        where, why = yaml_problem(error, b"")
+        return [f"not YAML: {': '.join(filter(None, (where, why.removeprefix(NO_YAML))))}"]
     if not isinstance(content, dict):
         return ["must be a mapping with clusters, users and contexts"]
     return [

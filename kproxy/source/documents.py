@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from kproxy.errors import InvalidObject, one_line
+from kproxy.config.parse_errors import TOO_DEEP, json_problem, yaml_problem
+from kproxy.errors import InvalidObject
 from kproxy.model.objects import Kind, Object
 from kproxy.source.decode import key, object_of
 from kproxy.source.trim import Trimmer
@@ -76,7 +77,7 @@ def parse(name: str, text: bytes) -> Content:
         try:
             _take(content, trimmer, name, where, document)
         except RecursionError:
-            content.problems.append(InvalidObject("manifest", name, where.rstrip("."), "is nested too deeply"))
+            content.problems.append(InvalidObject("manifest", name, where.rstrip("."), TOO_DEEP))
     return content
 
 
@@ -86,16 +87,13 @@ def _documents(name: str, text: bytes) -> list[Any]:
             return [msgspec.json.decode(text)]
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             if name.endswith(".json"):
-                raise InvalidObject("manifest", name, "", one_line(str(error))) from error
+                where, why = json_problem(text)
+                raise InvalidObject("manifest", name, where, why or "has a value that cannot be read") from error
     try:
         _refuse_depth(name, text)
         return list(yaml.load_all(text, Loader=_Loader))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InvalidObject("manifest", name, where, error.problem or "is no YAML") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InvalidObject("manifest", name, "", f"is no YAML: {error}") from error
+        raise InvalidObject("manifest", name, *yaml_problem(error, text)) from error
 
 
 def _refuse_depth(name: str, text: bytes) -> None:
@@ -105,11 +103,20 @@ def _refuse_depth(name: str, text: bytes) -> None:
     """
     if text.count(b"[") + text.count(b"{") < _MANY and max(map(len, text.splitlines()), default=0) < _MANY:
         return
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEP:
-            raise InvalidObject("manifest", name, "", "is nested too deeply")
+    depth = read = 0
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            read = event.end_mark.index if event.end_mark else read
+            if depth > _DEEP:
+                raise InvalidObject("manifest", name, "", TOO_DEEP)
+    except yaml.MarkedYAMLError as error:
+        # Newer parsers have a limit of their own, and meet it while they look ahead of the events.
+        mark = error.problem_mark
+        ahead = text.decode(errors="replace")[read : mark.index if mark else None]
+        if depth + len(re.findall(r"[\[{]|[-?:] ", ahead)) > _DEEP:
+            raise InvalidObject("manifest", name, "", TOO_DEEP) from error
+        raise
 
 
 def _take(content: Content, trimmer: Trimmer, name: str, where: str, document: Any) -> None:

@@ -36,8 +36,8 @@ SOURCES = ("kproxy", "modes", "tests", "benchmarks")
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
 CONSOLE_LINES = 60
 # The machine mounts folders of its own over /tmp, /run and others, and its kernel's command line takes no path with a
-# space. So it starts from the checkout, wherever that lies, under one of these names: folders of every Debian, seldom in
-# use, over which the checkout is mounted for the machine's process alone. Then tests/guest/start mounts it where it lies.
+# space. So it starts from the checkout, wherever that lies, under one of these names: folders of every Debian, seldom
+# in use, over which the checkout is mounted for the machine's process alone. tests/guest/start mounts it where it lies.
 HOMES = (Path("/mnt"), Path("/media"), Path("/srv"))
 MOUNTED = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"')
 # Should we die first, the kernel tells timeout, and timeout ends all that it started; as it does after an hour.
@@ -178,8 +178,9 @@ def _command(share: Path, session: str) -> list[str]:
 
 
 def _folder(tag: str, path: Path, options: str) -> tuple[str, ...]:
+    quoted = str(path).replace(",", ",,")
     return (
-        *("-fsdev", f"local,id={tag}fs,path={str(path).replace(',', ',,')},security_model=none,multidevs=remap{options}"),
+        *("-fsdev", f"local,id={tag}fs,path={quoted},security_model=none,multidevs=remap{options}"),
         *("-device", f"virtio-9p-pci,fsdev={tag}fs,mount_tag={tag}"),
     )
 

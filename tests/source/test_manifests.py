@@ -88,8 +88,8 @@ def test_yaml_is_read_as_kubernetes_reads_it(tmp_path: Path) -> None:
 
 
 UNUSABLE = {
-    "a: [1": "manifest {file}: line 2, column 1: did not find expected ',' or ']'",
-    "\tx: 1": "manifest {file}: line 1, column 1: found character that cannot start any token",
+    "a: [1": "manifest {file}: line 2, column 1: is no YAML: something before this place is missing or does not end",
+    "\tx: 1": "manifest {file}: line 1, column 1: is no YAML: a character or an indentation that cannot be here",
     "- 1\n- 2": "manifest {file}: Expected object, got array",
     "just text": "manifest {file}: Expected object, got str",
     "metadata: {name: x}": "manifest {file}: kind: is missing",
