@@ -67,6 +67,7 @@ CLIENTS = {
     Family.IPV4: tuple(f"172.30.0.{n}" for n in range(100, 104)),
     Family.IPV6: tuple(f"fd00:30::{n}" for n in range(100, 104)),
 }
+PORTS = range(10000, 40000)  # of clients, but for those that a test chooses itself
 PATIENCE = 20.0  # seconds for what must come; the processor may be an emulated one
 NFT = Command(Backend.NFT, "-nft", (1, 8, 9))
 
@@ -80,6 +81,7 @@ class Node:
         self.ipvs = stack.enter_context(self.space.call(KernelIpvs))
         self._stack = stack
         self._numbers = count(1)
+        self._unused = PORTS.start
         self._plans: dict[Family, Plans] = {family: {} for family in Family}
         self._settings = {family: settings_of(family) for family in Family}
         self._programmers = {family: self._programmer(family) for family in Family}
@@ -197,6 +199,7 @@ class Node:
         """Which pods answer so many connections or datagrams, each from a new port."""
         function = probes.udp if plan.protocol is Protocol.UDP else probes.tcp
         source = CLIENTS[plan.family][client]
+        self._take_new_ports(times)
 
         def work() -> list[str]:
             outcomes = [function(plan.cluster_ip, plan.port, PATIENCE, source) for _ in range(times)]
@@ -211,11 +214,32 @@ class Node:
     @contextmanager
     def held(self, plan: ServicePlan) -> Iterator[tuple[str, probes.Held]]:
         """A TCP connection, reset in the end, and the pod that it leads to."""
+        self._take_new_ports(1)
         made = self.client.call(probes.Held, plan.cluster_ip, plan.port, PATIENCE, CLIENTS[plan.family][0])
         try:
             yield _pod(made.first), made
         finally:
             made.reset()
+
+    def retries(self) -> str:
+        """What clients had to send again so far, each of which may have taken a turn of its own."""
+        names, values = (
+            line.split()
+            for line in self.client.call(Path("/proc/thread-self/net/snmp").read_text).splitlines()
+            if line.startswith("Tcp:")
+        )
+        return f"segments sent again: {dict(zip(names, values, strict=True))['RetransSegs']}"
+
+    def _take_new_ports(self, number: int) -> None:
+        """Have so many sockets of clients get ports that none had before.
+
+        A pod may still hold the connection of an earlier client, if its end came when the virtual server was gone. It
+        answers a new client with the same port so that this one resets the attempt and tries again at once. And that
+        IPVS takes for a new connection and gives to the next endpoint (conn_reuse_mode): one client, two turns.
+        """
+        first, self._unused = self._unused, self._unused + 4 * number  # the kernel picks, and not from all of them
+        assert first + 4 * number <= PORTS.stop
+        self.client.sysctl({"ipv4/ip_local_port_range": f"{first} {first + 4 * number - 1}"})
 
     def _programmer(self, family: Family) -> IpvsProgrammer:
         return programmer(self.space, self._settings[family], self._stack, self.clock.monotonic)
