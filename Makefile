@@ -19,7 +19,7 @@ help: ## show what there is to make
 	@sed -n 's|^\([a-z -]*\): .*## \(.*\)|  make \1	\2|p' Makefile | expand -t 32
 
 demo: ## a small cluster in network namespaces: real rules, real traffic, nothing left behind
-	@$(PREPARE) demo
+	@$(PREPARE) demo $(VERSIONS)
 	@$(AS_ROOT) $(RUN) kproxy demo
 
 test: setup $(if $(filter locked,$(VERSIONS)),lint types) ## everything: lint, types, layers and every test
