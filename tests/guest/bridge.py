@@ -21,7 +21,7 @@ from tests.guest.machine import INSIDE, PYTHON, Machine, MachineError, kernel_ha
 __all__: list[str] = []
 
 MARK = "ipvs_kernel"
-SILENCE = 300.0  # seconds without a report after which the machine is given up
+SILENCE = 900.0  # seconds without a report after which the machine is given up
 PAUSE = 0.1
 
 
