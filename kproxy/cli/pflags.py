@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import click
 
 from kproxy.cli.flags import BY_NAME, FLAGS, Flag
+from kproxy.cli.reports import no_such_option
 
 __all__ = ["PflagCommand", "normalise", "options", "unknown_flags"]
 
@@ -30,9 +31,7 @@ class PflagCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known, unknown = _sorted_out(normalise(args), self.get_help_option_names(ctx))
-        ctx.meta[_UNKNOWN] = tuple(
-            click.NoSuchOption(name, possibilities=_SPELLED).format_message() for name in unknown
-        )
+        ctx.meta[_UNKNOWN] = tuple(no_such_option(name, _SPELLED) for name in unknown)
         return super().parse_args(ctx, known)
 
 

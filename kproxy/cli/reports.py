@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -56,7 +57,16 @@ def _status(result: object) -> int:
 def _lines(error: click.ClickException | KproxyError) -> list[str]:
     if isinstance(error, (InvalidConfig, Refused)):
         return [one_line(problem) for problem in error.problems]
+    if isinstance(error, click.NoSuchOption):
+        return [one_line(no_such_option(error.option_name, error.possibilities or ()))]
     return [one_line(error.format_message() if isinstance(error, click.ClickException) else str(error))]
+
+
+def no_such_option(name: str, known: Iterable[str]) -> str:
+    """The line for an option that there is not; click's own differs from version to version."""
+    near = [f"'{each}'" for each in get_close_matches(name, known)]
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"No such option '{name}'.{meant}"
 
 
 def _unforeseen(program: str, error: Exception) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -57,6 +57,7 @@ __all__ = [
     "with_pods",
 ]
 
+T = TypeVar("T")
 Plans = dict[PortKey, ServicePlan]
 
 PODS = {name: Pod(name, 1, number) for name, number in (("a", 11), ("b", 12), ("c", 13))}
@@ -67,7 +68,7 @@ CLIENTS = {
     Family.IPV4: tuple(f"172.30.0.{n}" for n in range(100, 104)),
     Family.IPV6: tuple(f"fd00:30::{n}" for n in range(100, 104)),
 }
-PORTS = range(10000, 40000)  # of clients, but for those that a test chooses itself
+PORTS = range(10000, 40000, 2)  # of clients, but for those that a test chooses itself
 PATIENCE = 20.0  # seconds for what must come; the processor may be an emulated one
 NFT = Command(Backend.NFT, "-nft", (1, 8, 9))
 
@@ -81,7 +82,7 @@ class Node:
         self.ipvs = stack.enter_context(self.space.call(KernelIpvs))
         self._stack = stack
         self._numbers = count(1)
-        self._unused = PORTS.start
+        self._ports = iter(PORTS)
         self._plans: dict[Family, Plans] = {family: {} for family in Family}
         self._settings = {family: settings_of(family) for family in Family}
         self._programmers = {family: self._programmer(family) for family in Family}
@@ -199,13 +200,11 @@ class Node:
         """Which pods answer so many connections or datagrams, each from a new port."""
         function = probes.udp if plan.protocol is Protocol.UDP else probes.tcp
         source = CLIENTS[plan.family][client]
-        self._take_new_ports(times)
 
-        def work() -> list[str]:
-            outcomes = [function(plan.cluster_ip, plan.port, PATIENCE, source) for _ in range(times)]
-            return [_pod(each) for each in outcomes]
+        def work() -> str:
+            return _pod(function(plan.cluster_ip, plan.port, PATIENCE, source))
 
-        return self.client.call(work)
+        return [self._with_new_port(work) for _ in range(times)]
 
     def counts(self, plan: ServicePlan, times: int) -> Counter[str]:
         """How often each pod answers one client."""
@@ -214,8 +213,8 @@ class Node:
     @contextmanager
     def held(self, plan: ServicePlan) -> Iterator[tuple[str, probes.Held]]:
         """A TCP connection, reset in the end, and the pod that it leads to."""
-        self._take_new_ports(1)
-        made = self.client.call(probes.Held, plan.cluster_ip, plan.port, PATIENCE, CLIENTS[plan.family][0])
+        source = CLIENTS[plan.family][0]
+        made = self._with_new_port(lambda: probes.Held(plan.cluster_ip, plan.port, PATIENCE, source))
         try:
             yield _pod(made.first), made
         finally:
@@ -230,16 +229,18 @@ class Node:
         )
         return f"segments sent again: {dict(zip(names, values, strict=True))['RetransSegs']}"
 
-    def _take_new_ports(self, number: int) -> None:
-        """Have so many sockets of clients get ports that none had before.
+    def _with_new_port(self, work: Callable[[], T]) -> T:
+        """Do WORK as a client, whose one socket gets a port that none had before: an old one may have a past.
 
-        A pod may still hold the connection of an earlier client, if its end came when the virtual server was gone. It
-        answers a new client with the same port so that this one resets the attempt and tries again at once. And that
-        IPVS takes for a new connection and gives to the next endpoint (conn_reuse_mode): one client, two turns.
+        By UDP, IPVS leads it where it led before. By TCP a pod may still hold the connection of an earlier client, if
+        its end came when the virtual server was gone. The pod answers the new client so that this one resets the
+        attempt and tries again at once, and IPVS takes that for a new connection (conn_reuse_mode): one client, two
+        turns.
         """
-        first, self._unused = self._unused, self._unused + 4 * number  # the kernel picks, and not from all of them
-        assert first + 4 * number <= PORTS.stop
-        self.client.sysctl({"ipv4/ip_local_port_range": f"{first} {first + 4 * number - 1}"})
+        port = next(self._ports)
+        # Two, as TCP and UDP each have a preference for one parity; the other one is not used again either.
+        self.client.sysctl({"ipv4/ip_local_port_range": f"{port} {port + 1}"})
+        return self.client.call(work)
 
     def _programmer(self, family: Family) -> IpvsProgrammer:
         return programmer(self.space, self._settings[family], self._stack, self.clock.monotonic)
