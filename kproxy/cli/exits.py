@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -50,6 +51,13 @@ def guard(program: str, work: Callable[[], object]) -> int:
     return result if isinstance(result, int) else DONE
 
 
+def no_such_option(name: str, known: Iterable[str]) -> str:
+    """The line for an unknown option; click's own differs from version to version."""
+    near = [f"'{each}'" for each in get_close_matches(name, known)]
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"No such option '{name}'.{meant}"
+
+
 def _unexpected(error: Exception) -> bool:
     return not isinstance(error, (KproxyError, click.ClickException, OSError))
 
@@ -58,6 +66,8 @@ def _lines(error: Exception) -> list[str]:
     match error:
         case InvalidConfig() | Refused():
             return [one_line(problem) for problem in error.problems]
+        case click.NoSuchOption():
+            return [one_line(no_such_option(error.option_name, error.possibilities or ()))]
         case click.ClickException():
             return [one_line(error.format_message())]
         case KproxyError():

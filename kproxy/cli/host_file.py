@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from kproxy.config.parse_errors import mismatch, of_text
 from kproxy.errors import InvalidConfig
 from kproxy.files import read_file
 from kproxy.model.node_info import SERVICE_DEVICE, NodeInfo, family_of
@@ -41,10 +42,9 @@ def from_text(text: bytes) -> NodeInfo:
     try:
         found = msgspec.json.decode(text, type=_File)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).replace("`", "").partition(" - at $.")
-        raise InvalidConfig([f"{place}: {reason}" if place else reason]) from error
+        raise InvalidConfig([": ".join(filter(None, mismatch(msgspec.json.decode(text), _File)))]) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidConfig([f"not JSON: {error}"]) from error
+        raise InvalidConfig([of_text(text)]) from error
     if problems := list(_problems(found)):
         raise InvalidConfig(problems)
     addresses = [

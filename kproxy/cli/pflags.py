@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
+from kproxy.cli.exits import no_such_option
 from kproxy.cli.flags import BY_NAME, FLAGS, Flag
 
 BARE = {"bool": "true", "version[=true]": "true"}
@@ -30,9 +31,7 @@ class PflagCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known, unknown = _split_unknown(normalise(args), self.get_help_option_names(ctx))
-        ctx.meta[_UNKNOWN] = tuple(
-            click.NoSuchOption(name, possibilities=_SPELLED).format_message() for name in unknown
-        )
+        ctx.meta[_UNKNOWN] = tuple(no_such_option(name, _SPELLED) for name in unknown)
         return super().parse_args(ctx, known)
 
 

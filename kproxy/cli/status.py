@@ -13,6 +13,7 @@ import msgspec
 from kproxy.cli.exits import DONE, FAILED
 from kproxy.cli.options import CONTEXT, read_config
 from kproxy.config.defaults import METRICS_PORT
+from kproxy.config.parse_errors import of_text
 from kproxy.errors import InvalidConfig, SourceError
 from kproxy.healthz.listeners import parse_address
 from kproxy.model.plans import address_port
@@ -88,4 +89,4 @@ def _read(body: bytes, where: str) -> Status:
     try:
         return msgspec.json.decode(body, type=Status)
     except msgspec.DecodeError as error:
-        raise SourceError(f"{where} answered with something other than kproxy's status: {error}") from error
+        raise SourceError(f"{where} answered with something other than kproxy's status: {of_text(body)}") from error

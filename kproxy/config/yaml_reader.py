@@ -15,6 +15,13 @@ from kproxy.errors import one_line
 
 _SHALLOW, _DEEP = 5000, 200
 TOO_DEEP = "is nested too deeply"
+# In our own words by the type of the error, as PyYAML words its refusals anew with every version.
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (yaml.scanner.ScannerError, "is no YAML: a character or an indentation that is not allowed here"),
+    (yaml.parser.ParserError, "is no YAML: something before this place is missing or does not end"),
+    (yaml.composer.ComposerError, "is no YAML: an alias without an anchor, or an anchor that exists already"),
+    (yaml.constructor.ConstructorError, "is no YAML: a tag that is unknown, or a key that cannot be one"),
+)
 
 
 class YamlError(Exception):
@@ -58,12 +65,13 @@ def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
     except RecursionError as error:
         raise YamlError(TOO_DEEP) from error
     except Exception as error:  # KeyError of `!!bool x`; of other wrong tags whatever PyYAML's code runs into
-        raise YamlError(" ".join(str(error).split())) from error
+        raise YamlError("has a value that does not fit its tag") from error
     return documents, loader
 
 
 def _at(text: str | bytes, error: yaml.MarkedYAMLError) -> YamlError:
-    reason, mark = error.problem or error.context or "cannot be parsed", error.problem_mark
+    reason = next((words for kind, words in _REASONS if isinstance(error, kind)), "cannot be parsed")
+    mark = error.problem_mark or error.context_mark
     if mark is None:
         return YamlError(reason)
     before = (text if isinstance(text, str) else text.decode(errors="replace"))[: mark.index]

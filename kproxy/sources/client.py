@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -229,23 +232,43 @@ def _message(body: bytes) -> str:
 
 @contextlib.contextmanager
 def _mapped(request: str) -> Iterator[None]:
-    """Maps what urllib3 and the system raise during REQUEST to SourceError."""
-    from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
+    """Turns what urllib3 and the system raise during REQUEST into SourceError."""
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     try:
         yield
     except ReadTimeoutError as error:
         raise SourceError(f"{request}: the server stays silent") from error
-    except NewConnectionError as error:
-        raise SourceError(f"{request}: {str(error).split(': ', 1)[-1]}") from error
     except (HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
         # AttributeError: http.client's, when another thread shut the socket under it.
         raise SourceError(f"{request}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """The text of ERROR for a log line: urllib3 puts a text and its cause into a tuple."""
-    if len(error.args) == 2 and isinstance(error.args[0], str):
-        text, cause = error.args[0].rstrip("."), str(error.args[1])
-        return text if cause in text else f"{text}: {cause}"
-    return str(error) or type(error).__name__
+    """Why a request failed, by the type of what is at the bottom of ERROR: libraries wrap it and word it their way."""
+    found = [*_causes(error)]
+    for cause in found:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the server's certificate cannot be trusted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"no TLS with the server: {cause.reason or 'it does not speak it'}"
+        if isinstance(cause, socket.gaierror):
+            return "the server's name cannot be resolved"
+        if isinstance(cause, TimeoutError):
+            return "no answer in time"
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+    if any(isinstance(cause, http.client.HTTPException) for cause in found):
+        return "the connection broke off, or it is no HTTP"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """ERROR and what it came from: as its cause, as the reason that urllib3 keeps, or in its arguments."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        each = waiting.pop(0)
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]

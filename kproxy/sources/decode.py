@@ -7,21 +7,20 @@ and whether its values make sense, the model decides.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
 
-from kproxy.errors import InvalidObject, SourceError, one_line
+from kproxy.config.parse_errors import json_problem, mismatch, of_text
+from kproxy.config.yaml_reader import TOO_DEEP
+from kproxy.errors import InvalidObject, SourceError
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.sources.intern import drop_unread_metadata
 
 # msgspec's own errors, and what it lets through: a ValueError for bad UTF-8, a RecursionError for deep nesting.
 _UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError)
-_AT_FIELD = re.compile(r"^(?P<reason>.*?)(?: - at (?:`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"^Object missing required field `(\w+)`$")
 
 
 @dataclass(slots=True)
@@ -157,7 +156,7 @@ class Decoder:
         try:
             found = _raw_list.decode(body)
         except _UNDECODABLE as error:
-            raise SourceError(f"the list of {self.kind} objects is not readable: {error}") from error
+            raise SourceError(f"the list of {self.kind} objects is not readable: {of_text(body)}") from error
         page = _page(found.metadata)
         for raw in found.items or ():
             try:
@@ -176,7 +175,7 @@ class Decoder:
                 return _failure(event.object)
             identity = _identity(event.object)
         except _UNDECODABLE as error:
-            raise SourceError(f"a line of the watch of {self.kind} objects is not readable: {error}") from error
+            raise SourceError(f"a line of the watch of {self.kind} objects is not readable: {of_text(line)}") from error
         match event.type:
             case "ADDED" | "MODIFIED":
                 return self._update(event.object, identity)
@@ -196,7 +195,7 @@ class Decoder:
         try:
             item = cast(Object, _items[self.kind].decode(raw))
         except _UNDECODABLE as error:
-            raise _invalid(self.kind, _identity(raw), error) from error
+            raise _invalid(self.kind, _identity(raw), error, raw) from error
         if not item.metadata.name:
             raise _nameless(self.kind)
         drop_unread_metadata(item.metadata)
@@ -208,7 +207,8 @@ def object_of(kind: Kind, value: Any) -> Object:
     try:
         item = cast(Object, msgspec.convert(value, TYPES[kind]))
     except _UNDECODABLE as error:
-        raise _invalid(kind, _identity_of(value.get("metadata") if isinstance(value, dict) else None), error) from error
+        identity = _identity_of(value.get("metadata") if isinstance(value, dict) else None)
+        raise _invalid(kind, identity, error, value) from error
     if not item.metadata.name:
         raise _nameless(kind)
     return item
@@ -268,22 +268,16 @@ def _nameless(kind: Kind) -> InvalidObject:
     return InvalidObject(kind, "(without a name)", "metadata.name", "is missing")
 
 
-def _invalid(kind: Kind, identity: _Identity, error: Exception) -> InvalidObject:
+def _invalid(kind: Kind, identity: _Identity, error: Exception, value: Any) -> InvalidObject:
+    """About the plain VALUE, or the text of one, that was refused with ERROR."""
     name = identity.name or "(without a name)"
     if identity.name and identity.namespace:
         name = f"{identity.namespace}/{identity.name}"
     if isinstance(error, RecursionError):
-        return InvalidObject(kind, name, "", "is nested too deeply")
-    if not isinstance(error, msgspec.ValidationError):
-        return InvalidObject(kind, name, "", one_line(str(error)))
-    return InvalidObject(kind, name, *_place(str(error)))
-
-
-def _place(message: str) -> tuple[str, str]:
-    """Field path and reason, out of msgspec's "Expected `int | null`, got `str` - at `$.spec.ports[0].port`"."""
-    found = _AT_FIELD.match(message)
-    assert found is not None  # every part of it is optional
-    path, reason = (found["path"] or "").removeprefix("$").removeprefix("."), found["reason"]
-    if missing := _MISSING.match(reason):
-        return f"{path}.{missing[1]}".removeprefix("."), "is missing"
-    return path, reason.replace(" | null", "").replace("`", "")
+        return InvalidObject(kind, name, "", TOO_DEEP)
+    if isinstance(value, msgspec.Raw):
+        try:
+            value = msgspec.json.decode(value)
+        except _UNDECODABLE:
+            return InvalidObject(kind, name, *json_problem(bytes(value)))
+    return InvalidObject(kind, name, *mismatch(value, TYPES[kind]))

@@ -15,8 +15,9 @@ import msgspec
 import yaml
 
 from kproxy import logs
+from kproxy.config.parse_errors import json_problem
 from kproxy.config.yaml_reader import TOO_DEEP, Loader, YamlError, load_all
-from kproxy.errors import InvalidObject, one_line
+from kproxy.errors import InvalidObject
 from kproxy.model.objects import Kind, Object
 from kproxy.sources.decode import key, object_of
 from kproxy.sources.intern import Interner
@@ -84,7 +85,8 @@ def _documents(name: str, text: bytes) -> list[Any]:
             return [msgspec.json.decode(text)]
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             if name.endswith(".json"):
-                raise InvalidObject("manifest", name, "", one_line(str(error))) from error
+                where, why = json_problem(text)
+                raise InvalidObject("manifest", name, where, why or "has a value that cannot be read") from error
     try:
         return load_all(text, _Loader)[0]
     except YamlError as error:

@@ -41,6 +41,8 @@ UNUSED = (
     "kubernetes/aio",
     "kubernetes/client/api",
     "kubernetes/client/models/*[!_].py",
+    "pyroute2",  # only for `kproxy demo`, which makes network namespaces
+    "pyroute2-*",
     "aiohttp_retry",  # only for kubernetes/aio
     "aiohttp_retry-*",
     "pygments",  # this and the next two: what rich colours and lays out besides tables

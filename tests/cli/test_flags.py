@@ -161,7 +161,7 @@ def test_a_value_may_follow_as_a_word_of_its_own(name: str) -> None:
 def test_a_switch_needs_no_value_and_takes_one_only_behind_an_equals_sign(name: str) -> None:
     assert texts(f"--{name}")[name] == ("true",)
     assert texts(f"--{name}=false")[name] == ("false",)
-    with pytest.raises(click.UsageError, match="unexpected extra argument"):
+    with pytest.raises(click.UsageError, match="false"):
         texts(f"--{name}", "false")
 
 
@@ -186,16 +186,16 @@ def test_pflags_other_spellings(args: list[str], name: str, text: str) -> None:
 
 
 REFUSED_BY_CLICK = [
-    (["word"], "unexpected extra argument"),
-    (["--config"], "requires an argument"),
-    (["-v"], "requires an argument"),
-    (["--", "--v=2"], "unexpected extra argument"),
+    (["word"], "word"),
+    (["--config"], "--config"),
+    (["-v"], "-v"),
+    (["--", "--v=2"], "--v=2"),
 ]
 
 
-@pytest.mark.parametrize(("args", "reason"), REFUSED_BY_CLICK, ids=[" ".join(a) for a, _ in REFUSED_BY_CLICK])
-def test_words_and_flags_without_their_value_are_refused(args: list[str], reason: str) -> None:
-    with pytest.raises(click.UsageError, match=reason):
+@pytest.mark.parametrize(("args", "named"), REFUSED_BY_CLICK, ids=[" ".join(a) for a, _ in REFUSED_BY_CLICK])
+def test_words_and_flags_without_their_value_are_refused(args: list[str], named: str) -> None:
+    with pytest.raises(click.UsageError, match=named):
         texts(*args)
 
 
@@ -216,7 +216,7 @@ def test_every_unknown_flag_is_reported_once(args: list[str], expected: list[str
 
 
 def test_a_word_after_a_known_flag_is_nobodys_value() -> None:
-    with pytest.raises(click.UsageError, match="unexpected extra argument"):
+    with pytest.raises(click.UsageError, match="word"):
         unknown("--no-such-flag=1", "--cleanup", "word")
 
 

@@ -221,20 +221,21 @@ def test_a_cluster_that_cannot_be_reached_ends_with_1(inputs: Files, capsys: pyt
 # ---------------------------------------------------------------- bad input
 
 BAD_ARGUMENTS = [
-    (["--mode=ebpf"], "Invalid value for '--mode': 'ebpf' is not one of 'iptables', 'ipvs', 'nftables', 'userspace'."),
-    (["--family=ipv5"], "Invalid value for '--family': 'ipv5' is not one of 'ipv4', 'ipv6', 'all'."),
-    (["--format=xml"], "Invalid value for '--format': 'xml' is not one of 'native', 'json'."),
-    (["--config=/no/such"], "/no/such: No such file or directory"),
-    (["--host=/no/such"], "/no/such: No such file or directory"),
-    (["word"], "Got unexpected extra argument (word)"),
+    (["--mode=ebpf"], ["--mode", "ebpf", "iptables", "ipvs", "nftables", "userspace"]),
+    (["--family=ipv5"], ["--family", "ipv5", "ipv4", "ipv6", "all"]),
+    (["--format=xml"], ["--format", "xml", "native", "json"]),
+    (["--config=/no/such"], ["/no/such: No such file or directory"]),
+    (["--host=/no/such"], ["/no/such: No such file or directory"]),
+    (["word"], ["(word)"]),
 ]
 
 
-@pytest.mark.parametrize(("args", "line"), BAD_ARGUMENTS, ids=[" ".join(args) for args, _ in BAD_ARGUMENTS])
+@pytest.mark.parametrize(("args", "named"), BAD_ARGUMENTS, ids=[" ".join(args) for args, _ in BAD_ARGUMENTS])
 def test_bad_arguments_are_refused(
-    args: list[str], line: str, inputs: Files, capsys: pytest.CaptureFixture[str]
+    args: list[str], named: list[str], inputs: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert refused(inputs.args(*args), capsys) == [line]
+    (line,) = refused(inputs.args(*args), capsys)
+    assert [part for part in named if part not in line] == []
 
 
 def test_a_missing_manifest_is_refused(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,12 +251,12 @@ def test_settings_of_a_mode_are_validated_in_that_mode(inputs: Files, capsys: py
 
 
 BAD_HOSTS = [
-    ("", ["not JSON: Input data was truncated"]),
+    ("", ["is empty"]),
     ("[]", ["Expected object, got array"]),
-    ("{", ["not JSON: Input data was truncated"]),
-    ('{"nodeips": []}', ["Object contains unknown field nodeips"]),
+    ("{", ["is no JSON: it ends too early"]),
+    ('{"nodeips": []}', ["nodeips: unknown field"]),
     ('{"nodeIPs": "10.0.0.1"}', ["nodeIPs: Expected array, got str"]),
-    ('{"interfaces": [{"addresses": []}]}', ["interfaces[0]: Object missing required field name"]),
+    ('{"interfaces": [{"addresses": []}]}', ["interfaces[0].name: is missing"]),
     ('{"nodeIPs": ["node1"]}', ['nodeIPs[0]: must be an IP address, is "node1"']),
     ('{"nodeIPs": ["10.0.0.1/8"]}', ['nodeIPs[0]: must be an IP address, is "10.0.0.1/8"']),
     ('{"nodeIPs": ["10.0.0.1", "10.0.0.2"]}', ["nodeIPs: must hold at most one address of each IP family"]),

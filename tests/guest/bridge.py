@@ -8,7 +8,6 @@ run here, and its tests are told last.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.guest.machine import INSIDE, Machine, MachineError, kernel_has_ipvs, unavailable
+from tests.guest.machine import INSIDE, PYTHON, Machine, MachineError, kernel_has_ipvs, unavailable
 
 __all__: list[str] = []
 
 MARK = "ipvs_kernel"
-SILENCE = 300.0  # seconds without a report after which the machine is given up
+SILENCE = 900.0  # seconds without a report after which the machine is given up
 PAUSE = 0.1
 
 
@@ -89,7 +88,7 @@ class Conversation:
         options = [f"--guest-chosen={INSIDE}/chosen", f"--guest-reports={INSIDE}/reports"]
         plugins = ["-p", "no:cacheprovider", "-p", "tests.guest.reporting"]
         argv = [
-            sys.executable,
+            str(PYTHON),
             "-m",
             "pytest",
             "-q",

@@ -18,6 +18,7 @@ import sys
 import tarfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Thread
@@ -26,12 +27,17 @@ from kproxy.errors import KproxyError
 from kproxy.lab.namespaces import Namespace, tied
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-START = CHECKOUT / "tests/guest/start"
 INSIDE = Path("/run/share")  # the shared folder, as the machine sees it
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "modprobe": "kmod", "busybox": "busybox-static"}
+PYTHON = Path(sys.executable).parent.resolve() / Path(sys.executable).name  # as the machine sees it
 SOURCES = ("kproxy", "modes", "tests", "benchmarks")
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
 CONSOLE_LINES = 60
+# The machine mounts folders of its own over /tmp, /run and others, and its kernel's command line takes no path with a
+# space. So it starts from the checkout, wherever that lies, under one of these names: folders of every Debian, seldom
+# in use, over which the checkout is mounted for the machine's process alone. tests/guest/start mounts it where it lies.
+HOMES = (Path("/mnt"), Path("/media"), Path("/srv"))
+MOUNTED = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"')
 # Should we die first, the kernel tells timeout, and timeout ends all that it started; as it does after an hour.
 LIMIT = ("timeout", "--signal", "KILL", "3600")
 # Nothing here is protected from anything; a busy host must not make the kernel doubt its clock.
@@ -70,13 +76,14 @@ def unavailable() -> str:
     if os.geteuid():
         return "this kernel has no IPVS, and only root may start a machine that has"
     missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
-    if not _virtme_run().exists():
+    if find_spec("virtme") is None:
         missing.append("virtme-ng (from PyPI)")
-    return (
-        f"this kernel has no IPVS, and to start one that has, these are missing: {', '.join(missing)}"
-        if missing
-        else ""
-    )
+    if missing:
+        return f"this kernel has no IPVS, and to start one that has, these are missing: {', '.join(missing)}"
+    hidden = " " in str(PYTHON) or any(PYTHON.is_relative_to(folder) for folder in ("/tmp", "/run", "/dev", "/var"))
+    if hidden and not PYTHON.is_relative_to(CHECKOUT):
+        return f"the virtual machine would not see {PYTHON}: make the environment in {CHECKOUT}"
+    return ""
 
 
 class Machine:
@@ -89,7 +96,7 @@ class Machine:
         """
         _fill(share, argv)
         self._process = subprocess.Popen(
-            tied([*LIMIT, *_command(share, "--script-sh", shlex.quote(str(START)))], "TERM"),
+            tied([*LIMIT, *_command(share, "--script-sh")], "TERM"),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,  # the machine's several consoles open it anew, and a file would be overwritten
             stderr=subprocess.STDOUT,
@@ -126,16 +133,20 @@ def shell() -> int:
         sys.exit(reason)
     with TemporaryDirectory(prefix="kproxy-guest-") as folder:
         _fill(Path(folder), ["/bin/bash"])
-        return subprocess.call(_command(Path(folder), "--shell", str(START)))
+        return subprocess.call(_command(Path(folder), "--shell"))
 
 
 def _fill(share: Path, argv: Sequence[str]) -> None:
     (share / "command").write_text(_script(argv, os.environ))
+    (share / "checkout").write_text(str(CHECKOUT))
     _compiled(share / "compiled.tar")
 
 
-def _virtme_run() -> Path:
-    return Path(sys.executable).with_name("virtme-run")
+def _home() -> Path:
+    for home in HOMES:
+        if home.is_dir() and not CHECKOUT.is_relative_to(home) and not PYTHON.resolve().is_relative_to(home):
+            return home
+    raise MachineError(f"none of {', '.join(map(str, HOMES))} is there and free to mount the checkout over")
 
 
 def _kernel() -> str:
@@ -145,23 +156,29 @@ def _kernel() -> str:
     return done.stdout.strip()
 
 
-def _command(share: Path, *session: str) -> list[str]:
-    fast = _can_virtualize()
+def _command(share: Path, session: str) -> list[str]:
+    """SESSION: virtme-run's option that takes what is to be run."""
+    fast, home = _can_virtualize(), _home()
+    kernel = home / Path(_kernel()).relative_to(CHECKOUT)
+    python = home / PYTHON.relative_to(CHECKOUT) if PYTHON.is_relative_to(CHECKOUT) else PYTHON
     return [
-        *(str(_virtme_run()), "--kimg", _kernel(), "--mods=auto", "--memory", "2G", "--cpus", "1"),
+        *(*MOUNTED, str(CHECKOUT), str(home), str(python), "-m", "virtme.commands.run"),
+        *("--kimg", str(kernel), "--mods=auto", "--memory", "2G", "--cpus", "1"),
         *("--force-9p", "--disable-microvm", "--overlay-rwdir", "/lib", "--show-boot-console", "--verbose"),
         *(() if fast else ("--disable-kvm",)),
         *(part for option in KERNEL_OPTIONS for part in ("--kopt", option)),
-        *session,
+        *(session, str(home / "tests/guest/start")),
         *("--qemu-opts", *(() if fast else EMULATED)),
         *_folder("host", Path("/"), ",readonly=on"),
+        *_folder("checkout", CHECKOUT, ",readonly=on"),
         *_folder("share", share, ""),
     ]
 
 
 def _folder(tag: str, path: Path, options: str) -> tuple[str, ...]:
+    quoted = str(path).replace(",", ",,")
     return (
-        *("-fsdev", f"local,id={tag}fs,path={path},security_model=none,multidevs=remap{options}"),
+        *("-fsdev", f"local,id={tag}fs,path={quoted},security_model=none,multidevs=remap{options}"),
         *("-device", f"virtio-9p-pci,fsdev={tag}fs,mount_tag={tag}"),
     )
 
@@ -182,11 +199,11 @@ def _compiled(archive: Path) -> None:
     """Byte code of all our modules, for the machine to lay over the checkout: there, compiling takes half a minute."""
     with tarfile.open(archive, "w") as tar, TemporaryDirectory() as folder:
         for source in _python_files(SOURCES):
-            name = f"{source.parent}/__pycache__/{source.stem}.{sys.implementation.cache_tag}.pyc"
+            cache = source.parent.relative_to(CHECKOUT) / "__pycache__"
             made = py_compile.compile(str(source), cfile=f"{folder}/module", doraise=False, quiet=2)
             if made:  # else the test that imports it says what is wrong with it
                 data = Path(made).read_bytes()
-                entry = tarfile.TarInfo(name.lstrip("/"))
+                entry = tarfile.TarInfo(str(cache / f"{source.stem}.{sys.implementation.cache_tag}.pyc"))
                 entry.size, entry.mtime = len(data), int(source.stat().st_mtime)
                 tar.addfile(entry, io.BytesIO(data))
 

@@ -23,8 +23,8 @@ from tests.image.containers import TOOLS
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache/image"
 EPOCH = 1_700_000_000  # any moment does
-TREE = ("kproxy", "modes", "manifests", "scripts")
-BUILD_SECONDS = 600
+TREE = ("kproxy", "modes", "manifests", "requirements", "scripts")
+BUILD_SECONDS = 1800
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -45,6 +45,7 @@ from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.xtables.cleanup import clean as clean_rules
 from tests.fakes.clocks import ManualClock
 
+T = TypeVar("T")
 Plans = dict[PortKey, ServicePlan]
 
 PODS = {name: Pod(name, 1, number) for name, number in (("a", 11), ("b", 12), ("c", 13))}
@@ -55,6 +56,7 @@ CLIENTS = {
     Family.IPV4: tuple(f"172.30.0.{n}" for n in range(100, 104)),
     Family.IPV6: tuple(f"fd00:30::{n}" for n in range(100, 104)),
 }
+PORTS = range(10000, 40000, 2)  # of clients, but for those that a test chooses itself
 PATIENCE = 20.0  # seconds for what must come; the processor may be an emulated one
 NFT = Command(Backend.NFT, "-nft", (1, 8, 9))
 
@@ -68,6 +70,7 @@ class Node:
         self.ipvs = stack.enter_context(self.space.call(KernelIpvs))
         self._stack = stack
         self._numbers = count(1)
+        self._ports = iter(PORTS)
         self._plans: dict[Family, Plans] = {family: {} for family in Family}
         self._settings = {family: settings_of(family) for family in Family}
         self._dataplanes = {family: self._make_dataplane(family) for family in Family}
@@ -199,11 +202,10 @@ class Node:
         function = probes.udp if plan.protocol is Protocol.UDP else probes.tcp
         source = CLIENTS[plan.family][client]
 
-        def work() -> list[str]:
-            outcomes = [function(plan.cluster_ip, plan.port, PATIENCE, source) for _ in range(times)]
-            return [_pod(each) for each in outcomes]
+        def work() -> str:
+            return _pod(function(plan.cluster_ip, plan.port, PATIENCE, source))
 
-        return self.client.call(work)
+        return [self._with_new_port(work) for _ in range(times)]
 
     def counts(self, plan: ServicePlan, times: int) -> Counter[str]:
         """How often each pod answers one client."""
@@ -212,11 +214,34 @@ class Node:
     @contextmanager
     def held(self, plan: ServicePlan) -> Iterator[tuple[str, probes.Held]]:
         """A TCP connection, reset in the end, and the pod that it leads to."""
-        made = self.client.call(probes.Held, plan.cluster_ip, plan.port, PATIENCE, CLIENTS[plan.family][0])
+        source = CLIENTS[plan.family][0]
+        made = self._with_new_port(lambda: probes.Held(plan.cluster_ip, plan.port, PATIENCE, source))
         try:
             yield _pod(made.first), made
         finally:
             made.reset()
+
+    def retries(self) -> str:
+        """What clients had to send again so far, each of which may have taken a turn of its own."""
+        names, values = (
+            line.split()
+            for line in self.client.call(Path("/proc/thread-self/net/snmp").read_text).splitlines()
+            if line.startswith("Tcp:")
+        )
+        return f"segments sent again: {dict(zip(names, values, strict=True))['RetransSegs']}"
+
+    def _with_new_port(self, work: Callable[[], T]) -> T:
+        """Do WORK as a client, whose one socket gets a port that none had before: an old one may have a past.
+
+        By UDP, IPVS leads it where it led before. By TCP a pod may still hold the connection of an earlier client, if
+        its end came when the virtual server was gone. The pod answers the new client so that this one resets the
+        attempt and tries again at once, and IPVS takes that for a new connection (conn_reuse_mode): one client, two
+        turns.
+        """
+        port = next(self._ports)
+        # Two, as TCP and UDP each have a preference for one parity; the other one is not used again either.
+        self.client.sysctl({"ipv4/ip_local_port_range": f"{port} {port + 1}"})
+        return self.client.call(work)
 
     def _make_dataplane(self, family: Family) -> IpvsDataplane:
         return dataplane(self.space, self._settings[family], self._stack, self.clock.monotonic)

@@ -30,7 +30,7 @@ def test_rr_takes_turns(node: Node, family: Family) -> None:
     for plan in (tcp, udp):
         answers = node.ask(plan, 6)
         assert sorted(answers[:3]) == ["a", "b", "c"]
-        assert answers[3:] == answers[:3]
+        assert answers[3:] == answers[:3], node.retries()
 
 
 @FAMILIES
