@@ -169,7 +169,11 @@ class PlanQueue:
             return
         dirty = dirty._replace(all=replan_all, names=dirty.names | retried)
         failures: dict[ServiceName, Exception] = {}
-        changes = self._store.update(self._state, dirty, node, self._external_ips, failures.__setitem__)
+        try:
+            changes = self._store.update(self._state, dirty, node, self._external_ips, failures.__setitem__)
+        except Exception:  # what was dirty is known no more
+            self._replan_all = True
+            raise
         self._unplanned |= failures.keys()
         if failures:  # one wait, however many Services it is
             self._plan_stage.failed(next(iter(failures.values())))
