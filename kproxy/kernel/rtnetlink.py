@@ -108,6 +108,8 @@ def addresses_in(chunks: Iterable[bytes]) -> Iterator[Address]:
 def link_of(payload: bytes) -> Link:
     """The interface that an RTM_NEWLINK is about."""
     _, _, index, flags, _ = _LINK.unpack_from(payload)
+    if index <= 0:
+        raise ValueError(f"network interface with number {index}")
     name = netlink.to_text(netlink.attributes(payload, start=_LINK.size).get(IFLA_IFNAME, b""))
     return Link(index, name, bool(flags & IFF_UP))
 

@@ -181,6 +181,7 @@ def test_a_mutated_answer_is_read_or_a_clear_error(kernel: FakeKernel, name: str
     @given(mutation=MUTATIONS, which=st.integers(0, 3))
     @example(mutation=lambda data: [b""], which=0)
     @example(mutation=lambda data: [b"\0" * 16], which=0)
+    @example(mutation=partial(overwritten, 0.46875, b"\x00\x80"), which=0)
     def ask_once(mutation: Mutation, which: int) -> None:
         seen = 0
 
