@@ -25,6 +25,7 @@ ROOT_FOLDERS = frozenset(
         "ipvs",
         "lab",
         "restart",
+        "saboteur",
         "switching",
         "takeover",
         "traffic",
