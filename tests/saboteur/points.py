@@ -45,8 +45,9 @@ class Point:
 
     owner: "module:Class". stages: at least one of them counts the failure. modes: those that make the call. ipv6: tells
     IPv6's calls, where the call is one family's; then only those are sabotaged, and IPv4 is programmed all the while.
-    harmless: both families are programmed although the call fails for ever. provoke: what makes the daemon call it
-    ("change", "flow" of UDP, "foreign" changes of rules, a "deleted table", a new "address", "scrape", "status", "health").
+    harmless: both families are programmed although the call fails for ever. provoke: what makes the daemon call it: a
+    "change", a "flow" of UDP, a "foreign" change of rules, a "deleted table", a new "address", or a request: "scrape",
+    "status", "health".
     """
 
     owner: str
