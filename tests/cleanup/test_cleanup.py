@@ -150,7 +150,7 @@ def test_what_it_did_is_said_in_one_line_each(node: Node) -> None:
     kube_proxy_ran_on_nftables(node, "nft")
     _, said = node.clean_up()
     assert sum("Cleaned" in line for line in said) >= len(STEMS)
-    assert sum("Deleted table" in line for line in said) == len(STEMS)
+    assert sum("Deleted an nf_tables table" in line for line in said) == len(STEMS)
     assert "Traceback" not in "".join(said)
 
 
