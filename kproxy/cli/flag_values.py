@@ -38,7 +38,7 @@ def _int32(text: str) -> int:
     except ValueError:
         raise ValueError("must be a whole number") from None
     if not -(2**31) <= value < 2**31:
-        raise ValueError("must be a whole number of 32 bits")
+        raise ValueError("must be a 32-bit whole number")
     return value
 
 

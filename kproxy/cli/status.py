@@ -35,7 +35,7 @@ def command(address: str | None, config: Path | None, query: str, page: int, as_
     Exit status 0: healthy; 1: unhealthy or not reachable.
     """
     if address and config:
-        raise click.UsageError("--address and --config exclude each other")
+        raise click.UsageError("--address and --config are mutually exclusive")
     host, port = _split(address) if address else _configured(config) if config else ("127.0.0.1", METRICS_PORT)
     body = _ask(host, port, f"/status.json?{urlencode({'q': query, 'page': page})}")
     found = _read(body, address_port(host, port))
@@ -76,7 +76,7 @@ def _ask(host: str, port: int, path: str) -> bytes:
         body = answer.read()
     except (OSError, HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise SourceError(f"cannot ask {where}: {why}; does kproxy run, with this metricsBindAddress?") from error
+        raise SourceError(f"cannot reach {where}: {why}; is kproxy running, with this metricsBindAddress?") from error
     finally:
         connection.close()
     if answer.status != 200:

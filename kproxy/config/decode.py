@@ -205,7 +205,7 @@ def _expected(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return f"one of {', '.join(kind)}"
     if get_origin(kind) is Annotated:
-        return "a whole number of 32 bits"
+        return "a 32-bit whole number"
     parts = [kind] if isinstance(kind, type) else get_args(kind)
     return " or ".join(NAMES[p] for p in parts)
 

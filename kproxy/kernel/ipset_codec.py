@@ -189,7 +189,7 @@ def entry(text: str) -> bytes:
             data += netlink.be32(FLAGS | BIG_ENDIAN, NOMATCH)
         return data
     except (ValueError, KeyError, OSError, OverflowError):
-        raise ValueError(f"no entry of a set: {text}") from None
+        raise ValueError(f"not an entry of an ipset: {text}") from None
 
 
 def _address(kind: int, text: str) -> bytes:

@@ -126,7 +126,7 @@ def change(operation: Operation) -> bytes:
         if verb is Verb.DELETE_SERVER:
             return HEADERS[verb] + _service(server.key)
         if real is None:
-            raise ValueError("it has no real server")
+            raise ValueError("the operation names no real server")
         return HEADERS[verb] + _service(server.key) + _real(real, whole=verb is not Verb.DELETE_REAL)
     except (OSError, OverflowError, struct.error) as error:
         raise ValueError(str(error)) from None

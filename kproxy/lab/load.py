@@ -118,7 +118,7 @@ def load(cluster: Cluster, wanted: Sequence[Target], rates: Rates = Rates()) -> 
         try:
             begin = _tell(process, plan)
             if begin != "ready\n":
-                raise KernelError(f"no load: {_last_words(process)}")
+                raise KernelError(f"the load generator did not start: {_last_words(process)}")
             yield found
             found.results = _result(process, rates)
         finally:
@@ -136,7 +136,7 @@ def _tell(process: subprocess.Popen[str], plan: Plan) -> str:
 def _result(process: subprocess.Popen[str], rates: Rates) -> Results:
     out, errors = process.communicate(timeout=10 * rates.patience)
     if process.returncode:
-        raise KernelError(f"the load ended: {errors[-300:]}")
+        raise KernelError(f"the load generator failed: {errors[-300:]}")
     return msgspec.json.decode(out, type=Results)
 
 

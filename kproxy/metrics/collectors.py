@@ -98,7 +98,9 @@ class NfacctCollector(Collector):
             counts = self.read()
         except KernelError as error:
             if not self._failing:  # scrapes are frequent
-                _log.warning("Cannot read the nfacct counters; two metrics are missing until it works", err=error)
+                _log.warning(
+                    "Cannot read the nfacct counters; two metrics are missing until they can be read", err=error
+                )
             self._failing = True
             return
         self._failing = False

@@ -125,7 +125,7 @@ class Coder:
                 return self._columns(elements)
             return self._mixed(elements)
         except _UNWRITABLE as error:
-            raise ValueError(f"no element of {self.spec.name}: {error}") from None
+            raise ValueError(f"not an element of {self.spec.name}: {error}") from None
 
     def slots(self, key: Key, ends: Sequence[Endpoint]) -> list[bytes]:
         """Encodes elements KEY . 0, KEY . 1 … with the addresses and ports of ENDS. Raises ValueError.
@@ -147,7 +147,7 @@ class Coder:
             ips = map(WRITERS[self.spec.data[0]], map(_of_ip, ends))
             return list(map(self._slot_packer.pack, repeat(front), self._slots, ips, map(_of_port, ends)))
         except _UNWRITABLE as error:
-            raise ValueError(f"no element of {self.spec.name}: {error}") from None
+            raise ValueError(f"not an element of {self.spec.name}: {error}") from None
 
     def repeated(self, values: Sequence[Any]) -> list[bytes]:
         """Encodes elements of a plain set whose fields are all the same, one for each of VALUES, as `encode` does.
@@ -158,14 +158,14 @@ class Coder:
             written = list(map(WRITERS[self.spec.key[0]], values))
             return list(map(self._packer.pack, repeat(self._head), *[written] * len(self.spec.key)))
         except _UNWRITABLE as error:
-            raise ValueError(f"no element of {self.spec.name}: {error}") from None
+            raise ValueError(f"not an element of {self.spec.name}: {error}") from None
 
     def decode(self, data: bytes) -> Element:
         """The element whose bytes, as `encode` returns them, are DATA. Raises ValueError."""
         try:
             return self._decode(data)
         except (LookupError, OverflowError, StopIteration, struct.error) as error:
-            raise ValueError(f"no element of {self.spec.name}: {error!r}") from None
+            raise ValueError(f"not an element of {self.spec.name}: {error!r}") from None
 
     def _decode(self, data: bytes) -> Element:
         _, first = next(netlink.each_attribute(data))
@@ -251,10 +251,10 @@ class Coder:
             return b""
         if self.spec.kind is SetKind.VERDICTS:
             if not isinstance(data, Verdict):
-                raise ValueError(f"{data} is no verdict")
+                raise ValueError(f"{data} is not a verdict")
             return _verdict(data.chain)
         if data is None or isinstance(data, Verdict):
-            raise ValueError(f"{data} is no data")
+            raise ValueError(f"{data} is not an address, port or slot")
         return _attribute_value(DATA, self._data.write(data))
 
     def _end(self, key: bytes) -> bytes:

@@ -120,7 +120,7 @@ def bounds(type_: Type, text: str) -> tuple[bytes, bytes]:
         return packed, packed
     free = len(packed) * 8 - int(length)
     if free < 0:
-        raise ValueError(f"no such network: {text}")
+        raise ValueError(f"invalid network: {text}")
     rest = (1 << free) - 1
     number = int.from_bytes(packed, "big")
     return (number & ~rest).to_bytes(len(packed), "big"), (number | rest).to_bytes(len(packed), "big")

@@ -70,7 +70,7 @@ def encode(family: Family, rule: Rule) -> bytes:
     try:
         return b"".join(_encode(family, statement) for statement in rule)
     except (KeyError, OSError, OverflowError) as error:
-        raise ValueError(f"no such value: {error}") from None
+        raise ValueError(f"invalid value: {error}") from None
 
 
 def _encode(family: Family, statement: Statement) -> bytes:
@@ -144,7 +144,7 @@ def _address_in(family: Family, field: Field, cidr: str, negate: bool) -> bytes:
     address, _, size = cidr.partition("/")
     bits = int(size)
     if not 0 <= bits <= length * 8:
-        raise ValueError(f"no such network: {cidr}")
+        raise ValueError(f"invalid network: {cidr}")
     network = socket.inet_pton(ADDRESS_FAMILY[family], address)
     if bits and bits % 8 == 0:  # whole bytes need no mask
         network = network[: bits // 8]
@@ -164,7 +164,7 @@ def _dnat(family: Family, address: str, port: int) -> bytes:
 def _interface(name: str, prefix: bool) -> bytes:
     value = name.encode()
     if not value or len(value) >= INTERFACE_NAME:
-        raise ValueError(f'no such interface: "{name}"')
+        raise ValueError(f'invalid interface name: "{name}"')
     return value if prefix else value.ljust(INTERFACE_NAME, b"\0")
 
 

@@ -171,7 +171,7 @@ class Table:
                 continue
             self.transactions += not errors
             return errors
-        raise KernelError("others keep changing nf_tables")
+        raise KernelError("other programs keep changing nf_tables")
 
     def _try(self, operations: Sequence[Operation]) -> dict[int, NetlinkError]:
         with ExitStack() as stack:

@@ -238,7 +238,7 @@ def _mapped(request: str) -> Iterator[None]:
     try:
         yield
     except ReadTimeoutError as error:
-        raise SourceError(f"{request}: the server stays silent") from error
+        raise SourceError(f"{request}: timed out waiting for the server") from error
     except (HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
         # AttributeError: http.client's, when another thread shut the socket under it.
         raise SourceError(f"{request}: {_reason(error)}") from error

@@ -113,7 +113,7 @@ class FileWatcher:
         try:
             self._inotify = INotify()
         except OSError as error:
-            _log.info("inotify is not available; files are looked at instead", err=error, every=POLL_SECONDS_ALONE)
+            _log.info("inotify is not available; polling the files instead", err=error, every=POLL_SECONDS_ALONE)
         self._poll_seconds = poll_seconds if self._inotify else min(poll_seconds, POLL_SECONDS_ALONE)
         # poll(2), since select(2) cannot take the high descriptors of a process with many sockets.
         self._pausing, self._waiting = select.poll(), select.poll()

@@ -235,7 +235,7 @@ class Watcher:
     def _succeeded(self) -> None:
         self._stage.succeeded()
         if self._warned is not None:
-            _log.info("Objects are followed again", kind=self._kind, failures=self._failures)
+            _log.info("The objects can be listed and watched again", kind=self._kind, failures=self._failures)
         self._failures, self._warned = 0, None
 
     def _failed(self, error: SourceError) -> float:
@@ -251,7 +251,7 @@ class Watcher:
         fields = {"kind": self._kind, "err": error, "attempt": self._failures, "retry_in": round(wait, 2)}
         if status in HINTS:
             fields["hint"] = HINTS[status]
-        message = "The objects cannot be followed; those known stay as they are until the next attempt"
+        message = "Cannot list or watch the objects; the last known ones stay in use until the next attempt"
         if news:
             self._warned = reason
             _log.warning(message, **fields)

@@ -140,7 +140,7 @@ class ActiveMode:
             if proxier.stop(max(0.0, until - time.monotonic())):
                 stopped[family] = proxier
             else:
-                _log.error("Rules are still being written after a long wait; ending without it", family=family)
+                _log.error("Rules are still being written after a long wait; shutting down anyway", family=family)
         if not self.stale_rules.established or not stopped:
             return  # nothing of ours is in place yet
         node = next(iter(stopped.values())).node
@@ -148,9 +148,7 @@ class ActiveMode:
         try:
             stage.attempt(lambda: self.driver.finish({f: p.programmed for f, p in stopped.items()}, node), None)
         except KernelError as error:
-            _log.error(
-                "Could not hand the Services over to rules that serve on; they are down until the next start", error
-            )
+            _log.error("Could not hand the Services over to iptables rules; they are down until the next start", error)
 
     def close(self) -> None:
         """Release the kernel's sockets and the mode's processes; the rules stay."""

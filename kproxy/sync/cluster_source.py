@@ -86,7 +86,7 @@ class ClusterSource:
         except KproxyError as error:
             failed = True
             if not self._backoff.failures:
-                _log.error("The cluster cannot be followed with the new configuration; tried again", error)
+                _log.error("The cluster cannot be watched with the new configuration; will retry", error)
         if failed:
             self._retry_at = self._clock.monotonic() + self._backoff.next()
         else:

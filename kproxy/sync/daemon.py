@@ -71,7 +71,7 @@ def run(options: Options) -> int:
     setup.attempt(lambda: host_setup.apply_sysctls(options.config), None)
     if options.init_only:
         host_setup.prepare_for_unprivileged(options.config)
-        _log.info("Initialised; ending, as --init-only asks")
+        _log.info("Initialised; exiting because of --init-only")
         return 0
     queue = EventQueue()
     _stop_on_signals(queue)
@@ -167,7 +167,7 @@ class Daemon:
             self._source.retry()
             if not self._queue.stopped:
                 self._look_for_new_configuration()
-        _log.info("Ending; the rules stay in place")
+        _log.info("Shutting down; the rules stay in place")
         self._mode.finish(STOP_SECONDS)
 
     # ---- parts
@@ -241,7 +241,7 @@ class Daemon:
         elif news is not None and (busy := self._apply(news)):
             wait = self._reload_backoff.next()
             if self._reload_backoff.failures == 1:
-                _log.warning("The change of mode has to wait; tried again", err="; ".join(busy), retry_in=wait)
+                _log.warning("The mode cannot be changed yet; will retry", err="; ".join(busy), retry_in=wait)
             self._pending_at = self._clock.monotonic() + wait
             return
         self._pending = None
@@ -268,7 +268,7 @@ class Daemon:
             self._source.replace(news)
         self._metrics.config_reloaded("applied")
         fields = changed_fields(to_values(old), to_values(news.config))
-        _log.info("The configuration file changed and is in force", fields=",".join(fields), **self._described())
+        _log.info("Applied the changed configuration file", fields=",".join(fields), **self._described())
         return []
 
     def _replace_mode(self, config: KubeProxyConfiguration) -> list[str]:
@@ -309,7 +309,9 @@ class Daemon:
     def _refuse(self, problems: Sequence[str]) -> None:
         self._metrics.config_reloaded("refused")
         for problem in problems:
-            _log.error("The configuration file changed and is refused; what it held before stays in force", err=problem)
+            _log.error(
+                "The changed configuration file is refused; the previous configuration stays in force", err=problem
+            )
         note = f"the changed configuration is refused: {'; '.join(problems)}"
         self._source.notify(Notice("Node", "", self._options.node_name, "InvalidConfiguration", "Reload", note))
 

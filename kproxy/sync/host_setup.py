@@ -57,7 +57,7 @@ def conntrack_settings(config: KubeProxyConfiguration) -> sysctl.ConntrackSettin
 def apply_sysctls(config: KubeProxyConfiguration) -> None:
     """The `conntrack` section, where the kernel differs from it. What cannot be had is logged: rules work without."""
     for problem in sysctl.apply_conntrack(sysctl.SystemSysctls(), conntrack_settings(config)):
-        _log.warning(f"A conntrack setting could not be applied; the host keeps its own. {AS_ROOT}", err=problem)
+        _log.warning(f"A conntrack setting could not be applied; its present value stays. {AS_ROOT}", err=problem)
 
 
 def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
@@ -81,7 +81,7 @@ def count_in_nfacct() -> bool:
         for name in NFACCT_COUNTERS:
             nfacct.ensure(name)
     except KernelError as error:
-        _log.v(2).info("No nfacct counters", err=str(error))
+        _log.v(2).info("nfacct counters are not available", err=str(error))
         return False
     return True
 

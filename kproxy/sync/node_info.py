@@ -96,7 +96,7 @@ class NodeWatcher:
                 self._refresh()
         except KernelError as error:  # what was known of the host holds until it can be read again
             if not self._failing:
-                _log.error("This host's addresses cannot be read; those known before hold until they can", error)
+                _log.error("Cannot read this host's addresses; using the last known ones until it works", error)
             self._failing = self._stale = True
         if self._shown is None:
             return None

@@ -239,7 +239,9 @@ class Proxier:
             drifted = failed = True
             if not self._drift_backoff.failures:
                 _log.error(
-                    "Cannot tell whether other programs changed the rules; all are checked", error, family=self.family
+                    "Cannot tell whether other programs changed the rules; checking all of them",
+                    error,
+                    family=self.family,
                 )
         if failed:
             self._drift_at = now + self._drift_backoff.next()
@@ -264,7 +266,7 @@ class Proxier:
             failed = True
             if not self._housekeeping_backoff.failures:
                 _log.error(
-                    "Endpoints that are gone could not be removed although their connections ended; tried again",
+                    "Endpoints that are gone and have no connections left could not be deleted; will retry",
                     error,
                     family=self.family,
                 )

@@ -35,7 +35,7 @@ class ConfigFile:
     def __init__(self, options: Options, wake: Callable[[], None], containment: Containment) -> None:
         """Raises ValueError when the options came from no file, or have no way to read it again."""
         if options.config_file is None or options.reread is None:
-            raise ValueError("these options came from no file")
+            raise ValueError("these options did not come from a file")
         self._path, self._reread, self._wake = options.config_file, options.reread, wake
         # Compared with each new content. The file may be another one already since it was first read.
         self._config = options.config

@@ -109,7 +109,7 @@ class Reporter:
             self._metrics.endpoint_changes(0, 0)
 
     def drifted(self, family: Family) -> None:
-        _log.v(2).info("Rules were changed by another program; checking all", family=family)
+        _log.v(2).info("Another program changed the rules; checking all of them", family=family)
 
     def starting(self, family: Family) -> None:
         self._metrics.sync_started(family)
@@ -159,7 +159,7 @@ class Reporter:
         if outcome.repaired and family in self._synced:
             self._metrics.repaired(family)
             _log.warning(
-                "Put right what another program had changed; if this recurs, find the program that writes there",
+                "Repaired what another program had changed; if this recurs, find the program that writes there",
                 family=family,
                 mode=self._mode.value,
                 seconds=round(report.seconds, 4),
@@ -186,7 +186,7 @@ class Reporter:
         for key, why in refused.items():
             if before.get(key) != why:
                 _log.error(
-                    "The kernel refused a Service port, tried again with the next syncs; the others are programmed",
+                    "The kernel refused a Service port; the next syncs retry it, and the others are programmed",
                     family=family,
                     service=str(key),
                     protocol=key.protocol.value,
@@ -196,7 +196,9 @@ class Reporter:
                 self._notify(Notice("Service", key.namespace, key.name, "NotProgrammed", "Sync", note))
                 self._count_refusal(family)
         for key in before.keys() - refused.keys():
-            _log.info("A Service port that had been refused is programmed or gone", family=family, service=str(key))
+            _log.info(
+                "A Service port that had been refused is now programmed or deleted", family=family, service=str(key)
+            )
         if before or refused:
             self._status.refused(family, refused)
         self._refused[family] = dict(refused)
@@ -209,7 +211,7 @@ class Reporter:
         for conflict in list(news)[:MOST_TOLD]:
             services = _few(conflict.claimants)
             _log.warning(
-                "Several Services ask for one address and port; one of them gets its connections, change the others",
+                "Several Services claim the same address and port; only one gets its connections, change the others",
                 where=conflict.where,
                 services=services,
             )

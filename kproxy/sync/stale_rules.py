@@ -119,7 +119,7 @@ class StaleRules:
             problems = [str(error)]
         for problem in problems:
             _log.warning(
-                "What another mode left stays for now; removing it is tried again after the next full sync",
+                "What another mode left could not be removed; will retry after the next full sync",
                 mode=mode.value,
                 err=problem,
             )
@@ -201,14 +201,12 @@ def _clean_chains_with_what_there_is(runner: Runner) -> list[str]:
         available(runner)
     except KernelError:
         _log.warning(
-            "No iptables on this host: rules that an earlier proxy may have written with it stay, and act before ours"
+            "iptables is not installed; any rules that an earlier proxy wrote with it stay, and act before ours"
         )
         return []
     problems, unseen = clean_chains(runner)
     for line in unseen:
-        _log.warning(
-            "Rules that an earlier proxy may have left in iptables cannot be read; they would act before ours", err=line
-        )
+        _log.warning("Cannot read the iptables rules; any that an earlier proxy left act before ours", err=line)
     return problems
 
 
@@ -224,7 +222,9 @@ def clean_chains(runner: Runner) -> Cleaned:
                 if forbidden(error):
                     cleaned.unseen.append(f"{backend} {family}: {error}")
                 else:
-                    _log.v(2).info("No tables of this kind", backend=backend, family=family, err=str(error))
+                    _log.v(2).info(
+                        "Skipping a backend whose tables cannot be read", backend=backend, family=family, err=str(error)
+                    )
                 continue
             try:
                 outcome = clean(tables)

@@ -78,7 +78,7 @@ class _Trace(HookTracer):
     def _chain(self, table: str, chain: Chain, path: Path, depth: int) -> list[tuple[Path, bool]]:
         """The paths that leave a chain, each with whether it was accepted (True) or reached the end (False)."""
         if depth > MAX_DEPTH:
-            raise InvalidInput(f"table {table}, chain {chain.name}: chains jump in a circle")
+            raise InvalidInput(f"table {table}, chain {chain.name}: chains jump in a loop")
         out: list[tuple[Path, bool]] = []
         inside = [path]
         for rule in chain.relevant(path.packet.destination_number, path.packet.port):

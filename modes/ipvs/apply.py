@@ -101,7 +101,9 @@ class IpvsDataplane:
             keys, objects = self._replan(wanted, concerned)
         except RenderFault as error:
             _log.warning(
-                "An old plan cannot be rendered; comparing everything", family=self.family.value, why=str(error)
+                "An old plan cannot be rendered; comparing everything with the kernel",
+                family=self.family.value,
+                why=str(error),
             )
             self._forget()
             everything = True
@@ -124,7 +126,7 @@ class IpvsDataplane:
         for index, (_, server, real) in enumerate(operations):
             if index in errors:
                 _log.warning(
-                    "A terminating real server could not be deleted; it is tried again",
+                    "A terminating real server could not be deleted; will retry",
                     server=str(server.key),
                     err=str(errors[index]),
                 )

@@ -54,7 +54,7 @@ def clean(
     if sets is not None:
         problems += _sets(sets, [each.name for family in chosen for each in names.sets(family)])
     for problem in problems:
-        _log.warning("Part of IPVS mode could not be removed; kproxy cleanup tries again", why=problem)
+        _log.warning("Something that IPVS mode left could not be removed; `kproxy cleanup` retries it", why=problem)
     return problems
 
 
@@ -116,7 +116,7 @@ def _held(sets: IpSets | None, family: Family) -> Mapping[str, HeldSet]:
 def _addresses(addresses: ServiceAddresses, families: Collection[Family]) -> list[str]:
     if not any(addresses.held(family) for family in Family if family not in families):
         if addresses.remove():
-            _log.info("Deleted the device of the Services' addresses", device=SERVICE_DEVICE)
+            _log.info("Deleted the device that held the Services' addresses", device=SERVICE_DEVICE)
         return []
     ours = [address for family in families for address in addresses.held(family)]
     errors = addresses.change((), ours) if ours else {}
@@ -128,7 +128,7 @@ def _sets(sets: IpSets, wanted: Collection[str]) -> list[str]:
     if not held:
         return []
     errors = sets.destroy(held)
-    _log.info("Destroyed sets", number=len(held) - len(errors))
+    _log.info("Destroyed ipsets", number=len(held) - len(errors))
     return [f"set {name}: {error}" for name, error in errors.items()]
 
 

@@ -78,7 +78,7 @@ def prepare_ipvs(runner: Runner, config: KubeProxyConfiguration) -> None:
     major, minor = (int(number) for number in re.findall(r"\d+", platform.release())[:2])
     for problem in sysctl.ensure_all(sysctls, sysctl.ipvs_sysctls(config.ipvs.strict_arp, (major, minor))):
         _log.warning(
-            f"A setting of IPVS mode could not be applied; the host keeps its own. {sysctl.AS_ROOT}", err=problem
+            f"A setting of IPVS mode could not be applied; its present value stays. {sysctl.AS_ROOT}", err=problem
         )
 
 

@@ -108,12 +108,12 @@ def ensure_sets(sets: IpSets, family: Family, drop_rules: Callable[[], None]) ->
     wrong = [spec.name for spec in wanted if spec.name in held and not _is(held[spec.name], spec)]
     if wrong:
         _log.warning(
-            "Ipsets have our names and another type; they are created anew, and the rules that use them", sets=wrong
+            "Ipsets with our names have the wrong type; recreating them and the rules that use them", sets=wrong
         )
         if sets.destroy(wrong):
             drop_rules()
             for error in sets.destroy(wrong).values():
-                raise KernelError(f"an ipset has one of our names and another type, and is in use: {error}")
+                raise KernelError(f"an ipset with one of our names has the wrong type, and is in use: {error}")
     missing = [spec for spec in wanted if spec.name not in held or spec.name in wrong]
     if missing:
         sets.create(missing)

@@ -141,4 +141,6 @@ class StepWriter:
     def _keep(self, what: str, error: NetlinkError) -> None:
         """Record that something could not be removed: it stays until the next full check."""
         self.surprised |= error.errno in SURPRISES
-        _log.warning("Could not be removed; stays until the next full check", what=what, err=str(error))
+        _log.warning(
+            "Could not remove an object from the kernel; will retry at the next full check", what=what, err=str(error)
+        )

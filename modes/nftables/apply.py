@@ -246,7 +246,9 @@ class NftablesDataplane:
                 attempts -= 1
                 known = False
                 if not attempts:
-                    raise KernelError(f"others keep changing table {names.TABLE} ({self.family.value})") from None
+                    raise KernelError(
+                        f"other programs keep changing table {names.TABLE} ({self.family.value})"
+                    ) from None
                 continue
             except Unattributed as refusal:
                 if not self._write_by_halves(wanted, last, outcome):
@@ -354,7 +356,10 @@ class NftablesDataplane:
 
         False when it cannot be these ports. Raises Outdated, Unattributed, KernelError.
         """
-        _log.warning("The kernel refuses something without saying what; trying port by port", family=self.family.value)
+        _log.warning(
+            "The kernel refused a transaction without saying which part; searching for the Service ports at fault",
+            family=self.family.value,
+        )
         listing = self._table.read(self._held.sizes())
         places = () if listing is None else [*self._compare(listing, known=True).places]
         suspects = sorted(self._held.plans) if listing is None else ports_at(places, self._held.fragments())

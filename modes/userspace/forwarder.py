@@ -98,7 +98,7 @@ class ForwarderProcess:
         while not self._lock.acquire(timeout=POLL):
             workers = self._workers
             if workers is not None and workers.unanswered_for() > BUSY_AFTER:
-                raise ForwarderBusy("the forwarder is busy: it does not answer another request")
+                raise ForwarderBusy("the forwarder is busy: it has not answered an earlier request")
         try:
             yield
         finally:
@@ -130,7 +130,7 @@ class ForwarderProcess:
         assert self._workers is not None
         pids = self._workers.pids
         log.error(
-            "The forwarder's process has ended, and its connections with it; another is started",
+            "A forwarder process has ended, and all forwarded connections with it; starting the forwarder again",
             why=why,
             pids=pids,
             statuses=self._workers.end(),

@@ -254,7 +254,7 @@ class WorkerProcess:
             raise WorkerError("a worker has ended")
         self._unanswered -= len(received)
         if self._unanswered < 0:
-            raise WorkerError("a worker answered what it was not asked")
+            raise WorkerError("a worker sent an answer to another request")
         return received
 
 

@@ -163,7 +163,7 @@ class ChainWriter(Generic[P]):
         try:
             Writer(self._tables, outcome, isolate=False).run(delta(changes, self._limit, whole))
         except RestoreError as error:
-            _log.warning("A change was refused; comparing everything", family=self.family.value, why=str(error))
+            _log.warning("The kernel refused a change; comparing everything", family=self.family.value, why=str(error))
             return False
         except RenderFault as error:
             _log.warning("Old rules cannot be rendered; comparing everything", family=self.family.value, why=str(error))
@@ -233,7 +233,7 @@ class ChainWriter(Generic[P]):
         self._read_at = self._clock()
         self._totals = comparison.totals
         for why in writer.refused.values():
-            _log.warning("Refused by the kernel", family=self.family.value, why=why)
+            _log.warning("The kernel refused rules", family=self.family.value, why=why)
         return writer.refused_ports
 
     def _fragments(self, target: dict[PortKey, P]) -> Iterator[tuple[PortKey, Fragment]]:

@@ -61,7 +61,7 @@ def _without(
 ) -> Iterator[Restore]:
     """Deletes the DOOMED chains. ours: chains that stay or are deleted elsewhere; their jumps in SAVED do not count."""
     if needed := _needed(saved, table, doomed, ours):
-        _log.warning("Chains stay, as another program's rules jump to them", table=table, chains=sorted(needed))
+        _log.warning("Kept chains that another program's rules jump to", table=table, chains=sorted(needed))
         doomed -= needed
     guards = _guards(saved, table) if names.FIREWALL not in ours else ()
     unlinks = [*_jumps(saved, table, doomed), *guards]

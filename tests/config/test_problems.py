@@ -23,9 +23,9 @@ def problems(text: str, header: str = HEADER) -> tuple[str, ...]:
 ONE = [
     # types
     ("iptables: {masqueradeAll: 'true'}", 'iptables.masqueradeAll: must be true or false, is "true"'),
-    ("iptables: {masqueradeBit: '14'}", 'iptables.masqueradeBit: must be a whole number of 32 bits, is "14"'),
-    ("iptables: {masqueradeBit: true}", "iptables.masqueradeBit: must be a whole number of 32 bits, is true"),
-    ("conntrack: {min: 4294967296}", "conntrack.min: must be a whole number of 32 bits, is 4294967296"),
+    ("iptables: {masqueradeBit: '14'}", 'iptables.masqueradeBit: must be a 32-bit whole number, is "14"'),
+    ("iptables: {masqueradeBit: true}", "iptables.masqueradeBit: must be a 32-bit whole number, is true"),
+    ("conntrack: {min: 4294967296}", "conntrack.min: must be a 32-bit whole number, is 4294967296"),
     ("clusterCIDR: [10.0.0.0/8]", "clusterCIDR: must be text, is a list"),
     ("hostnameOverride: 7", "hostnameOverride: must be text, is 7"),
     ("clientConnection: {qps: fast}", 'clientConnection.qps: must be a number, is "fast"'),

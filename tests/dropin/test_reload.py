@@ -125,7 +125,7 @@ def test_settings_change_in_place(node: Node) -> None:
     assert not isinstance(refused, Answered)
     configz = node.configz()
     assert (configz["iptables"]["syncPeriod"], configz["nodePortAddresses"]) == ("20m0s", ["127.0.0.0/8"])
-    said = node.said("The configuration file changed and is in force")
+    said = node.said("Applied the changed configuration file")
     assert len(said) == 1
     assert "iptables.masqueradeAll" in said[0]
     assert "nodePortAddresses" in said[0]
@@ -153,7 +153,7 @@ def test_a_wrong_file_is_refused_and_all_that_is_wrong_is_said(node: Node) -> No
     before = node.rules()
     node.write(**BAD)
     node.await_reload("refused")
-    refused = "\n".join(node.said("The configuration file changed and is refused"))
+    refused = "\n".join(node.said("The changed configuration file is refused"))
     assert all(field in refused for field in ("mode:", "nodePortAddresses[0]:", "oomScoreAdj:", "NoSuchGate"))
     assert "config.conf" in refused
     assert node.configz()["mode"] == "iptables"

@@ -157,7 +157,7 @@ NO_ENTRIES = (
 
 @pytest.mark.parametrize("text", NO_ENTRIES)
 def test_what_is_no_entry_is_a_value_error_that_names_it(text: str) -> None:
-    with pytest.raises(ValueError, match="no entry of a set") as raised:
+    with pytest.raises(ValueError, match="not an entry of an ipset") as raised:
         codec.entry(text)
     assert text in str(raised.value)
 

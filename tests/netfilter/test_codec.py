@@ -362,7 +362,7 @@ WRONG = {
 @pytest.mark.parametrize("problem", WRONG)
 def test_an_invalid_element_is_refused(problem: str) -> None:
     name, element = WRONG[problem]
-    with pytest.raises(ValueError, match=f"no element of {name}"):
+    with pytest.raises(ValueError, match=f"not an element of {name}"):
         coder(sets(V4)[name]).encode([*elements(V4)[name], element])
 
 

@@ -197,7 +197,7 @@ def test_a_few_foreign_transactions_in_a_row_are_retried_past(others: int, writt
     if written:
         found.want(new)
     else:
-        with pytest.raises(KernelError, match="others keep changing nf_tables"):
+        with pytest.raises(KernelError, match="other programs keep changing nf_tables"):
             found.want(new)
         found.check()
     assert found.held() == found.wanted()

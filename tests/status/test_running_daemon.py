@@ -84,13 +84,13 @@ def test_the_command_asks_it(node: tuple[Namespace, Proxy]) -> None:
         key = name.partition("{ ")[2].partition(" :")[0]
         assert key in table
     assert found["conflicts"] == [{"where": "node port 30080/TCP", "services": ["shop/rival:http", "shop/web:http"]}]
-    assert any("Several Services ask for one address" in line["text"] for line in found["log"])
+    assert any("Several Services claim the same address" in line["text"] for line in found["log"])
 
 
 def test_the_command_fails_once_the_daemon_has_ended(node: tuple[Namespace, Proxy]) -> None:
     space, proxy = node
     assert proxy.stop() == 0
-    with pytest.raises(CommandError, match="exit status 1: kproxy: error: cannot ask"):
+    with pytest.raises(CommandError, match="exit status 1: kproxy: error: cannot reach"):
         space.run(STATUS)
 
 
@@ -104,7 +104,7 @@ def test_before_the_first_list_it_is_ready_and_shows_that_nothing_is_written(tmp
         proxy = Proxy(space, None, tmp_path / "log", ["--proxy-mode=nftables", nobody])
         proxy.start()
         try:
-            assert wait_for(lambda: "objects cannot be followed" in proxy.tail(), 60), proxy.tail()
+            assert wait_for(lambda: "Cannot list or watch the objects" in proxy.tail(), 60), proxy.tail()
             assert wait_for(lambda: answers(space, HEALTHZ_PORT, "/healthz"), 60), proxy.tail()
             _, _, text = space.call(probes.http_status, "127.0.0.1", HEALTHZ_PORT, "/healthz")
             assert json.loads(text)["healthy"]

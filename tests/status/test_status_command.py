@@ -114,7 +114,7 @@ def test_a_daemon_that_is_not_reachable(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["status", "--address", f"127.0.0.1:{port}"]) == 1
     printed, errors = capsys.readouterr()
     assert printed == ""
-    assert errors.startswith(f"kproxy: error: cannot ask 127.0.0.1:{port}: Connection refused; ")
+    assert errors.startswith(f"kproxy: error: cannot reach 127.0.0.1:{port}: Connection refused; ")
     assert errors.count("\n") == 1
 
 

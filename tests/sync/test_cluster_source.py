@@ -147,7 +147,7 @@ def test_credentials_that_cannot_be_read_are_tried_again(
         rig.clock.advance(0.02)
         assert rig.source.retry_due
         rig.source.retry()
-    assert len([record for record in caplog.records if "cannot be followed" in record.message]) == 1
+    assert len([record for record in caplog.records if "cannot be watched" in record.message]) == 1
     write_kubeconfig(tmp_path / "kubeconfig", server)
     rig.source.retry()
     assert not rig.sees("second", 0.3), "its wait is not over"

@@ -162,8 +162,8 @@ def test_rules_that_cannot_be_taken_away_are_told_of(stage: Stage, tmp_path: Pat
     (tmp_path / "setpriv").symlink_to(shutil.which("setpriv") or "")  # the lab's own need
     stage.kube_proxy("iptables")
     stage.start("nftables", path=str(tmp_path))
-    assert wait_for(lambda: "No iptables here" in stage.proxy.tail(), SOON)
-    assert "tried again" not in stage.proxy.tail()
+    assert wait_for(lambda: "iptables is not installed" in stage.proxy.tail(), SOON)
+    assert "will retry" not in stage.proxy.tail()
 
 
 def synced(stage: Stage) -> list[dict[str, int]]:
