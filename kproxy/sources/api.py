@@ -17,7 +17,7 @@ from kproxy.sources.watching import Timing, Watcher
 
 
 class ApiSource:
-    """Follows the cluster, one thread a kind, and puts into a sink: first a Listed of each kind, then what changes."""
+    """Follows the cluster, one thread per kind. Puts into a sink first a Listed of each kind, then what changes."""
 
     def __init__(
         self, client: ApiClient, node_name: str, containment: Containment, timing: Timing | None = None
@@ -52,7 +52,7 @@ class ApiSource:
             watcher.thread.stop()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the threads, at most TIMEOUT seconds in all; whether they have ended. One that waits for the
+        """Wait for the threads, at most TIMEOUT seconds in all; returns whether they have ended. One that waits for the
         beginning of an answer takes up to the client's read timeout."""
         deadline = None if timeout is None else time.monotonic() + timeout
         ended = True

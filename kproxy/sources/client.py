@@ -33,7 +33,7 @@ _LONGEST_DELAY = 600.0  # seconds that a server may ask us to wait
 
 
 class Observer(Protocol):
-    """Sees requests, from any thread; must neither block nor raise.
+    """Is told of every request, from any thread; must neither block nor raise.
 
     host: of the API server, with its port. method: GET, POST or PATCH.
     """
@@ -57,7 +57,7 @@ class _NoObserver:
 
 
 class Stream:
-    """An answer without an end. `pieces` is for one thread; `interrupt` may be called from any."""
+    """The endless answer to a watch. `pieces` is for one thread; `interrupt` may be called from any."""
 
     def __init__(self, request: str, response: urllib3.HTTPResponse) -> None:
         self._request, self._response = request, response
@@ -107,7 +107,7 @@ class ApiClient:
 
     @contextlib.contextmanager
     def stream(self, path: str, query: Mapping[str, str], silence: float) -> Iterator[Stream]:
-        """The answer without an end to GET PATH. Raises as `get`.
+        """Sends GET PATH and yields the endless answer. Raises as `get`.
 
         silence: how many seconds may pass without a byte. The answer has to begin within the usual read timeout.
         """
@@ -217,7 +217,7 @@ def _refusal(request: str, response: urllib3.HTTPResponse) -> ApiError:
 
 
 def _seconds(text: str) -> float:
-    """The value of a Retry-After header, at most _LONGEST_DELAY; 0 for what is no number of seconds."""
+    """The value of a Retry-After header, at most _LONGEST_DELAY; 0 when it is not a number of seconds."""
     return min(_LONGEST_DELAY, float(text)) if text.isdecimal() else 0.0
 
 

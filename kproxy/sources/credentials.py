@@ -152,7 +152,7 @@ class Credentials:
 
 
 def _fill(configuration: Any, settings: ClientSettings) -> bool:
-    """Fill CONFIGURATION from the files that SETTINGS name; whether a kubeconfig with a token file is among them."""
+    """Fill CONFIGURATION from the files in SETTINGS; returns whether they include a kubeconfig with a token file."""
     from kubernetes.config import incluster_config, load_incluster_config, load_kube_config
 
     if not settings.kubeconfig:

@@ -133,7 +133,7 @@ class ManifestSource:
             self._thread.stop()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread, at most TIMEOUT seconds; whether it has ended."""
+        """Wait for the thread, at most TIMEOUT seconds; returns whether it has ended."""
         return self._thread is None or self._thread.join(timeout)
 
     def _interrupt(self) -> None:
@@ -157,7 +157,7 @@ class ManifestSource:
                 self._stage.succeeded()
 
     def _take(self, files: Files) -> list[Event]:
-        """Read what changed; what is newly wrong."""
+        """Read the files that changed; returns what is newly wrong."""
         events: list[Event] = []
         missing = {path for path, state in files.items() if isinstance(state, str)}
         for path in [path for path in self._files if path not in files and not missing & {path.parent}]:
@@ -171,7 +171,7 @@ class ManifestSource:
         return events
 
     def _reread(self, path: Path, file: _File, state: Signature | str) -> list[Event]:
-        """Bring FILE up to date; what is newly wrong with it."""
+        """Bring FILE up to date; returns what is newly wrong with it."""
         file.state = state
         try:
             content = self._parsing.attempt(lambda: parse(str(path), _read(path, state)), None)

@@ -58,7 +58,7 @@ class SourceThread:
             pass
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the thread has ended, at most TIMEOUT seconds; whether it has."""
+        """Wait until the thread has ended, at most TIMEOUT seconds; returns whether it has."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()

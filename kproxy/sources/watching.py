@@ -106,7 +106,7 @@ class Watcher:
                 self.thread.pause(wait)
 
     def _round(self) -> float:
-        """List if need be, then watch until that ends; the seconds to wait before the next round."""
+        """List if necessary, then watch until that ends; returns the seconds to wait before the next round."""
         if not self._listed and not self._list():
             return self._timing.absent * self._random.uniform(0.8, 1.2)
         started = self._clock()
@@ -129,7 +129,7 @@ class Watcher:
     # ---- list
 
     def _list(self) -> bool:
-        """Deliver everything there is; whether the server has such a kind."""
+        """List and deliver all objects; returns whether the server has such a kind."""
         try:
             version = self._deliver_list()
         except ApiError as error:
@@ -143,7 +143,7 @@ class Watcher:
         return self._listed
 
     def _deliver_list(self) -> str | None:
-        """Deliver each page as it comes; the version of the list, None when the server has no such kind."""
+        """Deliver each page as it comes; returns the version of the list, None when the server has no such kind."""
         version: str | None = None
         rest: list[Object] = []
         unreadable: set[str] = set()
@@ -239,7 +239,7 @@ class Watcher:
         self._failures, self._warned = 0, None
 
     def _failed(self, error: SourceError) -> float:
-        """Count and log a failure; the seconds to wait after it."""
+        """Count and log a failure; returns the seconds to wait after it."""
         if self.thread.stopping:
             return 0.0
         self._failures += 1

@@ -56,7 +56,7 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a mode works with that a change of mode does not touch."""
+    """The parts of the daemon that every mode uses and that outlive a change of mode."""
 
     commands: Commands
     metrics: Metrics
@@ -68,8 +68,10 @@ class Shared:
 
 
 def find_tools(commands: Commands, mode: ProxyMode, backend: str) -> Tools:
-    """BACKEND: auto, nft or legacy. Raises InvalidConfig, KernelError when the host lacks what MODE needs, and
-    when this process may not have it work, in the same words for all modes."""
+    """Find what MODE needs on this host. BACKEND: auto, nft or legacy.
+
+    Raises InvalidConfig; KernelError when the host lacks something, or this process has not the rights to use it.
+    """
     if not host_checks.may_administer_network():
         raise KernelError(f"{mode.value} mode cannot work: {host_checks.NEEDED}")
     command = _backend(commands, mode, backend)
@@ -94,13 +96,13 @@ class ActiveMode:
             self._stack = stack.pop_all()
 
     def start(self) -> None:
-        """Let the proxiers take all plans and work."""
+        """Start the proxiers, which begin by taking all plans."""
         self._shared.plans.start_anew(self.tools.families)
         for proxier in self.proxiers.values():
             proxier.start()
 
     def wake(self) -> None:
-        """Plans or the node changed."""
+        """Tell the proxiers that plans or the node changed."""
         for proxier in self.proxiers.values():
             proxier.changed()
 

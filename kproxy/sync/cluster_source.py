@@ -37,7 +37,7 @@ class ClusterSource:
         self._retry_at: float | None = None
 
     def start(self) -> None:
-        """Begin; returns at once. Raises InvalidConfig when the credentials cannot be read."""
+        """Start to follow the cluster; returns at once. Raises InvalidConfig when the credentials cannot be read."""
         with ExitStack() as stack:
             record: Callable[[Notice], None] | None = None
             if self._options.manifests:
@@ -58,7 +58,7 @@ class ClusterSource:
 
     @property
     def retry_due(self) -> bool:
-        """Whether `replace` could not begin and its wait is over."""
+        """Whether `retry` would try again: `replace` failed, and the wait after that is over."""
         return self._retry_at is not None and self._clock.monotonic() >= self._retry_at
 
     def retry(self) -> None:
@@ -67,7 +67,7 @@ class ClusterSource:
             self._begin()
 
     def close(self) -> None:
-        """End; nothing is put into the queue after that."""
+        """Stop following the cluster; nothing is put into the queue after that."""
         self._record, stack = None, self._stack
         self._stack = ExitStack()
         self._stage.attempt(stack.close, None)

@@ -23,7 +23,7 @@ POLL_SECONDS = 0.2
 
 
 class Observer(Protocol):
-    """Learns of the cluster's objects."""
+    """Is told of the cluster's objects, one method per kind of news."""
 
     def problems(self, found: Collection[InvalidObject]) -> None:
         """Objects of the cluster cannot be used."""
@@ -43,7 +43,7 @@ class NodeSource(Protocol):
 
 
 class Controller:
-    """Runs until the event queue is stopped. state: the one that `plans` owns; read here, by this thread alone."""
+    """Applies events and wakes the proxiers. state: the one that `plans` owns, read here by this thread alone."""
 
     def __init__(
         self,

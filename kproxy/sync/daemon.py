@@ -91,7 +91,7 @@ def _stop_on_signals(queue: EventQueue) -> None:
 
 
 def _keep_collector_at_bay() -> None:
-    """What a cluster consists of is made once and stays, by the million; there is next to nothing among it to collect.
+    """Make the garbage collector run rarely: a cluster's objects, which are many, live long and are hardly garbage.
 
     With Python's own thresholds the collector takes half of the time in which a large cluster is decoded and written.
     """
@@ -234,7 +234,7 @@ class Daemon:
                 self._refuse((str(error),))
 
     def _reload(self) -> None:
-        """Put what the file says now in force, refuse it, or put it off."""
+        """Apply what the file says now, refuse it, or put it off."""
         news = self._pending
         if isinstance(news, InvalidConfig):
             self._refuse(news.problems)
@@ -247,7 +247,7 @@ class Daemon:
         self._pending = None
 
     def _apply(self, news: Options) -> list[str]:
-        """Put `news` in force or refuse it; returns what it has to wait for, a line each."""
+        """Apply `news` or refuse it; returns a line for each thing that it has to wait for."""
         old = self._config
         new_client = needs_new_client(old, news.config)
         try:
@@ -272,7 +272,7 @@ class Daemon:
         return []
 
     def _replace_mode(self, config: KubeProxyConfiguration) -> list[str]:
-        """Have the mode of `config` work with it.
+        """Switch to the mode of `config`, or give the present mode its new settings.
 
         Returns what keeps the present mode from ending, a line each; then nothing changed. What the new mode needs is
         made before the old one ends, so a failure does no harm.
@@ -296,7 +296,7 @@ class Daemon:
         return []
 
     def _adopt(self, old: KubeProxyConfiguration) -> None:
-        """Put the fields in force that have nothing to do with the mode."""
+        """Apply the fields that do not concern the mode."""
         new = self._config
         if new.oom_score_adj != old.oom_score_adj:
             host_setup.protect_from_oom(new.oom_score_adj)

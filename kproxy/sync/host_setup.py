@@ -41,7 +41,7 @@ def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
 
 
 def conntrack_settings(config: KubeProxyConfiguration) -> sysctl.ConntrackSettings:
-    """The `conntrack` section as the kernel takes it."""
+    """The kernel settings that the `conntrack` section asks for."""
     wanted = config.conntrack
     return sysctl.ConntrackSettings(
         max_per_core=wanted.max_per_core,
@@ -55,13 +55,13 @@ def conntrack_settings(config: KubeProxyConfiguration) -> sysctl.ConntrackSettin
 
 
 def apply_sysctls(config: KubeProxyConfiguration) -> None:
-    """The `conntrack` section, where the kernel differs from it. What cannot be had is logged: rules work without."""
+    """Write the kernel settings of the `conntrack` section that differ. Failures are logged: rules work without."""
     for problem in sysctl.apply_conntrack(sysctl.SystemSysctls(), conntrack_settings(config)):
         _log.warning(f"A conntrack setting could not be applied; its present value stays. {AS_ROOT}", err=problem)
 
 
 def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
-    """Beside the conntrack settings, set what the mode needs and a process with CAP_NET_ADMIN alone may not set."""
+    """Set what the mode needs, conntrack apart, and a process with CAP_NET_ADMIN alone may not set (--init-only)."""
     if config.mode is ProxyMode.IPVS:
         prepare_ipvs(Commands(), config)
     elif config.mode in (ProxyMode.IPTABLES, ProxyMode.USERSPACE) and _loopback_takes_node_ports(config):
@@ -75,7 +75,7 @@ def _loopback_takes_node_ports(config: KubeProxyConfiguration) -> bool:
 
 
 def count_in_nfacct() -> bool:
-    """Make kube-proxy's two counters where the kernel can have them; whether rules may count in them."""
+    """Create kube-proxy's two nfacct counters if the kernel has nfacct; returns whether rules may use them."""
     try:
         nfacct.counters()
         for name in NFACCT_COUNTERS:

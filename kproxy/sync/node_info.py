@@ -29,10 +29,10 @@ class HostAddresses(Protocol):
     """The host's own addresses."""
 
     def addresses(self) -> tuple[str, ...]:
-        """All of them, without prefix lengths. Raises KernelError."""
+        """All addresses, without prefix lengths. Raises KernelError."""
 
     def node_ips(self) -> tuple[str, ...]:
-        """Those that other nodes reach it by, at most one a family. Raises KernelError."""
+        """The addresses by which other nodes reach it, at most one per family. Raises KernelError."""
 
     def changed(self) -> bool:
         """Whether an address came or went since the last call. Raises KernelError."""
@@ -136,8 +136,8 @@ class NodeWatcher:
             self._warned = True
 
     def _remembering(self, node: NodeInfo | None) -> NodeInfo | None:
-        """`node`, or where it is gone or lost its pod CIDRs, with what was known before: a Node that is deleted and
-        made anew keeps its pods and its zone meanwhile."""
+        """`node`, with what was known before where it is gone or has no pod CIDRs: a Node that is deleted and
+        recreated keeps its pods and its zone meanwhile."""
         before = self._node
         if before is None or node is None:
             return node or before

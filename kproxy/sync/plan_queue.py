@@ -1,4 +1,4 @@
-"""The cluster's plans between the thread that follows the cluster and the proxiers that write them.
+"""Passes the cluster's plans from the thread that follows the cluster to the proxiers that write them.
 
 The controller adds events and says what node the plans are for. A proxier takes the plans of its family that changed
 when it is about to write: only then are dirty Services planned, so that many events of one Service between two syncs
@@ -93,7 +93,7 @@ class PlanQueue:
         return problems, changed
 
     def retry(self) -> tuple[list[InvalidObject], bool]:
-        """Apply what could not be applied or planned because of an unexpected error again, once its wait is over."""
+        """Try again what could not be applied or planned because of an unexpected error, once its wait is over."""
         problems: list[InvalidObject] = []
         changed = False
         if self._unapplied and self._apply_stage.ready:
@@ -135,7 +135,7 @@ class PlanQueue:
             return taken
 
     def start_anew(self, families: Collection[Family]) -> None:
-        """Let other proxiers take the plans: each of `families` gets all of them first."""
+        """Start over for new proxiers: the first `take` of each of `families` returns all plans."""
         with self._lock:
             self._waiting = dict.fromkeys(families)
 

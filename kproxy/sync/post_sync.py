@@ -29,14 +29,14 @@ _log = logs.get("conntrack")
 
 
 class Servers(Protocol):
-    """Where health checks are answered."""
+    """Answers health checks (see kproxy.status.servers)."""
 
     def update_health_checks(self, checks: Mapping[int, HealthCheck], ips: tuple[str, ...] | None) -> object:
         """Answer these from now on, on `ips` (None: on every address). Returns at once."""
 
 
 class HealthCheckPorts:
-    """Joins the health check node ports of both families, which one set of servers answers. From any thread."""
+    """Merges the health check node ports of both families, which the same servers answer. From any thread."""
 
     def __init__(self, servers: Servers) -> None:
         self._servers = servers
@@ -44,7 +44,7 @@ class HealthCheckPorts:
         self._families: dict[Family, HealthChecks] = {}
 
     def update(self, family: Family, checks: HealthChecks, ips: tuple[str, ...] | None) -> None:
-        """Take over what one family has now."""
+        """Replace the health checks of one family."""
         with self._lock:
             self._families[family] = checks
             counts = endpoint_counts(self._families.values())
@@ -53,13 +53,13 @@ class HealthCheckPorts:
 
 
 class Metrics(Protocol):
-    """Where the deleted flows are counted."""
+    """Counts deleted flows."""
 
     def conntrack(self, family: Family, seconds: float, deleted: int) -> None: ...
 
 
 class StaleRules(Protocol):
-    """Removes what another mode left, once this one stands."""
+    """Removes what another mode left, once this mode has programmed every family."""
 
     def synced(self, family: Family) -> None: ...
 

@@ -1,4 +1,4 @@
-"""One IP family's way to the kernel, in a thread of its own: what is to be written, when, and what follows.
+"""Writes one IP family's plans to the kernel, in a thread of its own: decides what to write, when, and what follows.
 
 A proxier owns all that concerns its family alone: the schedule, the plans that were handed to the dataplane, retries,
 housekeeping and the work after a sync. Nothing in here waits for the other family's proxier, so a family whose commands
@@ -60,7 +60,7 @@ class Plans(Protocol):
 
 
 class Observer(Protocol):
-    """Learns how syncs go: metrics, health, logs, Events. Called in the proxier's thread."""
+    """Is told how syncs go, for metrics, health, logs and Events. Called in the proxier's thread."""
 
     def drifted(self, family: Family) -> None:
         """Somebody else changed the kernel."""
@@ -137,7 +137,7 @@ class Proxier:
             self._condition.notify_all()
 
     def change_periods(self, min_period: float, period: float) -> None:
-        """Keep other periods from now on, in seconds, and check everything soon."""
+        """Use other sync periods from now on, in seconds, and check everything soon."""
         with self._condition:
             self._periods = min_period, period
             self._condition.notify_all()
@@ -167,12 +167,12 @@ class Proxier:
 
     @property
     def programmed(self) -> FamilyPlans:
-        """The plans that were handed to the dataplane. Only for who has stopped or paused the proxier."""
+        """The plans that were handed to the dataplane. Only to be read while the proxier is stopped or paused."""
         return self._plans
 
     @property
     def node(self) -> NodeInfo:
-        """The node that they are for; as `programmed`."""
+        """The node that the `programmed` plans are for; read under the same condition."""
         return self._node
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
@@ -308,7 +308,7 @@ class Proxier:
         return report
 
     def _ports_to_write(self, work: Work) -> frozenset[PortKey] | None:
-        """None for all. Ports that were refused stay in: their plan may have become acceptable."""
+        """The ports that the dataplane has to look at, None for all. Refused ports are included: they may work now."""
         return None if work is Work.EVERYTHING else self._refused.union(self._changes)
 
     def _settle(self, report: Report) -> None:

@@ -58,7 +58,7 @@ class ConfigFile:
 
     @property
     def pending(self) -> bool:
-        """Whether there is news that nobody took."""
+        """Whether the file has changed since the last `take`."""
         return self._news is not None
 
     def take(self) -> Options | InvalidConfig | None:
@@ -76,7 +76,7 @@ class ConfigFile:
             self._stage.succeeded()
 
     def look(self) -> None:
-        """One look; reads the file when it is another one than was read, and the same as at the look before."""
+        """Check the file once: it is read if it is new since the last reading and the same as at the last check."""
         found = _signature(self._path)
         settled, self._seen = found == self._seen, found
         if settled and found != self._read:
@@ -104,7 +104,7 @@ class ConfigFile:
 
 
 def _signature(path: Path) -> Signature:
-    """What differs after every change of the file, links followed; None while there is none."""
+    """A value that every change of the file changes, links followed; None while there is no file."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -131,18 +131,18 @@ MADE_WITH = {
 
 
 def needs_new_driver(old: KubeProxyConfiguration, new: KubeProxyConfiguration) -> bool:
-    """Whether the driver in use has to give way to another one, as it does where the daemon is started again."""
+    """Whether the change needs a new driver, because of another mode or of settings that a driver reads only once."""
     return old.mode is not new.mode or any(_differs(path, old, new) for path in MADE_WITH.get(old.mode, ()))
 
 
 def needs_new_client(old: KubeProxyConfiguration, new: KubeProxyConfiguration) -> bool:
-    """Whether the cluster has to be asked in another way."""
+    """Whether the change needs a new client of the API server."""
     paths = ("client_connection.kubeconfig", "client_connection.qps", "client_connection.burst")
     return any(_differs(path, old, new) for path in paths)
 
 
 def unchangeable(old: Options, new: Options) -> list[str]:
-    """What stays as it is until the next start although it changed, a line each."""
+    """A line for each changed option that takes effect only at the next start."""
     if old.node_name == new.node_name:
         return []
     return [f'hostnameOverride: the node stays "{old.node_name}" until a restart, is now "{new.node_name}"']

@@ -1,4 +1,4 @@
-"""Tells operators what the loop does: metrics, health, log lines, Kubernetes Events, the status plans."""
+"""Tells operators what the loop does: metrics, health, log lines, Kubernetes Events, the status page."""
 
 from __future__ import annotations
 

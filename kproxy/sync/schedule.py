@@ -1,4 +1,4 @@
-"""Decides when a family is synced. Pure: it gets events and the time, and answers what is due.
+"""Decides when a family is synced. Pure: it is told of events and of the time, and says what is due.
 
 The first change is written at once, later ones share a sync at least `min_period` after the last; everything is checked
 every `period`; after a failure the next try waits, twice as long each time, and is a check of everything. What somebody
@@ -37,30 +37,30 @@ class Schedule:
         self._retry_after = 0.0
 
     def change_periods(self, min_period: float, period: float) -> None:
-        """Go by other periods from now on; everything is checked soon."""
+        """Use other periods from now on; everything is checked soon."""
         self._min_period, self._period = min_period, period
         self._suspicious = True
 
     @property
     def failures(self) -> int:
-        """Tries in a row that failed."""
+        """The number of syncs that failed since the last success."""
         return self._backoff.failures
 
     @property
     def suspected(self) -> bool:
-        """The next sync will check everything anyway."""
+        """Whether the next sync will check everything anyway."""
         return self._suspicious
 
     def changed(self) -> None:
-        """There is something to write."""
+        """Note that there is something to write."""
         self._changed = True
 
     def suspicious(self) -> None:
-        """Somebody else touched the kernel: check everything, without waiting for the period."""
+        """Note that others may have changed the kernel: everything is checked without waiting for the period."""
         self._suspicious = True
 
     def succeeded(self, now: float, work: Work, left: bool = False) -> None:
-        """A sync ended well. left: the kernel refused parts of it; they are tried again, and others need not wait."""
+        """Note that a sync succeeded. left: the kernel refused parts; they are tried again, others need not wait."""
         self._last = now
         self._changed = self._suspicious = False
         self._backoff.reset()
@@ -74,7 +74,7 @@ class Schedule:
         self._check_at = check_at
 
     def failed(self, now: float) -> None:
-        """A sync ended badly; what the kernel holds is unknown, so the next one is a check of everything."""
+        """Note that a sync failed: what the kernel holds is unknown, so the next one checks everything."""
         self._last = now
         self._retry_after = self._backoff.next()
         self._suspicious = True

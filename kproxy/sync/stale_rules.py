@@ -42,7 +42,7 @@ SHARE = 0.1
 
 
 class ModeRules:
-    """What one mode may have left.
+    """What one mode may have left in the kernel, and how to remove it.
 
     busy: whether connections still use it. remove: deletes it, and returns one line for each thing that could not be
     deleted. Both may raise KernelError.
@@ -81,7 +81,7 @@ class StaleRules:
         return not self._waiting
 
     def synced(self, family: Family) -> None:
-        """A full sync of one family ended well."""
+        """Note that a full sync of one family succeeded."""
         with self._lock:
             self._waiting.discard(family)
             running = self._thread is not None and self._thread.is_alive()
@@ -110,7 +110,7 @@ class StaleRules:
                 del self._left_by[mode]
 
     def _remove_one(self, mode: ProxyMode, rules: ModeRules) -> bool:
-        """Returns whether nothing is left."""
+        """Remove what one mode left; returns whether nothing is left."""
         try:
             if not self._wait_for_last_connection(rules):
                 return False
@@ -126,7 +126,7 @@ class StaleRules:
         return not problems
 
     def _wait_for_last_connection(self, rules: ModeRules) -> bool:
-        """Returns whether the rules may be removed now; false when the daemon ends."""
+        """Wait for connections to end; returns whether the rules may be removed now, False when the daemon ends."""
         until = time.monotonic() + self._linger
         while (began := time.monotonic()) < until and rules.busy():
             # In a large cluster a look takes long: looking must not keep a processor busy.
@@ -196,7 +196,7 @@ def _remove_nft_tables() -> list[str]:
 
 
 def _clean_chains_with_what_there_is(runner: Runner) -> list[str]:
-    """For a mode that needs no iptables: where there is none, one warning is enough, as trying again would not help."""
+    """Clean the chains for a mode without iptables: where no iptables is installed, warn once and do not retry."""
     try:
         available(runner)
     except KernelError:

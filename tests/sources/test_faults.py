@@ -194,7 +194,9 @@ def test_an_outage_is_one_line_in_the_log_and_so_is_its_end(
     server.come_up()
     server.apply(service("new"))
     assert mirror.wait(lambda m: agrees(server, m))
-    assert eventually(lambda: any("listed and watched again" in record.getMessage() for record, _ in _of_services(caplog)))
+    assert eventually(
+        lambda: any("listed and watched again" in record.getMessage() for record, _ in _of_services(caplog))
+    )
     lines = [(record, fields) for record, fields in _of_services(caplog) if record.levelno >= logging.INFO]
     assert [record.levelname for record, _ in lines] == ["WARNING", "INFO"]
     assert "Connection refused" in str(lines[0][1]["err"])
