@@ -1,4 +1,4 @@
-"""Contains exceptions that nobody foresaw where one part of the daemon calls another, so that they cost that part only.
+"""Contains unexpected exceptions where one part of the daemon calls another, so that they affect that part only.
 
 Decides: what is logged of such an exception, how often, and when the part is tried again. Leaves out: exceptions that
 kproxy raises on purpose (`kproxy.errors`), which mean something to the caller and pass through; and what is done
@@ -64,7 +64,7 @@ class Stage:
 
     @property
     def failures(self) -> int:
-        """How often it has failed in a row."""
+        """The number of failures since it last worked."""
         return self._backoff.failures
 
     @property
@@ -73,7 +73,7 @@ class Stage:
         return max(0.0, self._retry_at - self._clock.monotonic())
 
     def attempt(self, action: Callable[[], T], otherwise: T) -> T:
-        """The result of `action`, or `otherwise` if it raised what nobody foresaw. A KproxyError passes through."""
+        """The result of `action`, or `otherwise` if it raised something unexpected. A KproxyError passes through."""
         try:
             result = action()
         except KproxyError:

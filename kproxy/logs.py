@@ -91,7 +91,7 @@ def get(name: str) -> Log:
 
 
 def silent() -> logging.Logger:
-    """Return a logger that writes nothing, for a library whose complaints are no news to anybody."""
+    """Return a logger that writes nothing, for a library whose messages are of no use."""
     return logging.Logger("silent", logging.CRITICAL + 1)
 
 

@@ -22,7 +22,7 @@ REFUSED = 2
 
 
 class Refused(InvalidInput):
-    """Several inputs of a command are unusable; one line each."""
+    """Raised when inputs of a command are unusable, with a line for each."""
 
     def __init__(self, problems: Sequence[KproxyError]) -> None:
         self.problems = tuple(str(problem) for problem in problems)

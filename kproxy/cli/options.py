@@ -61,14 +61,14 @@ _INPUT_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the shared options name. config: with the mode, the node and the kubeconfig of the command line in it."""
+    """The inputs of a command. config: includes the mode, the node and the kubeconfig that the command line gives."""
 
     config: KubeProxyConfiguration
     host: Path | None
     sources: tuple[str, ...]
 
     def preview(self) -> Preview:
-        """Read cluster and host. Raises InvalidConfig, Refused, SourceError, NetlinkError."""
+        """Read cluster and host, and plan for the node. Raises InvalidConfig, Refused, SourceError, NetlinkError."""
         from kproxy.cli import host_file
         from kproxy.modes.preview import Preview, load
         from kproxy.modes.settings import node_ips
@@ -163,7 +163,7 @@ def _from_api_server(config: KubeProxyConfiguration) -> Mapping[Kind, Iterable[O
 
 
 def _this_host() -> NodeInfo:
-    """Return this host, whose own IPs the Node object may still correct. Raises NetlinkError."""
+    """Return what this host shows of itself; the Node object's IPs take precedence. Raises NetlinkError."""
     from kproxy.kernel import interfaces
 
     found = [interfaces.node_ip(family) for family in Family]

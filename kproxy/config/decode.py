@@ -47,7 +47,7 @@ def _number(text: str) -> int | float:
 
 
 class _Loader(Loader):
-    """Reads YAML and records keys that stand twice in a mapping; the last one counts."""
+    """Reads YAML and records keys that appear twice in a mapping; the last one counts."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -65,7 +65,7 @@ class _Loader(Loader):
 
 
 def parse_text(text: str) -> tuple[Any, list[str]]:
-    """The plain values in TEXT, one JSON value or YAML document, and a line for each key that stands twice in one
+    """The plain values in TEXT, one JSON value or YAML document, and a line for each key that appears twice in one
     mapping. Raises InvalidConfig when it is neither."""
     if text.lstrip().startswith("{"):
         # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.

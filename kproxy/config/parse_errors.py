@@ -1,4 +1,4 @@
-"""What is wrong with text or values that a library refused, in kproxy's own words.
+"""Describes, in kproxy's own words, what is wrong with text or values that a library refused.
 
 Libraries word a refusal anew with every version, and some point at a place only in their text. So each function goes by
 the error's type and position, or looks at the refused text or value itself. They are for what was refused already: that
@@ -19,7 +19,7 @@ _SORTS = {dict: "object", list: "array", NoneType: "null"}
 
 
 def json_problem(text: str | bytes) -> tuple[str, str]:
-    """Where in TEXT ("" when that is not known) and why it is no JSON; "" twice when it is some."""
+    """The place in TEXT ("" if unknown) where it stops being JSON, and the reason; both "" when it is JSON."""
     try:
         json.loads(text)
     except RecursionError:

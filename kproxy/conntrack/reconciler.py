@@ -25,7 +25,7 @@ class Reconciled(NamedTuple):
 
 
 class Reconciler:
-    """Keeps the flows of one family in step with its plans. Used by that family's thread alone.
+    """Deletes the stale flows of one family whenever its plans have changed. Used by that family's thread alone.
 
     After each sync, once the rules are in the kernel (never before: a packet in between would recreate the old entry):
 

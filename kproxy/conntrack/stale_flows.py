@@ -51,7 +51,7 @@ def backends(plan: ServicePlan) -> Backends:
 
 
 class Update(NamedTuple):
-    """What an update changed.
+    """What a call of `LiveFrontends.update` changed.
 
     changed: anything that a flow could notice. retired: frontends that no Service has any more. failed: ports that are
     as they were, because an exception was raised for them.
@@ -113,7 +113,7 @@ class LiveFrontends:
         return Update(changed, {f for f in retired if f not in self._live}, failed)
 
     def stale(self, flows: Iterable[Flow], retired: Collection[Frontend], node_ips: Collection[str]) -> list[Flow]:
-        """The stale ones of FLOWS.
+        """The flows among FLOWS that are stale.
 
         retired: frontends that no Service has any more; every translated flow to them is stale, whoever answers.
         node_ips: the node's own addresses that accept node ports; the same port of another machine is unrelated.

@@ -65,7 +65,7 @@ class ApiSink:
             self._create(path, event)
 
     def _counted(self, path: str, series: dict[str, Any]) -> bool:
-        """Set `series` on the Event at `path`; whether it exists. It may have been deleted, or never created."""
+        """Set `series` on the Event at `path`; returns whether it exists. It may be deleted, or never created."""
         try:
             self._client.patch(path, json.dumps({"series": series}).encode())
         except ApiError as error:

@@ -165,7 +165,7 @@ class Listener:
             await self._http.shutdown(timeout=0.1)
 
     async def _opened(self) -> bool:
-        """Try once, and report why not; whether it is open."""
+        """Try once to open it, and report why not; returns whether it is open."""
         try:
             await self.open()
         except KernelError as error:

@@ -179,7 +179,7 @@ class _Exchange:
         return self._wait()
 
     def _transfer(self, stream: IO[bytes]) -> bool:
-        """Move what can be moved now; whether there may be more."""
+        """Read and write what the pipes allow now; returns whether there may be more."""
         try:
             if stream is self._process.stdin:
                 written = os.write(stream.fileno(), self._left[:_AT_ONCE]) if self._left else 0

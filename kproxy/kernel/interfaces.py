@@ -62,7 +62,7 @@ def node_ip(family: Family) -> str | None:
 
 
 def host() -> dict[str, object]:
-    """The host as `kproxy render --host` reads it, ready for JSON: nodeIPs and interfaces. Raises NetlinkError."""
+    """The content of a file for `kproxy render --host`, ready for JSON: nodeIPs and interfaces. Raises NetlinkError."""
     return {
         "nodeIPs": [ip for family in Family if (ip := node_ip(family))],
         "interfaces": [{"name": i.name, "addresses": list(i.addresses)} for i in interfaces()],
@@ -81,7 +81,7 @@ class AddressMonitor:
         self._socket = Socket(NETLINK_ROUTE, groups=groups)
 
     def fd(self) -> int:
-        """Readable when `changed` may be true."""
+        """A file descriptor that is readable when `changed` may be true."""
         return self._socket.fileno()
 
     def changed(self, timeout: float = 0.0) -> bool:

@@ -57,7 +57,7 @@ class IpSets(Protocol):
     """The ipsets of one network namespace. Not safe for two threads at once: each family has an object of its own."""
 
     def held(self, names: Collection[str]) -> dict[str, HeldSet]:
-        """Those of the sets NAMES that exist, with all entries in canonical text. Raises NetlinkError."""
+        """The existing sets among NAMES, with all their entries in canonical text. Raises NetlinkError."""
 
     def create(self, specs: Iterable[SetSpec]) -> None:
         """Create sets; one that exists with the same type and family stays as it is. Raises NetlinkError."""
@@ -93,7 +93,7 @@ class KernelIpSets:
         self.close()
 
     def held(self, names: Collection[str]) -> dict[str, HeldSet]:
-        """Entries of a type that is none of SetType are returned as far as they are like those of one that is."""
+        """See IpSets.held. Entries of types other than SetType's are decoded as far as kproxy knows their parts."""
         found: dict[str, HeldSet] = {}
         for name in names:
             if (listed := self._listed(name)) is not None:
@@ -106,7 +106,7 @@ class KernelIpSets:
             self._create(spec, LIMIT)
 
     def apply(self, changes: Iterable[Change]) -> Mapping[Change, NetlinkError]:
-        """Of several changes of one entry only the last is applied. Text that is no entry is refused with EINVAL.
+        """See IpSets.apply. Of several changes to one entry only the last is applied. An invalid entry gets EINVAL.
 
         A set that is full is replaced by one that holds GROWTH times as many, atomically for the rules that use it.
         """
@@ -201,7 +201,7 @@ class KernelIpSets:
         return {lot[index][0]: error for index, error in errors.items()}
 
     def _enlarge(self, name: str) -> bool:
-        """Replace a set that is full by one with a higher limit; whether that was possible."""
+        """Replace a set that is full by one with a higher limit; returns whether that was possible."""
         try:
             header, entries = self._listed(name) or (Header("", None), frozenset())
             if not header.limit or header.family is None or header.type not in list(SetType):

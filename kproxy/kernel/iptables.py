@@ -78,7 +78,7 @@ class Command:
 
 
 class HostTables:
-    """The host's tables through the backend's own commands, one process a call. It has no state of its own."""
+    """The host's tables through the backend's own commands, one process per call. It has no state of its own."""
 
     def __init__(self, runner: Runner, family: Family, command: Command) -> None:
         self._runner = runner

@@ -82,7 +82,7 @@ class KernelIpvs:
         self.close()
 
     def servers(self, family: Family) -> dict[ServerKey, Held]:
-        """One dump of the virtual servers of both families, and one of the real servers of each of FAMILY's."""
+        """See Ipvs.servers: one dump of the virtual servers, then one of the real servers of each."""
         request = "list virtual servers"
         chunks = self._socket.dump(self._type, codec.servers(), request)
         with self._socket.decoding(request):
@@ -100,7 +100,7 @@ class KernelIpvs:
             return dict(codec.real_of(payload, family) for payload in self._payloads(chunks))
 
     def apply(self, operations: Sequence[Operation]) -> dict[int, NetlinkError]:
-        """An operation that cannot be encoded, with an address that is none, is refused with EINVAL."""
+        """See Ipvs.apply. An operation that cannot be encoded (an invalid address) is refused with EINVAL."""
         refused: dict[int, NetlinkError] = {}
         parts: list[Part] = []
         sent: list[int] = []  # the operation of each part
@@ -116,7 +116,7 @@ class KernelIpvs:
         return refused
 
     def set_timeouts(self, timeouts: Timeouts) -> None:
-        """A time that cannot be encoded is refused with EINVAL."""
+        """See Ipvs.set_timeouts. A time that cannot be encoded is refused with EINVAL."""
         request = f"set IPVS timeouts {tuple(timeouts)}"
         try:
             payload = codec.timeouts(timeouts)
@@ -125,7 +125,7 @@ class KernelIpvs:
         self._socket.ask(self._type, payload, request)
 
     def has_scheduler(self, name: str) -> bool:
-        """Creates nothing, not even for an instant, unless the kernel has no IPv6."""
+        """See Ipvs.has_scheduler. Creates nothing, not even for an instant, unless the kernel has no IPv6."""
         if name in ("", "none") or len(name.encode()) > codec.SCHEDULER_LIMIT:  # none: a server without a scheduler
             return False
         request = f"look for IPVS scheduler {name}"

@@ -118,7 +118,7 @@ HEADERS = {verb: netlink.generic(command, VERSION) for verb, command in COMMANDS
 
 
 def change(operation: Operation) -> bytes:
-    """The payload of a change. Raises ValueError when it cannot be encoded: a bad address, port or weight."""
+    """The request for OPERATION. Raises ValueError for what cannot be encoded: a bad address, port or weight."""
     verb, server, real = operation
     try:
         if verb in (Verb.ADD_SERVER, Verb.EDIT_SERVER):

@@ -50,7 +50,7 @@ class Message(NamedTuple):
 
 
 def message(type: int, flags: int, seq: int, payload: bytes, portid: int = 0) -> bytes:
-    """One message, padded to the alignment of the next."""
+    """The bytes of one message, padded to the alignment of the next."""
     return _HEADER.pack(16 + len(payload), type, flags, seq, portid) + payload + bytes(-len(payload) % 4)
 
 
@@ -90,7 +90,7 @@ def last_message(data: bytes) -> Message:
 
 
 def attribute(type: int, payload: bytes) -> bytes:
-    """One attribute. Raises struct.error when the payload does not fit into one (65,531 bytes)."""
+    """The bytes of one attribute, padded. Raises struct.error when the payload does not fit into one (65,531 bytes)."""
     return _ATTRIBUTE.pack(4 + len(payload), type) + payload + bytes(-len(payload) % 4)
 
 
@@ -192,7 +192,7 @@ def netfilter_batch(
 
 
 def error_of(answer: Message, request: str) -> NetlinkError | None:
-    """The error that ANSWER reports of REQUEST (words for a human), None when it reports none.
+    """The error that ANSWER reports, None for none. REQUEST: what was asked, in words for the message.
 
     An error number of 0 is an acknowledgement. Raises ValueError when the answer is malformed.
     """

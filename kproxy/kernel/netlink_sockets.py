@@ -140,7 +140,7 @@ class Socket:
 
     @contextmanager
     def decoding(self, request: str) -> Iterator[None]:
-        """Turns what a decoder raises for a malformed answer to REQUEST (words for a human) into NetlinkError EBADMSG.
+        """Raises NetlinkError EBADMSG when a decoder finds the answer malformed. REQUEST: words for the message.
 
         Wrap the decoding of answers in it, and nothing else: a ValueError in there is taken for the kernel's fault.
         """
@@ -324,7 +324,7 @@ class Socket:
     # ---- datagrams
 
     def _reserve(self, count: int) -> int:
-        """The first of COUNT sequence numbers that no request under way has."""
+        """The first of COUNT sequence numbers that no pending request uses."""
         if self._seq + count > SEQUENCE_LIMIT:
             self._seq = 0
         first = self._seq + 1
@@ -405,7 +405,7 @@ def _enlarge(opened: socket.socket, past_limit: int, within_limit: int, size: in
 
 
 def _lot(parts: Sequence[Part], start: int) -> int:
-    """The end of the parts that are sent together with the one at START."""
+    """The index after the last part that is sent together with the one at START."""
     size = 0
     for index in range(start, min(len(parts), start + CHANGES_AT_ONCE)):
         size += 20 + len(parts[index][2])

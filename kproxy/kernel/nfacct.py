@@ -1,4 +1,4 @@
-"""Named packet counters in the kernel (nfacct objects), which iptables rules count into by `-m nfacct`.
+"""Named packet counters in the kernel (nfacct objects), which iptables rules increment by `-m nfacct`.
 
 kube-proxy keeps two of them where the kernel has nfacct; their names are in `kproxy.kernel.constants`.
 Source: include/uapi/linux/netfilter/nfnetlink_acct.h.

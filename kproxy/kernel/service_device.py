@@ -46,7 +46,7 @@ class ServiceAddresses(Protocol):
         """
 
     def remove(self) -> bool:
-        """Delete the device with all its addresses; whether there was one. Raises NetlinkError."""
+        """Delete the device with all its addresses; returns whether there was one. Raises NetlinkError."""
 
 
 class KernelAddresses:
@@ -66,7 +66,7 @@ class KernelAddresses:
         self.close()
 
     def ensure(self) -> None:
-        """The kernel loads the module of dummy devices by itself."""
+        """See ServiceAddresses.ensure. The kernel loads the module for dummy devices by itself."""
         request = f"create device {SERVICE_DEVICE}"
         flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
         try:
@@ -88,7 +88,7 @@ class KernelAddresses:
         return frozenset(ip for ip in found if not _LINK_LOCAL.match(ip))
 
     def change(self, add: Collection[str], remove: Collection[str]) -> Mapping[str, NetlinkError]:
-        """Text that is no address is refused with EINVAL. Those to remove are removed first."""
+        """See ServiceAddresses.change. An invalid address is refused with EINVAL. Those to remove are removed first."""
         index = self._index()
         if index is None:
             if add:

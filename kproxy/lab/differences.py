@@ -14,8 +14,8 @@ from kproxy.lab.scenarios import Probe, Scenario, Seen, Via
 
 
 class Difference(NamedTuple):
-    """reason: as in docs/modes.md. concerns: whether a probe differs. instead: the probe with the result in this mode,
-    None if that is undefined (the probe is left out)."""
+    """One way in which a mode differs. reason: as in docs/modes.md. concerns: whether a probe differs. instead: the
+    probe with the result in this mode, None if that is undefined (the probe is left out)."""
 
     reason: str
     concerns: Callable[[Scenario, Probe], bool]

@@ -32,7 +32,7 @@ WAYS = (
 
 
 class Rates(NamedTuple):
-    """How much load.
+    """The size and pace of a load.
 
     rate: new connections a second. held: lasting TCP connections. flows: lasting UDP flows. beat: seconds between two
     lines on each of these. patience: seconds to wait for an answer.

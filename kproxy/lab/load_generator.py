@@ -49,7 +49,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do.
+    """The load to generate, as the generator reads it.
 
     rate: connections a second, over all targets in turn. held: the targets of lasting connections, one each (over UDP,
     a flow that keeps its source port). beat: seconds between two lines on a lasting connection. patience: seconds to
@@ -66,7 +66,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Results:
-    """What happened.
+    """The results of a run.
 
     made, answered: connections (or single datagrams) by target. held: lasting connections. beats: answers on them.
     failures: in order. again: TCP connections whose first segment was retransmitted, which a user notices as a delay of

@@ -97,7 +97,7 @@ class Namespace:
 
 
 def tied(argv: Sequence[str], dies_of: str = "KILL") -> list[str]:
-    """The command ARGV so that the kernel sends it the signal DIES_OF when this process dies; it keeps its process id.
+    """ARGV wrapped so that the kernel sends the command the signal DIES_OF when this process dies; its pid stays.
 
     Without setpriv(1) it is ARGV as it is. prctl(2), PR_SET_PDEATHSIG: a parent that has died before causes no signal.
     """

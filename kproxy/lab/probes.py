@@ -20,7 +20,7 @@ from enum import Enum
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer.
+    """The result of a probe that a pod answered.
 
     pod: the name of the pod that answered. source, source_port: the client's address as the pod saw it. reached,
     reached_port: the pod's own address.
@@ -34,7 +34,7 @@ class Answered:
 
 
 class Nothing(Enum):
-    """No answer, and how the attempt ended."""
+    """The result of a probe that nobody answered: how the attempt ended."""
 
     REFUSED = "refused"
     TIMED_OUT = "timed out"

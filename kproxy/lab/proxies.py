@@ -105,7 +105,7 @@ def choose_backend(space: Namespace, backend: str) -> None:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
-    """Whether CONDITION comes true within so many seconds."""
+    """Wait until CONDITION holds, at most so many seconds; returns whether it does."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:

@@ -23,7 +23,7 @@ MAX_CONNECTIONS = 1024
 
 
 class Servers:
-    """Started with `add`, ended with `close`."""
+    """The TCP and UDP servers of all pods. Each starts with `add`; `close` ends them all."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()

@@ -13,7 +13,7 @@ _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
 
 def canonical_ip(text: str) -> str | None:
-    """TEXT as the kernel's tools print it, or None when it is no IP address."""
+    """TEXT as the kernel's tools print it, or None when it is not an IP address."""
     try:
         if ":" not in text:
             socket.inet_pton(socket.AF_INET, text)
@@ -32,7 +32,7 @@ def _ipv4_with_leading_zeros(text: str) -> str | None:
 
 
 def _number(text: str, largest: int) -> int | None:
-    """The number TEXT in decimal, leading zeros allowed; None when it is none, or larger than LARGEST, below 1000."""
+    """The decimal number TEXT, leading zeros allowed; None if it is not one or exceeds LARGEST (below 1000)."""
     if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip("0")
@@ -42,7 +42,7 @@ def _number(text: str, largest: int) -> int | None:
 
 
 def canonical_cidr(text: str) -> str | None:
-    """TEXT as network/length with the host bits cleared, or None when it is no CIDR."""
+    """TEXT as network/length with the host bits cleared, or None when it is not a CIDR."""
     address, slash, length = text.partition("/")
     ip = canonical_ip(address)
     if ip is None or not slash:

@@ -23,7 +23,7 @@ class Conflict(NamedTuple):
 
     @property
     def where(self) -> str:
-        """node port 30080/TCP, or 203.0.113.1:80/TCP"""
+        """The frontend as text: "node port 30080/TCP" or "203.0.113.1:80/TCP"."""
         ip, port, protocol = self.frontend
         return f"{address_port(ip, port)}/{protocol}" if ip else f"node port {port}/{protocol}"
 

@@ -1,4 +1,4 @@
-"""What a source reports to the model: these values, in the order in which the source learnt of them."""
+"""The events that a source reports to the model, in the order in which the source learnt of them."""
 
 from __future__ import annotations
 
@@ -62,6 +62,6 @@ Event = ListPage | Listed | Changed | Deleted | Invalid
 
 
 class Sink(Protocol):
-    """Takes the events of a source. Called from any thread; must not block for long."""
+    """Receives the events of a source. Called from any thread; must not block for long."""
 
     def put(self, event: Event) -> None: ...

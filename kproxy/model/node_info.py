@@ -1,4 +1,4 @@
-"""What kproxy reads of its own Node.
+"""What kproxy knows of its own node, from the Node object and from the host.
 
 What the node itself contributes to the rules: which traffic counts as local, and which addresses take node ports.
 """
@@ -42,12 +42,12 @@ class NodeInfo:
 
     @property
     def decides_plans(self) -> tuple[str, str, tuple[str, ...]]:
-        """The part that plans depend on; the rest concerns rules alone."""
+        """The part of the node that plans depend on; only rules depend on the rest."""
         return self.name, self.zone, self.ips
 
 
 def merged(name: str, node: NodeInfo | None, host: NodeInfo, service_cidrs: tuple[str, ...] = ()) -> NodeInfo:
-    """One node out of its Node object, None when there is none, and of what the host shows (`ips`, `addresses`)."""
+    """Combines the Node object (None when there is none) with what the host shows (`ips`, `addresses`)."""
     node = node or NodeInfo()
     return replace(node, name=name, ips=host.ips, addresses=host.addresses, service_cidrs=service_cidrs)
 
@@ -81,7 +81,7 @@ SERVICE_DEVICE = "kube-ipvs0"
 
 
 class DetectLocalBy(StrEnum):
-    """How traffic from this node's pods is told apart."""
+    """How traffic from this node's pods is recognised."""
 
     NOTHING = "Nothing"
     CIDR = "CIDR"

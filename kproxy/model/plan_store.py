@@ -1,4 +1,4 @@
-"""The plans of the whole cluster, and what a change of the cluster makes of them.
+"""Holds the plans of the whole cluster and updates them when the cluster changes.
 
 Only Services that are dirty are planned again, and sums over all plans are kept by adding and subtracting, so the cost
 of a change does not grow with the cluster.
@@ -27,7 +27,7 @@ def merge(earlier: Changes, later: Changes) -> None:
 
 @dataclass(slots=True)
 class FamilyPlans:
-    """One family's plans with sums over them.
+    """One family's plans with totals over them.
 
     endpoints: of all ports together. no_internal, no_external: ports with policy Local that have endpoints, but none on
     this node. checks: the plans of ports whose Service has a health check node port.
@@ -40,7 +40,7 @@ class FamilyPlans:
     checks: dict[PortKey, ServicePlan] = field(default_factory=dict)
 
     def update(self, changes: Changes) -> None:
-        """Put each new plan in the place of the old one."""
+        """Replace each changed plan, and remove those that are gone."""
         for key, (_, new) in changes.items():
             self._replace(key, self.plans.get(key), new)
 
@@ -81,7 +81,7 @@ class PlanStore:
         external_ips: bool = True,
         failed: Callable[[ServiceName, Exception], None] | None = None,
     ) -> dict[Family, Changes]:
-        """Plan dirty Services for `node` again; returns, by family, only plans that really differ.
+        """Plan dirty Services for `node` again; returns the plans that really changed, by family.
 
         failed: called with a Service whose planning raised an exception; its plans stay as they were. Without it the
         exception passes through.

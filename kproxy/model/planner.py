@@ -1,4 +1,4 @@
-"""From the state of the cluster to plans: one Service at a time, for every port and family it has."""
+"""Makes the plans of one Service from the state of the cluster: one plan for each port and family."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def unusable_name(name: str) -> str | None:
 
 
 def handled(metadata: objects.Metadata) -> bool:
-    """Whether an object is for this proxy, going by the labels that the server selects on as well."""
+    """Whether an object is for this proxy, by the same labels as in the selector that the API server applies."""
     labels = metadata.labels or {}
     return PROXY_NAME_LABEL not in labels and HEADLESS_LABEL not in labels
 
@@ -107,7 +107,7 @@ class _Reader:
                 )
 
     def _cluster_ips(self) -> dict[Family, str]:
-        """One cluster IP a family, the first of each."""
+        """The first cluster IP of each family."""
         found: dict[Family, str] = {}
         if not self._spec.cluster_ips:
             ips = list(self._address("spec.clusterIP", self._spec.cluster_ip or ""))

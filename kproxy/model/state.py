@@ -65,11 +65,11 @@ class ClusterState:
 
     @property
     def ready(self) -> bool:
-        """The first list of every required kind is in, so that planning cannot tear down what only is not known yet."""
+        """Whether the first lists of all required kinds are complete; planning sooner would remove unknown Services."""
         return self._listed >= REQUIRED
 
     def listed(self, kind: Kind) -> bool:
-        """The first list of this kind is in."""
+        """Whether the first list of this kind is complete."""
         return kind in self._listed
 
     def names(self) -> Iterable[ServiceName]:
@@ -88,12 +88,12 @@ class ClusterState:
 
     @property
     def pending(self) -> tuple[int, int]:
-        """Changes of Services and of endpoints since the last take_dirty."""
+        """The numbers of changes of Services and of endpoints since the last take_dirty."""
         return self._service_changes, self._endpoint_changes
 
     @property
     def all_dirty(self) -> bool:
-        """Something changed that every plan depends on."""
+        """Whether something changed that every plan depends on."""
         return self._all_dirty
 
     def take_dirty(self) -> Dirty:
@@ -107,7 +107,7 @@ class ClusterState:
     # ---- what happens
 
     def apply(self, event: Event) -> list[InvalidObject]:
-        """Take in one event; returns what is wrong with the objects in it, one problem an entry."""
+        """Apply one event; returns the problems of the objects in it."""
         match event:
             case ListPage():
                 return self._take(event.objects)
@@ -198,7 +198,7 @@ class ClusterState:
         self._service_changes += 1
 
     def _set_slice(self, namespace: str, name: str, new: Slice | None) -> bool:
-        """Whether that changed anything. A slice may change its Service, then both are dirty."""
+        """Store a slice; returns whether that changed anything. If the slice changes its Service, both are dirty."""
         owner = ServiceName(namespace, new.service) if new else None
         before = self._owners.get((namespace, name))
         if before is None and owner is None:
@@ -222,7 +222,7 @@ class ClusterState:
         self._dirty.add(owner)
 
     def _note_trigger(self, item: objects.EndpointSlice, found: Slice) -> None:
-        """Remember when the cause of this change happened; the first list tells of causes long past."""
+        """Remember when the cause of this change happened. Ignored in the first list, whose causes are long past."""
         text = (item.metadata.annotations or {}).get(TRIGGER_ANNOTATION)
         if not text or not self.listed(Kind.ENDPOINT_SLICE):
             return

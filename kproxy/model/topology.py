@@ -68,7 +68,7 @@ def choose(
 def _usable_hints(ready: list[Candidate], node_name: str, zone: str) -> _Hints:
     """The kind of hints to follow: only one that every ready endpoint has, and that names this node or zone once."""
     if not ready or not (ready[0].address.node_hints or ready[0].address.zone_hints):
-        return _Hints.IGNORED  # as nearly always
+        return _Hints.IGNORED  # the usual case
     if all(c.address.node_hints for c in ready) and any(node_name in c.address.node_hints for c in ready):
         return _Hints.NODE
     # A node without a zone must not match a hint without a name.
@@ -82,7 +82,7 @@ def _hinted(address: SliceAddress, hints: _Hints, node_name: str, zone: str) -> 
 
 
 def _draining(candidates: Iterable[Candidate]) -> list[Endpoint]:
-    """Endpoints that terminate but still serve, for want of ready ones."""
+    """The endpoints that terminate but still serve, which are used when none is ready."""
     return [c.endpoint for c in candidates if c.address.serving and c.address.terminating]
 
 

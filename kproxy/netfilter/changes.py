@@ -48,7 +48,7 @@ class Mark(NamedTuple):
 
 
 class Transaction:
-    """One or several transactions of ours under way. tables: how many the kernel took. certain: that is the number."""
+    """Transactions of ours that are under way. tables: how many the kernel accepted. certain: whether that is known."""
 
     def __init__(self, began: float) -> None:
         self.began, self.tables, self.certain = began, 0, False
@@ -80,7 +80,7 @@ class OwnTransactions:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits until no other family's turn is going on, at most until that has lasted WAIT seconds."""
+        """Waits while another family has its turn, at most until that turn has lasted WAIT seconds."""
         ticket = object()
         with self._changed:
             self._turns.append(ticket)
@@ -103,7 +103,7 @@ class OwnTransactions:
 
     @contextmanager
     def under_way(self) -> Iterator[Transaction]:
-        """Covers transactions of ours from before they are made until their outcome, which `ended` records, is known.
+        """Marks transactions of ours as under way, from before they are made until `ended` records their outcome.
 
         Without a call of `ended` it is uncertain how many there were.
         """
@@ -130,7 +130,7 @@ class OwnTransactions:
                 self._start = self._start or mark
 
     def others_wrote(self, number: Callable[[], int], since: Mark | None = None) -> bool | None:
-        """Whether anyone else made a transaction since `begin` (or SINCE); also true when that can never be told.
+        """Whether anyone else made a transaction since `begin` (or SINCE); also true when that can never be known.
 
         None when it is not known yet, as one of ours is under way: ask again. Raises NetlinkError.
         """
@@ -146,14 +146,14 @@ class OwnTransactions:
         return mark.generation != following(since.generation, mark.own - since.own)
 
     def others_wrote_after_all(self, number: Callable[[], int], since: Mark | None = None) -> bool:
-        """As `others_wrote`, which it asks again for PATIENCE seconds at most; then it is true."""
+        """As `others_wrote`, but while the answer is None it asks again, for PATIENCE seconds at most; then True."""
         until = self._clock() + PATIENCE
         while (answer := self.others_wrote(number, since)) is None and self._clock() < until:
             self._pause(PATIENCE / 100)
         return answer is not False
 
     def _mark(self, number: Callable[[], int]) -> Mark | None:
-        """This moment; None while a transaction of ours is under way, or when one began meanwhile."""
+        """A Mark of this moment; None while a transaction of ours is under way, or when one began meanwhile."""
         with self._changed:
             if self._under_way:
                 return None
@@ -176,13 +176,13 @@ class NftDrift:
     proves = True
 
     def __init__(self, family: Family, is_ours: Callable[[int], bool], own: OwnTransactions) -> None:
-        """is_ours: says of a process id whether its changes are this program's. own: shared by both families."""
+        """is_ours: whether a process id belongs to this program. own: shared by both families."""
         self._family, self._is_ours, self._own = family, is_ours, own
         self._monitor: Monitor | None = None
         self._changed = False
 
     def reading(self) -> None:
-        """The tables are about to be read, with all that others did up to now. Raises NetlinkError."""
+        """Note that the tables are about to be read: that covers all that others did until now. Raises NetlinkError."""
         self._changed = False
         if self._monitor is not None:
             self._monitor.forget()
@@ -190,7 +190,7 @@ class NftDrift:
             self._own.begin(generation)
 
     def wrote(self) -> None:
-        """Nothing to note: the notifications name their author."""
+        """Do nothing: the notifications name their author."""
 
     def changed(self) -> bool:
         """Whether anyone else changed the tables since `reading`; true when that is unknown. Raises NetlinkError.

@@ -84,7 +84,7 @@ class _Numbers(dict[str, int]):
 
 
 def host_number(value: int) -> bytes:
-    """A slot: 32 bits in the host's byte order."""
+    """Encodes a slot: 32 bits in the host's byte order."""
     return value.to_bytes(4, sys.byteorder)
 
 

@@ -37,7 +37,7 @@ class Base(IntEnum):
 
 
 class Compare(IntEnum):
-    """Those of enum nft_cmp_ops that rules need."""
+    """The comparisons of enum nft_cmp_ops that rules need."""
 
     EQ = 0
     NE = 1

@@ -61,8 +61,8 @@ class ListedSet(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A table as the kernel has it. generation: the one that this is of; None when transactions, on this table or on
-    others, went on while it was read."""
+    """A table as the kernel has it. generation: at which it was read; None when transactions, on this table or on
+    others, were made meanwhile."""
 
     generation: int | None
     chains: Mapping[str, ListedChain]
@@ -73,7 +73,7 @@ class Listener(Protocol):
     """Collects what others do to one table from the moment it is made. Close it after use."""
 
     def poll(self) -> list[Change]:
-        """What others did since the last call, in order; one without an event stands for what is not known. Returns at
+        """What others did since the last call, in order; a Change without an event stands for unknown ones. Returns at
         once. Raises NetlinkError."""
 
     def forget(self) -> None:
@@ -83,7 +83,7 @@ class Listener(Protocol):
 
 
 class Nftables(Protocol):
-    """nf_tables of one network namespace, and all of it that the rest of kproxy uses. For one thread at a time."""
+    """The interface to nf_tables of one network namespace that the rest of kproxy uses. For one thread at a time."""
 
     @property
     def bytes_written(self) -> int:
@@ -95,7 +95,7 @@ class Nftables(Protocol):
     def apply(
         self, family: Family, operations: Sequence[Operation], expected: Expected = None
     ) -> dict[int, NetlinkError]:
-        """Does OPERATIONS in one transaction: all of them, or none.
+        """Applies OPERATIONS in one transaction: all of them, or none.
 
         Returns what the kernel refused, by index of the operation, for elements as ElementsRefused; nothing when all is
         done. An operation may be refused because of an earlier one. Raises NetlinkError when the kernel did not look at
@@ -140,7 +140,7 @@ class KernelNftables:
 
     @property
     def portid(self) -> int:
-        """By which the kernel's notifications name the transactions made here."""
+        """The netlink port id that the kernel's notifications give as the author of transactions made here."""
         return self._socket.portid
 
     @property
@@ -281,7 +281,7 @@ def generation(kernel: Socket | None = None) -> int:
 
 @contextmanager
 def _decoding(request: str) -> Iterator[None]:
-    """Turns what decoding a malformed answer to REQUEST (words for a human) raises into a NetlinkError."""
+    """Raises a NetlinkError when decoding finds the answer malformed. REQUEST: words for the message."""
     try:
         yield
     except MALFORMED as error:

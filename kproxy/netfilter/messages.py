@@ -77,7 +77,7 @@ class Message(NamedTuple):
 
 
 def messages(family: Family, operation: Operation, single: bool = False) -> Iterator[Message]:
-    """Encodes OPERATION. single: one element a message. Raises ValueError for invalid values."""
+    """Encodes OPERATION. single: one element per message. Raises ValueError for invalid values."""
     match operation:
         case AddTable(table, comment):
             named = netlink.text(TABLE, table) + netlink.be32(2, 0)
@@ -144,7 +144,7 @@ def _filled(
 
 class ListedChain(NamedTuple):
     """A chain as the kernel has it. base: None for one that is not called by a hook. ordinary: False for a base chain
-    with a hook that is none of ours, or another policy than accept."""
+    with a hook that kproxy does not use, or another policy than accept."""
 
     base: BaseChain | None
     ordinary: bool

@@ -57,7 +57,7 @@ class Outdated(Exception):
 
 
 class Unattributed(Exception):
-    """The kernel refused a transaction and did not say because of what. Nothing was written."""
+    """The kernel refused a transaction and did not say which operation is at fault. Nothing was written."""
 
     def __init__(self, error: NetlinkError) -> None:
         super().__init__(str(error))
@@ -110,7 +110,7 @@ class Table:
         return listing
 
     def can_delete(self, table: str) -> bool:
-        """Whether there is another table of this family with that name, which could be deleted. Raises NetlinkError."""
+        """Whether this family has a table of that name, and the kernel would delete it. Raises NetlinkError."""
         return not self._kernel.check(self.family, [DeleteTable(table)])
 
     # ---- changes
@@ -178,7 +178,7 @@ class Table:
             transaction: list[Transaction] = []
 
             def expected() -> int | None:
-                """Is called when the kernel could be told at once."""
+                """The generation to expect; called just before the transaction is sent."""
                 stack.enter_context(self._own.turn())
                 number = self._expected()
                 if _size(operations) > LARGE:
@@ -213,7 +213,7 @@ class Table:
 
     @contextmanager
     def _deaf(self, number: int | None) -> Iterator[None]:
-        """Does not listen while our transaction is made, which is expected at generation NUMBER."""
+        """Stops listening during a large transaction of ours, which would flood the buffer. NUMBER: its generation."""
         if self._listener is None:
             yield
             return

@@ -366,12 +366,12 @@ def _code(text: str, tone: Tone) -> Cell:
 
 
 def time(moment: str) -> str:
-    """2026-01-02T03:04:05Z as 2026-01-02 03:04:05 UTC"""
+    """Format a time: 2026-01-02T03:04:05Z as 2026-01-02 03:04:05 UTC."""
     return moment.replace("T", " ").replace("Z", " UTC")
 
 
 def span(seconds: int) -> str:
-    """3 d 4 h, 4 h 5 min, 5 min 6 s, 6 s"""
+    """Format whole seconds in two units: 3 d 4 h, 4 h 5 min, 5 min 6 s, 6 s."""
     for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= length:
             return f"{seconds // length} {unit} {seconds % length // part} {smaller}"
@@ -379,12 +379,12 @@ def span(seconds: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """12.3 s, 45 ms"""
+    """Format seconds: 12.3 s, 45 ms."""
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def size(number: int) -> str:
-    """512 B, 3.4 KiB, 12 MiB"""
+    """Format a number of bytes: 512 B, 3.4 KiB, 12 MiB."""
     value = float(number)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024 or unit == "MiB":

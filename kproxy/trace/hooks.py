@@ -69,7 +69,7 @@ class Path(NamedTuple):
         return self._replace(steps=(*self.steps, step))
 
     def part(self, share: Fraction) -> Path:
-        """The path if a random choice with this probability falls on it."""
+        """The path after a random choice that has this probability."""
         return self._replace(probability=self.probability * share)
 
     def remembering(self, memory: AffinityEntry) -> Path:

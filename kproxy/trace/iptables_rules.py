@@ -49,7 +49,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class IsProtocol:
-    """-p"""
+    """-p: whether the packet has this protocol."""
 
     name: str
     negated: bool = False
@@ -60,7 +60,7 @@ class IsProtocol:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """--dport, one or a range."""
+    """--dport: whether the destination port is this one, or in this range."""
 
     low: int
     high: int
@@ -72,7 +72,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """-i; a name that ends in "+" is a prefix. A packet that the node itself sends has no interface."""
+    """-i: whether it came in by this interface ("+" ends a prefix). What the node itself sends has no interface."""
 
     name: str
     negated: bool = False
@@ -87,7 +87,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class AddressType:
-    """-m addrtype with type LOCAL."""
+    """-m addrtype: whether an address is of type LOCAL."""
 
     of_source: bool
     negated: bool = False
@@ -110,7 +110,7 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class MarkIs:
-    """-m mark"""
+    """-m mark: whether the masked packet mark equals the value."""
 
     value: int
     mask: int
@@ -135,7 +135,7 @@ class Recent:
 
 @dataclass(frozen=True, slots=True)
 class WithinSet:
-    """-m set --match-set"""
+    """-m set --match-set: whether the ipset has the packet's addresses and ports."""
 
     name: str
     directions: tuple[str, ...]
@@ -147,7 +147,7 @@ class WithinSet:
 
 @dataclass(frozen=True, slots=True)
 class Bridged:
-    """-m physdev --physdev-is-in"""
+    """-m physdev --physdev-is-in: whether the packet came in by a port of a bridge."""
 
     negated: bool = False
 
