@@ -1,1 +1,1 @@
-"""The interchangeable modes. Imported as kproxy.modes."""
+"""The proxy modes, which share one interface: Driver and Dataplane. Imported as kproxy.modes."""

@@ -75,8 +75,8 @@ class Driver(ABC):
     def answering(
         self, family: Family, plans: Mapping[PortKey, ServicePlan], node: NodeInfo
     ) -> Mapping[PortKey, ServicePlan]:
-        """`plans` with the endpoints that, as connection tracking sees it, answer their flows: their own, in a mode
-        that translates addresses in the kernel."""
+        """`plans` with those endpoints that connection tracking sees answer their flows. In a mode that translates
+        addresses in the kernel these are the plans' own."""
         return plans
 
     def finish(self, plans: Mapping[Family, FamilyPlans], node: NodeInfo) -> None:

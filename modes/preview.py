@@ -1,4 +1,4 @@
-"""What a node would program, without touching one: for `render`, for tests, for benchmarks."""
+"""Computes what a node would program, without touching the kernel: for `render`, tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the configuration and the node to the settings of each mode. Pure, so that `render` can show any node."""
+"""Derives each mode's settings from the configuration and the node. Pure, so that `render` can show any node."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def node_ips(config: KubeProxyConfiguration, node: NodeInfo | None, found: Itera
 
 
 def detect_local(config: KubeProxyConfiguration, family: Family, node: NodeInfo) -> DetectLocal:
-    """How this node's pods are told apart in one family; nothing when the configuration has nothing for the family."""
+    """How this node's pods are recognised in one family; empty when the configuration has nothing for it."""
     match config.detect_local_mode:
         case DetectLocalMode.BRIDGE_INTERFACE:
             return DetectLocal(DetectLocalBy.INTERFACE, config.detect_local.bridge_interface)
@@ -168,5 +168,5 @@ def userspace_settings(config: KubeProxyConfiguration, family: Family, node: Nod
 
 
 def waits_for_pod_cidr(config: KubeProxyConfiguration, node: NodeInfo | None) -> bool:
-    """Mode NodeCIDR cannot work before the node has been given its pod CIDR."""
+    """Whether nothing can be programmed yet: mode NodeCIDR needs the pod CIDR, which the node does not have."""
     return config.detect_local_mode is DetectLocalMode.NODE_CIDR and not (node and node.pod_cidrs)

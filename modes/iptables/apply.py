@@ -47,7 +47,7 @@ class IptablesDataplane:
         return self._chains.drifted()
 
     def housekeeping(self) -> float | None:
-        """There is nothing to do between syncs."""
+        """Do nothing: iptables mode has no work between syncs."""
         return None
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""iptables mode on this host."""
+"""The driver of iptables mode."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class IptablesDriver(Driver):
 
 
 def serve_localhost() -> None:
-    """Let packets to 127.0.0.1 be translated, which node ports on localhost need."""
+    """Set the sysctl route_localnet, which node ports on 127.0.0.1 need."""
     try:
         if sysctl.ensure(sysctl.SystemSysctls(), sysctl.ROUTE_LOCALNET, 1):
             _log.info("Set net.ipv4.conf.all.route_localnet=1, so that node ports work on 127.0.0.1")

@@ -1,4 +1,4 @@
-"""Renders the rules of iptables mode: one fragment a Service port, one base a node. Pure.
+"""Renders the rules of iptables mode: one fragment per Service port, one base per node. Pure.
 
 Decides: how a plan is expressed in kube-proxy's chains; the plan has all decisions about the Service. Leaves out: what
 the kernel holds already (`kproxy.modes.xtables.chain_writer`). Rules are in the option order in which iptables-save

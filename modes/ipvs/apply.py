@@ -197,7 +197,7 @@ class IpvsDataplane:
     # ---------------------------------------------------------------- to the kernel
 
     def _read(self) -> bool:
-        """Read the kernel; whether it was not in the state that it was believed to be in."""
+        """Read the kernel; returns whether its state differs from the one that it was believed to be in."""
         known = {*self._ownership.servers, *self._state.servers}
         before = self._state
         ensure_sets(self._sets, self.family, self._chains.cleanup)

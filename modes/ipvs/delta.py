@@ -20,7 +20,8 @@ from kproxy.modes.ipvs.ownership import Objects, Ownership
 
 @dataclass(slots=True)
 class Steps:
-    """fill, serve, bind: what is missing or wrong. unbind, retire, empty: what is in excess."""
+    """The steps of one change. fill, serve, bind: what is missing or wrong in sets, IPVS and on kube-ipvs0. unbind,
+    retire, empty: what is in excess there."""
 
     fill: list[Change] = field(default_factory=list)
     serve: list[Operation] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""IPVS mode on this host."""
+"""The driver of IPVS mode, which loads IPVS and sets its sysctls."""
 
 from __future__ import annotations
 

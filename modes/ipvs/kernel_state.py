@@ -146,8 +146,7 @@ def read(
 
 
 def present(held: Held) -> Present:
-    """HELD as KernelState has it; persistence for networks of clients counts as another timeout, so that it is
-    repaired."""
+    """HELD in KernelState's form; persistence for networks of clients counts as another timeout, to be repaired."""
     server = held.server if held.per_client else held.server._replace(timeout=OTHER_TIMEOUT)
     return Present(server, weights(held.reals))
 

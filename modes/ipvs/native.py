@@ -41,7 +41,7 @@ class Outcome:
         }
 
     def native(self) -> str:
-        """Four sections, each under a comment that names the tool that loads it; sections load in this order:
+        """The objects as text: four sections, each under a comment that names its tool, to be loaded in this order:
 
         `ipvsadm -R`, `ipset restore`, `ip -force -batch -`, `iptables-restore --noflush`. Both families share the
         device: with -force, `ip` goes on when the other family's text has created it already.
@@ -56,7 +56,7 @@ class Outcome:
         return "".join(f"# {tool}\n" + "".join(f"{line}\n" for line in lines) for tool, lines in sections)
 
     def _ipvsadm(self) -> Iterator[str]:
-        """As ipvsadm-save -n prints."""
+        """The virtual servers as ipvsadm-save -n prints them."""
         for (key, scheduler, flags, timeout), reals in self.served:
             name = f"{_PROTOCOLS[key.protocol]} {address_port(key.address, key.port)}"
             persistent = f" -p {timeout}" if flags & PERSISTENT else ""

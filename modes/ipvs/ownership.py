@@ -99,7 +99,7 @@ class Ownership:
 
 
 def _add(owned: dict[T, Owners], thing: T, key: PortKey) -> bool:
-    """Add an owner; whether it is the first."""
+    """Add an owner; returns whether it is the first."""
     owners = owned.get(thing, ())
     if key not in owners:
         owned[thing] = (*owners, key)
@@ -107,7 +107,7 @@ def _add(owned: dict[T, Owners], thing: T, key: PortKey) -> bool:
 
 
 def _drop(owned: dict[T, Owners], thing: T, key: PortKey) -> bool:
-    """Remove an owner; whether it was the last."""
+    """Remove an owner; returns whether it was the last."""
     left = tuple(owner for owner in owned.get(thing, ()) if owner != key)
     if left:
         owned[thing] = left

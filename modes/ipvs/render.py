@@ -49,7 +49,7 @@ class _Port:
     # -- virtual servers
 
     def served(self) -> tuple[Served, ...]:
-        """An address that is both an external IP and a load balancer's gets one virtual server."""
+        """The port's virtual servers; an address that is both an external IP and a load balancer's has only one."""
         plan = self._plan
         internal = self._reals(plan.internal_endpoints)
         external = self._reals(plan.external_endpoints)
@@ -60,7 +60,7 @@ class _Port:
         return tuple({served.server.key: served for served in (*found.values(), *node_ports)}.values())
 
     def _reals(self, endpoints: tuple[Endpoint, ...]) -> tuple[RealServer, ...]:
-        """Without endpoints for its own policy, traffic is forwarded to those for policy Cluster, where there are any.
+        """The real servers for ENDPOINTS; where these are none, for the endpoints of policy Cluster.
 
         It is not masqueraded then: clients on this node get an answer all the same, others do not.
         """
@@ -79,7 +79,7 @@ class _Port:
     # -- addresses for kube-ipvs0
 
     def addresses(self) -> Iterator[str]:
-        """The kernel accepts packets to the node's own addresses anyway; removing one later would cut the node off."""
+        """The port's addresses, except the node's own: it accepts those anyway, and must not lose them later."""
         plan = self._plan
         for ip in (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips):
             if ip not in self._settings.node_addresses:

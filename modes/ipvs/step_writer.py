@@ -107,7 +107,7 @@ class StepWriter:
                 self._failed(operation, error)
 
     def _assume_added(self, operations: Sequence[Operation]) -> None:
-        """Any of these may be done: the next read must take the virtual servers for ours, wanted by then or not."""
+        """Count virtual servers as ours that may have been added: the next read has to find them, wanted or not."""
         for operation in operations:
             if operation.verb is Verb.ADD_SERVER:
                 self._state.servers.setdefault(operation.server.key, Present(operation.server, {}))

@@ -92,7 +92,7 @@ class NftablesDataplane:
         return self._table.changed()
 
     def housekeeping(self) -> float | None:
-        """Nothing: connections to an endpoint that was removed stay with it, in the kernel."""
+        """Does nothing: connections to a removed endpoint stay with it, in the kernel."""
         return None
 
     def names(self, plan: ServicePlan) -> tuple[str, ...]:
@@ -100,7 +100,7 @@ class NftablesDataplane:
         return verdict_entries(render_port(plan, self._settings))
 
     def _distrust(self) -> None:
-        """Forgets what the table holds."""
+        """Forgets what the table is believed to hold."""
         self._held = TableState(self._settings)
         self._expected = set()
         self._trusted = False
@@ -268,7 +268,7 @@ class NftablesDataplane:
         self._held.replace(wanted)
 
     def _last(self) -> Sequence[Operation]:
-        """kube-proxy's own table is deleted in the transaction with which ours is complete."""
+        """The deletion of kube-proxy's own table, for the transaction that completes ours; empty when there is none."""
         if self._taken_over or not self._table.can_delete(names.KUBE_PROXY_TABLE):
             return []
         _log.info("Taking over from kube-proxy; deleting its table", family=self.family.value)
@@ -314,7 +314,7 @@ class NftablesDataplane:
         return self._write(hooked, last, outcome)
 
     def _portions(self) -> Iterator[tuple[dict[PortKey, Fragment], Delta]]:
-        """Some ports after the others, and what they add to the table."""
+        """Yields all ports in portions, each with what it adds to the table."""
         sets: set[str] = set()
         for ports in self._held.portions():
             needs = self._held.ownership.admit(ports)
@@ -324,7 +324,7 @@ class NftablesDataplane:
             yield ports, delta
 
     def _compare(self, listing: Listing, known: bool) -> Delta:
-        """The difference between LISTING and what all ports need, who are all admitted."""
+        """The difference between LISTING and what all ports need; admits all ports."""
         self._held.start_over()
         comparison = Comparison(listing, self.family, sure=known)
         sets, chains = dict(self._held.sets), {chain.name: chain for chain in self._held.base.chains}

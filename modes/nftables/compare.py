@@ -19,7 +19,7 @@ from kproxy.netfilter.objects import Chain, Element, Set
 
 
 class OtherForm(Exception):
-    """The table cannot be repaired, only be replaced."""
+    """Raised when the table cannot be repaired, only be replaced."""
 
 
 def replacement(layout: Layout) -> Delta:

@@ -37,7 +37,7 @@ from kproxy.netfilter.operations import (
 
 @dataclass(slots=True)
 class Filling:
-    """Elements of one set: how many, and as FillSet takes them."""
+    """All elements for one set: their number, and their bytes as FillSet takes them."""
 
     number: int = 0
     encoded: list[bytes] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Filling:
 
 @dataclass(slots=True)
 class Delta:
-    """What has to be done.
+    """What has to be changed in the table.
 
     sets, chains: to add. changed: chains that exist with other rules. surplus, missing: elements by the name of their
     set; the same key in both means other data. filled: sets, of data and not of verdicts, that get these elements in
@@ -89,7 +89,7 @@ def by_set(elements: Iterable[Element]) -> dict[str, list[Element]]:
 
 
 def difference(change: Change) -> Delta:
-    """What has to be done for a change of some ports."""
+    """The Delta for a change of some ports."""
     (old_sets, old_chains, old_elements), (new_sets, new_chains, new_elements) = change
     return Delta(
         sets=[found for name, found in new_sets.items() if name not in old_sets],
@@ -128,7 +128,7 @@ def transactions(
 
 
 def _made(delta: Delta) -> list[Operation]:
-    """All chains before any rules, as rules of one may jump to another."""
+    """The operations that make sets and chains: all chains before any rules, as rules of one may jump to another."""
     chains = [chain for chain in delta.chains if chain.base is None]
     return [
         *([AddTable(TABLE)] if delta.replace else []),  # so that there is a table to delete
@@ -149,7 +149,7 @@ def _hooked(delta: Delta) -> Iterator[Operation]:
 
 
 def _cleared(delta: Delta) -> Iterator[Operation]:
-    """Chains may jump to each other, so all lose their rules first."""
+    """The operations that delete chains and sets: chains may jump to each other, so all are flushed first."""
     yield from (FlushChain(TABLE, name) for name in delta.former_chains)
     yield from (DeleteChain(TABLE, name) for name in delta.former_chains)
     yield from (DeleteSet(TABLE, name) for name in delta.former_sets)

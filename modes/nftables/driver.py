@@ -1,4 +1,4 @@
-"""nftables mode on this host."""
+"""The driver of nftables mode."""
 
 from __future__ import annotations
 

@@ -50,17 +50,17 @@ class TableState:
 
     @property
     def total(self) -> int:
-        """Elements and rules."""
+        """The number of elements and rules."""
         return self.size + self.rules.total()
 
     def start_over(self) -> None:
-        """Nobody needs anything, and nothing is written."""
+        """Begin with no needs and an empty table."""
         self.ownership = Ownership(self._settings, self.fragment)
         self.size = 0
         self.rules: Counter[str] = Counter()
 
     def begin(self) -> None:
-        """An apply begins: ports that could not be rendered may be tried again."""
+        """Note that an apply begins: ports that could not be rendered may be tried again."""
         self._left_out.clear()
         self.faults = {key: error for key, error in self.faults.items() if key in self.rejected}
 
@@ -77,7 +77,7 @@ class TableState:
             raise Unrenderable(key, error) from error
 
     def reject_fault(self, fault: Unrenderable) -> None:
-        """From now on the port holds nothing, and it is not rendered again during this apply."""
+        """Reject a port that cannot be rendered: it counts as empty, and is not rendered again during this apply."""
         error = fault.error
         self._left_out.add(fault.key)
         self.faults[fault.key] = error

@@ -1,4 +1,4 @@
-"""userspace mode on this host: a forwarder in processes of its own, and rules that lead to it.
+"""The driver of userspace mode: a forwarder in processes of its own, and rules that redirect to it.
 
 When the daemon ends its forwarder ends with it, so the Services are handed over to iptables mode's rules first: they
 serve until the next start, in whatever mode. Connections that are under way get a while to end.

@@ -43,11 +43,11 @@ class Handler(Abortable, Protocol):
 
 class Waiter(Abortable, Protocol):
     def timed_out(self) -> None:
-        """The time is over; the waiter has been taken out of the queue."""
+        """Called when the time is over and the waiter has been taken out of the queue."""
 
 
 class EventLoop:
-    """now: start of this round, in seconds of the monotonic clock. failures: handlers that raised an exception."""
+    """One thread's loop. now: start of this round, in seconds, monotonic. failures: handlers that raised."""
 
     def __init__(self) -> None:
         self.now = time.monotonic()
@@ -87,7 +87,7 @@ class EventLoop:
         heapq.heappush(self._timers, (when, next(self._order), call, owner))
 
     def timeout_queue(self, seconds: float) -> dict[Waiter, float]:
-        """Those who wait SECONDS, with the time at which each began. Add at the end; anybody may take one out.
+        """The queue of those who wait SECONDS, with the time at which each began. Add at the end; take out any.
 
         A wait that ends early costs next to nothing.
         """

@@ -27,7 +27,7 @@ log = logs.get("userspace")
 
 
 class ForwarderProcess:
-    """The Forwarder. Its processes run in the network namespace of the thread that makes them start.
+    """A Forwarder that runs worker processes, in the network namespace of the thread that makes them start.
 
     The lock is held for one request to the workers at a time.
     """
@@ -81,7 +81,7 @@ class ForwarderProcess:
         return workers.pids if workers is not None else ()
 
     def close(self) -> None:
-        """May be called again, and while other threads wait for an answer: they get an error at once."""
+        """End all workers. May be called again. Threads that wait for an answer get an error at once."""
         self._closed = True
         if (workers := self._workers) is not None:
             workers.kill()

@@ -22,7 +22,7 @@ class ListenersLost(KernelError):
 
 
 class ListenerTable:
-    """Used by one thread at a time; `port` by any.
+    """The open listeners of one family. Used by one thread at a time; `port` by any.
 
     closing: listeners that nobody wants any more but that a busy forwarder has not closed; `close` tries again.
     """

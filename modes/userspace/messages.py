@@ -58,14 +58,14 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Update(msgspec.Struct, frozen=True, tag=True):
-    """Answered by Updated."""
+    """A request to change listeners, answered by Updated."""
 
     family: Family
     changes: list[Change]
 
 
 class Count(msgspec.Struct, frozen=True, tag=True):
-    """Answered by Counted."""
+    """A request for the counters, answered by Counted."""
 
 
 class Updated(msgspec.Struct, frozen=True, tag=True):
@@ -87,7 +87,7 @@ T = TypeVar("T")
 
 
 def encode(message: Request | Answer) -> bytes:
-    """MESSAGE as it is sent."""
+    """The bytes of MESSAGE."""
     body = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(body)) + body
 

@@ -41,12 +41,12 @@ class Outcome:
     unserved: tuple[str, ...]
 
     def native(self) -> str:
-        """Text for iptables-restore, followed by the listeners as comments."""
+        """The rules as text for iptables-restore, followed by the listeners as comments."""
         notes = ["Listeners; their proxy ports are chosen at run time", *map(str, self.listeners), *self.unserved]
         return self.rules + "".join(f"# {note}\n" for note in notes)
 
     def json(self) -> dict[str, object]:
-        """For --format json."""
+        """The object of --format json."""
         return {
             "rules": self.rules,
             "listeners": [

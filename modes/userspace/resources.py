@@ -35,7 +35,7 @@ log = logs.get("userspace")
 
 
 class Resources:
-    """One of each for a whole worker."""
+    """The resources of a worker, one of each."""
 
     def __init__(self, settings: Settings, loop: EventLoop, descriptors: Descriptors) -> None:
         self.settings = settings

@@ -89,7 +89,7 @@ class TcpListener:
             self._batch, self._full = min(BATCH, 2 * self._batch), 0
 
     def abort(self) -> None:
-        """Nothing: the listener goes on with the next event."""
+        """Do nothing: the listener goes on with the next event."""
 
     # ---- inside
 

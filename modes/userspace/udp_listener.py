@@ -83,7 +83,7 @@ class UdpListener:
                 self.resources.loop.failed(error, session or self)
 
     def abort(self) -> None:
-        """Nothing: the listener goes on with the next event."""
+        """Do nothing: the listener goes on with the next event."""
 
     # ---- for sessions
 
@@ -93,7 +93,7 @@ class UdpListener:
         self._sessions.move_to_end(session.name)
 
     def forget(self, session: Session) -> bool:
-        """Remove SESSION; whether it was known."""
+        """Remove SESSION; returns whether it was known."""
         return self._sessions.pop(session.name, None) is not None
 
     # ---- inside

@@ -41,7 +41,7 @@ RECEIVE = 65_536
 
 
 class WorkerError(KernelError):
-    """A worker has ended, does not answer in time, or answered what is no answer."""
+    """A worker has ended, does not answer in time, or sent an invalid answer."""
 
 
 class AnswerOverdue(WorkerError):
@@ -74,7 +74,7 @@ class WorkerProcesses:
         return tuple(worker.pid for worker in self._workers)
 
     def running(self) -> bool:
-        """Whether all of them are."""
+        """Whether all workers are running."""
         return all(worker.running() for worker in self._workers)
 
     def unanswered_for(self) -> float:
@@ -83,7 +83,7 @@ class WorkerProcesses:
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
     def update(self, family: Family, part: dict[ListenerKey, Listener | None]) -> dict[ListenerKey, int | str]:
-        """Have all of them make the changes. Returns what Forwarder.update does. Raises WorkerError.
+        """Have all workers make the changes. Returns what Forwarder.update does. Raises WorkerError.
 
         One after another: the order in which they bind a port is the order by which the kernel numbers their sockets.
         """
@@ -98,7 +98,7 @@ class WorkerProcesses:
         return found
 
     def count(self, seconds: float) -> Statistics:
-        """The sum of their counters. Raises AnswerOverdue when they take longer than SECONDS, or WorkerError."""
+        """The sum of the workers' counters. Raises AnswerOverdue when they take longer than SECONDS, or WorkerError."""
         until = time.monotonic() + seconds
         total = Statistics()
         for worker in self._workers:
@@ -109,12 +109,12 @@ class WorkerProcesses:
         return total
 
     def kill(self) -> None:
-        """Kill them, so that whoever waits for an answer gets an error at once. May be called from any thread."""
+        """Kill all workers, so that whoever waits for an answer gets an error at once. From any thread."""
         for worker in self._workers:
             worker.kill()
 
     def end(self) -> tuple[int | None, ...]:
-        """End them for certain. Returns their exit statuses; None for one that the kernel has not ended yet."""
+        """Kill all workers and wait a little. Returns their exit statuses; None for one that has not ended yet."""
         self.kill()
         return tuple(worker.end() for worker in self._workers)
 

@@ -23,8 +23,10 @@ _log = logs.get("iptables")
 
 
 def clean(tables: Tables) -> Outcome:
-    """Remove all of it; nothing is written where there is nothing. Chains that other programs' rules jump to stay, and
-    so does what the kernel refuses to delete. Raises KernelError."""
+    """Remove all that kube-proxy and kproxy wrote; nothing is written where there is nothing.
+
+    Chains that other programs' rules jump to stay, and so does what the kernel refuses to delete. Raises KernelError.
+    """
     outcome = Outcome()
     Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save()), LIMITS[tables.backend]))
     return outcome

@@ -24,7 +24,7 @@ OUR_COMMENTS = (
 def repair_base(
     saved: Saved, base: Base, family: Family
 ) -> tuple[tuple[Section, ...], dict[tuple[str, str], list[str]]]:
-    """Compares SAVED with BASE. Returns what to write (a section a table, none when nothing is wrong), and the rules
+    """Compares SAVED with BASE. Returns what to write (a section per table, none when nothing is wrong), and the rules
     that each shared chain holds before those that must be last in it."""
     work: dict[str, _Lines] = defaultdict(_Lines)
     for (table, chain), rules in base.owned.items():

@@ -115,7 +115,7 @@ class Reconciliation:
         self._expected: dict[tuple[str, str], list[tuple[PortKey, str]]] = {where: [] for where in base.shared}
 
     def restores(self, ports: Iterable[tuple[PortKey, Fragment]]) -> Iterator[Restore]:
-        """Reads PORTS once, and yields restores before it has read all of them."""
+        """Yields the restores that make the kernel match PORTS, which it reads once, and not all before it yields."""
         sections, bodies = repair_base(self._saved, self._base, self._family)
         if sections:
             yield Restore(sections)

@@ -136,7 +136,10 @@ class Links:
     rewrite: dict[tuple[str, str], list[tuple[Owner, str]]] = field(default_factory=dict)
 
     def parts(self, table: str, add: bool = True, remove: bool = True) -> list[Part]:
-        """New rules go to the head: what must be last in a chain stays last. They come to stand in the order given."""
+        """The parts for one table.
+
+        New rules go to the head of their chain, in the order given, so that what must be last in it stays last.
+        """
         parts: list[Part] = []
         if remove:
             for chain, owner, rule in _of(table, self.remove):
@@ -176,8 +179,7 @@ class Batches:
             yield self._flush()
 
     def finish(self, links: Links, deletions: Iterable[Part]) -> Iterator[Restore]:
-        """The remaining restores: pending chains, links, and then the deletions, of chains that nothing jumps to by
-        then."""
+        """The remaining restores: pending chains, links, and deletions of chains that nothing jumps to any more."""
         gone = list(deletions)
         if self._cut or self._size + sum(len(part.delete) for part in gone) > self._limit:
             if self._pending:
