@@ -25,7 +25,6 @@ ROOT_FOLDERS = frozenset(
         "ipvs",
         "lab",
         "restart",
-        "saboteur",
         "switching",
         "takeover",
         "traffic",

@@ -1,8 +1,6 @@
 """Notices that the configuration file changed, and says what a new configuration asks of a running daemon.
 
-A look at the file is one stat(2), so no inotify is needed, of which a node may run out; and it sees a ConfigMap's
-volume, where the file stays a link to `..data/NAME` and only that link is exchanged. A file that is being written is
-left alone until two looks in a row find it the same.
+How a change of the file is noticed is `kproxy.sources.file_watcher`'s; the file may be a link in a ConfigMap's volume.
 
 Most fields are read whenever they are needed, so new values only have to replace the old ones; `MADE_WITH` has those
 for which that is not enough.
@@ -10,20 +8,18 @@ for which that is not enough.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from operator import attrgetter
-from pathlib import Path
 
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options
 from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig
+from kproxy.sources.file_watcher import FileWatcher
 
 POLL_SECONDS = 0.5
-
-Signature = tuple[int, int, int, int] | None
+"""How often to look at the file, and how long it has to stay the same before it is read."""
 
 
 class ConfigFile:
@@ -40,12 +36,11 @@ class ConfigFile:
         # Compared with each new content. The file may be another one already since it was first read.
         self._config = options.config
         self._problems: tuple[str, ...] = ()
-        self._seen: Signature = None
-        self._read: Signature = None
         self._news: Options | InvalidConfig | None = None
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._stage = containment.stage("config-file", "the configuration in force stays; the file is looked at again")
+        self._watcher: FileWatcher | None = None
+        self._stage = containment.stage("config-file", "the configuration in force stays; the file is read again")
         self._thread = threading.Thread(target=self._run, name="config", daemon=True)
 
     def start(self) -> None:
@@ -53,6 +48,8 @@ class ConfigFile:
 
     def stop(self) -> None:
         self._stopping.set()
+        if (watcher := self._watcher) is not None:
+            watcher.stop()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -71,19 +68,16 @@ class ConfigFile:
         self._stage.supervise(self._follow, self._stopping)
 
     def _follow(self) -> None:
-        while not self._stopping.wait(POLL_SECONDS):
-            self.look()
-            self._stage.succeeded()
+        with FileWatcher([self._path], poll_seconds=POLL_SECONDS, settle_seconds=POLL_SECONDS) as watcher:
+            self._watcher = watcher
+            if self._stopping.is_set():  # it may have been set just before there was a watcher to stop
+                return
+            for _ in watcher.changes():
+                self.reread()
+                self._stage.succeeded()
 
-    def look(self) -> None:
-        """Check the file once: it is read if it is new since the last reading and the same as at the last check."""
-        found = _signature(self._path)
-        settled, self._seen = found == self._seen, found
-        if settled and found != self._read:
-            self._consider()
-            self._read = found
-
-    def _consider(self) -> None:
+    def reread(self) -> None:
+        """Read the file, and note what it says if that is news."""
         try:
             options = self._reread()
         except InvalidConfig as error:
@@ -101,15 +95,6 @@ class ConfigFile:
         with self._lock:
             self._news = news
         self._wake()
-
-
-def _signature(path: Path) -> Signature:
-    """A value that every change of the file changes, links followed; None while there is no file."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 MADE_WITH = {

@@ -53,7 +53,7 @@ INTERFACES = (
 
 ELSEWHERE = {
     "ApiSink.post": "tests/events/test_recorder.py",
-    "ConfigFile.look": "tests/sync/test_config_file.py",
+    "ConfigFile.reread": "tests/sync/test_config_file.py",
     "Servers.rebind": "tests/dropin/test_reload.py",
     "KernelConntrack.delete": "tests/sync/test_post_sync.py",
     "KernelIpSets.create": "tests/kernel/test_ipsets.py",

@@ -18,6 +18,8 @@ from kproxy.model.plans import Family
 from kproxy.netfilter.kernel import KernelNftables
 from tests.saboteur.daemons import RunningDaemon
 
+pytestmark = pytest.mark.root
+
 V4, V6 = Family.IPV4, Family.IPV6
 WITHIN = 1.0
 """Seconds in which a change has to be programmed (asked for in the design: within a second)."""
