@@ -55,7 +55,7 @@ class ConfigFile:
 
     @property
     def pending(self) -> bool:
-        """Whether the file has changed since the last `take`."""
+        """Whether `take` would return news."""
         return self._news is not None
 
     def take(self) -> Options | InvalidConfig | None:
