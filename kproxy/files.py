@@ -1,4 +1,4 @@
-"""Reads files that somebody else names: configuration, manifests, credentials. Only regular files, and of bounded size.
+"""Reads files whose paths users give: configuration, manifests, credentials. Only regular files, and of bounded size.
 
 A named pipe or a device blocks whoever opens or reads it, for ever if need be, and /dev/zero has no end. So a file is
 opened without waiting and judged by what was really opened, after all links; only a regular one is read.
@@ -28,7 +28,7 @@ _KINDS = {
 def read_file(path: str | PathLike[str], largest: int = LARGEST) -> bytes:
     """The content of the regular file PATH, links followed.
 
-    Raises OSError, whose strerror says why, as open(2) does; also when PATH is no regular file, or holds more than
+    Raises OSError, whose strerror says why, as open(2) does; also when PATH is not a regular file, or holds more than
     LARGEST bytes.
     """
     with _opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
@@ -39,13 +39,13 @@ def read_file(path: str | PathLike[str], largest: int = LARGEST) -> bytes:
 
 
 def check_file(path: str | PathLike[str]) -> None:
-    """Raise OSError, as `read_file` does, when PATH is no regular file or may not be read."""
+    """Raise OSError, as `read_file` does, when PATH is not a regular file or may not be read."""
     with _opened(path):
         pass
 
 
 def is_irregular(path: str | PathLike[str]) -> bool:
-    """Whether PATH exists and is no regular file, for code of others that is going to read it."""
+    """Whether PATH exists and is not a regular file; to be asked before a library reads it."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):

@@ -69,7 +69,7 @@ class TokenBucket:
 
 
 class RateLimiter:
-    """Lets threads wait for their turn: clientConnection.qps and .burst. A `qps` of 0 or less is no limit."""
+    """Lets threads wait for their turn: clientConnection.qps and .burst. A `qps` of 0 or less means no limit."""
 
     def __init__(
         self,

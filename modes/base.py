@@ -22,7 +22,7 @@ class Outcome:
     abandoned: frontends found in the kernel that belong to no Service any more (stale UDP flows to them are deleted).
     rules_total, rules_written: per table, for the metrics; bytes_written and transactions for benchmarks.
     repaired: a full check found differences that were not asked for (somebody else edited or flushed).
-    faults: ports that could not be rendered because of an exception that nobody foresaw; they are in `rejected` too.
+    faults: ports that could not be rendered because of an unexpected exception; they are in `rejected` too.
     """
 
     rejected: dict[PortKey, str] = field(default_factory=dict)

@@ -67,7 +67,7 @@ def detect_local(config: KubeProxyConfiguration, family: Family, node: NodeInfo)
 
 
 def excluded_networks(config: KubeProxyConfiguration) -> tuple[str, ...]:
-    """The networks whose virtual servers are somebody else's, in any mode, without host bits."""
+    """The networks of ipvs.excludeCIDRs, whose virtual servers belong to others, in any mode; without host bits."""
     return tuple(cidr for text in config.ipvs.exclude_cidrs if (cidr := canonical_cidr(text)))
 
 

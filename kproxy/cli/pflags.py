@@ -105,7 +105,7 @@ def _is_known(arg: str, help_names: Iterable[str]) -> bool:
 
 
 def _split(arg: str) -> tuple[str, str, str]:
-    """Return the name, "=" when there is a value, and the value; an empty name for what is no flag."""
+    """Return the name, "=" when there is a value, and the value; an empty name for what is not a flag."""
     if arg.startswith("--"):
         name, equals, value = arg[2:].partition("=")
         return name.replace("_", "-"), equals, value

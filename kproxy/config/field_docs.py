@@ -91,7 +91,7 @@ FIELD_DOCS: Mapping[str, FieldDoc] = {
     "winkernel.enableDSR": _idle(_WINDOWS),
     "winkernel.rootHnsEndpointName": _idle(_WINDOWS),
     "winkernel.forwardHealthCheckVip": _idle(_WINDOWS),
-    "detectLocalMode": FieldDoc("how this node's pods are told apart; NodeCIDR waits for the Node's pod CIDR"),
+    "detectLocalMode": FieldDoc("how this node's pods are recognised; NodeCIDR waits for the Node's pod CIDR"),
     "detectLocal.bridgeInterface": FieldDoc("the pods' bridge, for BridgeInterface"),
     "detectLocal.interfaceNamePrefix": FieldDoc("how pods' interfaces begin, for InterfaceNamePrefix"),
     "clusterCIDR": FieldDoc("the pods' CIDR, or one of each family with a comma between, for ClusterCIDR"),

@@ -27,8 +27,8 @@ _OMIT_STANDARD = {"userspace": Userspace()}
 
 
 class Loaded(NamedTuple):
-    """A complete, valid configuration, and a line for each field of its file that is unknown, stands twice, or has a
-    wrong value which nothing uses."""
+    """A complete, valid configuration, and a line for each field of its file that is unknown, appears twice, or has an
+    invalid value that is not used."""
 
     config: KubeProxyConfiguration
     unknown: tuple[str, ...]

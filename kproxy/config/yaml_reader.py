@@ -1,4 +1,4 @@
-"""Reads YAML that somebody else wrote, whatever is in it. Pure.
+"""Reads untrusted YAML safely, whatever is in it. Pure.
 
 PyYAML's own loader crashes the process on deep nesting, and raises whatever Python raises on numbers and tags that make
 no sense. Here all of that is a YamlError with a place and a reason.
@@ -25,7 +25,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
 
 
 class YamlError(Exception):
-    """Why a text is no usable YAML. line, column: of the place, counted from 1; 0 when that is unknown."""
+    """Why a text is not usable YAML. line, column: the place, counted from 1; 0 when it is unknown."""
 
     def __init__(self, reason: str, line: int = 0, column: int = 0) -> None:
         self.reason, self.line, self.column = one_line(reason), line, column

@@ -31,7 +31,7 @@ class Conntrack(Interface):
         """
 
     def delete(self, flows: Iterable[Flow]) -> int:
-        """Delete exactly these entries. Returns how many still existed; one that has gone is no error.
+        """Delete exactly these entries. Returns how many still existed; one that has gone is not an error.
 
         Raises KernelError when one could not be deleted; some of the others may have been.
         """

@@ -85,7 +85,7 @@ class ApiSink:
 class EventRecorder:
     """Posts notices as Events to `sink`, from a thread of its own.
 
-    node: this node's name. containment: contains what nobody foresaw, at the cost of the notice that it is about.
+    node: this node's name. containment: contains unexpected errors, which cost only the notice concerned.
     count: called with the outcome of each Event and of each update of a series. capacity: notices that may wait.
     """
 

@@ -101,7 +101,7 @@ def _ipv6_works() -> bool:
 class Listener:
     """One address with the handler of its requests. Every method must be called in the loop's thread.
 
-    backoff: the waits between attempts to open. stage: contains what nobody foresaw while opening. on_failure: called
+    backoff: the waits between attempts to open. stage: contains unexpected errors while opening. on_failure: called
     with the error, once, when the address cannot be opened; it is tried again until it can.
     """
 

@@ -66,7 +66,7 @@ class Runner(Protocol):
     def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
         """Run ARGV to its end, at most TIMEOUT seconds; STDIN None means an empty input.
 
-        A command that fails is no error here; see the status. Raises CommandError when the command cannot be started
+        A command that fails does not raise; see the status. Raises CommandError when the command cannot be started
         (status MISSING when there is no such command), and when it was killed because it took too long (TIMED_OUT) or
         printed too much (TOO_LONG).
         """

@@ -1,6 +1,6 @@
 """The kernel's ipsets over netlink: reading them, and changing them in batches.
 
-Decides: how entries are batched, which refusals are no errors, and what happens when a set is full. Leaves out: the
+Decides: how entries are batched, which refusals are harmless, and what happens when a set is full. Leaves out: the
 bytes (`kproxy.kernel.ipset_codec`). Entries are the text that ipset(8) prints: "10.96.0.1,tcp:443", "30080",
 "10.0.0.1,udp:53,10.0.0.1", "203.0.113.1,tcp:80,10.0.0.0/8". Sources: include/uapi/linux/netfilter/ipset/ip_set.h,
 ipset(8).
@@ -63,13 +63,13 @@ class IpSets(Protocol):
         """Create sets; one that exists with the same type and family stays as it is. Raises NetlinkError."""
 
     def apply(self, changes: Iterable[Change]) -> Mapping[Change, NetlinkError]:
-        """Apply all changes in order; an entry that is there already, or gone already, is no error.
+        """Apply all changes in order; adding an entry that exists or deleting one that does not is not an error.
 
         Returns what the kernel refused; the others are done. Raises NetlinkError when the kernel cannot be reached.
         """
 
     def destroy(self, names: Iterable[str]) -> dict[str, NetlinkError]:
-        """Destroy sets; one that does not exist is no error. Returns those that stay, as a rule still uses them."""
+        """Destroy sets; one that does not exist is not an error. Returns those that stay, as a rule still uses them."""
 
 
 class KernelIpSets:

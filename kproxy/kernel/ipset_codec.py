@@ -165,7 +165,7 @@ def _byte(kind: int, value: int) -> bytes:
 
 
 def entry(text: str) -> bytes:
-    """The attributes of an entry. Raises ValueError for text that is no entry of one of the types here.
+    """The attributes of an entry. Raises ValueError for text that is not an entry of one of the types here.
 
     10.0.0.1 | 30080 | 10.0.0.1,tcp:80 | 10.0.0.1,tcp:80,10.0.0.2 | 10.0.0.1,tcp:80,10.0.0.0/8, the last one also
     followed by " nomatch", as ipset(8) marks an exception.

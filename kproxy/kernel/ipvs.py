@@ -1,6 +1,6 @@
 """The kernel's IPVS over generic netlink: reading it, and changing it in batches.
 
-Decides: which requests answer a question, and which refusals are no errors. Leaves out: the bytes and what they mean
+Decides: which requests answer a question, and which refusals are harmless. Leaves out: the bytes and what they mean
 (`kproxy.kernel.ipvs_codec`).
 Sources: include/uapi/linux/ip_vs.h, net/netfilter/ipvs/ip_vs_ctl.c, ipvsadm(8).
 """
@@ -42,12 +42,12 @@ class Ipvs(Protocol):
         """All virtual servers of FAMILY that have an address and a port, whoever made them. Raises KernelError."""
 
     def reals(self, server: ServerKey) -> dict[RealKey, RealState]:
-        """The real servers of one virtual server; empty when there is no such one. Raises NetlinkError."""
+        """The real servers of one virtual server; empty when it does not exist. Raises NetlinkError."""
 
     def apply(self, operations: Sequence[Operation]) -> dict[int, NetlinkError]:
         """Apply all operations in order. Returns what the kernel refused, by index; the others are done.
 
-        A DELETE of what is gone already is no error. Raises NetlinkError when the kernel cannot be reached: then it is
+        Deleting what is gone already is not an error. Raises NetlinkError when the kernel cannot be reached: then it is
         unknown how many are done.
         """
 

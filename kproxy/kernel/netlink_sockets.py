@@ -53,7 +53,7 @@ GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_VERSION = 0x10, 3, 2
 CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME = 1, 2
 
 MALFORMED = (ValueError, LookupError, struct.error)
-"""What the decoders of this package raise for bytes that are no answer to what was asked."""
+"""What the decoders of this package raise for bytes that are not an answer to the request."""
 
 Part = tuple[int, int, bytes]
 """A request: message type, flags, payload."""
@@ -185,7 +185,7 @@ class Socket:
     def ask_many(self, parts: Sequence[Part], request: str, ignore: Iterable[int]) -> list[tuple[int, Message]]:
         """Send PARTS in one system call and wait for the acknowledgement of each.
 
-        Returns (index of the part, answer) pairs: answers that are no acknowledgement, and the failures whose errno is
+        Returns (index of the part, answer) pairs: answers other than acknowledgements, and the failures whose errno is
         in `ignore`. Raises NetlinkError at any other failure. PARTS: few enough for their answers to fit the buffer.
         """
         first, tolerated = self._reserve(len(parts)), frozenset(ignore)

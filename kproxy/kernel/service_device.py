@@ -41,7 +41,7 @@ class ServiceAddresses(Protocol):
     def change(self, add: Collection[str], remove: Collection[str]) -> Mapping[str, NetlinkError]:
         """Add addresses to the device, as /32 or /128 without a prefix route, and remove others.
 
-        One that is there already, or gone already, is no error. Returns what the kernel refused; the rest is done.
+        To add one twice, or remove a missing one, is not an error. Returns what the kernel refused; the rest is done.
         Raises NetlinkError when the kernel cannot be reached.
         """
 

@@ -275,7 +275,7 @@ class _Generator:
 
 
 def _pod(data: bytes) -> str:
-    """The pod that answered. Raises ValueError if that is no answer of the lab's servers."""
+    """The pod that answered. Raises ValueError if it is not an answer of the lab's servers."""
     if not data:
         raise ValueError("closed without an answer")
     return str(json.loads(data)["pod"])

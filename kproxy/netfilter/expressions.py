@@ -194,7 +194,7 @@ _NESTED_DATA = {
 def canonical(listed: bytes) -> Expressions:
     """A rule's list of expressions in canonical form, whoever encoded it: this module, nft or the kernel.
 
-    Raises ValueError when it is no list of expressions.
+    Raises ValueError when it is not a list of expressions.
     """
     found = []
     for _, expression in netlink.each_attribute(listed):

@@ -42,7 +42,7 @@ table from its start for every 32 KiB that it lists: 0.1 s for 50,000, 1.8 s for
 (Linux 6.18)."""
 
 MALFORMED = (ValueError, KeyError, IndexError, OverflowError, struct.error)
-"""What decoding bytes raises that are no message of nf_tables."""
+"""What decoding raises for bytes that are not a message of nf_tables."""
 
 Expected = int | Callable[[], int | None] | None
 """The generation that the kernel must be at, None for any. A callable is asked when all else is ready; what it raises

@@ -85,7 +85,7 @@ class Transactions:
         by_portid: bool,
         detailed: bool = False,
     ) -> None:
-        """is_ours: whether a process id (with by_portid a netlink port id) is our own.
+        """is_ours: whether a process id (by_portid: a netlink port id) is our own.
         tables: the (family, table) pairs to follow; relevant: which events in those matter. detailed: reports every
         event, with its elements, and a transaction with too many events as unknown; else a few different events."""
         self._is_ours, self._relevant, self._by_portid = is_ours, relevant, by_portid
@@ -196,7 +196,7 @@ class Monitor:
         return found
 
     def forget(self) -> None:
-        """Drops what was not read yet: the caller is about to compare everything anyway."""
+        """Drops what was not read yet, as the caller is about to compare everything."""
         self._transactions.reset()
         for _ in range(READ_AT_ONCE):
             try:

@@ -54,7 +54,7 @@ def encode(family: Family, spec: Set) -> bytes:
 
 
 def set_of(attributes: Mapping[int, bytes]) -> Set | None:
-    """Decodes a listed set; None when it is of another form than any of ours."""
+    """Decodes a listed set; None when kproxy has no set of that form."""
 
     def number(type: int) -> int:
         return netlink.to_int(attributes.get(type, b""))
@@ -109,7 +109,7 @@ def _type_id(types: Sequence[Type]) -> int:
 
 
 def _types(number: int) -> tuple[Type, ...] | None:
-    """The types that NUMBER stands for; None when one of them is none of ours."""
+    """The types that NUMBER stands for; None when kproxy does not use one of them."""
     found: list[Type] = []
     while number:
         type_ = TYPE_OF.get(number & ((1 << TYPE_BITS) - 1))

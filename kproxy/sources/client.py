@@ -238,14 +238,14 @@ def _mapped(request: str) -> Iterator[None]:
     try:
         yield
     except ReadTimeoutError as error:
-        raise SourceError(f"{request}: timed out waiting for the server") from error
+        raise SourceError(f"{request}: no answer in time") from error
     except (HTTPError, OSError, http.client.HTTPException, ValueError, AttributeError) as error:
         # AttributeError: http.client's, when another thread shut the socket under it.
         raise SourceError(f"{request}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """Why a request failed, by the type of what is at the bottom of ERROR: libraries wrap it and word it their way."""
+    """Why a request failed, in our own words, by the type of the innermost cause of ERROR."""
     found = [*_causes(error)]
     for cause in found:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -264,7 +264,7 @@ def _reason(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """ERROR and what it came from: as its cause, as the reason that urllib3 keeps, or in its arguments."""
+    """ERROR and its causes: __cause__, the reason that urllib3 keeps, or exceptions in its arguments."""
     waiting, seen = [error], set[int]()
     while waiting:
         each = waiting.pop(0)

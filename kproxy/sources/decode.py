@@ -138,7 +138,7 @@ class Decoder:
         self.kind = kind
 
     def page(self, body: bytes) -> Page:
-        """The page of a list in BODY. Raises SourceError when BODY is no list."""
+        """The page of a list in BODY. Raises SourceError when BODY is not a list."""
         try:
             found = _typed_lists[self.kind].decode(body)
         except _UNDECODABLE:

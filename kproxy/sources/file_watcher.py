@@ -78,7 +78,7 @@ def reason(error: OSError) -> str:
 def _folder(folder: Path) -> Files:
     found: Files = {}
     for path in [folder / name for name in sorted(os.listdir(folder)) if _is_listed(name)]:
-        # A file that vanished since the folder was listed is no error, only gone.
+        # A file that vanished since the folder was listed is not an error, only gone.
         with contextlib.suppress(FileNotFoundError):
             if not path.is_dir():
                 found[path] = _signature(path)

@@ -104,7 +104,7 @@ class _File:
 class ManifestSource:
     """Follows manifests in a thread of its own, and puts into a sink: first a Listed of each kind, then what changes.
 
-    After an exception that nobody foresaw it begins again with the lists.
+    After an unexpected exception it begins again with the lists.
     """
 
     def __init__(self, paths: Sequence[str | PathLike[str]] | str | PathLike[str], containment: Containment) -> None:

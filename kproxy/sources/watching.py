@@ -73,7 +73,7 @@ class Watcher:
         random: Random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """stage: contains exceptions that nobody foresaw; the watcher then begins again with a list."""
+        """stage: contains unexpected exceptions; the watcher then begins again with a list."""
         self._client, self._resource, self._kind = client, resource, resource.kind
         self._stage, self._timing, self._random, self._clock = stage, timing, random, clock
         self._decoder = Decoder(resource.kind)
@@ -245,7 +245,7 @@ class Watcher:
         self._failures += 1
         status = error.status if isinstance(error, ApiError) else 0
         wait = self._backoff.next(error.retry_after if isinstance(error, ApiError) else 0.0)
-        # Idle connections are cut everywhere; a watch that is resumed at once is no news.
+        # Idle connections are cut everywhere; a watch that is resumed at once is not worth a warning.
         reason = status or str(error)
         news = reason != self._warned and (self._failures > 1 or not self._listed)
         fields = {"kind": self._kind, "err": error, "attempt": self._failures, "retry_in": round(wait, 2)}

@@ -152,7 +152,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
 @dataclass(slots=True)
 class Identity:
-    """The identity of this process, which every page reads anew, since a reload changes it.
+    """The identity of this process, which every page reads again, since a reload changes it.
 
     mode: the proxy mode in use. config: the effective KubeProxyConfiguration, as JSON values. flags: every flag of the
     command line with its value as text.

@@ -131,8 +131,10 @@ class ActiveMode:
             proxier.resume()
 
     def finish(self, seconds: float) -> None:
-        """Stop, and do what the mode leaves to do when it ends; a family that does not stop within `seconds` is left
-        as it is. A failure is logged: there is no later try."""
+        """Stop, then have the driver finish, which may hand the Services over to other rules.
+
+        A family that does not stop within `seconds` is left as it is. A failure is logged: there is no later try.
+        """
         self.stale_rules.stop(0.0)
         until = time.monotonic() + seconds
         for proxier in self.proxiers.values():

@@ -49,8 +49,8 @@ class ClusterSource:
     def replace(self, options: Options) -> None:
         """Follow what other options name from now on.
 
-        Where that cannot begin (credentials that were there a moment ago are gone), `retry` tries again; the cluster
-        stays as it is known meanwhile.
+        If that fails (credentials that were there a moment ago are gone), `retry` tries again; meanwhile the last known
+        state of the cluster stays in use.
         """
         self._options = options
         self.close()

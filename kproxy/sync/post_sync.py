@@ -115,7 +115,7 @@ class FamilyPostSync:
         self._ports.update(self._family, health_checks(plans), health_check_ips(self._config(), node))
 
     def _delete_stale_flows(self, plans: FamilyPlans, node: NodeInfo) -> None:
-        """After the rules, never before: a packet in between would make the stale entry anew."""
+        """Delete stale flows, after the rules and never before: a packet in between would create the entry again."""
         try:
             done = self._conntrack_stage.attempt(lambda: self._reconcile(plans, node, self._abandoned), None)
         except KernelError as error:

@@ -79,7 +79,7 @@ class PostSync(Protocol):
         """A sync ended well."""
 
     def retry(self, plans: FamilyPlans, node: NodeInfo) -> None:
-        """Do again what failed, if its wait is over. Called often."""
+        """Retry what failed, if its wait is over. Called often."""
 
 
 class Proxier:
@@ -227,7 +227,7 @@ class Proxier:
             self._sync(work)
 
     def _look_for_drift(self) -> None:
-        """Have everything checked if somebody else changed the kernel since the last sync, or nobody can tell."""
+        """Have everything checked if others changed the kernel since the last sync, or if that is unknown."""
         now = self._clock.monotonic()
         if self._schedule.suspected or now < self._drift_at:
             return
@@ -252,7 +252,7 @@ class Proxier:
             self._report_stage.attempt(lambda: self._observer.drifted(self.family), None)
 
     def _keep_house(self) -> None:
-        """Let the mode do what is due without any change, and do again what failed after a sync."""
+        """Let the mode do what is due without any change, and retry what failed after a sync."""
         now = self._clock.monotonic()
         self._post_sync_stage.attempt(lambda: self._post_sync.retry(self._plans, self._node), None)
         if self._housekeeping_at is None or now < self._housekeeping_at:

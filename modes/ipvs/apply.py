@@ -171,7 +171,7 @@ class IpvsDataplane:
         return changed, Objects(servers, entries, addresses)
 
     def _fragment(self, key: PortKey, plan: ServicePlan | None) -> Fragment:
-        """What a plan needs, NOTHING for none. Raises RenderFault."""
+        """The Fragment that a plan needs, NOTHING for no plan. Raises RenderFault."""
         if plan is None:
             return NOTHING
         try:

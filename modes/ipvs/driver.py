@@ -83,7 +83,7 @@ def prepare_ipvs(runner: Runner, config: KubeProxyConfiguration) -> None:
 
 
 def _load_modules(runner: Runner, *names: str) -> None:
-    """Best effort: what is built in needs none, and what is missing is noticed when it is used."""
+    """Load kernel modules, best effort: what is built in needs none, what is missing is noticed when it is used."""
     modprobe = runner.which("modprobe")
     if modprobe is None:
         return

@@ -54,7 +54,7 @@ class KernelState:
 
 
 class Ours:
-    """The keys of our virtual servers, told from those of others by what else the kernel holds.
+    """The keys of our virtual servers, distinguished from others' by what else the kernel holds.
 
     A virtual server is ours when its address is on kube-ipvs0, or in the set of the addresses that should be; when our
     sets have its address, protocol and port; or when its address is the node's and our sets have its protocol and port

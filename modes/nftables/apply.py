@@ -261,7 +261,7 @@ class NftablesDataplane:
         self._read_at = self._clock()
 
     def _take_all(self, wanted: Mapping[PortKey, ServicePlan], believed: bool) -> None:
-        """Takes over all plans. The places where they differ from what was written are no edits of others."""
+        """Takes over all plans. The places where they differ from what was written do not count as edits of others."""
         if believed:
             change = self._held.ownership.change(*self._held.take(wanted, self._held.differing(wanted, None)))
             self._expected.update(difference(change).places)

@@ -98,7 +98,7 @@ def _policy_local(anywhere: Final | None, here: Final | None, settings: Settings
 
 
 def _from_pod(settings: Settings, negate: bool = False) -> Match | None:
-    """Matches packets from pods of this cluster (or all others); None when these cannot be told apart."""
+    """Matches packets from pods of this cluster (or all others); None when the two cannot be distinguished."""
     detect = settings.detect_local
     if detect.by is DetectLocalBy.CIDR:
         return AddressIn(Field.SADDR, detect.value, negate)

@@ -23,7 +23,7 @@ NOTHING = Fragment()
 
 
 class Unrenderable(Exception):
-    """Rendering KEY raised ERROR, which nobody foresaw."""
+    """Rendering KEY raised ERROR, an unexpected exception."""
 
     def __init__(self, key: PortKey, error: Exception) -> None:
         super().__init__(f"{key}: {error!r}")
@@ -31,7 +31,7 @@ class Unrenderable(Exception):
 
 
 class TableState:
-    """The state of a table, which changes with what is written.
+    """What a table is believed to hold, updated with every write.
 
     plans: what was asked for. rejected: the ports that hold nothing because the kernel refused them or they could not
     be rendered, with one line of why. faults: the latter, with what rendering raised.

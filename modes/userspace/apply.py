@@ -134,7 +134,7 @@ class UserspaceDataplane:
         return outcome
 
     def _misdirected(self, keys: Iterable[PortKey]) -> set[PortKey]:
-        """Those whose rules redirect to a proxy port that is not theirs any more: it may be another's by now."""
+        """The ports whose rules redirect to a proxy port that they no longer own, which another may own by now."""
         return {
             key
             for key in keys

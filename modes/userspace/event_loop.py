@@ -33,7 +33,7 @@ log = logs.get("userspace")
 
 class Abortable(Protocol):
     def abort(self) -> None:
-        """Release everything, after an exception that nobody foresaw. What else follows from it must not raise."""
+        """Release everything, after an unexpected exception. What else follows from it must not raise."""
 
 
 class Handler(Abortable, Protocol):

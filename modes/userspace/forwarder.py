@@ -119,7 +119,7 @@ class ForwarderProcess:
 
     @contextlib.contextmanager
     def _losing(self) -> Iterator[None]:
-        """End all workers when one of them fails, as it is not known what they did of the request."""
+        """End all workers when one of them fails, as it is unknown how much of the request they did."""
         try:
             yield
         except WorkerError as error:

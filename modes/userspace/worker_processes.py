@@ -1,6 +1,6 @@
 """The forwarder's worker processes as the daemon controls them: started, asked and ended together.
 
-Whatever a worker does wrong (it ends, is silent, or sends what is no answer) is a WorkerError; the caller ends all of
+Whatever a worker does wrong (it ends, is silent, or sends an invalid answer) is a WorkerError; the caller ends all of
 them then. Leaves out: restarting them, and who may ask when (kproxy.modes.userspace.forwarder).
 """
 

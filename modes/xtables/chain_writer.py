@@ -39,7 +39,7 @@ source."""
 
 
 class RenderFault(Exception):
-    """Rendering the port KEY raised an exception that nobody foresaw, `error`."""
+    """Rendering the port KEY raised `error`, an unexpected exception."""
 
     def __init__(self, key: PortKey, error: Exception) -> None:
         super().__init__(f"{key}: {fault_reason(error)}")
@@ -63,7 +63,7 @@ class Drift(Protocol):
         """Note that the tables are about to be read: that read will see what others changed before this moment."""
 
     def wrote(self) -> None:
-        """Note that this dataplane has written: what it wrote is no drift."""
+        """Note that this dataplane has written: its own writes are not drift."""
 
     def changed(self) -> bool:
         """Whether others changed the tables since `reading`; also true when that is unknown."""
