@@ -60,7 +60,7 @@ class Change(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What some ports need that earlier ports did not need. shared: addresses, by the set that needs elements for them."""
+    """What some ports need that earlier ports did not need. shared: addresses, by the set that needs them."""
 
     claims: list[Claim]
     shared: dict[str, list[str]]
