@@ -67,7 +67,7 @@ def test_every_command_has_its_libraries(image: Image, command: str) -> None:
 def test_a_command_that_is_not_for_containers_says_so(image: Image, command: str, library: str) -> None:
     done = run(image.root, ["kproxy", command])
     assert done.returncode == 1
-    assert done.stderr == f"kproxy: error: {command} needs the library {library}, which is not here\n"
+    assert done.stderr == f"kproxy: error: {command} needs the library {library}, which is not installed\n"
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from kproxy.kernel.netlink_sockets import Socket
 from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import choose_backend, wait_for
 from kproxy.netfilter.notifications import NFNLGRP_NFTABLES
-from tests.image.test_starts import SLICE, Pod, Start
+from tests.image.test_starts import SLICE, Pod, Start, start
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
+
+__all__ = ["start"]  # the fixture
 
 SOON = 60
 REPAIRS = "kproxy_foreign_changes_repaired_total"
