@@ -105,7 +105,8 @@ class RunningDaemon:
 
     def programs(self, number: int, family: Family, seconds: float = SOON) -> bool:
         """Whether Service web-NUMBER's cluster IP is in the kernel within `seconds`."""
-        ip = re.compile(re.escape(cluster_ip(number, family)) + r"(?![\da-f.:]*[\da-f])")
+        more = r"(?![\d.])" if family is Family.IPV4 else r"(?![\da-f:])"
+        ip = re.compile(re.escape(cluster_ip(number, family)) + more)
         return wait_for(lambda: ip.search(self.rules(family)) is not None, seconds, 0.05)
 
     def get(self, path: str, port: int = METRICS) -> tuple[int, str]:
