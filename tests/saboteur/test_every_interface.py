@@ -198,7 +198,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             log.removeHandler(handler)
 
 
-IN_THE_GUEST = {"HostTables.restore", "Socket.dump", "KernelConntrack.flows", "LiveAddresses.changed"}
+IN_THE_GUEST = {"Socket.dump", "KernelConntrack.flows", "LiveAddresses.changed"}
 """What is sabotaged in IPVS mode besides its own calls; the rest is as in iptables mode, and the guest is slow."""
 CASES = [
     pytest.param(
