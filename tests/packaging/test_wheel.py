@@ -98,4 +98,4 @@ def test_the_wheel_has_both_commands(wheel: Path) -> None:
 def test_the_sdist_holds_the_modes_once(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = ["/".join(name.split("/")[1:]) for name in archive.getnames()]
-    assert [name for name in names if name.endswith("iptables/fragments.py")] == ["modes/xtables/fragments.py"]
+    assert [name for name in names if name.endswith("iptables/render.py")] == ["modes/iptables/render.py"]
