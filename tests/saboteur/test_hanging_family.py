@@ -13,6 +13,8 @@ import pytest
 
 from kproxy.config.fields import ProxyMode
 from kproxy.kernel.commands import Commands
+from kproxy.kernel.ipvs import KernelIpvs
+from kproxy.kernel.ipvs_codec import Operation
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
 from kproxy.netfilter.kernel import KernelNftables
@@ -63,6 +65,10 @@ def of_netlink(family: Family, kernel: KernelNftables, asked: Family, *rest: Any
     return asked is family
 
 
+def of_ipvs(family: Family, kernel: KernelIpvs, operations: Sequence[Operation]) -> bool:
+    return any((":" in operation.server.key.address) is (family is V6) for operation in operations)
+
+
 @pytest.fixture
 def space() -> Iterator[Namespace]:
     if reason := unavailable():
@@ -78,6 +84,7 @@ def hang(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Han
     made.wrap(Commands, "run", of_command)
     for name in ("apply", "listing"):
         made.wrap(KernelNftables, name, of_netlink)
+    made.wrap(KernelIpvs, "apply", of_ipvs)
     return made
 
 
