@@ -120,7 +120,7 @@ def test_only_the_latest_news_counts(followed: Followed) -> None:
 
 
 def test_options_without_a_file_cannot_be_followed() -> None:
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="from a file"):
         ConfigFile(Options(files.from_text(HEADER), "node1"), lambda: None, Containment(SystemClock()))
 
 

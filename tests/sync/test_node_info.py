@@ -113,7 +113,7 @@ def test_addresses_that_cannot_be_read_stay_as_they_were(host: Host, caplog: pyt
     host.move("127.0.0.1", "172.30.0.2")
     host.broken = True
     assert [watched.current(known) for _ in range(3)] == [before] * 3
-    assert [record.levelname for record in caplog.records if "cannot be read" in record.message] == ["ERROR"]
+    assert [record.levelname for record in caplog.records if "Cannot read" in record.message] == ["ERROR"]
     host.broken = False
     assert ips(watched.current(known)) == ("172.30.0.2",)
 

@@ -128,7 +128,7 @@ def test_where_chains_lead(rules: tuple[str, ...], chains: str, endpoint: str) -
 
 
 def test_chains_that_jump_in_a_circle_are_an_error() -> None:
-    with pytest.raises(InvalidInput, match="circle"):
+    with pytest.raises(InvalidInput, match="loop"):
         traced(nat("-j ONE", chains="-A ONE -j TWO\n-A TWO -j ONE\n"))
 
 
