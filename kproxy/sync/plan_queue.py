@@ -146,8 +146,8 @@ class PlanQueue:
 
     def _apply(self, event: Event, failures: list[Exception]) -> list[InvalidObject]:
         key = _key(event)
-        for older in [at for at in self._unapplied if _replaces(event, at)]:
-            del self._unapplied[older]
+        if self._unapplied:  # hardly ever; this runs for every event
+            self._unapplied = {at: older for at, older in self._unapplied.items() if not _replaces(event, at)}
         try:
             return self._state.apply(event)
         except Exception as error:
