@@ -26,12 +26,14 @@ def reachable(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """COMMAND, with Python and kproxy where any user can read them. folder: an empty one that may be mounted over."""
     code = Path(kproxy.__file__).resolve().parents[1]
     places = {code, Path(sys.prefix), Path(sys.base_prefix)}
+    # The home of whoever cloned it, the temporary folder of a CI run, the place of an interpreter of one's own.
     blocked = {top for place in places if (top := _blocked(place)) is not None}
-    if not blocked:
-        return command
-    (top,) = blocked  # the home of whoever cloned it, as a rule
-    hidden = sorted(str(place) for place in places if top in place.parents)
-    return ("unshare", "--mount", "sh", "-c", SCRIPT, "sh", str(top), str(folder), *hidden, "--", *command)
+    for number, top in enumerate(sorted(blocked)):
+        stage = folder / str(number)
+        stage.mkdir(parents=True, exist_ok=True)
+        hidden = sorted(str(place) for place in places if top in place.parents)
+        command = ("sh", "-c", SCRIPT, "sh", str(top), str(stage), *hidden, "--", *command)
+    return ("unshare", "--mount", *command) if blocked else command
 
 
 def _blocked(place: Path) -> Path | None:
