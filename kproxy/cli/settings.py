@@ -160,7 +160,7 @@ def _warnings(config: KubeProxyConfiguration, given: Mapping[str, Any], unused: 
     if idle:
         warnings.append(f"these settings have no meaning here and are ignored: {', '.join(idle)}")
     if not given.get("config"):  # those of a file are among what it says in vain
-        warnings += [f"ignored: {line}" for line in _lines(config, given, validate.dormant(config))]
+        warnings += [f"ignored: {line}" for line in _lines(config, given, validate.unused_problems(config))]
     if unused:
         names = ", ".join(f"--{name}" for name in unused)
         warnings.append(f"these flags are ignored because --config is given: {names}")

@@ -70,8 +70,10 @@ def _load(text: str, mode: ProxyMode | None = None) -> Loaded:
     config = defaults.complete(config, frozenset(values))
     broken = {p.split(": ", 1)[0] for p in problems}
     problems += [f"{field}: {reason}" for field, reason in validate.problems(config) if field not in broken]
-    dormant = (f"{field}: {reason}" for field, reason in validate.dormant(config) if field not in broken)
-    unknown = (*twice, *problems.unknown, *dormant)
+    unused_problems = (
+        f"{field}: {reason}" for field, reason in validate.unused_problems(config) if field not in broken
+    )
+    unknown = (*twice, *problems.unknown, *unused_problems)
     if problems:  # whoever corrects the file will want to know of these too
         raise InvalidConfig([*problems, *unknown])
     return Loaded(config, unknown)

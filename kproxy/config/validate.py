@@ -40,7 +40,7 @@ def problems(config: KubeProxyConfiguration) -> list[Problem]:
     return [problem for problem in _found(config) if not _unused(config, problem[0])]
 
 
-def dormant(config: KubeProxyConfiguration) -> list[Problem]:
+def unused_problems(config: KubeProxyConfiguration) -> list[Problem]:
     """The problems of fields that the mode, or the way to detect local traffic, does not use. kube-proxy does not check
     these, so a file that it starts with has to work here as well; they become problems once they are used."""
     found = [(path, reason, use) for path, reason in _found(config) if (use := _unused(config, path))]

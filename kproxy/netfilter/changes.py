@@ -145,7 +145,7 @@ class OwnTransactions:
             return True
         return mark.generation != following(since.generation, mark.own - since.own)
 
-    def others_wrote_after_all(self, number: Callable[[], int], since: Mark | None = None) -> bool:
+    def await_whether_others_wrote(self, number: Callable[[], int], since: Mark | None = None) -> bool:
         """As `others_wrote`, but while the answer is None it asks again, for PATIENCE seconds at most; then True."""
         until = self._clock() + PATIENCE
         while (answer := self.others_wrote(number, since)) is None and self._clock() < until:

@@ -15,7 +15,7 @@ from kproxy.modes.xtables import names
 from kproxy.modes.xtables.canonical import canonical
 from kproxy.modes.xtables.node_rules import jump_target
 from kproxy.modes.xtables.restore_writer import LIMITS, Writer
-from kproxy.modes.xtables.restores import Chore, Part, Restore, Section
+from kproxy.modes.xtables.restores import NodeRules, Part, Restore, Section
 from kproxy.modes.xtables.rules import GUARD, Base
 from kproxy.modes.xtables.saved import Saved
 
@@ -72,7 +72,7 @@ def _without(
     chains = sorted(doomed, key=_jumping_first)
     for start in range(0, len(chains), limit):
         some = chains[start : start + limit]
-        yield Restore((Section(table, tuple(Part(Chore(f"chain {c}"), delete=(c,)) for c in some)),))
+        yield Restore((Section(table, tuple(Part(NodeRules(f"chain {c}"), delete=(c,)) for c in some)),))
 
 
 def _jumps(saved: Saved, table: str, doomed: set[str]) -> Iterator[Part]:
@@ -81,7 +81,7 @@ def _jumps(saved: Saved, table: str, doomed: set[str]) -> Iterator[Part]:
             continue
         for rule in saved.rules(table, chain):
             if jump_target(rule) in doomed:
-                yield Part(Chore(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
+                yield Part(NodeRules(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
 
 
 def _needed(saved: Saved, table: str, doomed: set[str], ours: Collection[str]) -> set[str]:
@@ -101,7 +101,7 @@ def _guards(saved: Saved, table: str) -> Iterator[Part]:
     if table == "filter" and not _emptied(saved, table):
         for rule in saved.rules(table, names.FIREWALL):
             if canonical(rule) == canonical(GUARD):
-                yield Part(Chore(f"rule in {names.FIREWALL}"), unlink=(f"-D {names.FIREWALL} {rule}",))
+                yield Part(NodeRules(f"rule in {names.FIREWALL}"), unlink=(f"-D {names.FIREWALL} {rule}",))
 
 
 def _emptied(saved: Saved, table: str) -> set[str]:

@@ -17,7 +17,7 @@ from kproxy.model.plans import Family, Frontend, PortKey, Protocol
 from kproxy.modes.xtables.canonical import Rule, canonical
 from kproxy.modes.xtables.names import DISPATCHING, PORT_CHAINS
 from kproxy.modes.xtables.node_rules import repair_base
-from kproxy.modes.xtables.restores import NODE, Batches, Chore, Links, Owner, Part, Restore
+from kproxy.modes.xtables.restores import NODE, Batches, Links, NodeRules, Owner, Part, Restore
 from kproxy.modes.xtables.rules import Base, Fragment
 from kproxy.modes.xtables.saved import Saved, as_saved, frontend, same_rules
 
@@ -156,8 +156,10 @@ class Reconciliation:
             if left:
                 stale[where] = left
             if left or moved:
-                chores: list[tuple[Owner, str]] = [(Chore(f"stale rule in {where[1]}: {rule}"), rule) for rule in left]
-                links.remove[where] = [*chores, *moved]
+                rules: list[tuple[Owner, str]] = [
+                    (NodeRules(f"stale rule in {where[1]}: {rule}"), rule) for rule in left
+                ]
+                links.remove[where] = [*rules, *moved]
         self.abandoned = self._abandoned(stale)
         return links
 
@@ -189,7 +191,7 @@ class Reconciliation:
         for prefix in PORT_CHAINS:
             for chain in stale:
                 if chain.startswith(prefix):
-                    yield Part(Chore(f"stale chain {chain}"), delete=(chain,))
+                    yield Part(NodeRules(f"stale chain {chain}"), delete=(chain,))
 
     def _abandoned(self, stale: dict[tuple[str, str], list[str]]) -> tuple[Frontend, ...]:
         """TCP is left out, as its clients notice by themselves. All frontends of another mode's chains are

@@ -15,16 +15,16 @@ from typing import NamedTuple
 from kproxy.model.plans import PortKey
 
 
-class Chore(NamedTuple):
+class NodeRules(NamedTuple):
     """The owner of lines that belong to no Service. required: nothing works without them; else they can be left out."""
 
     what: str
     required: bool = False
 
 
-Owner = PortKey | Chore
+Owner = PortKey | NodeRules
 
-NODE = Chore("the node's own rules", required=True)
+NODE = NodeRules("the node's own rules", required=True)
 
 
 class Part(NamedTuple):
