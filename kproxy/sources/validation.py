@@ -104,9 +104,6 @@ def _idle(item: Object) -> Found:
                 return
             if item.endpoints and item.ports is None:  # an empty list is what a controller writes for no port
                 yield "ports", "is missing, so the endpoints serve no port of a Service"
-            for i, port in enumerate(item.ports or ()):
-                if port.port is None:
-                    yield f"ports[{i}].port", "is missing, so the endpoints serve no port of a Service by it"
         case ServiceCIDR():
             if not (item.spec and item.spec.cidrs):
                 yield "spec.cidrs", "is missing"
