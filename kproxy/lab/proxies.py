@@ -19,7 +19,7 @@ from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS
 from kproxy.lab.namespaces import Namespace
 
-LONGEST_PAUSE = 0.3  # seconds between two looks at what is waited for
+LONGEST_PAUSE = 0.2  # seconds between two looks at what is waited for
 LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 
 
@@ -109,7 +109,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.02)
     """Wait until CONDITION holds, at most so many seconds; returns whether it does.
 
     pause: seconds between two looks, at the least: on a slow or busy processor looks would keep from its work what they
-    wait for, so they take no more than a fifth of the time.
+    wait for, so they take no more than a third of the time.
     """
     until = time.monotonic() + seconds
     while True:
@@ -119,4 +119,4 @@ def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.02)
         now = time.monotonic()
         if now > until:
             return False
-        time.sleep(max(pause, min(4 * (now - began), LONGEST_PAUSE)))
+        time.sleep(max(pause, min(2 * (now - began), LONGEST_PAUSE)))
