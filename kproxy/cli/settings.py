@@ -91,7 +91,7 @@ def _configuration(given: Mapping[str, Any]) -> tuple[KubeProxyConfiguration, li
         if mode is ProxyMode.NFTABLES and not config.node_port_addresses:
             config = replace(config, node_port_addresses=defaults.PRIMARY)
         return config, [], ()
-    config, unknown = files.load(Path(given["config"]))
+    config, unknown = files.load(Path(given["config"]), minor=given.get("emulate-version"))
     if "vmodule" in given:
         given = {**given, "vmodule": given["vmodule"] + config.logging.vmodule}
     kept = {name: value for name, value in given.items() if BY_NAME[name].kept}

@@ -16,9 +16,10 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 import yaml
 
-from kproxy.config import durations
+from kproxy.config import durations, minors
 from kproxy.config.durations import Duration, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
+from kproxy.config.minors import KubernetesMinor
 from kproxy.config.yaml_reader import Loader, YamlError, load_all
 from kproxy.errors import InvalidConfig
 
@@ -154,6 +155,8 @@ def _value(value: Any, kind: Any, path: str, problems: Problems) -> Any:
         if kind is NumericDuration and type(value) is int and abs(value) <= durations.LARGEST:
             return NumericDuration(value)
         return _duration(value, path, problems)
+    if kind is KubernetesMinor:
+        return _minor(value, path, problems)
     origin = get_origin(kind)
     if origin is tuple:
         if not isinstance(value, list):
@@ -182,6 +185,13 @@ def _duration(value: Any, path: str, problems: Problems) -> Duration:
         raise _problem(problems, path, f'must be text with a unit, such as "30s", is {_shown(value)}')
     try:
         return durations.parse(value)
+    except ValueError as error:
+        raise _problem(problems, path, f"{error}, is {_shown(value)}") from None
+
+
+def _minor(value: Any, path: str, problems: Problems) -> KubernetesMinor:
+    try:  # unquoted, 1.37 is a number
+        return minors.parse(str(value))
     except ValueError as error:
         raise _problem(problems, path, f"{error}, is {_shown(value)}") from None
 

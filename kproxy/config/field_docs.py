@@ -36,6 +36,9 @@ _LEAST = "how far two syncs are apart at least; 0: 1s"
 FIELD_DOCS: Mapping[str, FieldDoc] = {
     "apiVersion": FieldDoc("must be kubeproxy.config.k8s.io/v1alpha1"),
     "kind": FieldDoc("must be KubeProxyConfiguration"),
+    "emulateVersion": FieldDoc(
+        "kproxy's own: the minor version of Kubernetes whose kube-proxy is followed, where defaults differ"
+    ),
     "featureGates": FieldDoc(
         "every gate of Kubernetes is taken; AllowServiceExternalIPs: false takes external IPs away, no other gate "
         "changes anything; unknown gates, and values that a locked gate does not have, are errors"

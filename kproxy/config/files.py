@@ -14,16 +14,17 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from kproxy.config import decode, defaults, validate
+from kproxy.config import decode, defaults, minors, validate
 from kproxy.config.durations import Duration
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode, Userspace
+from kproxy.config.minors import KubernetesMinor
 from kproxy.errors import InvalidConfig, KproxyError
 from kproxy.files import read_file
 
 # kube-proxy leaves these out when they are empty; every other field is always written.
 _OMIT_EMPTY = {"featureGates", "vmodule", "windowsRunAsService", "splitStream"}
 # kube-proxy does not know these: it can read a file that leaves them out.
-_OMIT_STANDARD = {"userspace": Userspace()}
+_OMIT_STANDARD = {"userspace": Userspace(), "emulateVersion": minors.DEFAULT}
 
 
 class Loaded(NamedTuple):
@@ -37,13 +38,13 @@ class Loaded(NamedTuple):
 # ---------------------------------------------------------------- reading
 
 
-def load(path: Path, mode: ProxyMode | None = None) -> Loaded:
+def load(path: Path, mode: ProxyMode | None = None, minor: KubernetesMinor | None = None) -> Loaded:
     """The configuration in the file PATH. Raises InvalidConfig, each problem with the name of the file in front.
 
-    mode: replaces the file's before anything depends on it: defaults that differ by mode are MODE's.
+    mode, minor: replace the file's before anything depends on them, such as defaults and what is valid.
     """
     try:
-        return _load(read_file(path).decode(), mode)
+        return _load(read_file(path).decode(), mode, minor)
     except OSError as error:
         raise InvalidConfig([f"{path}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
@@ -57,16 +58,21 @@ def read(path: Path) -> KubeProxyConfiguration:
     return load(path).config
 
 
-def from_text(text: str) -> KubeProxyConfiguration:
-    """The complete, valid configuration in TEXT (YAML or JSON). Raises InvalidConfig with every problem."""
-    return _load(text).config
+def from_text(text: str, minor: KubernetesMinor | None = None) -> KubeProxyConfiguration:
+    """The complete, valid configuration in TEXT (YAML or JSON). Raises InvalidConfig with every problem.
+
+    minor: as for `load`.
+    """
+    return _load(text, None, minor).config
 
 
-def _load(text: str, mode: ProxyMode | None = None) -> Loaded:
+def _load(text: str, mode: ProxyMode | None, minor: KubernetesMinor | None) -> Loaded:
     values, twice = decode.parse_text(text)
     config, problems = decode.decode(values)
     if mode is not None:
         config = replace(config, mode=mode)
+    if minor is not None:
+        config = replace(config, emulate_version=minor)
     config = defaults.complete(config, frozenset(values))
     broken = {p.split(": ", 1)[0] for p in problems}
     problems += [f"{field}: {reason}" for field, reason in validate.problems(config) if field not in broken]
@@ -115,7 +121,7 @@ def _written(name: str, value: Any) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return _struct(value)
-    if isinstance(value, (Duration, StrEnum)):
+    if isinstance(value, (Duration, StrEnum, KubernetesMinor)):
         return str(value)
     if isinstance(value, tuple):
         return [_plain(v) for v in value] or None

@@ -8,9 +8,44 @@ lists in its repository. Gates that have since been removed from Kubernetes are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from kproxy.config.minors import KubernetesMinor
 
 ALLOW_EXTERNAL_IPS = "AllowServiceExternalIPs"
-"""The only gate with an effect: false means that Services' externalIPs are not served."""
+"""Off: Services' externalIPs are not served."""
+KUBE_PROXY_IPVS = "KubeProxyIPVS"
+"""Off: ipvs mode is refused. kube-proxy turns it off by default in 1.40; kproxy does not."""
+LOCALHOST_NODE_PORTS = "KubeProxyNFTablesLocalhostNodePorts"
+"""On: TCP node ports in nftables mode answer on loopback, where nodePortAddresses names it."""
+
+
+class Stage(NamedTuple):
+    """One stage of a gate. since: the minor that it begins with. group: the gate that switches all gates of this stage,
+    "" for none."""
+
+    since: KubernetesMinor
+    default: bool
+    group: str = ""
+
+
+ALL_ALPHA, ALL_BETA = "AllAlpha", "AllBeta"
+EFFECTIVE: Mapping[str, tuple[Stage, ...]] = {
+    ALLOW_EXTERNAL_IPS: (Stage(KubernetesMinor(0), True),),
+    KUBE_PROXY_IPVS: (Stage(KubernetesMinor(0), True),),
+    LOCALHOST_NODE_PORTS: (
+        Stage(KubernetesMinor(0), False),
+        Stage(KubernetesMinor(37), False, ALL_ALPHA),
+        Stage(KubernetesMinor(38), True, ALL_BETA),
+    ),
+}
+"""The gates with an effect here, with their stages in order."""
+
+
+def enabled(name: str, given: Mapping[str, bool], minor: KubernetesMinor) -> bool:
+    """Whether the gate NAME of EFFECTIVE is on in MINOR, when the configuration sets the gates GIVEN."""
+    stage = next(stage for stage in reversed(EFFECTIVE[name]) if stage.since <= minor)
+    return given.get(name, given.get(stage.group, stage.default))
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -46,6 +81,7 @@ AllowOverwriteTerminationGracePeriodSeconds AllowServiceLBStatusOnNonLB WatchFro
 _FREE = _names("""
 APIResponseCompression APIServerIdentity APIServingWithRoutine AllAlpha AllBeta AllowDNSOnlyNodeCSR
 AllowInsecureKubeletCertificateSigningRequests AllowParsingUserUIDFromCertAuth AllowServiceExternalIPs
+KubeProxyIPVS KubeProxyNFTablesLocalhostNodePorts NFTablesNetlink
 AllowUnsafeMalformedObjectDeletion AuthorizePodWebsocketUpgradeCreatePermission CBORServingAndStorage CPUCFSQuotaPeriod
 CPUManagerPolicyAlphaOptions CPUManagerPolicyBetaOptions CRDObservedGenerationTracking CRIListStreaming
 CSIServiceAccountTokenSecrets CSIVolumeHealth ChangeContainerStatusOnKubeletRestart
@@ -109,7 +145,7 @@ def idle(given: Mapping[str, bool]) -> list[str]:
     return [
         name
         for name, value in given.items()
-        if name != ALLOW_EXTERNAL_IPS and LOCKED.get(name) is not value and not (value and name in _ALWAYS_ON)
+        if name not in EFFECTIVE and LOCKED.get(name) is not value and not (value and name in _ALWAYS_ON)
     ]
 
 

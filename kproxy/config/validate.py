@@ -22,7 +22,6 @@ Problem = tuple[str, str]
 
 # The schedulers of the kernel's net/netfilter/ipvs.
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos")
-HIDDEN_METRICS = "1.35"
 DETECTED_BY = {
     "clusterCIDR": DetectLocalMode.CLUSTER_CIDR,
     "detectLocal.bridgeInterface": DetectLocalMode.BRIDGE_INTERFACE,
@@ -185,9 +184,10 @@ def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:
     for field in msgspec.structs.fields(conntrack):
         if field.type is not bool:
             yield from _not_negative(f"conntrack.{field.encode_name}", getattr(conntrack, field.name))
-    if config.show_hidden_metrics_for_version not in ("", HIDDEN_METRICS):
+    before = str(config.emulate_version.previous)
+    if config.show_hidden_metrics_for_version not in ("", before):
         shown = _quoted(config.show_hidden_metrics_for_version)
-        yield "showHiddenMetricsForVersion", f"must be {_quoted(HIDDEN_METRICS)}, the version before, is {shown}"
+        yield "showHiddenMetricsForVersion", f"must be {_quoted(before)}, the version before, is {shown}"
     if config.config_sync_period <= 0:
         yield "configSyncPeriod", f"must be greater than 0, is {config.config_sync_period}"
     if config.port_range and not (_RANGE.fullmatch(config.port_range) and _ports(config)):
