@@ -66,7 +66,7 @@ FLAGS: tuple[Flag, ...] = (
         "feature-gates",
         "mapStringBool",
         "",
-        "name=true|false pairs; only AllowServiceExternalIPs has an effect here.",
+        "name=true|false pairs; every gate of Kubernetes is known, few have an effect here.",
         "feature_gates",
     ),
     _flag("proxy-mode", "ProxyMode", "", "iptables (default), ipvs, nftables or userspace.", "mode"),
@@ -134,7 +134,7 @@ FLAGS: tuple[Flag, ...] = (
         "nodeport-addresses",
         "strings",
         "",
-        "CIDRs of the addresses that accept node ports, or primary.",
+        "The addresses that accept node ports: CIDRs, primary, localhost, all.",
         "node_port_addresses",
     ),
     # Modes

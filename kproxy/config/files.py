@@ -15,7 +15,7 @@ import yaml
 from msgspec.structs import replace
 
 from kproxy.config import decode, defaults, minors, validate
-from kproxy.config.durations import Duration
+from kproxy.config.durations import Duration, Nanoseconds
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode, Userspace
 from kproxy.config.minors import KubernetesMinor
 from kproxy.errors import InvalidConfig, KproxyError
@@ -28,11 +28,15 @@ _OMIT_STANDARD = {"userspace": Userspace(), "emulateVersion": minors.DEFAULT}
 
 
 class Loaded(NamedTuple):
-    """A complete, valid configuration, and a line for each field of its file that is unknown, appears twice, or has an
-    invalid value that is not used."""
+    """A complete, valid configuration.
+
+    ignored: a line for each field of its file that is unknown, appears twice, or has an invalid value that is not used,
+    and for further YAML documents. mode_given: whether the mode is more than the default.
+    """
 
     config: KubeProxyConfiguration
-    unknown: tuple[str, ...]
+    ignored: tuple[str, ...]
+    mode_given: bool
 
 
 # ---------------------------------------------------------------- reading
@@ -73,16 +77,14 @@ def _load(text: str, mode: ProxyMode | None, minor: KubernetesMinor | None) -> L
         config = replace(config, mode=mode)
     if minor is not None:
         config = replace(config, emulate_version=minor)
-    config = defaults.complete(config, frozenset(values))
     broken = {p.split(": ", 1)[0] for p in problems}
+    config = defaults.complete(config, frozenset(values))
     problems += [f"{field}: {reason}" for field, reason in validate.problems(config) if field not in broken]
-    unused_problems = (
-        f"{field}: {reason}" for field, reason in validate.unused_problems(config) if field not in broken
-    )
-    unknown = (*twice, *problems.unknown, *unused_problems)
+    passed_over = (f"{field}: {reason}" for field, reason in validate.passed_over(config) if field not in broken)
+    ignored = (*twice, *problems.unknown, *passed_over)
     if problems:  # whoever corrects the file will want to know of these too
-        raise InvalidConfig([*problems, *unknown])
-    return Loaded(config, unknown)
+        raise InvalidConfig([*problems, *ignored])
+    return Loaded(defaults.without_unused(config), ignored, mode_given=bool(mode or values.get("mode")))
 
 
 # ---------------------------------------------------------------- writing
@@ -121,6 +123,8 @@ def _written(name: str, value: Any) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return _struct(value)
+    if isinstance(value, Nanoseconds):
+        return int(value)
     if isinstance(value, (Duration, StrEnum, KubernetesMinor)):
         return str(value)
     if isinstance(value, tuple):

@@ -244,10 +244,10 @@ def test_a_missing_manifest_is_refused(inputs: Files, capsys: pytest.CaptureFixt
 
 
 def test_settings_of_a_mode_are_validated_in_that_mode(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    inputs.write("config.json", {**HEADER, "ipvs": {"scheduler": "fair"}})
+    inputs.write("config.json", {**HEADER, "ipvs": {"tcpTimeout": "-1s"}})
     assert main.main(inputs.args("--mode=iptables")) == 0
     assert main.main(inputs.args("--mode=ipvs")) == 2
-    assert f"kproxy: error: {inputs.config}: ipvs.scheduler: must be one of" in capsys.readouterr().err
+    assert f"kproxy: error: {inputs.config}: ipvs.tcpTimeout: must not be negative" in capsys.readouterr().err
 
 
 BAD_HOSTS = [
