@@ -52,7 +52,8 @@ def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Req
 
     refused: a line for each unknown flag, to be reported with the other problems.
     """
-    given, problems = _parse({name: text for name, text in texts.items() if text})
+    blank = {name for name, text in texts.items() if not text or (name == "proxy-mode" and text[-1] == "")}
+    given, problems = _parse({name: text for name, text in texts.items() if name not in blank})
     problems = [*refused, *problems]
     try:
         config, mode_given, warnings = _configuration(given)
@@ -108,7 +109,7 @@ def _configuration(given: Mapping[str, Any]) -> _Configured:
     if not given.get("config"):
         config = _from_flags(given)
         ignored = [f"ignored: {line}" for line in _lines(config, given, validate.passed_over(config))]
-        return _Configured(defaults.without_unused(config), bool(given.get("proxy-mode")), tuple(ignored))
+        return _Configured(defaults.without_unused(config), "proxy-mode" in given, tuple(ignored))
     path = given["config"]
     config, lines, mode_given = files.load(Path(path), minor=given.get("emulate-version"))
     warnings = [f"ignored in {path}: {line}" for line in lines]

@@ -386,7 +386,9 @@ def test_the_file_wins_over_a_flag(name: str, config_file: Path) -> None:
 
 def test_flags_that_win_are_those_of_kube_proxy_and_the_minor() -> None:
     kept = {name for name in SET if BY_NAME[name].kept}
-    assert kept == {"emulate-version", "hostname-override", "v", "vmodule"} | {name for name in SET if name.startswith("log")}
+    assert kept == {"emulate-version", "hostname-override", "v", "vmodule"} | {
+        name for name in SET if name.startswith("log")
+    }
 
 
 def test_these_flags_win_over_the_file(config_file: Path) -> None:

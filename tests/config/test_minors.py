@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
+from kproxy.cli import settings
 from kproxy.config import files, gates, minors, validate
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.minors import KubernetesMinor
 from kproxy.errors import InvalidConfig
+from kproxy.sync import node_events
 
 HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 ALLOWED, IPVS, LOCALHOST = "AllowServiceExternalIPs", "KubeProxyIPVS", "KubeProxyNFTablesLocalhostNodePorts"
@@ -123,6 +126,49 @@ def test_only_ipvs_mode_needs_its_gate(mode: ProxyMode, on: bool) -> None:
             files.from_text(text)
     else:
         assert files.from_text(text).mode is mode
+
+
+EVENTS = [
+    # mode, whether it is given, minor, reasons
+    (ProxyMode.IPTABLES, True, 37, []),
+    (ProxyMode.IPTABLES, False, 36, []),
+    (ProxyMode.IPTABLES, False, 37, ["ProxyModeUnset"]),
+    (ProxyMode.IPTABLES, False, 39, ["ProxyModeUnset"]),
+    (ProxyMode.NFTABLES, True, 38, []),
+    (ProxyMode.IPVS, True, 35, ["IPVSDeprecation"]),
+    (ProxyMode.IPVS, True, 38, ["IPVSDeprecation"]),
+]
+
+
+@pytest.mark.parametrize(("mode", "given", "minor", "reasons"), EVENTS)
+def test_a_start_warns_of_its_mode_as_the_minor_does(
+    mode: ProxyMode, given: bool, minor: int, reasons: list[str]
+) -> None:
+    config = KubeProxyConfiguration(mode=mode, emulate_version=KubernetesMinor(minor))
+    found = list(node_events.mode_warnings("node1", config, given))
+    assert [notice.reason for notice in found] == reasons
+    assert {(n.kind, n.name, n.action, n.type) for n in found} <= {("Node", "node1", "StartKubeProxy", "Warning")}
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "given"),
+    [
+        (None, {}, False),
+        (None, {"proxy-mode": [""]}, False),
+        (None, {"proxy-mode": ["iptables"]}, True),
+        ("", {}, False),
+        ("mode: ''\n", {}, False),
+        ("mode: null\n", {"proxy-mode": ["nftables"]}, False),
+        ("mode: iptables\n", {}, True),
+    ],
+)
+def test_the_mode_is_given_by_what_decides_it(
+    tmp_path: Path, file: str | None, flags: dict[str, list[str]], given: bool
+) -> None:
+    if file is not None:
+        (tmp_path / "config.yaml").write_text(HEADER + file)
+        flags = flags | {"config": [str(tmp_path / "config.yaml")]}
+    assert settings.read(flags).options.mode_given is given
 
 
 # ---------------------------------------------------------------- nodePortAddresses
