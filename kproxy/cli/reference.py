@@ -13,6 +13,7 @@ from kproxy.config import defaults, gates, minors
 from kproxy.config.durations import Duration
 from kproxy.config.field_docs import FIELD_DOCS, leaves, value_at
 from kproxy.config.fields import ProxyMode
+from kproxy.config.minors import KubernetesMinor
 from kproxy.sync.reload import MADE_WITH
 
 HEAD = """# Configuration
@@ -65,7 +66,7 @@ GATES_HEAD = """
 
 A node follows its cluster: `--emulate-version` (or the field `emulateVersion`, which the flag replaces) names the minor
 whose kube-proxy is followed, {oldest} to {newest}; the default is {default}. A newer one is taken with the defaults of
-{newest}. `kproxy --version`, `/statusz` and `kproxy status` show it. What differs:
+{newest} and a warning. `kproxy --version`, `/statusz`, `/flagz` and `kproxy status` show it. What differs:
 
 | what | {oldest} | 1.36 | 1.37 | {newest} |
 |---|---|---|---|---|
@@ -76,8 +77,8 @@ whose kube-proxy is followed, {oldest} to {newest}; the default is {default}. A 
 | `showHiddenMetricsForVersion` | 1.34 | 1.35 | 1.35, 1.36 | 1.35 to 1.37 |
 
 Keywords are `primary`, `localhost` and `all`. With `showHiddenMetricsForVersion`, kube-proxy takes the minor before
-alone; kproxy hides nothing, so a file survives an upgrade. nftables becomes kube-proxy's default mode in 1.40.
-ipvs mode stays supported by kproxy after kube-proxy turns it off (1.40) and removes it (1.43).
+alone; kproxy hides nothing, so a file survives an upgrade. nftables becomes kube-proxy's default mode in 1.40. kproxy
+goes on supporting ipvs mode after kube-proxy turns it off (1.40) and removes it (1.43).
 
 ## Feature gates
 
@@ -116,7 +117,10 @@ def page() -> str:
     """Return the whole page, in Markdown."""
     made_with = ", ".join(f"`{_path(path)}`" for paths in MADE_WITH.values() for path in paths)
     locks = {name: gate.lock(minors.DEFAULT) for name, gate in sorted(gates.GATES.items())}
-    locked = ", ".join(f"`{name}` ({str(v).lower()})" for name, v in locks.items() if v is not None)
+    locked = [
+        f"{word}: {', '.join(f'`{name}`' for name, value in locks.items() if value is on)}."
+        for on, word in ((False, "Locked to false"), (True, "Locked to true"))
+    ]
     minor = {"oldest": minors.OLDEST, "newest": minors.NEWEST, "default": minors.DEFAULT}
     return "".join(
         [
@@ -125,7 +129,7 @@ def page() -> str:
             FLAGS_HEAD.replace("{version}", f"v{minors.DEFAULT}.0"),
             *_table(("flag", "type", "default", "sets", "what it does"), map(_flag, FLAGS)),
             GATES_HEAD.format(count=len(gates.GATES), **minor),
-            f"{fill(locked, 120)}.\n",
+            "\n".join(f"- {fill(line, 118, subsequent_indent='  ')}\n" for line in locked),
             CASES_HEAD.format(count=CASES),
             *(fill(f"- `{name}`: {why}.", 120, subsequent_indent="  ") + "\n" for name, why in DIFFERENCES.items()),
         ]
@@ -163,6 +167,8 @@ def _type(kind: Any) -> str:
     if origin is tuple:
         item = get_args(kind)[0]
         return "list of text" if item is str else "list of filePattern and verbosity"
+    if kind is KubernetesMinor:
+        return "minor"
     if origin is dict:
         return "name: true \\| false"
     if origin is types.UnionType:

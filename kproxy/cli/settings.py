@@ -73,7 +73,7 @@ def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Req
         config_file=Path(path) if path else None,
         iptables_backend=given.get("iptables-backend", "auto"),
         init_only=given.get("init-only", False),
-        warnings=(*warnings, *_idle(config, given)),
+        warnings=(*warnings, *_without_effect(config, given)),
         mode_given=mode_given,
         flags=flag_layer(texts),
         reread=(lambda: read(texts).options) if path else None,
@@ -188,7 +188,10 @@ def _path(field: tuple[str, ...]) -> str:
     return ".".join(names)
 
 
-def _idle(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> list[str]:
-    """Return a warning that names the settings without an effect here."""
+def _without_effect(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> list[str]:
+    """Return warnings that name the settings without an effect here, and the minor when it is not known."""
     idle = validate.ignored(config) + [f"--{name}" for name in given if BY_NAME[name].idle]
-    return [f"these settings have no meaning here and are ignored: {', '.join(idle)}"] if idle else []
+    warnings = [f"these settings have no meaning here and are ignored: {', '.join(idle)}"] if idle else []
+    if config.emulate_version > minors.NEWEST:
+        warnings.append(f"Kubernetes {config.emulate_version} is not known here: {minors.NEWEST} is followed")
+    return warnings

@@ -29,11 +29,6 @@ class KubernetesMinor(int):
         return KubernetesMinor(self - 1)
 
     @property
-    def followed(self) -> KubernetesMinor:
-        """The minor whose defaults are used: the newest one that is known, in place of a newer one."""
-        return min(self, NEWEST)
-
-    @property
     def combines_keywords(self) -> bool:
         """Whether nodePortAddresses may hold `localhost` and `all`, and keywords beside CIDRs (KEP-6032)."""
         return self >= KEYWORDS_SINCE

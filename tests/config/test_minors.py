@@ -110,6 +110,14 @@ def test_a_gate_that_any_minor_knows_is_accepted(gate: str, minor: int, expected
     assert gate_problems(gate, minor) == expected
 
 
+def test_a_minor_that_is_not_known_is_a_warning() -> None:
+    flags = {"emulate-version": ["1.39"], "feature-gates": ["Nope=true"]}
+    assert settings.read(flags).options.warnings == (
+        "ignored: --feature-gates: Nope: unrecognized feature gate; the gates of Kubernetes 1.38 and older are known",
+        "Kubernetes 1.39 is not known here: 1.38 is followed",
+    )
+
+
 def test_the_table_of_gates_is_consistent() -> None:
     for name, gate in gates.GATES.items():
         assert 30 <= gate.first <= gate.last <= minors.NEWEST, name
