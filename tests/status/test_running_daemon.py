@@ -43,7 +43,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespace, 
         links.up(space)
         manifests = Manifests(folder)
         manifests.put("shop", [NODE, SERVICE, RIVAL])
-        proxy = Proxy(space, manifests.folder, folder / "log", ["--proxy-mode=nftables", "--v=3", "--emulate-version=1.38"])
+        flags = ["--proxy-mode=nftables", "--v=3", "--emulate-version=1.38"]
+        proxy = Proxy(space, manifests.folder, folder / "log", flags)
         proxy.start()
         proxy.await_ready(lambda: proxy.synced() == 2)
         yield space, proxy
