@@ -197,10 +197,11 @@ def _duration(value: Any, path: str, problems: Problems) -> Duration:
 
 
 def _minor(value: Any, path: str, problems: Problems) -> KubernetesMinor:
-    try:  # unquoted, 1.37 is a number
+    try:  # unquoted, 1.37 is a number, and 1.40 is 1.4
         return minors.parse(str(value))
     except ValueError as error:
-        raise _problem(problems, path, f"{error}, is {_shown(value)}") from None
+        hint = "; write it in quotes" if isinstance(value, float) else ""
+        raise _problem(problems, path, f"{error}, is {_shown(value)}{hint}") from None
 
 
 def _try(value: Any, kind: Any, path: str, problems: Problems) -> Any:

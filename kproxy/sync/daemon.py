@@ -285,6 +285,7 @@ class Daemon:
             return busy
         self._config = news.config
         log_settings.set_up(news.config.logging)
+        self._warn_of_mode(news.mode_given)
         for line in (*news.warnings, *unchangeable(self._options, news)):
             _log.warning(line)
         self._adopt(old)
@@ -316,7 +317,6 @@ class Daemon:
         self._mode, self._config = mode, config
         self._node_watcher.reconfigure(config)
         self._announce_mode()
-        self._warn_of_mode(mode_given=True)
         mode.start()
         return []
 
