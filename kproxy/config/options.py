@@ -22,6 +22,7 @@ class Options:
     kubeconfig, master: as in `sources.credentials.ClientSettings`.
     config_file: the file that `config` came from, None for none.
     iptables_backend: auto, nft or legacy.
+    mode_given: whether flags or file name a mode.
     init_only: do what needs full privileges, then end.
     warnings: one line each, to be logged.
     flags: the text of every flag by name, given or default.
@@ -37,6 +38,7 @@ class Options:
     iptables_backend: str = "auto"
     init_only: bool = False
     warnings: tuple[str, ...] = ()
+    mode_given: bool = True
     flags: Mapping[str, str] = field(default_factory=dict, compare=False)
     reread: Callable[[], Options] | None = field(default=None, compare=False)
 

@@ -7,7 +7,6 @@ is answered is up to the handler.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from aiohttp import web
 from kproxy import logs
 from kproxy.containment import Stage
 from kproxy.errors import KernelError
+from kproxy.model.addresses import canonical_ip
 from kproxy.model.plans import address_port
 from kproxy.rate_limit import Backoff
 
@@ -56,8 +56,10 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{text!r} is not IP:PORT")
     if not host:
         return Address("", int(port))
-    ip = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
-    return Address("" if ip.is_unspecified else str(ip), int(port))
+    ip = canonical_ip(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    if ip is None:
+        raise ValueError(f"{host!r} is not an IP address")
+    return Address("" if ip in ("0.0.0.0", "::") else ip, int(port))
 
 
 def open_socket(address: Address) -> socket.socket:

@@ -98,7 +98,9 @@ def _metrics_pages(
 
     async def statusz(request: web.BaseRequest) -> web.Response:
         uptime = zpages.Uptime(started, int(clock.monotonic() - began))
-        return _zpage(request, "Statusz", lambda api: zpages.statusz(uptime, identity.version, pages, api))
+        return _zpage(
+            request, "Statusz", lambda api: zpages.statusz(uptime, identity.version, identity.emulates, pages, api)
+        )
 
     async def flagz(request: web.BaseRequest) -> web.Response:
         return _zpage(request, "Flagz", lambda api: zpages.flagz(identity.flags, api))

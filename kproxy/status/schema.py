@@ -154,11 +154,12 @@ class Status(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 class Identity:
     """The identity of this process, which every page reads again, since a reload changes it.
 
-    mode: the proxy mode in use. config: the effective KubeProxyConfiguration, as JSON values. flags: every flag of the
-    command line with its value as text.
+    mode: the proxy mode in use. emulates: the minor of Kubernetes whose kube-proxy is followed. config: the effective
+    KubeProxyConfiguration, as JSON values. flags: every flag of the command line with its value as text.
     """
 
     version: str
     mode: str
+    emulates: str
     config: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)

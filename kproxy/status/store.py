@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import NamedTuple, Protocol
 
-from kproxy import EMULATED, logs
+from kproxy import logs
 from kproxy.clocks import Clock, rfc3339
 from kproxy.containment import Containment
 from kproxy.errors import InvalidObject, one_line
@@ -121,7 +121,7 @@ class StatusStore:
         return Status(
             program="kproxy",
             version=self._identity.version,
-            emulates=EMULATED,
+            emulates=self._identity.emulates,
             node=self._node,
             mode=self._identity.mode,
             started=_seconds(self._started),

@@ -23,7 +23,6 @@ from kproxy.config.files import to_values
 from kproxy.config.options import Options
 from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig, KproxyError
-from kproxy.events.series import Notice
 from kproxy.healthz.proxier_health import ProxierHealth
 from kproxy.healthz.service_checks import check_failed
 from kproxy.kernel import nfacct
@@ -36,7 +35,7 @@ from kproxy.rate_limit import Backoff
 from kproxy.status.schema import Identity
 from kproxy.status.servers import Servers, ServerSettings
 from kproxy.status.store import StatusStore
-from kproxy.sync import host_setup
+from kproxy.sync import host_setup, node_events
 from kproxy.sync.active_mode import ActiveMode, Shared, find_tools
 from kproxy.sync.cluster_source import ClusterSource, check_credentials
 from kproxy.sync.controller import Controller
@@ -121,7 +120,13 @@ class Daemon:
         self._node_watcher = NodeWatcher(self._config, addresses, self._clock)
         self._metrics = Metrics(tools.families, self._config.mode, __version__, self._containment)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
-        self._identity = Identity(__version__, self._config.mode.value, to_values(self._config), options.flags)
+        self._identity = Identity(
+            __version__,
+            self._config.mode.value,
+            str(self._config.emulate_version),
+            to_values(self._config),
+            options.flags,
+        )
         self._status = StatusStore(self._identity, options.node_name, self._clock, self._containment)
         stack.enter_context(self._status.listening())
         self._source = ClusterSource(options, queue, self._clock, self._metrics, self._containment)
@@ -146,6 +151,7 @@ class Daemon:
         self._file = self._config_file()
         self._reload_stage = self._containment.stage("reload", "the configuration in force stays in force")
         self._reload_backoff = Backoff()
+        self._warned: set[str] = set()
         self._pending: Options | InvalidConfig | None = None
         self._pending_at = 0.0
 
@@ -159,6 +165,8 @@ class Daemon:
             self._stack.callback(self._file.stop)
         self._announce_mode()
         _log.info("Started", version=__version__, **self._described())
+        self._source.notify(node_events.starting(self._options.node_name, __version__, self._config))
+        self._warn_of_mode(self._options.mode_given)
         self._mode.start()
         controller = Controller(
             self._state,
@@ -209,11 +217,20 @@ class Daemon:
             (lambda: {name: c.packets for name, c in nfacct.counters().items()}) if tools.has_nfacct else dict
         )
 
+    def _warn_of_mode(self, mode_given: bool) -> None:
+        """Tell once, in the log and as an Event, what operators should know of the mode in use."""
+        for notice in node_events.mode_warnings(self._options.node_name, self._config, mode_given):
+            if notice.reason not in self._warned:
+                self._warned.add(notice.reason)
+                _log.warning(notice.note)
+                self._source.notify(notice)
+
     def _described(self) -> dict[str, str]:
         tools = self._mode.tools
         return {
             "node": self._options.node_name,
             "mode": self._config.mode.value,
+            "emulates": str(self._config.emulate_version),
             "backend": tools.backend,
             "families": ",".join(tools.families),
         }
@@ -268,6 +285,7 @@ class Daemon:
             return busy
         self._config = news.config
         log_settings.set_up(news.config.logging)
+        self._warn_of_mode(news.mode_given)
         for line in (*news.warnings, *unchangeable(self._options, news)):
             _log.warning(line)
         self._adopt(old)
@@ -311,6 +329,7 @@ class Daemon:
             host_setup.apply_sysctls(new)
         self._health.expect(new.sync_period.seconds)
         self._identity.mode, self._identity.config = new.mode.value, to_values(new)
+        self._identity.emulates = str(new.emulate_version)
         self._servers.rebind(server_settings(new))
 
     def _refuse(self, problems: Sequence[str]) -> None:
@@ -319,8 +338,7 @@ class Daemon:
             _log.error(
                 "The changed configuration file is refused; the previous configuration stays in force", err=problem
             )
-        note = f"the changed configuration is refused: {'; '.join(problems)}"
-        self._source.notify(Notice("Node", "", self._options.node_name, "InvalidConfiguration", "Reload", note))
+        self._source.notify(node_events.refused_configuration(self._options.node_name, "; ".join(problems)))
 
 
 class Programmed:

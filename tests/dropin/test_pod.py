@@ -78,6 +78,13 @@ def tells_apart(pod: Pod, cidr: str) -> bool:
     return f"! -s {cidr}" in pod.rules()
 
 
+def started(server: ApiServer) -> list[set[Any]]:
+    """The reasons of the Events that are posted, then the objects and actions."""
+    events = server.events
+    objects = {(e["regarding"]["kind"], e["regarding"]["name"], e["action"]) for e in events}
+    return [{e["reason"] for e in events}, objects]
+
+
 def programmed(pod: Pod, address: str) -> bool:
     return f"--to-destination {address}" in pod.rules()
 
@@ -89,6 +96,9 @@ def test_the_config_map_of_kubeadm_works_as_it_stands(pod: Pod) -> None:
     pod.start(ARGUMENTS)
     assert wait_for(lambda: programmed(pod, "10.244.0.7:8080"), SOON), pod.said()
     assert "! -s 10.244.0.0/16" in pod.rules(), "clusterCIDR counts"
+    # Its `mode: ""` is the default, which changes in 1.40.
+    posted = [{"Starting", "ProxyModeUnset"}, {("Node", "node1", "StartKubeProxy")}]
+    assert wait_for(lambda: started(pod.server) == posted, SOON), pod.server.events
     host = pod.server.url.removeprefix("https://")
     _, _, scraped = pod.node.call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics")
     assert f'\nrest_client_requests_total{{code="200",host="{host}",method="GET"}} ' in scraped

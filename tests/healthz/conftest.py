@@ -85,7 +85,9 @@ def start() -> Iterator[Callable[[ServerSettings], Node]]:
         containment = Containment(clock)
         metrics = Metrics([Family.IPV4, Family.IPV6], "iptables", "1.2.3", containment)
         failures: list[tuple[int, HealthCheck, str]] = []
-        identity = Identity("1.2.3", "iptables", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"})
+        identity = Identity(
+            "1.2.3", "iptables", "1.36", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"}
+        )
         servers = Servers(
             settings,
             identity,

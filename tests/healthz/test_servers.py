@@ -150,6 +150,8 @@ def test_an_impossible_address_is_named(start: Callable[[ServerSettings], Any], 
     [
         ("127.0.0.1:80", Address("127.0.0.1", 80)),
         ("[FD00::0:1]:80", Address("fd00::1", 80)),
+        ("010.0.0.1:80", Address("10.0.0.1", 80)),
+        ("[::ffff:10.0.0.1]:80", Address("10.0.0.1", 80)),
         ("0.0.0.0:80", Address("", 80)),
         ("[::]:80", Address("", 80)),
         (":80", Address("", 80)),

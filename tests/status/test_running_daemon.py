@@ -43,7 +43,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespace, 
         links.up(space)
         manifests = Manifests(folder)
         manifests.put("shop", [NODE, SERVICE, RIVAL])
-        proxy = Proxy(space, manifests.folder, folder / "log", ["--proxy-mode=nftables", "--v=3"])
+        flags = ["--proxy-mode=nftables", "--v=3", "--emulate-version=1.38"]
+        proxy = Proxy(space, manifests.folder, folder / "log", flags)
         proxy.start()
         proxy.await_ready(lambda: proxy.synced() == 2)
         yield space, proxy
@@ -69,7 +70,10 @@ def test_it_shows_its_flags_and_itself(node: tuple[Namespace, Proxy]) -> None:
     assert f"\ncluster-cidr={CLUSTER_CIDRS}\n" in flags
     assert "\nproxy-mode=nftables\n" in flags
     assert "\nv=3\n" in flags
-    assert "\nEmulation version: 1.36\n" in get(space, "/statusz")
+    assert "\nemulate-version=1.38\n" in flags
+    assert "\nEmulation version: 1.38\n" in get(space, "/statusz")
+    assert "in place of kube-proxy 1.38" in get(space, "/")
+    assert json.loads(get(space, "/configz"))["kubeproxy.config.k8s.io"]["emulateVersion"] == "1.38"
     assert "shop/web" in get(space, "/")
 
 
