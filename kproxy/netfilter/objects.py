@@ -180,6 +180,10 @@ class MarkClear(msgspec.Struct, frozen=True, gc=False, tag=True):
     mask: int
 
 
+class Count(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """`counter`: count the packets that come so far, and their bytes. Counts from 0 when the rule is written again."""
+
+
 class Update(msgspec.Struct, frozen=True, gc=False, tag=True):
     """`update @SET { KEY }`: add the element, or start its timeout (the set's) again. A full set ends the rule."""
 
@@ -238,7 +242,7 @@ class Goto(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 Match = AddressIn | InterfaceIs | ProtocolIs | FibLocal | InSet | CtInvalid | CtTranslated | MarkHas | OneIn
-Change = MarkSet | MarkClear | Update
+Change = MarkSet | MarkClear | Count | Update
 Final = Lookup | DnatByMap | Dnat | Masquerade | Reject | Drop | Jump | Goto
 Statement = Match | Change | Final
 

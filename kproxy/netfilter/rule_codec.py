@@ -18,6 +18,7 @@ from kproxy.netfilter import expressions as nft
 from kproxy.netfilter.expressions import Base, Compare, CtKey, Expressions, MetaKey
 from kproxy.netfilter.objects import (
     AddressIn,
+    Count,
     CtInvalid,
     CtTranslated,
     Dnat,
@@ -98,6 +99,8 @@ def _encode(family: Family, statement: Statement) -> bytes:
             return _mark(~mask & 0xFFFFFFFF, mask)
         case MarkClear(mask):
             return _mark(~mask & 0xFFFFFFFF, 0)
+        case Count():
+            return nft.counter()
         case Update(name, key):
             return _load(family, key) + nft.update(0, name)
         case Lookup(key, name):
