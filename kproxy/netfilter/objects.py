@@ -222,7 +222,9 @@ class Masquerade(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`reject`: ICMP or ICMPv6 port unreachable."""
+    """`reject`: ICMP or ICMPv6 port unreachable. tcp_reset: `reject with tcp reset`, for packets that are TCP's."""
+
+    tcp_reset: bool = False
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False, tag=True):

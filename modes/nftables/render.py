@@ -193,7 +193,9 @@ def _chains(settings: Settings) -> Iterator[Chain]:
     yield Chain(names.REFUSE, ((Reject(),),))
     if settings.refuses_localhost:
         yield Chain(names.LOCALHOST, tuple(_localhost(settings)))
-        yield Chain(names.LOCALHOST_REFUSE, tuple((ProtocolIs(p), Count(), Reject()) for p in COUNTED))
+        # A client on this node that gets an ICMPv6 error notices it only when it sends again, a second later.
+        refused = tuple((ProtocolIs(p), Count(), Reject(tcp_reset=p == "tcp")) for p in COUNTED)
+        yield Chain(names.LOCALHOST_REFUSE, refused)
     yield Chain(names.SERVICES, tuple(_services(settings)))
     yield Chain("nat-prerouting", services, BaseChain("nat", Hook.PREROUTING, DSTNAT))
     yield Chain("nat-output", services, BaseChain("nat", Hook.OUTPUT, DSTNAT))

@@ -151,8 +151,8 @@ class Writer:
                 return f"dnat to {address_port(address, port)}"
             case Masquerade(fully_random):
                 return "masquerade fully-random" if fully_random else "masquerade"
-            case Reject():
-                return "reject"
+            case Reject(tcp_reset):
+                return "reject with tcp reset" if tcp_reset else "reject"
             case Drop():
                 return "drop"
             case Jump(chain):
