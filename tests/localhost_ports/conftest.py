@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ NODES = ("172.30.0.0/24", "fd00:30::/64")  # node1's own addresses are in these
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 BOTH = (*NODES, *LOOPBACK)
 SOON = 30.0
+LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 LISTENERS = "kubeproxy_nftables_localhost_nodeport_listeners"
 FAILURES = "kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total"
 REJECTED = "kubeproxy_nftables_localhost_nodeport_rejected_packets_total"
@@ -110,13 +112,13 @@ class Node:
         text = json.dumps({**header, "nodePortAddresses": list(addresses), **more})
         if self.proxy.running() and self._config.read_text() == text:
             return
-        applied = self.metrics()["kproxy_config_reloads_total", "applied"] if self.proxy.running() else 0
+        before = self.metrics() if self.proxy.running() else {}
         self._config.write_text(text)
         if not self.proxy.running():
             self.start()
         else:
-            done = ("kproxy_config_reloads_total", "applied")
-            assert wait_for(lambda: self.metrics().get(done, 0) > applied, SOON), self.proxy.tail()
+            news = [("kproxy_config_reloads_total", "applied"), *((LAST_SYNC, family.value) for family in Family)]
+            assert wait_for(lambda: all(self.metrics().get(k, 0) > before[k] for k in news), SOON), self.proxy.tail()
         # The table is removed once the new mode serves.
         assert wait_for(lambda: ("kproxy" in self.space.run(["nft", "list", "tables"])) == (mode == "nftables"), SOON)
 
@@ -148,11 +150,13 @@ class Node:
         return {address: sorted(set(ports)) for address, ports in found.items()}
 
     def forwarders(self) -> list[int]:
-        """The processes that the daemon has started and that are running."""
-        found: list[int] = []
-        for task in Path(f"/proc/{self.proxy.pid}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
-        return found
+        """The forwarder's processes."""
+        children = [task.read_text().split() for task in Path(f"/proc/{self.proxy.pid}/task").glob("*/children")]
+        return [int(pid) for pids in children for pid in pids if b"userspace.worker" in _command_line(pid)]
+
+    def runs(self, number: int) -> None:
+        """Wait until the forwarder has so many processes."""
+        assert wait_for(lambda: len(self.forwarders()) == number, SOON), (self.forwarders(), self.proxy.tail())
 
     def meets(self, ip: str, port: int, times: int = 6, source: str = "node1") -> set[str]:
         """Who answers TCP at an address, or how it ends. source: the namespace that asks."""
@@ -164,9 +168,16 @@ class Node:
         found = self.space.call(probes.udp, ip, port, 1.0)
         return found.pod if isinstance(found, Answered) else found.value
 
-    def comes_to(self, wanted: Mapping[str, list[int]]) -> None:
+    def comes_to(self, wanted: Mapping[str, list[int]], when: str = "") -> None:
         """Wait until exactly these listen."""
-        assert wait_for(lambda: self.listeners() == wanted, SOON, 0.1), (self.listeners(), self.proxy.tail())
+        right = wait_for(lambda: self.listeners() == wanted, SOON, 0.1)
+        assert right, (when, self.listeners(), self.proxy.tail())
+
+
+def _command_line(pid: str) -> bytes:
+    with suppress(OSError):  # it has ended
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 @pytest.fixture(scope="module")

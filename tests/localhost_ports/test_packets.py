@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from kproxy.lab.probes import Nothing
-from kproxy.lab.proxies import wait_for
-from tests.localhost_ports.conftest import BOTH, EXPOSED, LISTENERS, LOOPBACK, NODES, REJECTED, SERVED, SOON, Exposed
+from tests.localhost_ports.conftest import BOTH, EXPOSED, LISTENERS, LOOPBACK, NODES, REJECTED, SERVED, Exposed
 
 if TYPE_CHECKING:
     from tests.localhost_ports.conftest import Node
@@ -100,4 +99,4 @@ def test_the_addresses_that_are_named_answer_and_no_others(node: Node, case: Cas
     assert counted == (refused if case.counts else dict.fromkeys(refused, 0))
     by_family = {"IPv4": wanted.get("127.0.0.1%lo"), "IPv6": wanted.get("[::1]%lo")}
     assert node.counted(LISTENERS) == {family: len(ports) for family, ports in by_family.items() if ports}
-    assert len(node.forwarders()) == bool(wanted) or wait_for(lambda: not node.forwarders(), SOON)
+    node.runs(bool(wanted))
