@@ -34,8 +34,11 @@ class Case(NamedTuple):
     counts: bool = True
     more: Mapping[str, Any] = {}
 
+    def __str__(self) -> str:
+        return f"{self.mode} {','.join(self.addresses)} gate={self.gate} {','.join(self.more)}"
 
-NFT, IPT = "nftables", "iptables"
+
+NFT, IPT, IPVS = "nftables", "iptables", "ipvs"
 CASES = [
     Case(NFT, (), ()),
     Case(NFT, NODES, ()),
@@ -52,12 +55,13 @@ CASES = [
     Case(IPT, BOTH, (), gate=False, by_rules=("127.0.0.1",), counts=False),
     Case(IPT, BOTH, (), counts=False, more={"iptables": {"localhostNodePorts": False}}),
     Case(IPT, (), (), by_rules=("127.0.0.1", "127.0.0.5"), counts=False),
+    Case(IPVS, BOTH, ("127.0.0.1", "::1"), counts=False),
+    Case(IPVS, BOTH, (), gate=False, counts=False),
 ]
+MARKS = {IPVS: [pytest.mark.ipvs_kernel]}
 
 
-@pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case.mode} {','.join(case.addresses)} gate={case.gate} {list(case.more)}"
-)
+@pytest.mark.parametrize("case", [pytest.param(case, id=str(case), marks=MARKS.get(case.mode, ())) for case in CASES])
 def test_the_addresses_that_are_named_answer_and_no_others(node: Node, case: Case) -> None:
     node.configure(case.mode, case.addresses, case.gate, **case.more)
     wanted = {}
