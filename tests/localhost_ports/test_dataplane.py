@@ -130,7 +130,10 @@ def test_what_is_not_wanted_starts_no_process() -> None:
     assert (rig.forwarder.updates, rig.dataplane.names(WEB), rig.dataplane.housekeeping()) == ([], ("rules",), None)
     rig.want(WEB)
     assert rig.dataplane.names(WEB) == ("rules", "listener 127.0.0.1:30080")
-    assert Rig(V6).want(build_plan(family=V6, node_port=30080)) == {}
+    for serves in (False, True):  # the list of addresses changes, and no plan
+        rig.dataplane.serves = serves
+        rig.want(WEB)
+        assert rig.open == (wanted([WEB]) if serves else {})
 
 
 def test_the_process_ends_with_the_last_listener_of_both_families_and_its_connections() -> None:

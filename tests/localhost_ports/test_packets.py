@@ -38,7 +38,7 @@ class Case(NamedTuple):
         return f"{self.mode} {','.join(self.addresses)} gate={self.gate} {','.join(self.more)}"
 
 
-NFT, IPT, IPVS = "nftables", "iptables", "ipvs"
+NFT, IPT = "nftables", "iptables"
 CASES = [
     Case(NFT, (), ()),
     Case(NFT, NODES, ()),
@@ -55,13 +55,11 @@ CASES = [
     Case(IPT, BOTH, (), gate=False, by_rules=("127.0.0.1",), counts=False),
     Case(IPT, BOTH, (), counts=False, more={"iptables": {"localhostNodePorts": False}}),
     Case(IPT, (), (), by_rules=("127.0.0.1", "127.0.0.5"), counts=False),
-    Case(IPVS, BOTH, ("127.0.0.1", "::1"), counts=False),
-    Case(IPVS, BOTH, (), gate=False, counts=False),
 ]
-MARKS = {IPVS: [pytest.mark.ipvs_kernel]}
+"""Of ipvs mode: tests/ipvs/test_localhost_node_ports.py."""
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=str(case), marks=MARKS.get(case.mode, ())) for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_addresses_that_are_named_answer_and_no_others(node: Node, case: Case) -> None:
     node.configure(case.mode, case.addresses, case.gate, **case.more)
     wanted = {}
