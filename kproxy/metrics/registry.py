@@ -252,6 +252,9 @@ class Metrics:
         for children in per_family:
             for family in families:
                 children[family,].inc(0)
+        if mode == "nftables":
+            for family in families:
+                self._localhost_listeners[family,].inc(0)
         for outcome in ("applied", "refused"):
             self._reloads[outcome,].inc(0)
         for code in ("200", "503"):

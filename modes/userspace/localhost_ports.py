@@ -76,7 +76,6 @@ class LocalhostNodePorts:
         stage = equipment.containment.stage("localhost-ports", f"{family} node ports on loopback are tried again")
         made = LocalhostDataplane(dataplane, self._forwarder, equipment.metrics, stage)
         self._dataplanes[family] = made
-        equipment.metrics.localhost_listeners(family, 0)
         return made
 
     def configure(self, family: Family, serves: bool) -> None:
@@ -92,8 +91,8 @@ class LocalhostNodePorts:
     def close(self) -> None:
         """End the forwarder, and with it every connection."""
         self._forwarder.close()
-        for family in self._dataplanes:
-            self._equipment.metrics.localhost_listeners(family, 0)
+        for dataplane in self._dataplanes.values():
+            dataplane.ended()
 
 
 class LocalhostDataplane:
@@ -143,6 +142,11 @@ class LocalhostDataplane:
         if needed is None or not self._listeners.port(needed[0]):
             return self._inner.names(plan)
         return (*self._inner.names(plan), f"listener {self._address(plan.node_port)}")
+
+    def ended(self) -> None:
+        """Note that the forwarder was closed. Another mode's listeners may be counted already, or still."""
+        if self._listeners.all():
+            self._counts.localhost_listeners(self.family, 0)
 
     # ---------------------------------------------------------------- inside
 

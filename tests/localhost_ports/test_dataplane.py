@@ -136,6 +136,16 @@ def test_what_is_not_wanted_starts_no_process() -> None:
         assert rig.open == (wanted([WEB]) if serves else {})
 
 
+def test_a_mode_that_never_listened_does_not_reset_the_count_of_the_one_that_does() -> None:
+    rig = Rig()
+    rig.number = 7
+    rig.dataplane.ended()
+    assert rig.number == 7
+    rig.want(WEB)
+    rig.dataplane.ended()
+    assert rig.number == 0
+
+
 def test_the_process_ends_with_the_last_listener_of_both_families_and_its_connections() -> None:
     forwarder = FakeForwarder()
     four, six = Rig(V4, forwarder), Rig(V6, forwarder)
