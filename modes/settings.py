@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kproxy.config import gates
 from kproxy.config.fields import DetectLocalMode, KubeProxyConfiguration
-from kproxy.model.addresses import canonical_cidr, canonical_ip, is_link_local, is_loopback
+from kproxy.kernel.constants import LOOPBACK_NETWORK
+from kproxy.model.addresses import canonical_cidr, canonical_ip, contains, is_link_local, is_loopback
 from kproxy.model.node_info import (
     DetectLocal,
     DetectLocalBy,
@@ -19,6 +22,7 @@ from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
 from kproxy.modes.nftables.fragments import Settings as NftablesSettings
+from kproxy.modes.userspace.listeners import LOOPBACK
 from kproxy.modes.userspace.render import Settings as UserspaceSettings
 
 DEFAULT_SCHEDULER = "rr"
@@ -82,6 +86,28 @@ def node_port_ips(config: KubeProxyConfiguration, family: Family, node: NodeInfo
     if found.match_all:
         return tuple(ip for ip in node.addresses if family_of(ip) is family)
     return found.ips
+
+
+def localhost_networks(config: KubeProxyConfiguration, family: Family) -> tuple[str, ...]:
+    """The networks on loopback where the forwarder serves TCP node ports, in modes whose rules cannot.
+
+    Those that nodePortAddresses names: one that merely contains loopback does not count. Empty with the feature gate
+    off. Source: KEP-6032.
+    """
+    if not config.gate_enabled(gates.LOCALHOST_NODE_PORTS):
+        return ()
+    named = LOOPBACK_NETWORK[family]
+    asked = {named if text == "localhost" else canonical_cidr(text) or "" for text in config.node_port_addresses}
+    if family is Family.IPV6:
+        return (named,) if named in asked else ()
+    networks = (ipaddress.IPv4Network(cidr) for cidr in asked if cidr and family_of(cidr) is family)
+    loopback = ipaddress.IPv4Network(named)
+    return tuple(str(n) for n in ipaddress.collapse_addresses(n for n in networks if n.subnet_of(loopback)))
+
+
+def serves_localhost(config: KubeProxyConfiguration, family: Family) -> bool:
+    """Whether the forwarder serves node ports on the address that it listens on, where no rules lead others to it."""
+    return any(contains(network, LOOPBACK[family]) for network in localhost_networks(config, family))
 
 
 def health_check_ips(config: KubeProxyConfiguration, node: NodeInfo) -> tuple[str, ...] | None:
@@ -151,6 +177,8 @@ def nftables_settings(
         service_cidrs=tuple(c for c in cidrs if c and family_of(c) is family),
         tcp_be_liberal=config.conntrack.tcp_be_liberal,
         random_fully=features.random_fully,
+        refuses_localhost=config.gate_enabled(gates.LOCALHOST_NODE_PORTS),
+        localhost_networks=localhost_networks(config, family),
     )
 
 

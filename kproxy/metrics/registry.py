@@ -29,6 +29,8 @@ from kproxy.metrics.collectors import (
     ForwarderStatistics,
     ForwardingCollector,
     InternalErrors,
+    LocalhostRejectedCollector,
+    LocalhostRejectedReader,
     NfacctCollector,
     NfacctReader,
     Slis,
@@ -83,6 +85,7 @@ class Metrics:
         self._registry = ContainedRegistry(containment)
         self._nfacct = NfacctCollector()
         self._forwarding = ForwardingCollector()
+        self._localhost_rejected = LocalhostRejectedCollector()
         self._internal_errors = InternalErrors(containment)
         for collector in self._collectors:
             self._registry.register(collector)
@@ -99,9 +102,9 @@ class Metrics:
         self.serves(families, mode)
 
     @property
-    def _collectors(self) -> tuple[NfacctCollector, ForwardingCollector, InternalErrors]:
+    def _collectors(self) -> tuple[NfacctCollector, ForwardingCollector, LocalhostRejectedCollector, InternalErrors]:
         """What is read at each scrape."""
-        return self._nfacct, self._forwarding, self._internal_errors
+        return self._nfacct, self._forwarding, self._localhost_rejected, self._internal_errors
 
     def serves(self, families: Collection[Family], mode: str) -> None:
         """Set what is served from now on: `families` in `mode`."""
@@ -172,6 +175,15 @@ class Metrics:
         self._nft_cleanup_failures = self._counter(
             f"{sync}_nftables_cleanup_failures_total", "Times that stale nftables chains could not be removed.", family
         )
+        localhost = "kubeproxy_nftables_localhost_nodeport_listener"
+        self._localhost_listeners = self._gauge(
+            f"{localhost}s", "TCP node ports that are served on loopback by a process, in any mode.", family
+        )
+        self._localhost_failures = self._counter(
+            f"{localhost}_creation_failures_total",
+            "Attempts to serve a node port on loopback that failed; each is repeated.",
+            family,
+        )
         self._conntrack_seconds = self._histogram(
             "kubeproxy_conntrack_reconciler_sync_duration_seconds",
             "Seconds that the search for stale conntrack entries took.",
@@ -236,10 +248,13 @@ class Metrics:
         if mode in ("iptables", "userspace"):
             per_family.append(self._partial_restore_failures)
         if mode == "nftables":
-            per_family += [self._nft_failures, self._nft_cleanup_failures]
+            per_family += [self._nft_failures, self._nft_cleanup_failures, self._localhost_failures]
         for children in per_family:
             for family in families:
                 children[family,].inc(0)
+        if mode == "nftables":
+            for family in families:
+                self._localhost_listeners[family,].inc(0)
         for outcome in ("applied", "refused"):
             self._reloads[outcome,].inc(0)
         for code in ("200", "503"):
@@ -313,6 +328,14 @@ class Metrics:
         """Count an nftables transaction that failed. cleanup: it was to remove stale chains."""
         (self._nft_cleanup_failures if cleanup else self._nft_failures)[family,].inc()
 
+    def localhost_listeners(self, family: Family, number: int) -> None:
+        """Set how many node ports are served on loopback."""
+        self._localhost_listeners[family,].set(number)
+
+    def localhost_listener_failed(self, family: Family) -> None:
+        """Count a node port that could not be served on loopback."""
+        self._localhost_failures[family,].inc()
+
     def conntrack(self, family: Family, seconds: float, deleted: int) -> None:
         """Count a search for stale conntrack entries and how many it deleted."""
         self._conntrack_seconds[family,].observe(seconds)
@@ -354,9 +377,13 @@ class Metrics:
         """Call `read` at each scrape and export the kernel's nfacct counters that it returns."""
         self._nfacct.read = read
 
-    def read_forwarder_with(self, read: Callable[[], ForwarderStatistics] | None) -> None:
-        """Call `read` at each scrape and export userspace mode's statistics; None to stop."""
+    def read_forwarder_with(self, read: Callable[[], ForwarderStatistics]) -> None:
+        """Call `read` at each scrape and export the forwarder's statistics, unless it raises KernelError."""
         self._forwarding.read = read
+
+    def read_localhost_rejected_with(self, read: LocalhostRejectedReader) -> None:
+        """Call `read` at each scrape and export what it returns."""
+        self._localhost_rejected.read = read
 
     def described(self) -> list[Described]:
         """Describe every metric of kproxy, /metrics/slis included, but not those of the process."""

@@ -174,6 +174,17 @@ class KernelNftables:
         place, ours = (NFT_FAMILY[family], table), self.portid
         return Monitor(lambda writer: writer == ours, [place], lambda event: True, by_portid=True, detailed=True)
 
+    def counts(self, family: Family, table: str, chain: str) -> list[int]:
+        """The packets that the rules of CHAIN counted, in their order, without those that do not count; empty when
+        there is no such chain. Raises NetlinkError."""
+        with _decoding(f"read the counters of {table} {chain}"):
+            rules = [
+                attributes
+                for attributes in self._dump(family, messages.GETRULE, table, chain)
+                if netlink.to_text(attributes.get(messages.RULE_CHAIN, b"")) == chain
+            ]
+            return [count for attributes in rules if (count := messages.counted(attributes)) is not None]
+
     # ---- writing
 
     def _transact(
@@ -250,7 +261,8 @@ class KernelNftables:
         return {name: chain._replace(rules=tuple(rules[name])) for name, chain in chains.items()}
 
     def _dump(self, family: Family, number: int, table: str, name: str = "") -> Iterator[dict[int, bytes]]:
-        """The attributes of each thing in TABLE that message NUMBER asks for; of elements, those of set NAME."""
+        """The attributes of each thing in TABLE that message NUMBER asks for; of elements, those of set NAME; of rules,
+        those of chain NAME, if the kernel looks at it."""
         payload = netlink.netfilter(NFPROTO[family]) + netlink.text(messages.TABLE, table)
         if name:
             payload += netlink.text(messages.OBJECT_NAME, name)

@@ -88,7 +88,9 @@ class ActiveMode:
         self.tools, self._shared = tools, shared
         features = Features(nfacct=tools.has_nfacct, random_fully=tools.random_fully)
         with ExitStack() as stack:
-            self._equipment = Equipment(config, shared.commands, tools.command, features, shared.metrics, stack)
+            self._equipment = Equipment(
+                config, shared.commands, tools.command, features, shared.metrics, shared.containment, stack
+            )
             self.driver: Driver = driver_of(config.mode)(self._equipment)
             left = rules_left(shared.commands, excluded_networks(config), config.mode)
             self.stale_rules = StaleRules(config.mode, left, tools.families, shared.containment)

@@ -18,7 +18,7 @@ from types import FrameType
 from kproxy import __version__, logs
 from kproxy.clocks import SystemClock
 from kproxy.config import options as log_settings
-from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import to_values
 from kproxy.config.options import Options
 from kproxy.containment import Containment
@@ -211,8 +211,8 @@ class Daemon:
         self._reporter.serves(self._config.mode, tools.families)
         self._status.show(Programmed(self._plans, self._mode), tools.families)
         self._metrics.serves(tools.families, self._config.mode)
-        if self._config.mode is not ProxyMode.USERSPACE:
-            self._metrics.read_forwarder_with(None)
+        self._metrics.read_forwarder_with(self._mode.driver.forwarder_statistics)
+        self._metrics.read_localhost_rejected_with(self._mode.driver.localhost_rejected)
         self._metrics.read_nfacct_with(
             (lambda: {name: c.packets for name, c in nfacct.counters().items()}) if tools.has_nfacct else dict
         )

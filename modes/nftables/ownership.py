@@ -28,7 +28,7 @@ Place = tuple[str, Key]
 
 TRANSPORTS = {protocol.lower(): protocol for protocol in Transport}
 BY_ADDRESS = frozenset({names.SERVICES, names.ENDPOINTS, names.SOURCES})
-BY_NODE_PORT = frozenset({names.NODE_PORTS, names.NODE_PORT_ENDPOINTS})
+BY_NODE_PORT = frozenset({names.NODE_PORTS, names.NODE_PORT_ENDPOINTS, names.LOCALHOST_PORTS, names.LOCALHOST_REFUSED})
 
 
 def frontend_of(place: Place) -> Frontend | None:

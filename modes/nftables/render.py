@@ -12,22 +12,27 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 import msgspec
 
+from kproxy.kernel.constants import LOOPBACK_NETWORK
 from kproxy.model.addresses import is_loopback
 from kproxy.model.plans import Endpoint, Family, Frontend, PortKey, ServicePlan
 from kproxy.modes.nftables import chains, names
 from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY, balancer_chain
 from kproxy.modes.nftables.fragments import Base, Claim, Fragment, Settings, Targets
 from kproxy.modes.nftables.names import Balancer, Kind, PortNames
+from kproxy.modes.userspace.listeners import LOOPBACK, localhost_listener
 from kproxy.netfilter.objects import (
     AddressIn,
     BaseChain,
     Chain,
+    Count,
     CtInvalid,
     CtTranslated,
+    DnatByMap,
     Drop,
     Element,
     FibLocal,
     Field,
+    Goto,
     Hook,
     InSet,
     Jump,
@@ -35,6 +40,7 @@ from kproxy.netfilter.objects import (
     MarkClear,
     MarkHas,
     Masquerade,
+    ProtocolIs,
     Reject,
     Rule,
     Set,
@@ -47,6 +53,8 @@ MAX_COMMENT = 128  # characters, of nft's text; the names of a namespace, a Serv
 # Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, its translations win,
 # though it knows nothing of our table and leaves it.
 DSTNAT, FILTER, SRCNAT = -99, 0, 100
+COUNTED = ("tcp", "udp", "sctp")
+"""The protocols of the rules that refuse node ports on loopback and count the packets, in their order."""
 
 
 # ---------------------------------------------------------------- one Service port
@@ -54,7 +62,7 @@ DSTNAT, FILTER, SRCNAT = -99, 0, 100
 
 def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
     """The elements that one Service port needs, and with client IP affinity its sets and chains."""
-    claims = tuple(_claims(plan))
+    claims = tuple(_claims(plan, settings))
     hairpins = tuple(dict.fromkeys([e.ip for e in plan.reachable])) if plan.has_endpoints else ()
     if not (plan.affinity_seconds and plan.has_endpoints):
         return Fragment(claims, plan.cluster_ip, hairpins)
@@ -70,7 +78,7 @@ def _own_chains(plan: ServicePlan, claims: Iterable[Claim], settings: Settings) 
     yield from chains.endpoint_chains(plan)
 
 
-def _claims(plan: ServicePlan) -> Iterator[Claim]:
+def _claims(plan: ServicePlan, settings: Settings) -> Iterator[Claim]:
     """One claim for each frontend of the port; an address that is given twice counts as the first kind it has."""
     seen = {plan.cluster_ip}
     yield _claim(plan, plan.cluster_ip, Kind.CLUSTER, plan.internal_endpoints)
@@ -81,7 +89,16 @@ def _claims(plan: ServicePlan) -> Iterator[Claim]:
                 seen.add(ip)
                 yield _claim(plan, ip, kind, plan.cluster, ranges)
     if plan.node_port:
-        yield _claim(plan, "", Kind.NODE_LOCAL if plan.external_local else Kind.NODE_EXTERNAL, plan.cluster)
+        claim = _claim(plan, "", Kind.NODE_LOCAL if plan.external_local else Kind.NODE_EXTERNAL, plan.cluster)
+        yield claim._replace(loopback=tuple(_on_loopback(plan, settings))) if settings.refuses_localhost else claim
+
+
+def _on_loopback(plan: ServicePlan, settings: Settings) -> Iterator[Element]:
+    """What packets to the node port on loopback need: to get to the process that serves it, or else to be refused."""
+    key = (plan.protocol.lower(), plan.node_port)
+    yield Element(names.LOCALHOST_REFUSED, key)
+    if settings.localhost_networks and localhost_listener(plan):
+        yield Element(names.LOCALHOST_PORTS, key, (LOOPBACK[plan.family], plan.node_port))
 
 
 def _claim(
@@ -144,7 +161,7 @@ def render_base(settings: Settings) -> Base:
     """The sets, maps and chains that a node needs whatever its Services are."""
     address = Type.IPV4 if settings.family is Family.IPV4 else Type.IPV6
     addresses = settings.node_port_addresses
-    sets, elements = list(_maps(address)), []
+    sets, elements = list(_maps(settings, address)), []
     if settings.service_cidrs:
         sets.append(Set(names.SERVICE_CIDRS, (address,), interval=True))
         cidrs = _collapsed(settings.service_cidrs, settings.family)
@@ -155,7 +172,7 @@ def render_base(settings: Settings) -> Base:
     return Base(settings, tuple(sets), tuple(_chains(settings)), tuple(elements))
 
 
-def _maps(address: Type) -> Iterator[Set]:
+def _maps(settings: Settings, address: Type) -> Iterator[Set]:
     """The sets and maps that hold elements of Service ports."""
     frontend = (address, Type.PROTO, Type.PORT)
     target = (address, Type.PORT)
@@ -166,11 +183,20 @@ def _maps(address: Type) -> Iterator[Set]:
     yield Set(names.SOURCES, (*frontend, address), interval=True)
     yield Set(names.CLUSTER_IPS, (address,))
     yield Set(names.HAIRPINS, (address, address))
+    if settings.refuses_localhost:
+        yield Set(names.LOCALHOST_REFUSED, frontend[1:])
+    if settings.localhost_networks:
+        yield Set(names.LOCALHOST_PORTS, frontend[1:], SetKind.MAP, target)
 
 
 def _chains(settings: Settings) -> Iterator[Chain]:
     services = ((Jump(names.SERVICES),),)
     yield Chain(names.REFUSE, ((Reject(),),))
+    if settings.refuses_localhost:
+        yield Chain(names.LOCALHOST, tuple(_localhost(settings)))
+        # A client on this node that gets an ICMPv6 error notices it only when it sends again, a second later.
+        refused = tuple((ProtocolIs(p), Count(), Reject(tcp_reset=p == "tcp")) for p in COUNTED)
+        yield Chain(names.LOCALHOST_REFUSE, refused)
     yield Chain(names.SERVICES, tuple(_services(settings)))
     yield Chain("nat-prerouting", services, BaseChain("nat", Hook.PREROUTING, DSTNAT))
     yield Chain("nat-output", services, BaseChain("nat", Hook.OUTPUT, DSTNAT))
@@ -186,12 +212,20 @@ def _services(settings: Settings) -> Iterator[Rule]:
     yield InSet((Field.DADDR,), names.CLUSTER_IPS), Reject()
     if settings.service_cidrs:
         yield InSet((Field.DADDR,), names.SERVICE_CIDRS), Drop()
+    if settings.refuses_localhost:
+        yield AddressIn(Field.DADDR, LOOPBACK_NETWORK[settings.family]), Goto(names.LOCALHOST)
     node_ports = Lookup(NODE_PORT_KEY, names.NODE_PORTS)
     if settings.node_port_addresses.match_all:
-        loopback = "127.0.0.0/8" if settings.family is Family.IPV4 else "::1/128"
-        yield AddressIn(Field.DADDR, loopback, negate=True), FibLocal(Field.DADDR), node_ports
+        yield AddressIn(Field.DADDR, LOOPBACK_NETWORK[settings.family], negate=True), FibLocal(Field.DADDR), node_ports
     else:
         yield InSet((Field.DADDR,), names.NODE_PORT_ADDRESSES), node_ports
+
+
+def _localhost(settings: Settings) -> Iterator[Rule]:
+    """Sends what is served on loopback to the one address that the process listens on, and refuses other node ports."""
+    for network in settings.localhost_networks:
+        yield AddressIn(Field.DADDR, network), DnatByMap(NODE_PORT_KEY, names.LOCALHOST_PORTS)
+    yield InSet(NODE_PORT_KEY, names.LOCALHOST_REFUSED), Goto(names.LOCALHOST_REFUSE)
 
 
 def _postrouting(settings: Settings) -> Iterator[Rule]:

@@ -23,6 +23,7 @@ from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.driver import serve_localhost
 from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.forwarder import ForwarderProcess
+from kproxy.modes.userspace.listeners import Statistics
 from kproxy.modes.userspace.messages import Settings as ForwarderSettings
 from kproxy.modes.userspace.render import Settings
 
@@ -52,16 +53,16 @@ class UserspaceDriver(Driver):
             )
         )
         equipment.stack.callback(self._forwarder.close)
-        equipment.metrics.read_forwarder_with(self._forwarder.statistics)
         self._dataplanes: dict[Family, UserspaceDataplane] = {}
 
     def dataplane(self, family: Family) -> Dataplane:
         tables, drift = self._equipment.tables(family)
         dataplane = UserspaceDataplane(self._settings(family, NodeInfo()), tables, self._forwarder, drift)
         self._dataplanes[family] = dataplane
-
-        self._dataplanes[family] = dataplane
         return dataplane
+
+    def forwarder_statistics(self) -> Statistics:
+        return self._forwarder.statistics()
 
     def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
         self._dataplanes[family].configure(self._settings(family, node))

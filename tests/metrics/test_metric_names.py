@@ -19,10 +19,11 @@ PROGRAMMING = " ".join(
     ["0", "0.25", "0.5", *map(str, range(1, 60)), *map(str, range(60, 116, 5)), *map(str, range(120, 301, 30)), "+Inf"]
 )
 
+LOCALHOST = "kubeproxy_nftables_localhost_nodeport"
 V4, V6 = 'ip_family="IPv4"', 'ip_family="IPv6"'
 SERVER = 'host="10.0.0.1:6443"'
 Row = tuple[str, str, str, float]
-# (name, type, labels of a sample, its value after `used`), as a scrape of kube-proxy 1.36 shows them.
+# (name, type, labels of a sample, its value after `used`), as a scrape of kube-proxy 1.37 shows them.
 KUBE_PROXY: list[Row] = [
     (f"{SYNC}duration_seconds", "histogram", V4, 2),
     (f"{SYNC}duration_seconds", "histogram", V6, 1),
@@ -49,6 +50,9 @@ KUBE_PROXY: list[Row] = [
     ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", V4, 11),
     ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "counter", "", 7),
     ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", "counter", "", 9),
+    (f"{LOCALHOST}_listeners", "gauge", V4, 5),
+    (f"{LOCALHOST}_listener_creation_failures_total", "counter", V4, 1),
+    (f"{LOCALHOST}_rejected_packets_total", "counter", f'{V4},protocol="UDP"', 12),
 ]
 # Those of all components of Kubernetes that have a meaning here.
 COMMON: list[Row] = [
@@ -88,6 +92,9 @@ def used() -> Metrics:
     metrics = new()
     v4 = Family.IPV4
     metrics.read_nfacct_with(lambda: {"ct_state_invalid_dropped_pkts": 7, "localhost_nps_accepted_pkts": 9, "other": 1})
+    metrics.read_localhost_rejected_with(lambda: {("IPv4", "UDP"): 12})
+    metrics.localhost_listeners(v4, 5)
+    metrics.localhost_listener_failed(v4)
     metrics.queued(v4, at=1000.5)
     metrics.sync_started(v4)
     metrics.sync_finished(v4, 0.003, full=True, at=1001.5)

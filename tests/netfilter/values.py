@@ -16,6 +16,7 @@ from kproxy.netfilter.objects import (
     AddressIn,
     BaseChain,
     Chain,
+    Count,
     CtInvalid,
     CtTranslated,
     Dnat,
@@ -113,7 +114,7 @@ def rules(family: Family) -> dict[str, tuple[Rule, ...]]:
             (ProtocolIs("sctp"), Dnat(address(family, 9), 8080)),
         ),
         "postrouting": ((MarkHas(0x4000), Masquerade()), (CtTranslated(), Masquerade(False))),
-        "forward": ((CtInvalid(), Drop()), (Reject(),)),
+        "forward": ((CtInvalid(), Drop()), (ProtocolIs("tcp"), Count(), Reject(tcp_reset=True)), (Reject(),)),
         "output": (),
         "other": ((InSet((Field.PROTO,), "protocols"), Drop()),),
     }

@@ -14,6 +14,7 @@ from kproxy.modes.nftables.render import Layout, lay_out, render_base, render_po
 from kproxy.netfilter.objects import Chain, Element, Goto, Jump, Verdict
 
 POD_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
+LOCALHOST = {Family.IPV4: ("127.0.0.1/32", "127.0.4.0/30"), Family.IPV6: ("::1/128",)}
 NODE_IP = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
 
 
@@ -146,4 +147,6 @@ def any_settings(draw: st.DrawFn, family: Family) -> Settings:
         ),
         tcp_be_liberal=draw(st.booleans()),
         random_fully=draw(st.booleans()),
+        refuses_localhost=(served := draw(st.sampled_from([None, (), LOCALHOST[family]]))) is not None,
+        localhost_networks=served or (),
     )
