@@ -53,6 +53,12 @@ FLAGS: tuple[Flag, ...] = (
         "manifests", "folder", "", "Follow Services, EndpointSlices and Nodes in this folder, without an API server."
     ),
     _kept("iptables-backend", "string", "auto", "Which iptables to use: auto (as the node does), nft or legacy."),
+    _kept(
+        "hand-over-at-end",
+        "bool",
+        "",
+        "At the end leave rules of iptables mode and nothing of nftables or ipvs mode; userspace mode always does.",
+    ),
     _kept("hostname-override", "string", "", "The name of this Node; the host name by default.", "hostname_override"),
     _flag(
         "feature-gates",

@@ -58,6 +58,7 @@ def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Req
         master=given.get("master", ""),
         config_file=Path(path) if path else None,
         iptables_backend=given.get("iptables-backend", "auto"),
+        hand_over_at_end=given.get("hand-over-at-end", False),
         init_only=given.get("init-only", False),
         warnings=(*(f"ignored in {path}: {line}" for line in unknown), *_warnings(config, given, unused)),
         flags=flag_layer(texts),
