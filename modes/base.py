@@ -22,7 +22,8 @@ class Outcome:
 
     rejected: the ports that the kernel refused, with one line of why; everything else is programmed.
     abandoned: frontends found in the kernel that belong to no Service any more (stale UDP flows to them are deleted).
-    rules_total, rules_written: per table, for the metrics; bytes_written and transactions for benchmarks.
+    rules_total, rules_written: per table, for the metrics, without jumps in built-in chains. bytes_written,
+    transactions: for benchmarks.
     repaired: a full check found differences that were not asked for (somebody else edited or flushed).
     faults: ports that could not be rendered because of an unexpected exception; they are in `rejected` too.
     refusals: a line for each change that the kernel refused, whatever was done about it. It takes every change that is

@@ -155,6 +155,10 @@ def test_what_needs_attention_is_listed_until_it_is_over(node: OperatedNode) -> 
     assert "spec.ports[0].port: must be 1 to 65535, is 0" in text
     by_name = {(item["namespace"], item["name"]): item["ports"][0] for item in found["services"]["items"]}
     assert "RULE_APPEND failed" in by_name["bad", "refused"]["refused"]
+    family = found["families"][0]
+    assert (family["refusedChanges"] > 0, family["syncs"][-1]["refusedChanges"] > 0) == (True, True)
+    assert "RULE_APPEND failed" in family["lastRefused"]
+    assert family["refusedAt"] == found["now"]
     node.step(deleted(refused), deleted(rivals[0]))
     found = status(node)
     assert (found["refused"], found["conflicts"]) == ([], [])
