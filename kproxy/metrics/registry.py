@@ -137,7 +137,9 @@ class Metrics:
         )
         registry = self._registry
         self._endpoints_seen = Counter(f"{sync}_endpoint_changes_total", "Endpoint changes seen.", registry=registry)
-        self._services_seen = Counter(f"{sync}_service_changes_total", "Service changes seen, each once per IP family.", registry=registry)
+        self._services_seen = Counter(
+            f"{sync}_service_changes_total", "Service changes seen, each once per IP family.", registry=registry
+        )
         self._endpoints_pending = Gauge(
             f"{sync}_endpoint_changes_pending", "Endpoint changes not yet programmed.", registry=registry
         )

@@ -52,7 +52,6 @@ T = TypeVar("T", int, str)
 Make = Callable[[Namespace, ExitStack, Family], tuple[Any, Callable[[KubeProxyConfiguration], Any]]]
 
 
-
 def random_plan(random: Random, name: str, family: Family) -> ServicePlan:
     """A plan as the planner makes them, with addresses and node ports that other Services may have as well."""
 
