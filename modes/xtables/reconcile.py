@@ -99,9 +99,9 @@ class Reconciliation:
     """One full comparison. Consume `restores`, then read the results.
 
     totals: rules of all ports and of the node by table, without jumps in built-in chains, which kube-proxy does not
-    count in its metrics either (sync_proxy_rules_iptables_total). abandoned: UDP and SCTP frontends that the kernel directs to a
-    Service and that no port has any more. left: chains of single ports that no port needs, but that chains of another
-    mode still jump to.
+    count in its metrics either (sync_proxy_rules_iptables_total). abandoned: UDP and SCTP frontends that the kernel
+    directs to a Service and that no port has any more. left: chains of single ports that no port needs, but that
+    chains of another mode still jump to.
     """
 
     def __init__(self, saved: Saved, base: Base, family: Family, limit: int) -> None:

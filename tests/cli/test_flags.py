@@ -23,6 +23,7 @@ TABLE = Path(__file__).parent.parent / "config" / "kube-proxy-flags.tsv"
 KUBE_PROXYS = [row for row in (line.split("\t") for line in TABLE.read_text().splitlines()) if row[0] != "help"]
 OURS = {
     "manifests",
+    "hand-over-at-end",
     "iptables-backend",
     "proxy-port-range",
     "userspace-drain-timeout",
@@ -59,7 +60,7 @@ def test_each_flag_of_kube_proxy_is_taken(name: str, kind: str, default: str) ->
     assert flag.type == ("format" if name == "logging-format" else kind)
 
 
-def test_there_are_no_other_flags_than_kube_proxys_and_two_of_ours() -> None:
+def test_there_are_no_other_flags_than_kube_proxys_and_ours() -> None:
     assert BY_NAME.keys() == {row[0] for row in KUBE_PROXYS} | OURS
 
 

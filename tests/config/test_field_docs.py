@@ -189,6 +189,7 @@ def test_the_ports_of_userspace_mode_mean_nothing_elsewhere(mode: str) -> None:
 NO_FIELD: dict[str, tuple[str, Callable[[settings.Request], object]]] = {
     "cleanup": ("true", attrgetter("cleanup")),
     "config": ("{config}", attrgetter("options.config_file")),
+    "hand-over-at-end": ("true", attrgetter("options.hand_over_at_end")),
     "init-only": ("true", attrgetter("options.init_only")),
     "iptables-backend": ("legacy", attrgetter("options.iptables_backend")),
     "manifests": ("{folder}", attrgetter("options.manifests")),

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,10 +161,10 @@ def test_the_ways_back_from_nftables_mode_that_leave_nothing(stage: Stage, way: 
     stage.space.run(["conntrack", "-F"])
     inside, outside = Probe("caller", Via.CLUSTER_IP, ()), Probe("client", Via.BALANCER, ())
     with ThreadPoolExecutor() as pool:
-        ask = partial(pool.submit, stage.deployed.ask)
+        ask = stage.deployed.ask
         asks = [(probe, family, port) for probe in (inside, outside) for family in Family for port in scaled.ports]
-        refused = [ask(probe, scaled, family, port) for probe, family, port in asks]
-        unanswered = [ask(probe, deleted, family, port, 0.5) for probe, family, port in asks]
+        refused = [pool.submit(ask, probe, scaled, family, port) for probe, family, port in asks]
+        unanswered = [pool.submit(ask, probe, deleted, family, port, 0.5) for probe, family, port in asks]
     assert {found.result() for found in refused} == {Nothing.REFUSED}
     assert not any(isinstance(found.result(), Answered) for found in unanswered)
 
