@@ -53,6 +53,11 @@ class Rig:
         self.plans.update((plan.key, plan) for plan in plans)
         return self.dataplane.apply(self.plans, [plan.key for plan in plans])
 
+    def drop(self, *plans: ServicePlan) -> Outcome:
+        for plan in plans:
+            self.plans.pop(plan.key, None)
+        return self.dataplane.apply(self.plans, [plan.key for plan in plans])
+
     def check(self) -> Outcome:
         return self.dataplane.apply(self.plans, None)
 
@@ -62,6 +67,9 @@ class Rig:
         layout = lay_out(render_base(chosen), [(p.key, render_port(p, chosen)) for p in self.plans.values()])
         listing = self.kernel.listing(chosen.family, TABLE)
         return ["the table"] if listing is None else list(comparison(listing, layout).places)
+
+    def remove(self) -> None:
+        assert delete_tables(self.kernel, [TABLE], [self.settings.family]) == []
 
     def close(self) -> None:
         self.table.close()
