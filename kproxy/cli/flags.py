@@ -61,6 +61,12 @@ FLAGS: tuple[Flag, ...] = (
         f"The minor version of Kubernetes whose kube-proxy is followed: {minors.OLDEST} to {minors.NEWEST}, or newer.",
         "emulate_version",
     ),
+    _kept(
+        "hand-over-at-end",
+        "bool",
+        "",
+        "At the end leave rules of iptables mode and nothing of nftables or ipvs mode; userspace mode always does.",
+    ),
     _kept("hostname-override", "string", "", "The name of this Node; the host name by default.", "hostname_override"),
     _flag(
         "feature-gates",

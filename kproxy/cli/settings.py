@@ -72,6 +72,7 @@ def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Req
         master=given.get("master", ""),
         config_file=Path(path) if path else None,
         iptables_backend=given.get("iptables-backend", "auto"),
+        hand_over_at_end=given.get("hand-over-at-end", False),
         init_only=given.get("init-only", False),
         warnings=(*warnings, *_without_effect(config, given)),
         mode_given=mode_given,

@@ -102,7 +102,8 @@ class ServiceChecks:
     async def _listen(self, address: Address) -> None:
         _log.info("Opening health check", service=self._checks[address.port].service, address=str(address))
         opening = self._containment.stage(STAGE, f"health checks on {address} are not answered until it can be opened")
-        answering = self._containment.stage(STAGE, f"this health check on {address} is answered with status 500")
+        consequence = f"this health check on {address} is answered with status 500"
+        answering = self._containment.stage(STAGE, consequence, on_demand=True)
         listener = Listener(
             address,
             contained(partial(self._answer, address.port), answering),

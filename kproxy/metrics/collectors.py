@@ -39,7 +39,8 @@ class ContainedRegistry(CollectorRegistry):
         super().register(collector)  # refuses a second metric of the same name
         alone = CollectorRegistry(auto_describe=False)
         alone.register(collector)
-        self._parts.append((alone, self._containment.stage("metrics", "its metrics are missing from this scrape")))
+        stage = self._containment.stage("metrics", "its metrics are missing from this scrape", on_demand=True)
+        self._parts.append((alone, stage))
 
     def exposition(self) -> bytes:
         """Return the metrics of every collector that works, in the Prometheus text format 0.0.4."""

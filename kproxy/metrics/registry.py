@@ -108,6 +108,7 @@ class Metrics:
 
     def serves(self, families: Collection[Family], mode: str) -> None:
         """Set what is served from now on: `families` in `mode`."""
+        self._families = len(families)
         before, self._serving = self._serving, (self._version, mode, platform.python_version())
         self._build.labels(*self._serving).set(1)
         if before not in ((), self._serving):
@@ -139,7 +140,9 @@ class Metrics:
         )
         registry = self._registry
         self._endpoints_seen = Counter(f"{sync}_endpoint_changes_total", "Endpoint changes seen.", registry=registry)
-        self._services_seen = Counter(f"{sync}_service_changes_total", "Service changes seen.", registry=registry)
+        self._services_seen = Counter(
+            f"{sync}_service_changes_total", "Service changes seen, each once per IP family.", registry=registry
+        )
         self._endpoints_pending = Gauge(
             f"{sync}_endpoint_changes_pending", "Endpoint changes not yet programmed.", registry=registry
         )
@@ -156,10 +159,12 @@ class Metrics:
         family = ["ip_family"]
         sync = "kubeproxy_sync_proxy_rules"
         self._rules_total = self._gauge(
-            f"{sync}_iptables_total", "iptables rules that kproxy owns.", ["table", *family]
+            f"{sync}_iptables_total",
+            "iptables rules in chains that kproxy owns; jumps in built-in chains do not count.",
+            ["table", *family],
         )
         self._rules_last = self._gauge(
-            f"{sync}_iptables_last", "iptables rules that the last sync wrote.", ["table", *family]
+            f"{sync}_iptables_last", "Those of them that the last sync wrote.", ["table", *family]
         )
         self._restore_failures = self._counter(
             f"{sync}_iptables_restore_failures_total", "Times that iptables-restore failed.", family
@@ -217,6 +222,11 @@ class Metrics:
             "Syncs that repaired rules which another program had changed or removed.",
             family,
         )
+        self._refused = self._counter(
+            "kproxy_refused_changes_total",
+            "Changes that the kernel refused, whether they could be made in another way or not.",
+            family,
+        )
         self._rejected = self._gauge(
             "kproxy_rejected_service_ports",
             "Service ports not programmed because the kernel refuses them.",
@@ -242,7 +252,7 @@ class Metrics:
         )
 
     def _start_at_zero(self, families: Collection[Family], mode: str) -> None:
-        per_family = [self._sync_failures, self._repairs]
+        per_family = [self._sync_failures, self._repairs, self._refused]
         if mode in ("iptables", "ipvs", "userspace"):
             per_family.append(self._restore_failures)
         if mode in ("iptables", "userspace"):
@@ -303,8 +313,11 @@ class Metrics:
         self._endpoints_pending.set(pending)
 
     def service_changes(self, seen: int, pending: int) -> None:
-        """Add `seen` Service changes, and set how many of all are pending."""
-        self._services_seen.inc(seen)
+        """Add `seen` Service changes, and set how many of all are pending.
+
+        As in kube-proxy, where each family's tracker counts every Service, whatever the Service's own families are.
+        """
+        self._services_seen.inc(seen * self._families)
         self._services_pending.set(pending)
 
     def coalesced(self, changes: int) -> None:
@@ -348,6 +361,10 @@ class Metrics:
     def repaired(self, family: Family) -> None:
         """Count a full sync that repaired what another program had changed."""
         self._repairs[family,].inc()
+
+    def refused(self, family: Family, changes: int) -> None:
+        """Count changes that the kernel refused."""
+        self._refused[family,].inc(changes)
 
     def rejected(self, family: Family, ports: int) -> None:
         """Set how many Service ports the kernel refuses."""

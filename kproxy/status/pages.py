@@ -50,7 +50,10 @@ def metrics_handler(
 def _by_path(pages: Mapping[str, Page], containment: Containment, stages: Mapping[str, str]) -> Handler:
     """Return a handler that answers each path with its page, 404 for any other. stages: "status-page" if missing."""
     handlers = {
-        path: contained(page, containment.stage(stages.get(path, "status-page"), f"{path} is answered with status 500"))
+        path: contained(
+            page,
+            containment.stage(stages.get(path, "status-page"), f"{path} is answered with status 500", on_demand=True),
+        )
         for path, page in pages.items()
     }
 

@@ -16,6 +16,7 @@ class Sync(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """One sync of one family. full: it compared everything with the kernel.
 
     changed: Service ports that differed. bytes, transactions: what was written. refused: ports that the kernel refused.
+    refused_changes: changes that it refused at first, whatever became of them.
     repaired: changes of another program were undone. error: why it failed, "" when it did not.
     """
 
@@ -26,18 +27,25 @@ class Sync(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     bytes: int = 0
     transactions: int = 0
     refused: int = 0
+    refused_changes: int = 0
     repaired: bool = False
     error: str = ""
 
 
 class FamilyStatus(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One IP family. last_updated: when its rules were last up to date, "" for never. syncs: the latest first."""
+    """One IP family. last_updated: when its rules were last up to date, "" for never. syncs: the latest first.
+
+    refused_changes: changes that the kernel refused since the start. last_refused: the last of them; refused_at: when.
+    """
 
     family: str
     healthy: bool
     last_updated: str
     ports: int
     endpoints: int
+    refused_changes: int = 0
+    last_refused: str = ""
+    refused_at: str = ""
     syncs: tuple[Sync, ...] = ()
 
 

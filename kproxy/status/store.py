@@ -70,6 +70,7 @@ class StatusStore:
         self._families: tuple[Family, ...] = ()
         self._syncs: dict[Family, deque[Sync]] = {family: deque(maxlen=KEPT) for family in Family}
         self._refused: dict[Family, Mapping[PortKey, str]] = {}
+        self._refused_changes: dict[Family, _RefusedChanges] = {}
         self._conflicts: dict[Family, tuple[Conflict, ...]] = {}
         self._unusable: OrderedDict[str, tuple[InvalidObject, str]] = OrderedDict()
 
@@ -92,6 +93,13 @@ class StatusStore:
         with self._lock:
             self._refused[family] = dict(ports)
 
+    def refused_changes(self, family: Family, refusals: Sequence[str]) -> None:
+        """Add changes of `family` that the kernel refused, a line each."""
+        with self._lock:
+            before = self._refused_changes.get(family, _NONE_REFUSED)
+            seen = _seconds(self._clock.now())
+            self._refused_changes[family] = _RefusedChanges(before.number + len(refusals), refusals[-1], seen)
+
     def conflicts(self, family: Family, found: Iterable[Conflict]) -> None:
         """Set the conflicts of `family`."""
         with self._lock:
@@ -113,6 +121,7 @@ class StatusStore:
         with self._lock:
             programmed, families = self._programmed, self._families
             syncs = {family: tuple(self._syncs[family]) for family in families}
+            changes = {family: self._refused_changes.get(family, _NONE_REFUSED) for family in families}
             refused = {(family, key): why for family, ports in self._refused.items() for key, why in ports.items()}
             conflicts = {(c.where, c.claimants): c for found in self._conflicts.values() for c in found}
             unusable = list(reversed(self._unusable.items()))
@@ -129,7 +138,7 @@ class StatusStore:
             now=_seconds(state.now),
             healthy=state.healthy,
             node_eligible=state.node_eligible,
-            families=tuple(_family(family, state, plans, syncs[family]) for family in families),
+            families=tuple(_family(family, state, plans, syncs[family], changes[family]) for family in families),
             services=service_page(plans, programmed.names if programmed else _nameless, refused, query, page, size),
             refused=tuple(
                 Refusal(family=family.value, service=_port_name(key), reason=why)
@@ -151,7 +160,20 @@ class StatusStore:
             yield InternalError(stage=stage.stage, failures=stage.failures, error=stage.error, since=since)
 
 
-def _family(family: Family, state: Health, plans: Iterable[ServicePlan], syncs: tuple[Sync, ...]) -> FamilyStatus:
+class _RefusedChanges(NamedTuple):
+    """Changes that the kernel refused, since the start: how many, the last one, and when that was."""
+
+    number: int
+    last: str
+    at: str
+
+
+_NONE_REFUSED = _RefusedChanges(0, "", "")
+
+
+def _family(
+    family: Family, state: Health, plans: Iterable[ServicePlan], syncs: tuple[Sync, ...], refused: _RefusedChanges
+) -> FamilyStatus:
     health = state.families.get(family, FamilyHealth(None, True))
     endpoints = [plan.endpoint_count for plan in plans if plan.family is family]
     return FamilyStatus(
@@ -160,6 +182,9 @@ def _family(family: Family, state: Health, plans: Iterable[ServicePlan], syncs: 
         last_updated=_seconds(health.last_updated) if health.last_updated else "",
         ports=len(endpoints),
         endpoints=sum(endpoints),
+        refused_changes=refused.number,
+        last_refused=refused.last,
+        refused_at=refused.at,
         syncs=syncs,
     )
 

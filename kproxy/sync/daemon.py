@@ -36,7 +36,7 @@ from kproxy.status.schema import Identity
 from kproxy.status.servers import Servers, ServerSettings
 from kproxy.status.store import StatusStore
 from kproxy.sync import host_setup, node_events
-from kproxy.sync.active_mode import ActiveMode, Shared, find_tools
+from kproxy.sync.active_mode import ActiveMode, Shared, find_iptables, find_tools
 from kproxy.sync.cluster_source import ClusterSource, check_credentials
 from kproxy.sync.controller import Controller
 from kproxy.sync.event_queue import EventQueue
@@ -115,6 +115,8 @@ class Daemon:
         self._containment = containment
         commands = Commands()
         tools = find_tools(commands, self._config.mode, options.iptables_backend)
+        if options.hand_over_at_end:  # better known now than at the end
+            find_iptables(commands, options.iptables_backend)
         addresses = LiveAddresses()
         stack.callback(addresses.close)
         self._node_watcher = NodeWatcher(self._config, addresses, self._clock)
@@ -182,8 +184,9 @@ class Daemon:
             self._source.retry()
             if not self._queue.stopped:
                 self._look_for_new_configuration()
-        _log.info("Shutting down; the rules stay in place")
-        self._mode.finish(STOP_SECONDS)
+        hand_over = self._options.hand_over_at_end
+        _log.info("Shutting down; the rules stay in place" if not hand_over else "Shutting down; handing over")
+        self._mode.finish(STOP_SECONDS, self._options.iptables_backend if hand_over else None)
 
     # ---- parts
 

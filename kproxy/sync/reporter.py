@@ -129,12 +129,17 @@ class Reporter:
 
     def finished(self, report: Report, plans: FamilyPlans) -> None:
         full = report.work is Work.EVERYTHING
+        source = report.outcome or report.error
+        refusals = tuple(source.refusals) if source else ()
         with self._lock:
             if report.error is not None:
                 self._failed(report, report.error, full)
             elif report.outcome is not None:
                 self._succeeded(report, report.outcome, plans, full)
-        self._status.synced(report.family, _record(report, full))
+            if refusals:
+                self._metrics.refused(report.family, len(refusals))
+                self._status.refused_changes(report.family, refusals)
+        self._status.synced(report.family, _record(report, full, refusals))
 
     def _failed(self, report: Report, error: KernelError, full: bool) -> None:
         family = report.family
@@ -248,7 +253,7 @@ def _service(claimant: str) -> tuple[str, str]:
     return namespace, rest.split(" ", 1)[0].split(":", 1)[0]
 
 
-def _record(report: Report, full: bool) -> Sync:
+def _record(report: Report, full: bool, refusals: Sequence[str]) -> Sync:
     outcome = report.outcome or Outcome()
     return Sync(
         ended=rfc3339(datetime.now(UTC).replace(microsecond=0)),
@@ -258,6 +263,7 @@ def _record(report: Report, full: bool) -> Sync:
         bytes=outcome.bytes_written,
         transactions=outcome.transactions,
         refused=len(outcome.rejected),
+        refused_changes=len(refusals),
         repaired=outcome.repaired,
         error=str(report.error) if report.error else "",
     )

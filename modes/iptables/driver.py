@@ -51,6 +51,18 @@ class IptablesDriver(Driver):
         return iptables_settings(config, family, node, plans.endpoints, features)
 
 
+def hand_over(equipment: Equipment, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
+    """Write the rules of iptables mode in place of a mode that ends; they serve until the next proxy starts.
+
+    Raises KernelError.
+    """
+    wanted = iptables_settings(equipment.config, family, node, plans.endpoints, equipment.features)
+    if wanted.serves_localhost:
+        serve_localhost()
+    tables, _ = equipment.tables(family)
+    IptablesDataplane(wanted, tables).apply(plans.plans, None)
+
+
 def serve_localhost() -> None:
     """Set the sysctl route_localnet, which node ports on 127.0.0.1 need."""
     try:

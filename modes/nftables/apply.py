@@ -71,10 +71,11 @@ class NftablesDataplane:
         believed, self._trusted = self._trusted, False
         self._held.begin()
         try:
-            self._program(wanted, touched, believed, outcome)
-        except Unattributed as refusal:
-            self._distrust()
-            raise refusal.error from None
+            with outcome.kept_on_failure():
+                try:
+                    self._program(wanted, touched, believed, outcome)
+                except Unattributed as refusal:
+                    raise refusal.error from None
         except BaseException:
             self._distrust()
             raise
@@ -168,7 +169,7 @@ class NftablesDataplane:
                 places=len(set(delta.places)),
             )
             try:
-                if self._table.commit(self._at_once(delta)):
+                if self._commit(self._at_once(delta), outcome):
                     return False
             except Outdated:
                 more = self._table.changes()
@@ -196,7 +197,7 @@ class NftablesDataplane:
             refused: dict[PortKey, str] = {}
             unattributed = ""
             try:
-                errors = self._table.commit(operations)
+                errors = self._commit(operations, outcome)
             except Outdated:
                 self._held.restore(former, old, new)
                 raise
@@ -315,13 +316,9 @@ class NftablesDataplane:
 
     def _portions(self) -> Iterator[tuple[dict[PortKey, Fragment], Delta]]:
         """Yields all ports in portions, each with what it adds to the table."""
-        sets: set[str] = set()
         for ports in self._held.portions():
             needs = self._held.ownership.admit(ports)
-            delta = Delta(chains=needs.chains, missing=elements(needs, self._held.sets))
-            delta.sets = [found for found in needs.sets if found.name not in sets]
-            sets.update(found.name for found in delta.sets)
-            yield ports, delta
+            yield ports, Delta(sets=needs.sets, chains=needs.chains, missing=elements(needs, self._held.sets))
 
     def _compare(self, listing: Listing, known: bool) -> Delta:
         """The difference between LISTING and what all ports need; admits all ports."""
@@ -371,7 +368,7 @@ class NftablesDataplane:
             refused = self._write_new_table((), outcome)
         else:
             refused = self._write(self._compare(listing, known=True), (), outcome)
-        return not refused and self._change(wanted, suspects, outcome) and not self._table.commit(last)
+        return not refused and self._change(wanted, suspects, outcome) and not self._commit(last, outcome)
 
     def _write(
         self,
@@ -383,7 +380,7 @@ class NftablesDataplane:
         """Writes DELTA. Returns those of PORTS (None: of all) because of which the kernel refused something; then not
         all is written."""
         for operations in transactions(delta, self._held.sets, last):
-            if errors := self._table.commit(operations):
+            if errors := self._commit(operations, outcome):
                 refused = refused_ports(operations, errors, self._held.fragments() if ports is None else ports.items())
                 if not refused and not contradicts(errors):
                     raise Unattributed(next(iter(errors.values())))
@@ -392,6 +389,16 @@ class NftablesDataplane:
                 return refused
         self._count_written(delta, outcome)
         return {}
+
+    def _commit(self, operations: Sequence[Operation], outcome: Outcome) -> Mapping[int, NetlinkError]:
+        """See Table.commit; records a refusal."""
+        try:
+            errors = self._table.commit(operations)
+        except Unattributed as refusal:
+            outcome.refusals.append(str(refusal))
+            raise
+        outcome.refusals += [str(error) for error in errors.values()][:1]
+        return errors
 
     def _count_written(self, delta: Delta, outcome: Outcome) -> None:
         rules = sum(len(chain.rules) for chain in (*delta.chains, *delta.changed))

@@ -17,9 +17,12 @@ SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
 
 
 def contradicts(errors: Mapping[int, NetlinkError]) -> bool:
-    """Whether ERRORS say that the table is not as it was believed to be."""
-    found = (e for error in errors.values() for e in (_each(error) or [error]))
-    return any(error.errno in SURPRISES for error in found)
+    """Whether ERRORS, by the index of the operation, say that the table is not as it was believed to be.
+
+    The first of them decides, as the others may follow from it: of a set that is refused, every rule that uses it.
+    """
+    first = errors[min(errors)]
+    return any(error.errno in SURPRISES for error in (_each(first) or [first]))
 
 
 def refused_ports(

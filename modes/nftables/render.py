@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 import msgspec
 
 from kproxy.kernel.constants import LOOPBACK_NETWORK
-from kproxy.model.addresses import is_loopback
+from kproxy.model.addresses import collapsed, is_loopback
 from kproxy.model.plans import Endpoint, Family, Frontend, PortKey, ServicePlan
 from kproxy.modes.nftables import chains, names
 from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY, balancer_chain
@@ -140,18 +139,12 @@ def _ranges(plan: ServicePlan) -> tuple[str, ...] | None:
     if plan.node_in_source_ranges:
         # A load balancer may make its IP an address of the node, whose own traffic then carries it as source.
         allowed += plan.load_balancer_ips
-    return _collapsed(allowed, plan.family) or (() if plan.admits_nobody else None)
+    return _without_overlaps(allowed) or (() if plan.admits_nobody else None)
 
 
-def _collapsed(cidrs: list[str] | tuple[str, ...], family: Family) -> tuple[str, ...]:
+def _without_overlaps(cidrs: Iterable[str]) -> tuple[str, ...]:
     """CIDRS without overlaps, which the kernel's interval sets refuse; empty when they hold everything."""
-    parsed = [ip_network(cidr, strict=False) for cidr in cidrs]
-    merged: list[IPv4Network] | list[IPv6Network]
-    if family is Family.IPV4:
-        merged = list(collapse_addresses(n for n in parsed if isinstance(n, IPv4Network)))
-    else:
-        merged = list(collapse_addresses(n for n in parsed if isinstance(n, IPv6Network)))
-    return tuple(str(n) for n in merged if n.prefixlen)
+    return tuple(cidr for cidr in collapsed(cidrs) if not cidr.endswith("/0"))
 
 
 # ---------------------------------------------------------------- the node
@@ -164,7 +157,7 @@ def render_base(settings: Settings) -> Base:
     sets, elements = list(_maps(settings, address)), []
     if settings.service_cidrs:
         sets.append(Set(names.SERVICE_CIDRS, (address,), interval=True))
-        cidrs = _collapsed(settings.service_cidrs, settings.family)
+        cidrs = _without_overlaps(settings.service_cidrs)
         elements += [Element(names.SERVICE_CIDRS, (cidr,)) for cidr in cidrs]
     if not addresses.match_all:
         sets.append(Set(names.NODE_PORT_ADDRESSES, (address,)))

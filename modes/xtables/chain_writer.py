@@ -134,10 +134,11 @@ class ChainWriter(Generic[P]):
         outcome = Outcome()
         full, trusted = touched is None, self._trusted
         known = trusted and not (full and self._drift.changed())
-        if known and self._change(wanted, touched, outcome) and not (full and self._reading_is_due()):
-            return self._done(outcome)
-        before = outcome.transactions
-        self._check(wanted, outcome)
+        with outcome.kept_on_failure():
+            if known and self._change(wanted, touched, outcome) and not (full and self._reading_is_due()):
+                return self._done(outcome)
+            before = outcome.transactions
+            self._check(wanted, outcome)
         # A refused port is written and deleted again at every check.
         refused = self._refused or self._faults
         outcome.repaired = full and trusted and not refused and outcome.transactions > before

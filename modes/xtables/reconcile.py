@@ -98,9 +98,10 @@ def _link(links: Links, key: PortKey, old: Fragment, new: Fragment) -> None:
 class Reconciliation:
     """One full comparison. Consume `restores`, then read the results.
 
-    totals: rules of all ports and of the node, by table. abandoned: UDP and SCTP frontends that the kernel directs to a
-    Service and that no port has any more. left: chains of single ports that no port needs, but that chains of another
-    mode still jump to.
+    totals: rules of all ports and of the node by table, without jumps in built-in chains, which kube-proxy does not
+    count in its metrics either (sync_proxy_rules_iptables_total). abandoned: UDP and SCTP frontends that the kernel
+    directs to a Service and that no port has any more. left: chains of single ports that no port needs, but that
+    chains of another mode still jump to.
     """
 
     def __init__(self, saved: Saved, base: Base, family: Family, limit: int) -> None:
@@ -119,7 +120,7 @@ class Reconciliation:
         sections, bodies = repair_base(self._saved, self._base, self._family)
         if sections:
             yield Restore(sections)
-        for rules in (self._base.owned, self._base.shared, self._base.joint, self._base.jumps):
+        for rules in (self._base.owned, self._base.shared, self._base.joint):
             for (table, _), lines in rules.items():
                 self.totals[table] += len(lines)
         batches = Batches(self._limit)

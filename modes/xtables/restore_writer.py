@@ -48,6 +48,7 @@ class Writer:
             try:
                 self._tables.restore(text)
             except RestoreError as error:
+                self._outcome.refusals.append(str(error))
                 if not self._isolate:
                     raise
                 restore = self._narrow(restore, error)

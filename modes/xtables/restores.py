@@ -24,6 +24,9 @@ class NodeRules(NamedTuple):
 
 Owner = PortKey | NodeRules
 
+JUMPS = tuple(f"-I {chain} " for chain in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
+"""How lines begin that add rules to built-in chains."""
+
 NODE = NodeRules("the node's own rules", required=True)
 
 
@@ -73,8 +76,9 @@ class Section(NamedTuple):
         return list(dict.fromkeys(part.owner for part in self.parts))
 
     def rules(self) -> int:
-        """The number of rules that are added or deleted."""
-        return sum(len(part.fill) + len(part.unlink) + len(part.link) for part in self.parts)
+        """The number of rules that are added, without jumps in built-in chains."""
+        linked = sum(not line.startswith(JUMPS) for part in self.parts for line in part.link)
+        return linked + sum(len(part.fill) for part in self.parts)
 
     def keep(self, wanted: Callable[[Owner], bool]) -> Section:
         """The section with the parts of the WANTED owners alone."""

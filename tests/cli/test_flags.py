@@ -24,6 +24,7 @@ KUBE_PROXYS = [row for row in (line.split("\t") for line in TABLE.read_text().sp
 OURS = {
     "emulate-version",
     "manifests",
+    "hand-over-at-end",
     "iptables-backend",
     "proxy-port-range",
     "userspace-drain-timeout",

@@ -185,6 +185,7 @@ def test_a_field_without_a_meaning_is_named_when_it_is_set(path: str) -> None:
 NO_FIELD: dict[str, tuple[str, Callable[[settings.Request], object]]] = {
     "cleanup": ("true", attrgetter("cleanup")),
     "config": ("{config}", attrgetter("options.config_file")),
+    "hand-over-at-end": ("true", attrgetter("options.hand_over_at_end")),
     "init-only": ("true", attrgetter("options.init_only")),
     "iptables-backend": ("legacy", attrgetter("options.iptables_backend")),
     "manifests": ("{folder}", attrgetter("options.manifests")),

@@ -58,7 +58,7 @@ def test_metrics_page_is_prometheus_text(node: Any) -> None:
     answer = node.status("/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert b"\nkubeproxy_sync_proxy_rules_service_changes_total 3.0\n" in answer.body
+    assert b"\nkubeproxy_sync_proxy_rules_service_changes_total 6.0\n" in answer.body
 
 
 @pytest.mark.parametrize(("path", "text"), [("/healthz", b"ok"), ("/proxyMode", b"iptables")])

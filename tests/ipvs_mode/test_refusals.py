@@ -62,6 +62,7 @@ def test_the_port_is_named_and_the_others_are_programmed(refuse: Callable[[Rig],
     outcome = rig.apply(PLANS, None if full else PLANS.keys())
     assert set(outcome.rejected) == {B.key}
     assert named in outcome.rejected[B.key]
+    assert [named in line for line in outcome.refusals] == [True]
     assert "\n" not in outcome.rejected[B.key]
     for other in (A, C):
         assert rig.reals(server(other)) == {real(1): 1, real(2): 1}
@@ -137,7 +138,8 @@ def test_what_could_not_be_removed_is_tried_by_the_next_check() -> None:
     rig = Rig()
     rig.apply(PLANS)
     rig.ipvs.refuse = lambda op: errno.EPERM
-    assert rig.apply(by_key(A, C), [B.key]).rejected == {}
+    outcome = rig.apply(by_key(A, C), [B.key])
+    assert (outcome.rejected, len(outcome.refusals)) == ({}, 1)
     assert server(B) in rig.servers()
     rig.ipvs.refuse = ipvs.accept
     rig.apply(by_key(A, C))

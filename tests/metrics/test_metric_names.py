@@ -69,6 +69,7 @@ OWN: list[Row] = [
     ("kproxy_invalid_objects_total", "counter", 'kind="Service"', 1),
     ("kproxy_foreign_changes_repaired_total", "counter", V4, 1),
     ("kproxy_rejected_service_ports", "gauge", V4, 2),
+    ("kproxy_refused_changes_total", "counter", V4, 3),
     ("kproxy_conflicting_frontends", "gauge", V4, 3),
     ("kproxy_coalesced_changes_total", "counter", "", 4),
     ("kproxy_config_reloads_total", "counter", 'outcome="applied"', 1),
@@ -116,6 +117,7 @@ def used() -> Metrics:
     metrics.invalid_object("Service")
     metrics.repaired(v4)
     metrics.rejected(v4, 2)
+    metrics.refused(v4, 3)
     metrics.conflicts(v4, 3)
     metrics.healthz(200)
     metrics.livez(503)
@@ -210,3 +212,12 @@ def test_failures_of_the_mode_in_use_start_at_zero(mode: str, there: str, absent
 def test_two_sets_of_metrics_do_not_meet() -> None:
     used()
     assert samples(new())[f"{SYNC}service_changes_total"] == "0.0"
+
+
+def test_service_changes_count_once_for_each_family_as_in_kube_proxy() -> None:
+    metrics = new()
+    for families in ((Family.IPV4,), tuple(Family)):
+        metrics.serves(families, "nftables")
+        metrics.service_changes(3, 1)
+    found = samples(metrics)
+    assert (found[f"{SYNC}service_changes_total"], found[f"{SYNC}service_changes_pending"]) == ("9.0", "1.0")

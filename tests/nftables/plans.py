@@ -97,6 +97,7 @@ def subsets(values: list[str], most: int = 2) -> st.SearchStrategy[tuple[str, ..
 @st.composite
 def any_plan(draw: st.DrawFn, name: str, family: Family) -> ServicePlan:
     """A plan as the planner makes them, with addresses that other plans may have as well."""
+    own = build_plan(name, family=family).cluster_ip
     local = draw(st.lists(st.integers(1, 5), max_size=3, unique=True))
     cluster = sorted({*draw(st.lists(st.integers(1, 5), max_size=3, unique=True)), *local})
     balancers = draw(subsets(OUTSIDE[family]))
@@ -107,13 +108,17 @@ def any_plan(draw: st.DrawFn, name: str, family: Family) -> ServicePlan:
         protocol=draw(st.sampled_from(Protocol)),
         cluster=cluster,
         local=sorted(local),
+        all_local=tuple(Endpoint(address(family, 244, n), 8080, True) for n in sorted(local)),
+        # One that was taken from another Service, whose deletion is not known yet.
+        cluster_ip=draw(st.sampled_from([own, own, address(family, 96, 250)])),
         node_port=draw(st.sampled_from([0, 30000, 30001])),
-        external_ips=draw(subsets(OUTSIDE[family])),
+        external_ips=draw(subsets([*OUTSIDE[family], NODE_IP[family]])),
+        health_check_node_port=draw(st.sampled_from([0, 32000])),
         load_balancer_ips=balancers,
         source_ranges=ranges,
         admits_nobody=not ranges and draw(st.booleans()),
         node_in_source_ranges=draw(st.booleans()),
-        affinity_seconds=draw(st.sampled_from([0, 0, 60, 10800])),
+        affinity_seconds=draw(st.sampled_from([0, 60, 10800])),
         internal_local=draw(st.booleans()),
         external_local=draw(st.booleans()),
     )

@@ -48,10 +48,10 @@ class Node:
     def scenario(self) -> Scenario:
         return ALIVE[0]
 
-    def start(self, mode: str) -> None:
+    def start(self, mode: str, *more: str) -> None:
         """Start a proxy in MODE and wait until it has written both families."""
         log = self.folder / f"log-{mode}"
-        arguments = ("--proxy-mode", mode, *ARGUMENTS)
+        arguments = ("--proxy-mode", mode, *ARGUMENTS, *more)
         self.proxy = proxy = Proxy(self.space, self.deployed.manifests.folder, log, arguments)
         proxy.start()
         proxy.await_ready(lambda: proxy.synced() == len(Family))

@@ -71,3 +71,18 @@ def test_no_client_notices(node: Node, old: str, new: str, eventually: Callable[
     assert record.failures == []
     assert all(after[who] > before[who] for who in before), "clients must have asked while the new mode started"
     assert node.left_by(new)
+
+
+@IPVS
+def test_ipvs_mode_is_handed_over_to_iptables_rules_at_the_end(node: Node, eventually: Callable[..., bool]) -> None:
+    """nftables mode: tests/takeover. Userspace mode does it always: above."""
+    web = node.scenario.ports[0]
+    asks = [Ask(CLIENTS[0], web, Family.IPV4), Ask(CLIENTS[1], web, Family.IPV6)]
+    node.start("ipvs", "--hand-over-at-end")
+    with asking(node.deployed, node.scenario, asks, 0.2) as record:
+        assert eventually(lambda: len(record.answered) == len(asks))
+        node.stop()
+        assert (node.left_by("ipvs"), bool(node.left_by("iptables"))) == ("", True)
+        after = record.answered.copy()
+        assert eventually(lambda: all(record.answered[who] > after[who] + 5 for who in after))
+    assert record.failures == []

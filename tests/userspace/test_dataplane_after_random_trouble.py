@@ -78,6 +78,7 @@ def test_changes_end_where_writing_everything_ends(data: Any, backend: Backend) 
         outcome = dataplane.apply(wanted, changed(held, wanted))
         held = wanted
         assert tables.saves == reads, "a change must not read the kernel"
+        assert outcome.refusals == []
         assert {key.protocol for key in outcome.rejected} <= {Protocol.SCTP}
         assert held_doors(forwarder) == wanted_doors(wanted, set())
         assert lines(tables.save()) == rendered(wanted, forwarder, BY_CIDR, backend)

@@ -110,20 +110,20 @@ CASES: list[Any] = [
         id="outside Local, no local endpoints: pods and the node still go elsewhere",
     ),
     pytest.param(
-        {"load_balancer_ips": ("203.0.113.5",), "source_ranges": ("192.0.2.0/24", "172.30.0.0/16")},
+        {"load_balancer_ips": ("203.0.113.5",), "source_ranges": ("192.0.2.0/24", "172.30.0.0/16", "172.30.0.0/24")},
         {
             "KUBE-PORTALS-CONTAINER": [
                 f"{CLUSTER_IP} {CONTAINER_40000}",
-                f"-s 192.0.2.0/24 {BALANCER} {CONTAINER_40000}",
                 f"-s 172.30.0.0/16 {BALANCER} {CONTAINER_40000}",
+                f"-s 192.0.2.0/24 {BALANCER} {CONTAINER_40000}",
             ],
             "KUBE-PORTALS-HOST": [
                 f"{CLUSTER_IP} {HOST_40000}",
-                f"-s 192.0.2.0/24 {BALANCER} {HOST_40000}",
                 f"-s 172.30.0.0/16 {BALANCER} {HOST_40000}",
+                f"-s 192.0.2.0/24 {BALANCER} {HOST_40000}",
             ],
         },
-        id="source ranges",
+        id="source ranges, without those within others",
     ),
     pytest.param(
         {
