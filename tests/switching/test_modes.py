@@ -78,6 +78,8 @@ def test_ipvs_mode_is_handed_over_to_iptables_rules_at_the_end(node: Node, event
     """nftables mode: tests/takeover. Userspace mode does it always: above."""
     web = node.scenario.ports[0]
     asks = [Ask(CLIENTS[0], web, Family.IPV4), Ask(CLIENTS[1], web, Family.IPV6)]
+    if node.proxy is not None:
+        node.stop()
     node.start("ipvs", "--hand-over-at-end")
     with asking(node.deployed, node.scenario, asks, 0.2) as record:
         assert eventually(lambda: len(record.answered) == len(asks))
