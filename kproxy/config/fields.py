@@ -212,6 +212,11 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
         return self.feature_gates.get("AllowServiceExternalIPs", True)
 
     @property
+    def streamed_lists(self) -> bool:
+        """Whether lists of the API server are streamed, where it does that."""
+        return self.feature_gates.get("WatchListClient", True)
+
+    @property
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The pods' CIDRs, at most one of each IP family."""
         return tuple(self.cluster_cidr.split(",")) if self.cluster_cidr else ()

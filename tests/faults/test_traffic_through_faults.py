@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -67,11 +68,11 @@ def lists(fault: Fault, times: int = 1) -> Callable[[Site], None]:
     return act
 
 
-def forgets(gone_as: str) -> Callable[[Site], None]:
+def forgets(gone_as: Literal["status", "event"]) -> Callable[[Site], None]:
     """Away for a moment, and back without the history that the proxy would go on from."""
 
     def act(site: Site) -> None:
-        site.server.gone_as = gone_as  # type: ignore[assignment]
+        site.server.rules = replace(site.server.rules, gone_as=gone_as)
         before = site.server.served["list", "Service"]
         site.server.go_down()
         change(site)
