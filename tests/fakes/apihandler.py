@@ -42,7 +42,10 @@ _METHODS = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was served. verb: list, watch, get, create, update, patch or delete; else the HTTP method."""
+    """A request that was served.
+
+    verb: list, watch, stream (a watch that begins with a list), get, create, update, patch or delete; else the method.
+    """
 
     verb: str
     kind: str
@@ -120,7 +123,7 @@ class Handler:
 
     async def _answer(self, request: web.Request, verb: str, place: _Place, fault: Fault | None) -> web.StreamResponse:
         resource, query = place.resource, request.query
-        if verb not in ("list", "watch"):
+        if verb not in ("list", "watch", "stream"):
             return await self._one(request, verb, place)
         selection = Selection(
             resource.kind, place.namespace, query.get("labelSelector", ""), query.get("fieldSelector", "")
@@ -133,7 +136,7 @@ class Handler:
             raise bad_request(f'resourceVersion: Invalid value: "{wanted}"')
         if int(wanted) > self._store.version:
             raise apistatus.too_large_version(int(wanted), self._store.version)
-        if verb == "watch":
+        if verb != "list":
             return await self._watch(request, resource, selection, int(wanted), fault)
         return await self._list(request, resource, selection, fault)
 
@@ -294,7 +297,9 @@ class Handler:
 def _verb(request: web.Request, place: _Place | None) -> str:
     named = place is not None and place.name
     if request.method == "GET" and not named:
-        return "watch" if is_true(request.query, "watch") else "list"
+        if not is_true(request.query, "watch"):
+            return "list"
+        return "stream" if is_true(request.query, "sendInitialEvents") else "watch"
     if request.method == "POST" and not named:
         return "create"
     return _METHODS.get(request.method, request.method)

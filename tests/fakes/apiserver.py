@@ -141,7 +141,7 @@ class ApiServer:
         self._handler.rules = rules
 
     def inject(self, fault: Fault, verb: str = "", kind: str = "", times: int = 1) -> None:
-        """Let the next TIMES requests of VERB (list, watch, create...; "" any) on KIND ("" any) meet FAULT."""
+        """Let the next TIMES requests of VERB (list, watch, stream...; "" any) on KIND ("" any) meet FAULT."""
         self._handler.faults.add(fault, verb, kind, times)
 
     @property

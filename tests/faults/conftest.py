@@ -163,7 +163,7 @@ class Site:
 
     def served(self, kind: str) -> int:
         """How many lists and watches of KIND were asked for."""
-        return self.server.served["list", kind] + self.server.served["watch", kind]
+        return sum(self.server.served[verb, kind] for verb in ("list", "stream", "watch"))
 
     def start(self) -> None:
         self.proxy.start()

@@ -13,8 +13,12 @@ from tests.sources.cluster import agrees, endpoint_slice, fill, service
 from tests.sources.conftest import Follow
 
 FAULTS: list[tuple[str, Fault]] = [
-    *[("watch", fault) for fault in (Cut(0), Cut(2), Garbled(0), Garbled(1), EndAtOnce(), ErrorEvent(410), Unended())],
+    *[("watch", fault) for fault in (Cut(0), Cut(2), Garbled(0), Garbled(1), EndAtOnce(), ErrorEvent(410))],
     *[("watch", fault) for fault in (ErrorEvent(500), Refuse(410), Refuse(500), Hang())],
+    *[
+        ("stream", fault)
+        for fault in (Cut(2), Garbled(1), EndAtOnce(), Unended(), Refuse(422), ErrorEvent(504), Hang())
+    ],
     *[("list", fault) for fault in (CutBody(), Refuse(500), Refuse(410), Hang())],
 ]
 

@@ -13,7 +13,7 @@ from kproxy.model.events import Changed, Invalid, Listed, ListPage
 from kproxy.model.objects import Kind, Metadata, Service
 from kproxy.sources.listing import ListAssembly
 from tests.fakes.apifaults import Cut, EndAtOnce, ErrorEvent, Fault, Garbled, Hang, Refuse, Silent, Unended
-from tests.fakes.apihandler import Request, Rules
+from tests.fakes.apihandler import Rules
 from tests.fakes.apiserver import ApiServer
 from tests.fakes.sinks import Mirror
 from tests.sources.cluster import agrees, endpoint_slice, eventually, service
@@ -21,12 +21,8 @@ from tests.sources.conftest import FAST, Follow
 
 
 def asked(server: ApiServer, kind: str = "Service") -> list[str]:
-    """What was asked of the server about KIND, one word a request."""
-    return [_word(request) for request in list(server.requests) if request.kind == kind]
-
-
-def _word(request: Request) -> str:
-    return "stream" if "sendInitialEvents" in request.query else request.verb
+    """What was asked of the server about KIND: the verbs."""
+    return [request.verb for request in list(server.requests) if request.kind == kind]
 
 
 def change(server: ApiServer) -> None:
@@ -62,7 +58,7 @@ def test_a_stream_that_breaks_later_is_taken_up_and_a_forgotten_version_streamed
     server.come_up()
     assert mirror.wait(lambda m: agrees(server, m))
     assert [word for word in asked(server) if word != "watch"] == ["stream", "stream"]
-    again = [request.query for request in server.requests if _word(request) == "stream"][-1]
+    again = [request.query for request in server.requests if request.verb == "stream"][-1]
     assert int(again["resourceVersion"]) > 0, "a list may not be older than what is known"
 
 
@@ -80,7 +76,7 @@ def test_a_stream_that_fails_is_followed_by_a_list_in_pages(
     server: ApiServer, follow: Follow, fault: Fault, latest: bool
 ) -> None:
     for kind in ("Service", "EndpointSlice"):
-        server.inject(fault, verb="watch", kind=kind)
+        server.inject(fault, verb="stream", kind=kind)
     mirror, _ = follow(server, streamed=True, read_timeout=0.4)
     assert mirror.wait(lambda m: agrees(server, m))
     assert asked(server)[:2] == ["stream", "list"]
@@ -137,7 +133,7 @@ def test_a_long_list_is_delivered_as_it_comes_and_what_goes_while_it_breaks_off_
     for number in range(1200):
         server.apply(service(f"s{number:04}"))
     if cut:
-        server.inject(Cut(after=cut), verb="watch", kind="Service")
+        server.inject(Cut(after=cut), verb="stream", kind="Service")
     mirror = Mirror()
     gone = [f"s{number:04}" for number in (0, 700, 1199)]
 
