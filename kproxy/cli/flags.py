@@ -58,7 +58,7 @@ FLAGS: tuple[Flag, ...] = (
         "feature-gates",
         "mapStringBool",
         "",
-        "name=true|false pairs; only AllowServiceExternalIPs has an effect here.",
+        "name=true|false pairs; only AllowServiceExternalIPs and WatchListClient have an effect here.",
         "feature_gates",
     ),
     _flag("proxy-mode", "ProxyMode", "", "iptables (default), ipvs, nftables or userspace.", "mode"),

@@ -65,8 +65,8 @@ GATES_HEAD = """
 ## Feature gates
 
 Every component of Kubernetes accepts all gates, so that they can share one list. kproxy accepts {count} gates of
-Kubernetes 1.36 and earlier. `AllowServiceExternalIPs=false` is honoured. Unknown gates are errors, and so is another
-value for these, which are locked:
+Kubernetes 1.36 and earlier. `AllowServiceExternalIPs=false` and `WatchListClient=false` are honoured. Unknown gates are
+errors, and so is another value for these, which are locked:
 
 """
 

@@ -37,8 +37,9 @@ FIELD_DOCS: Mapping[str, FieldDoc] = {
     "apiVersion": FieldDoc("must be kubeproxy.config.k8s.io/v1alpha1"),
     "kind": FieldDoc("must be KubeProxyConfiguration"),
     "featureGates": FieldDoc(
-        "every gate of Kubernetes is taken; AllowServiceExternalIPs: false takes external IPs away, no other gate "
-        "changes anything; unknown gates, and values that a locked gate does not have, are errors"
+        "every gate of Kubernetes is taken; AllowServiceExternalIPs: false takes external IPs away, "
+        "WatchListClient: false reads lists in pages, no other gate changes anything; unknown gates, and values that a "
+        "locked gate does not have, are errors"
     ),
     "clientConnection.kubeconfig": FieldDoc("how the API server is reached; empty: the pod's service account"),
     "clientConnection.acceptContentTypes": _idle(_JSON),

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 ALLOW_EXTERNAL_IPS = "AllowServiceExternalIPs"
-"""The only gate with an effect: false means that Services' externalIPs are not served."""
+"""False means that Services' externalIPs are not served."""
+WATCH_LIST_CLIENT = "WatchListClient"
+"""client-go's gate; false means that lists of the API server are read in pages, not streamed."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -109,7 +111,9 @@ def idle(given: Mapping[str, bool]) -> list[str]:
     return [
         name
         for name, value in given.items()
-        if name != ALLOW_EXTERNAL_IPS and LOCKED.get(name) is not value and not (value and name in _ALWAYS_ON)
+        if name not in (ALLOW_EXTERNAL_IPS, WATCH_LIST_CLIENT)
+        and LOCKED.get(name) is not value
+        and not (value and name in _ALWAYS_ON)
     ]
 
 
