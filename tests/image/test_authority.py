@@ -62,6 +62,10 @@ def intercepting() -> Iterator[Proxy]:
             self.end_headers()
             self.wfile.write(body)
 
+        def finish(self) -> None:
+            super().finish()
+            self.connection.close()  # the server closes the one that it knows, without TLS
+
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -82,7 +86,7 @@ def index(project: str) -> bytes:
 
 
 def test_with_the_authority_of_a_proxy_the_same_image_is_built(builder: Builder, image: Image, tmp_path: Path) -> None:
-    """Byte by byte, so no trace of the authority or the proxy is in it."""
+    """Byte by byte: two builds are the same, and no trace of the authority or the proxy is in the second."""
     bundle = tmp_path / "proxy ca.pem"
     with intercepting() as proxy:
         proxy.authority.cert_pem.write_to_path(bundle)
