@@ -88,6 +88,7 @@ published: its second alpha). A gate that none of them knows is an error with th
 alone where a minor newer than {newest} is followed. These have an effect:
 
 - `AllowServiceExternalIPs=false`: external IPs are not served.
+- `WatchListClient=false`: lists of the API server are read in pages, not streamed.
 - `KubeProxyIPVS=false`: ipvs mode is refused. It is on by default in every minor.
 - `KubeProxyNFTablesLocalhostNodePorts`: see modes.md; by default as in the table above.
 

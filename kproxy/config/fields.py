@@ -222,6 +222,11 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
         return self.gate_enabled(gates.ALLOW_EXTERNAL_IPS)
 
     @property
+    def streamed_lists(self) -> bool:
+        """Whether lists of the API server are streamed, where it does that."""
+        return self.gate_enabled(gates.WATCH_LIST_CLIENT)
+
+    @property
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The pods' CIDRs, at most one of each IP family."""
         return tuple(self.cluster_cidr.split(",")) if self.cluster_cidr else ()

@@ -21,6 +21,8 @@ KUBE_PROXY_IPVS = "KubeProxyIPVS"
 """Off: ipvs mode is refused. kube-proxy turns it off by default in 1.40; kproxy does not."""
 LOCALHOST_NODE_PORTS = "KubeProxyNFTablesLocalhostNodePorts"
 """On: TCP node ports in nftables mode answer on loopback, where nodePortAddresses names it."""
+WATCH_LIST_CLIENT = "WatchListClient"
+"""client-go's gate. Off: lists of the API server are read in pages, not streamed."""
 ALL_ALPHA, ALL_BETA = "AllAlpha", "AllBeta"
 
 
@@ -36,6 +38,7 @@ class Stage(NamedTuple):
 EFFECTIVE: Mapping[str, tuple[Stage, ...]] = {
     ALLOW_EXTERNAL_IPS: (Stage(KubernetesMinor(0), True),),
     KUBE_PROXY_IPVS: (Stage(KubernetesMinor(0), True),),
+    WATCH_LIST_CLIENT: (Stage(KubernetesMinor(0), True),),
     LOCALHOST_NODE_PORTS: (
         Stage(KubernetesMinor(0), False),
         Stage(KubernetesMinor(37), False, ALL_ALPHA),
