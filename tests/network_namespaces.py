@@ -1,4 +1,4 @@
-"""Fixtures that give a test of the real kernel a network namespace of its own."""
+"""Network namespaces for tests of the real kernel: fixtures that give a test one of its own, and commands in one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+
+from kproxy.kernel.commands import Commands, Completed
+from kproxy.lab.namespaces import Namespace
 
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12
@@ -43,3 +46,17 @@ def shell(netns: None) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+class InNamespace:
+    """The host's commands, run inside a network namespace."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._commands = Commands()
+
+    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
+        return self._namespace.call(self._commands.run, argv, stdin, timeout)
+
+    def which(self, name: str) -> str | None:
+        return self._commands.which(name)

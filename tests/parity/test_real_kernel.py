@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.preview import Preview, load
+from tests.network_namespaces import InNamespace
 
 pytestmark = pytest.mark.root
 
@@ -63,7 +63,7 @@ def test_saved_rules_are_equal(
     state, _ = load(case.raw["node"], case.kinds(case.raw["final"]))
     preview = Preview(state, case.config, case.host)
     ours.run([f"{tool}-restore"], "*nat\nCOMMIT\n*filter\nCOMMIT\n")
-    tables = HostTables(Inside(ours), SHORT[family], Command(backend, f"-{backend}", (1, 8, 9)))
+    tables = HostTables(InNamespace(ours), SHORT[family], Command(backend, f"-{backend}", (1, 8, 9)))
     settings, plans = preview.settings(SHORT[family]), preview.families[SHORT[family]].plans
     assert not IptablesDataplane(settings, tables).apply(plans, None).rejected
     saved = tables.save()
@@ -84,16 +84,3 @@ class _Unwritten:
 
     def restore(self, text: bytes | str) -> None:
         pytest.fail(f"written: {text!r}")
-
-
-class Inside:
-    """Commands in a namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace, self._commands = namespace, Commands()
-
-    def run(self, argv: Any, stdin: bytes | None = None, timeout: float = 60.0) -> Any:
-        return self._namespace.call(self._commands.run, argv, stdin, timeout)
-
-    def which(self, name: str) -> str | None:
-        return self._commands.which(name)

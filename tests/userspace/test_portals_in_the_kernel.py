@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 
-from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
@@ -17,7 +16,8 @@ from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.render import Settings
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
-from tests.userspace.portal_plans import Plans
+from tests.network_namespaces import InNamespace
+from tests.plans import Plans
 
 NODE = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
 PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
@@ -34,20 +34,6 @@ SETTINGS = {
         NodePortAddresses(False, (NODE[family],), False),
     ),
 }
-
-
-class InNamespace:
-    """The host's commands, run inside a network namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._commands = Commands()
-
-    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-        return self._namespace.call(self._commands.run, argv, stdin, timeout)
-
-    def which(self, name: str) -> str | None:
-        return self._commands.which(name)
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from kproxy.model.plans import Family, Protocol
 from kproxy.modes.settings import userspace_settings
 from kproxy.modes.userspace.native import FIRST_PORT, outcome
 from kproxy.modes.userspace.render import Settings
-from tests.userspace.portal_plans import BY_CIDR, build_plan
+from tests.plans import build_plan
+from tests.userspace.portal_plans import BY_CIDR
 
 V4, V6 = Family.IPV4, Family.IPV6
 WEB = build_plan("web", node_port=30080, external_local=True, local=(1,), affinity_seconds=60)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab import probes
 from kproxy.lab.clusters import Cluster, Pod, build, node_address
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import unavailable
 from kproxy.lab.probes import Answered, Nothing, Outcome
 from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
@@ -21,6 +20,7 @@ from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.listeners import ListenerKey, Reach
 from kproxy.modes.userspace.render import Settings
 from tests.fakes.forwarder import FakeForwarder
+from tests.network_namespaces import InNamespace
 
 pytestmark = pytest.mark.root
 
@@ -28,20 +28,6 @@ PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
 LOOPBACK = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 SERVED = {Protocol.TCP: probes.tcp, Protocol.UDP: probes.udp}
 PATIENCE, IMPATIENCE = 5.0, 0.3  # seconds
-
-
-class InNamespace:
-    """The host's commands, run inside a network namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._commands = Commands()
-
-    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-        return self._namespace.call(self._commands.run, argv, stdin, timeout)
-
-    def which(self, name: str) -> str | None:
-        return self._commands.which(name)
 
 
 def plan_of(name: str, family: Family, protocol: Protocol, **fields: Any) -> ServicePlan:
