@@ -78,9 +78,6 @@ class Noting(FakeTables):
         super().restore(text)
 
 
-PHASES = ("entry", "virtual server", "real server", "address", "rules")
-
-
 def test_a_service_is_added_from_the_inside_out() -> None:
     rig = Witness()
     rig.apply({})
@@ -100,23 +97,17 @@ def test_a_service_is_deleted_from_the_outside_in() -> None:
     rig = Witness()
     rig.apply(by_key(build_plan()))
     rig.log.clear()
-    rig.apply({}, [build_plan().key])
-    assert list(dict.fromkeys(rig.log)) == ["rules", "delete virtual server", "delete entry"]
-    assert rig.addresses.removed == [build_plan().cluster_ip]
-
-
-def test_an_address_is_removed_before_its_server() -> None:
-    rig = Witness()
-    rig.apply(by_key(build_plan()))
     bound: list[bool] = []
 
     def look(operation: Operation) -> int:
         bound.append(build_plan().cluster_ip in rig.addresses.held(Family.IPV4))
-        return 0
+        return rig.see(operation.verb.value)
 
     rig.ipvs.refuse = look
     rig.apply({}, [build_plan().key])
-    assert bound == [False]
+    assert list(dict.fromkeys(rig.log)) == ["rules", "delete virtual server", "delete entry"]
+    assert bound == [False], "the address goes before its server"
+    assert rig.addresses.removed == [build_plan().cluster_ip]
 
 
 @pytest.mark.parametrize("full", [True, False])

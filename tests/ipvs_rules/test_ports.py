@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from kproxy.model.plans import Family, Protocol, ServicePlan
-from kproxy.modes.ipvs.fragments import Fragment, Settings
+from kproxy.model.plans import Family, Protocol
+from kproxy.modes.ipvs.fragments import Fragment
 from kproxy.modes.ipvs.render import render_port
-
-Plan = Callable[..., ServicePlan]
-MakeSettings = Callable[..., Settings]
+from tests.ipvs_rules.plans import node_settings, port
 
 UDP, SCTP, V6 = Protocol.UDP, Protocol.SCTP, Family.IPV6
 
@@ -210,11 +207,9 @@ def test_a_port_needs(
     chosen: dict[str, Any],
     expected_servers: list[str],
     expected_entries: list[str],
-    plan: Plan,
-    settings: MakeSettings,
 ) -> None:
-    made = plan(**fields)
-    fragment = render_port(made, settings(made.family, **chosen))
+    made = port(**fields)
+    fragment = render_port(made, node_settings(made.family, **chosen))
     assert servers(fragment) == expected_servers
     assert entries(fragment) == expected_entries
 
@@ -233,17 +228,15 @@ def test_a_port_needs(
         pytest.param({"family": V6}, ("fd00:96::1",), id="IPv6"),
     ],
 )
-def test_addresses_are_bound_and_known_to_the_access_filter(
-    fields: dict[str, Any], addresses: tuple[str, ...], plan: Plan, settings: MakeSettings
-) -> None:
-    made = plan(**fields)
-    fragment = render_port(made, settings(made.family))
+def test_addresses_are_bound_and_known_to_the_access_filter(fields: dict[str, Any], addresses: tuple[str, ...]) -> None:
+    made = port(**fields)
+    fragment = render_port(made, node_settings(made.family))
     assert fragment.addresses == addresses
     assert tuple(e.entry for e in fragment.entries if e.set.endswith("IPVS-IPS")) == addresses
 
 
-def test_an_external_ip_that_is_the_nodes_own_is_served(plan: Plan, settings: MakeSettings) -> None:
-    fragment = render_port(plan(cluster=(1,), external_ips=("172.18.0.2",)), settings())
+def test_an_external_ip_that_is_the_nodes_own_is_served() -> None:
+    fragment = render_port(port(cluster=(1,), external_ips=("172.18.0.2",)), node_settings())
     assert servers(fragment) == ["TCP 10.96.0.1:80 -> 1", "TCP 172.18.0.2:80 -> 1"]
     assert "EXTERNAL-IP 172.18.0.2,tcp:80" in entries(fragment)
 
@@ -269,10 +262,8 @@ RULES: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize(("fields", "expected"), RULES.values(), ids=RULES)
-def test_rules_against_the_node_itself(
-    fields: dict[str, Any], expected: list[str], plan: Plan, settings: MakeSettings
-) -> None:
-    made = plan(**fields)
-    rules = render_port(made, settings(made.family)).rules
+def test_rules_against_the_node_itself(fields: dict[str, Any], expected: list[str]) -> None:
+    made = port(**fields)
+    rules = render_port(made, node_settings(made.family)).rules
     assert [rule.rule for rule in rules] == expected
     assert {(rule.table, rule.chain) for rule in rules} <= {("filter", "KUBE-IPVS-OUT-FILTER")}

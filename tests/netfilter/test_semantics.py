@@ -15,7 +15,6 @@ from kproxy.netfilter.element_codec import coder, packed
 from kproxy.netfilter.kernel import LISTED_AT_MOST, OUTDATED, KernelNftables, Nftables
 from kproxy.netfilter.notifications import Event
 from kproxy.netfilter.objects import (
-    Chain,
     DnatByMap,
     Drop,
     Element,
@@ -59,7 +58,6 @@ from tests.netfilter.values import (
     emptied,
     everything,
     sets,
-    table,
 )
 
 V4 = Family.IPV4
@@ -326,53 +324,6 @@ def test_the_fake_compares_types_where_the_kernel_compares_lengths() -> None:
     ):
         assert numbers(memory.check(V4, [AddRules(TABLE, "lb", (rule,))])) == {0: errno.EINVAL}
     assert numbers(memory.check(V4, [AddSet(TABLE, Set("services", (Type.IPV4,)))])) == {0: errno.EEXIST}
-
-
-def test_the_fake_takes_faults() -> None:
-    memory = FakeNftables()
-    assert memory.apply(V4, everything(V4)) == {}
-    memory.refuse = lambda operation, element: errno.ENOMEM if element == ABSENT else 0
-    assert numbers(memory.apply(V4, [AddElements(TABLE, SETS["services"], [ABSENT])])) == {0: {0: errno.ENOMEM}}
-    memory.refuse = lambda operation, element: errno.EPERM if isinstance(operation, AddChain) else 0
-    assert numbers(memory.apply(V4, [AddChain(TABLE, "new")])) == {0: errno.EPERM}
-    memory.refuse_all = lambda operations: errno.E2BIG if len(operations) > 1 else 0
-    with pytest.raises(NetlinkError, match="too long"):
-        memory.apply(V4, [AddTable(TABLE), AddTable(TABLE)])
-    memory.refuse_all = lambda operations: 0
-    memory.fail_at = {memory.applies + 1}
-    with pytest.raises(NetlinkError, match="No buffer space"):
-        memory.apply(V4, [AddTable(TABLE)])
-    assert memory.apply(V4, [AddTable(TABLE)]) == {}
-    memory.unreadable = True
-    with pytest.raises(NetlinkError, match="list table kproxy"):
-        memory.listing(V4, TABLE)
-
-
-def test_the_fake_has_others_that_change_it() -> None:
-    memory = FakeNftables()
-    memory.edit(V4, *table(SETS.values(), [Chain("lb"), Chain("other")], elements(V4)))
-    assert (memory.foreign, memory.applied, memory.bytes_written) == (1, [], 0)
-    assert memory.tables() == {(V4, TABLE)}
-    assert memory.sets(V4, TABLE) == SETS
-    assert memory.chains(V4, TABLE) == {"lb": Chain("lb"), "other": Chain("other")}
-    assert memory.elements(V4, TABLE, "services") == (WEB, DNS, SCTP)
-    with pytest.raises(NetlinkError, match="delete chain kproxy lb"):
-        memory.edit(V4, DeleteChain(TABLE, "lb"))
-    memory.meanwhile = lambda family: memory.edit(V4, AddChain(TABLE, "theirs"))
-    with pytest.raises(NetlinkError) as caught:
-        memory.apply(V4, [DeleteTable(TABLE)], memory.generation)
-    assert caught.value.errno == OUTDATED
-    memory.flush()
-    assert (memory.foreign, memory.tables(), memory.generation()) == (3, frozenset(), 4)
-
-
-def test_the_fake_lists_no_more_than_its_limit() -> None:
-    memory = FakeNftables()
-    memory.edit(V4, *everything(V4))
-    memory.list_at_most = 2
-    listing = memory.listing(V4, TABLE, {"services": 0})
-    assert listing is not None
-    assert (listing.sets["services"].elements, bool(listing.sets["cluster-ips"].elements)) == (None, True)
 
 
 WHAT_OTHERS_DO: dict[str, list[Operation]] = {

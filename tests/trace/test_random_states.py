@@ -129,16 +129,6 @@ def test_packets_meet_what_the_plans_say(
         assert found.chances == meant(mode, world.plans, world.node, probe, must), probe
 
 
-@settings(max_examples=60, deadline=None)
-@given(objects(), CONFIGURATIONS, FAMILIES)
-def test_modes_mean_the_same(items: list[Object], config: dict[str, Any], family: Family) -> None:
-    one, *others = (World(mode, items, family, HELD, **config) for mode in TRACERS)
-    for probe in probes(one.plans, one.node, family):
-        met = one.trace(probe, None).chances
-        for other in others:
-            assert other.trace(probe, None).chances == meant(other.mode, one.plans, one.node, probe, met), probe
-
-
 @MODES
 @settings(max_examples=60, deadline=None)
 @given(objects(apart=False), CONFIGURATIONS, FAMILIES)
