@@ -38,7 +38,6 @@ SLOW_FILES = frozenset(
     {
         "test_cases_of_kube_proxy.py",
         "test_driving_the_steps.py",
-        "test_nftables_text.py",
         "test_random_changes.py",
     }
 )

@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import pytest
 
 from kproxy.kernel.commands import Commands, Completed
-from kproxy.lab.namespaces import Namespace
+from kproxy.lab.namespaces import Namespace, unavailable
 
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12
@@ -46,6 +47,15 @@ def shell(netns: None) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@contextmanager
+def fresh_namespace(name: str, *tools: str) -> Iterator[Namespace]:
+    """A namespace of that name, closed in the end; skips the test where it, or one of the tools, cannot be had."""
+    if reason := unavailable(tools):
+        pytest.skip(reason)
+    with closing(Namespace(name)) as space:
+        yield space
 
 
 class InNamespace:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from kproxy.config.files import from_text
 from kproxy.kernel.iptables import Backend, Command, HostTables
-from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.model.plans import Family, Protocol, ServicePlan
@@ -20,7 +19,7 @@ from kproxy.modes.iptables.render import Settings
 from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import Features, iptables_settings
 from kproxy.modes.xtables.saved import Saved
-from tests.network_namespaces import InNamespace
+from tests.network_namespaces import InNamespace, fresh_namespace
 from tests.plans import Plans, any_plans, build_plan
 
 DATA = Path(__file__).parent / "data"
@@ -87,13 +86,8 @@ def taken_over() -> Callable[[Family], tuple[str, Settings, Plans]]:
 @pytest.fixture
 def host() -> Iterator[InNamespace]:
     """Commands in a network namespace of this test's own."""
-    if reason := unavailable(("iptables-nft-restore", "iptables-legacy-restore")):
-        pytest.skip(reason)
-    namespace = Namespace("xtables")
-    try:
-        yield InNamespace(namespace)
-    finally:
-        namespace.close()
+    with fresh_namespace("xtables", "iptables-nft-restore", "iptables-legacy-restore") as space:
+        yield InNamespace(space)
 
 
 @pytest.fixture(params=list(Backend))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kproxy.kernel.iptables import Backend
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import Namespace
 from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.ipvs import names
@@ -18,6 +18,7 @@ from kproxy.modes.ipvs.rules import render_base
 from kproxy.modes.xtables.node_rules import repair_base
 from kproxy.modes.xtables.saved import Saved, as_saved
 from tests.ipvs_rules.plans import node_settings, port
+from tests.network_namespaces import fresh_namespace
 
 SIZES = ("hashsize", "maxelem", "bucketsize", "initval")  # the kernel's own choice, or defaults that only some print
 PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
@@ -27,13 +28,8 @@ FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     tools = [f"{kind}-{backend}-restore" for kind in ("iptables", "ip6tables") for backend in Backend]
-    if reason := unavailable(["ipset", *tools]):
-        pytest.skip(reason)
-    space = Namespace("sets")
-    try:
+    with fresh_namespace("sets", "ipset", *tools) as space:
         yield space
-    finally:
-        space.close()
 
 
 @pytest.fixture

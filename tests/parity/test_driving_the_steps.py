@@ -19,13 +19,11 @@ from kproxy.kernel.iptables import Backend
 from kproxy.model.events import Changed, Deleted, Event, Listed
 from kproxy.model.node_info import NodeInfo, merged
 from kproxy.model.objects import Kind
-from kproxy.model.plan_store import FamilyPlans
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.apply import IpvsDataplane
-from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import iptables_settings, ipvs_settings
 from tests.fakes.clocks import ManualClock
 from tests.fakes.ipset import FakeIpSets, SavedTables
@@ -213,13 +211,6 @@ def every_kernel() -> list[Iptables]:
     return [Iptables(Backend.NFT), Iptables(Backend.LEGACY), Ipvs()]
 
 
-def final(case: Case) -> dict[Family, FamilyPlans]:
-    """The plans of the final state, made at once."""
-    state, problems = load(case.raw["node"], case.kinds(case.raw["final"]))
-    assert not problems
-    return Preview(state, case.config, case.host).families
-
-
 # ---------------------------------------------------------------- ways to the final state
 
 
@@ -228,7 +219,7 @@ def test_steps_lead_to_kube_proxys_outcome(case: Case, compare: ModuleType) -> N
     node.see(listed(case, case.raw["objects"]))
     for step in case.raw["steps"]:
         node.see([*changes(case, step["apply"]), *deletions(step["delete"])])
-    assert node.plans.families == final(case)
+    assert node.plans.families == case.preview.families
     node.assert_equals_kube_proxy(compare)
 
 
@@ -276,7 +267,7 @@ def test_events_in_any_order_with_repeats_and_a_relist(case: Case) -> None:
             if rng.random() < 0.3:
                 node.sync()
     node.sync()
-    assert node.plans.families == final(case)
+    assert node.plans.families == case.preview.families
     node.take(listed(case, case.raw["final"]))
     dirty = node.state.take_dirty()
     assert (dirty.names, dirty.all) == (frozenset(), False)

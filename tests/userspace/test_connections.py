@@ -45,16 +45,6 @@ def statistics(port: Port) -> Statistics:
     return port.forwarder.statistics()
 
 
-def test_affinity_by_client_address() -> None:
-    with named(3) as endpoints, forwarding(*endpoints, affinity=60) as port:
-        assert [port.fetch("127.0.0.1") for _ in range(3)] == [b"0"] * 3
-        assert [port.fetch("127.0.0.2") for _ in range(3)] == [b"1"] * 3
-        # Whose endpoint left gets another; the other client keeps its own.
-        port.lead_to(*endpoints[1:], affinity=60)
-        assert port.fetch("127.0.0.1") in (b"1", b"2")
-        assert port.fetch("127.0.0.2") == b"1"
-
-
 def test_a_client_that_has_sent_all_still_hears_the_answer() -> None:
     def count_all(connection: socket.socket) -> None:
         connection.sendall(str(len(read_all(connection))).encode())

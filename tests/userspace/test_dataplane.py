@@ -91,15 +91,6 @@ def test_what_nothing_leads_to_any_more_is_closed_after_the_rules(node: Node) ->
     assert node.leads_to(DNS) == set()
 
 
-def test_the_last_endpoint_that_leaves_takes_rules_and_listener_along(node: Node) -> None:
-    node.dataplane.apply(by_key(WEB), None)
-    none = build_plan("web", node_port=30080, cluster=())
-    node.dataplane.apply(by_key(none), [none.key])
-    assert node.forwarder.ports == {}
-    assert "--to-ports" not in node.tables.save()
-    assert "has no endpoints" in node.tables.save()
-
-
 def test_other_settings_rewrite_the_rules_and_leave_the_listeners(node: Node) -> None:
     node.dataplane.apply(by_key(WEB), None)
     before, updates = node.port(WEB), len(node.forwarder.updates)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from kproxy.kernel.iptables import Backend, Command, HostTables
-from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
@@ -16,7 +15,7 @@ from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.render import Settings
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
-from tests.network_namespaces import InNamespace
+from tests.network_namespaces import InNamespace, fresh_namespace
 from tests.plans import Plans
 
 NODE = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
@@ -38,13 +37,9 @@ SETTINGS = {
 
 @pytest.fixture
 def netns() -> Iterator[InNamespace]:
-    if reason := unavailable(("iptables-nft-restore", "iptables-legacy-restore", "ip6tables-nft-restore")):
-        pytest.skip(reason)
-    namespace = Namespace("portals")
-    try:
-        yield InNamespace(namespace)
-    finally:
-        namespace.close()
+    tools = ("iptables-nft-restore", "iptables-legacy-restore", "ip6tables-nft-restore")
+    with fresh_namespace("portals", *tools) as space:
+        yield InNamespace(space)
 
 
 @pytest.fixture(params=list(Backend))
