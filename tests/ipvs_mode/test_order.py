@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,9 +109,8 @@ def test_a_service_is_deleted_from_the_outside_in() -> None:
     assert rig.addresses.removed == [build_plan().cluster_ip]
 
 
-@pytest.mark.parametrize("full", [True, False])
-@given(data=st.data())
-def test_what_does_not_change_is_served_all_the_time(full: bool, data: Any) -> None:
+@given(data=st.data(), full=st.booleans())
+def test_what_does_not_change_is_served_all_the_time(data: Any, full: bool) -> None:
     rig = Witness()
     held: Plans = {}
     for wanted in data.draw(st.lists(clusters(), min_size=2, max_size=3)):

@@ -32,7 +32,6 @@ from tests.nftables.plans import any_plans, any_settings
 
 V4, V6 = Family
 Shell = Callable[..., str]
-WORDS = {V4: "ip", V6: "ip6"}
 SERVICES = sets(V4)["services"]
 STATES = st.sampled_from(Family).flatmap(lambda f: st.tuples(any_plans(f), any_settings(f)))
 

@@ -57,6 +57,7 @@ from tests.netfilter.values import (
     elements,
     emptied,
     everything,
+    listed,
     sets,
 )
 
@@ -237,8 +238,7 @@ def test_each_transaction_has_a_number_and_may_expect_the_last_one(nftables: Nft
         nftables.apply(V4, [AddChain(TABLE, "two")], first)
     assert raised.value.errno == OUTDATED
     assert nftables.apply(V4, [AddChain(TABLE, "two")], first + 1) == {}
-    listing = nftables.listing(V4, TABLE)
-    assert listing is not None
+    listing = listed(nftables)
     assert listing.generation == first + 2
     assert {"one", "two"} <= set(listing.chains)
 
@@ -246,8 +246,7 @@ def test_each_transaction_has_a_number_and_may_expect_the_last_one(nftables: Nft
 @pytest.mark.parametrize("family", Family)
 def test_what_was_made_is_listed(nftables: Nftables, family: Family) -> None:
     assert nftables.apply(family, everything(family)) == {}
-    listing = nftables.listing(family, TABLE)
-    assert listing is not None
+    listing = listed(nftables, family)
     assert {name: listed.spec for name, listed in listing.sets.items()} == sets(family)
     for name, wanted in elements(family).items():
         assert difference(listing.sets[name], wanted) == ([], [])
@@ -269,8 +268,7 @@ def test_a_listing_shows_what_was_changed(nftables: Nftables) -> None:
         DeleteElements(TABLE, SETS["networks"], [WIDE]),
     ]
     assert nftables.apply(V4, changes) == {}
-    listing = nftables.listing(V4, TABLE)
-    assert listing is not None
+    listing = listed(nftables)
     assert [c.name for c in chains(V4) if not listing.chains[c.name].same_as(V4, c)] == ["forward"]
     assert difference(listing.sets["services"], elements(V4)["services"]) == ([ABSENT], [DNS])
     assert difference(listing.sets["networks"], elements(V4)["networks"]) == ([], [WIDE])
@@ -287,14 +285,12 @@ def test_filling_a_set_leaves_nothing_else_in_it(nftables: Nftables, number: int
     spec = SETS["services"]
     wanted = [Element("services", (f"10.7.{n >> 8}.{n & 255}", "tcp", 80), Verdict("lb")) for n in range(number)]
     assert nftables.apply(V4, [FillSet(TABLE, spec, [*packed(coder(spec).encode(wanted))], number)]) == {}
-    listing = nftables.listing(V4, TABLE)
-    assert listing is not None
+    listing = listed(nftables)
     assert difference(listing.sets["services"], wanted) == ([], [])
 
 
 def test_sets_that_are_too_large_are_not_listed(nftables: Nftables) -> None:
-    listing = nftables.listing(V4, TABLE, {"services": LISTED_AT_MOST + 1, "cluster-ips": LISTED_AT_MOST})
-    assert listing is not None
+    listing = listed(nftables, V4, {"services": LISTED_AT_MOST + 1, "cluster-ips": LISTED_AT_MOST})
     assert (listing.sets["services"].spec, listing.sets["services"].elements) == (SETS["services"], None)
     assert listing.sets["cluster-ips"].elements
 
