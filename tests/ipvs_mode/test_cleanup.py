@@ -90,6 +90,9 @@ class TestHostsWithoutIt:
     def test_nothing_is_there(self) -> None:
         ipvs, sets = FakeIpvs(), FakeIpSets()
         ipvs.absent = sets.absent = True
+        for read in (ipvs.servers, lambda family: sets.held([])):
+            with pytest.raises(NetlinkError):
+                read(Family.IPV4)
         assert clean(ipvs, sets, FakeAddresses(), ()) == []
         assert (ipvs.applies, sets.applies) == (0, 0)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import Family, Protocol
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings as IptablesSettings
 from kproxy.modes.userspace.apply import UserspaceDataplane
@@ -16,7 +17,7 @@ from kproxy.modes.userspace.render import Settings
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
 from tests.network_namespaces import InNamespace, fresh_namespace
-from tests.plans import Plans
+from tests.plans import Plans, build_plan, by_key
 
 NODE = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
 PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
@@ -57,16 +58,15 @@ def real(request: pytest.FixtureRequest, netns: InNamespace, backend: Backend) -
 def plans(family: Family) -> Plans:
     """One of every kind."""
     four = family is Family.IPV4
-    ends = tuple(Endpoint(f"10.244.1.{n}" if four else f"fd00:244:1::{n}", 8080, n == 1) for n in (1, 2))
-    outside = {
+    outside: dict[str, Any] = {
         "node_port": 30080,
         "external_ips": ("198.51.100.7" if four else "2001:db8::7",),
         "load_balancer_ips": ("203.0.113.5" if four else "2001:db8:113::5",),
     }
-    kinds: dict[str, dict[str, object]] = {
+    kinds: dict[str, dict[str, Any]] = {
         "inside": {},
         "outside": outside,
-        "local": outside | {"external_local": True, "local": ends[:1], "node_port": 30081},
+        "local": outside | {"external_local": True, "local": (1,), "node_port": 30081},
         "elsewhere": {"external_local": True, "node_port": 30082},
         "ranges": outside
         | {
@@ -75,22 +75,11 @@ def plans(family: Family) -> Plans:
             "node_port": 30083,
             "health_check_node_port": 32000,
         },
-        "none": {"cluster": (), "has_endpoints": False, "node_port": 30084},
-        "internal": {"internal_local": True, "cluster": (), "local": ends[:1]},
+        "none": {"cluster": (), "node_port": 30084},
+        "internal": {"internal_local": True, "cluster": (), "local": (1,)},
     }
-    found: Plans = {}
-    for number, (name, fields) in enumerate(kinds.items(), 1):
-        for protocol in Protocol:
-            key = PortKey("default", name, protocol.lower(), protocol)
-            values = {
-                "cluster_ip": f"10.96.0.{number}" if four else f"fd00:96::{number}",
-                "port": 80,
-                "cluster": ends,
-                "reachable": ends,
-                "has_endpoints": True,
-            }
-            found[key] = ServicePlan(key=key, family=family, **{**values, **fields})  # type: ignore[arg-type]
-    return found
+    ports = ((name, protocol) for name in kinds for protocol in Protocol)
+    return by_key(*(build_plan(name, protocol, family, **kinds[name]) for name, protocol in ports))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
