@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
-from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.iptables.render import Settings, render_base, render_port, text
 from kproxy.modes.xtables import names
 from kproxy.modes.xtables.rules import GUARD
@@ -289,3 +289,24 @@ def test_the_jump_to_node_ports_stays_last(plan: Plan) -> None:
     rules = [line for line in nat.splitlines() if line.startswith("-A KUBE-SERVICES ")]
     assert len(rules) == 3
     assert rules[-1].endswith("-j KUBE-NODEPORTS")
+
+
+# ---------------------------------------------------------------- names
+
+LONGEST = 28  # XT_EXTENSION_MAXNAMELEN of linux/netfilter/x_tables.h, with its final zero byte
+label = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", max_size=63)
+keys = st.builds(PortKey, label, label, label, st.sampled_from(Protocol))
+
+
+@given(keys, keys)
+def test_names_fit_and_differ(one: PortKey, other: PortKey) -> None:
+    def all_of(key: PortKey) -> set[str]:
+        chains = names.PortChains(key)
+        endpoint = names.endpoint_chain(key, Endpoint("fd00::1", 65535))
+        return {chains.cluster, chains.local, chains.external, chains.firewall, endpoint}
+
+    assert len(all_of(one)) == 5
+    assert all(len(name) < LONGEST for name in all_of(one))
+    # What a chain is named after is the text of the key, as in kube-proxy, and the protocol.
+    same = str(one) == str(other) and one.protocol == other.protocol
+    assert same is bool(all_of(one) & all_of(other))

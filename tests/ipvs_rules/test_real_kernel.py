@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -32,38 +32,33 @@ def namespace() -> Iterator[Namespace]:
         yield space
 
 
-@pytest.fixture
-def everything() -> Callable[[Family], tuple[Settings, Outcome]]:
+def everything(family: Family) -> tuple[Settings, Outcome]:
     """Plans that fill every set of a family but those that need a rule on virtual servers."""
-
-    def build(family: Family) -> tuple[Settings, Outcome]:
-        four = family is Family.IPV4
-        balancer, external = ("203.0.113.5", "198.51.100.7") if four else ("2001:db8::5", "2001:db8::7")
-        node = "172.18.0.0/16" if four else "fd00:18::/64"
-        plans = [
-            port(
-                protocol,
-                family,
-                name=f"{protocol.lower()}-{local}".lower(),
-                port=80 + local,
-                cluster=(1, 2),
-                local=(1,),
-                all_local=(1,),
-                external_local=local,
-                node_port=30080 + local,
-                external_ips=(external,),
-                load_balancer_ips=(balancer,),
-                source_ranges=(node, "10.1.2.3/32" if four else "fd00:1::3/128"),
-                node_in_source_ranges=True,
-                health_check_node_port=32000 if local else 0,
-            )
-            for protocol in Protocol
-            for local in (False, True)
-        ]
-        chosen = node_settings(family, detect_local=DetectLocal(DetectLocalBy.CIDR, PODS[family]))
-        return chosen, outcome(((p.key, p) for p in plans), chosen)
-
-    return build
+    four = family is Family.IPV4
+    balancer, external = ("203.0.113.5", "198.51.100.7") if four else ("2001:db8::5", "2001:db8::7")
+    node = "172.18.0.0/16" if four else "fd00:18::/64"
+    plans = [
+        port(
+            protocol,
+            family,
+            name=f"{protocol.lower()}-{local}".lower(),
+            port=80 + local,
+            cluster=(1, 2),
+            local=(1,),
+            all_local=(1,),
+            external_local=local,
+            node_port=30080 + local,
+            external_ips=(external,),
+            load_balancer_ips=(balancer,),
+            source_ranges=(node, "10.1.2.3/32" if four else "fd00:1::3/128"),
+            node_in_source_ranges=True,
+            health_check_node_port=32000 if local else 0,
+        )
+        for protocol in Protocol
+        for local in (False, True)
+    ]
+    chosen = node_settings(family, detect_local=DetectLocal(DetectLocalBy.CIDR, PODS[family]))
+    return chosen, outcome(((p.key, p) for p in plans), chosen)
 
 
 def section(native: str, tool: str) -> str:
@@ -82,9 +77,7 @@ def without_sizes(text: str) -> list[str]:
 
 
 @FAMILIES
-def test_sets_are_saved_as_they_were_restored(
-    family: Family, namespace: Namespace, everything: Callable[[Family], tuple[Settings, Outcome]]
-) -> None:
+def test_sets_are_saved_as_they_were_restored(family: Family, namespace: Namespace) -> None:
     _, wanted = everything(family)
     assert [name for name, entries in wanted.sets.items() if not entries] == []
     text = section(wanted.native(), "ipset restore")
@@ -100,7 +93,6 @@ def test_rules_need_no_repair_once_they_are_restored(
     backend: Backend,
     filled: bool,
     namespace: Namespace,
-    everything: Callable[[Family], tuple[Settings, Outcome]],
 ) -> None:
     settings, wanted = everything(family)
     if not filled:
