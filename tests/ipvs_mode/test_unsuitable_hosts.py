@@ -22,7 +22,7 @@ UNPRIVILEGED = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /pr
 
 @pytest.fixture
 def netns() -> Iterator[Namespace]:
-    with fresh_namespace("unfit") as space:
+    with fresh_namespace("unfit", "iptables-save", "iptables-restore") as space:
         yield space
 
 

@@ -29,11 +29,9 @@ def sections(text: str) -> dict[str, list[str]]:
 
 
 def test_json_has_the_keys_and_forms_that_other_programs_read() -> None:
-    values = made(node_settings(), port(cluster=(1, 2), all_local=(1,), affinity_seconds=60)).json()
-    sets = values["ipsets"]
-    assert isinstance(sets, dict)
-    assert len(sets) == 17
-    assert {name: entries for name, entries in sets.items() if entries} == {
+    values: Any = made(node_settings(), port(cluster=(1, 2), all_local=(1,), affinity_seconds=60)).json()
+    assert len(values["ipsets"]) == 17
+    assert filled(values) == {
         "KUBE-CLUSTER-IP": ["10.96.0.1,tcp:80"],
         "KUBE-IPVS-IPS": ["10.96.0.1"],
         "KUBE-LOOP-BACK": ["10.244.1.1,tcp:8080,10.244.1.1"],
@@ -100,6 +98,34 @@ def test_a_ports_own_rules_stand_in_their_chain() -> None:
     rules = made(node_settings(), port(load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",))).rules
     assert "-A KUBE-IPVS-OUT-FILTER -s 203.0.113.5/32 -m ipvs --vproto tcp --vaddr 203.0.113.5" in rules
     assert "-A KUBE-PROXY-FIREWALL -m comment" in rules
+
+
+def filled(values: dict[str, Any]) -> dict[str, list[str]]:
+    return {name: entries for name, entries in values["ipsets"].items() if entries}
+
+
+def test_a_node_port_that_no_address_of_the_node_takes_is_served_nowhere() -> None:
+    plan = port(cluster=(1,), node_port=30080, health_check_node_port=32000)
+    values: Any = made(node_settings(node_port_ips=()), plan).json()
+    assert [server["port"] for server in values["virtualServers"]] == [80]
+    assert filled(values) == {
+        "KUBE-CLUSTER-IP": ["10.96.0.1,tcp:80"],
+        "KUBE-IPVS-IPS": ["10.96.0.1"],
+        "KUBE-HEALTH-CHECK-NODE-PORT": ["32000"],
+    }
+
+
+def test_an_address_that_is_external_and_a_load_balancers_is_served_and_bound_once() -> None:
+    plan = port(cluster=(1,), external_ips=("203.0.113.5",), load_balancer_ips=("203.0.113.5", "203.0.113.6"))
+    values: Any = made(node_settings(), plan).json()
+    ips = ["10.96.0.1", "203.0.113.5", "203.0.113.6"]
+    assert [server["address"] for server in values["virtualServers"]] == values["kubeIpvs0"] == ips
+    assert filled(values) == {
+        "KUBE-CLUSTER-IP": ["10.96.0.1,tcp:80"],
+        "KUBE-EXTERNAL-IP": ["203.0.113.5,tcp:80"],
+        "KUBE-LOAD-BALANCER": ["203.0.113.5,tcp:80", "203.0.113.6,tcp:80"],
+        "KUBE-IPVS-IPS": ips,
+    }
 
 
 @pytest.mark.parametrize(

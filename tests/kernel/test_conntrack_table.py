@@ -159,3 +159,10 @@ def test_a_client_on_one_source_port_follows_a_change(
         route_to(shell, 0)
         assert reconciler.reconcile(plans(0), [KEY], {"127.0.0.1"}).deleted == 1
         assert reached(client, to, servers) == 0
+
+        route_to(shell, 5301)
+        reconciler.reconcile(plans(5301), [KEY], {"127.0.0.1"})
+        assert reached(client, to, servers) == 5301
+        shell("nft delete table ip t")
+        assert reconciler.reconcile({}, [KEY], {"127.0.0.1"}).deleted == 1
+        assert reached(client, to, servers) == 0
