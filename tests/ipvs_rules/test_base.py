@@ -1,13 +1,11 @@
-"""The rules of a node in IPVS mode, which do not depend on its Services."""
+"""The rules of a node in IPVS mode, which do not depend on its Services: what the kube-proxy cases do not show."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
-from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import text
 from kproxy.modes.ipvs import names
@@ -82,56 +80,6 @@ def test_a_set_that_fills_up_adds_its_own_rules_only(family: Family) -> None:
     for name in all_sets(family):
         added = [rule for rule in rules(render_base(node_settings(family), {name})) if rule not in empty]
         assert all(f"--match-set {name} " in rule for _, _, rule in added)
-
-
-CLUSTER_IP = '-m comment --comment "Kubernetes service cluster ip + port for masquerade purpose" -m set --match-set'
-PODS = DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16")
-MASQUERADE: dict[str, tuple[dict[str, Any], str]] = {
-    "not from pods": ({"detect_local": PODS}, f"! -s 10.244.0.0/16 {CLUSTER_IP} KUBE-CLUSTER-IP dst,dst"),
-    "not by the pods' interfaces": (
-        {"detect_local": DetectLocal(DetectLocalBy.INTERFACE, "veth+")},
-        f"! -i veth+ {CLUSTER_IP} KUBE-CLUSTER-IP dst,dst",
-    ),
-    "pods unknown: what the node itself sends": ({}, f"{CLUSTER_IP} KUBE-CLUSTER-IP src,dst"),
-    "all": ({"masquerade_all": True}, f"{CLUSTER_IP} KUBE-CLUSTER-IP dst,dst"),
-    "all, whatever is known of pods": (
-        {"masquerade_all": True, "detect_local": PODS},
-        f"{CLUSTER_IP} KUBE-CLUSTER-IP dst,dst",
-    ),
-}
-
-
-@pytest.mark.parametrize(("chosen", "rule"), MASQUERADE.values(), ids=MASQUERADE)
-def test_traffic_to_cluster_ips_is_masqueraded(chosen: dict[str, Any], rule: str) -> None:
-    base = render_base(node_settings(**chosen), {"KUBE-CLUSTER-IP"})
-    assert base.owned["nat", "KUBE-SERVICES"] == (
-        "-s 127.0.0.0/8 -j RETURN",
-        f"{rule} -j KUBE-MARK-MASQ",
-        "-m addrtype --dst-type LOCAL -j KUBE-NODE-PORT",
-        "-m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT",
-    )
-
-
-def test_the_order_of_the_rules_of_kube_services() -> None:
-    """Cluster IPs are local addresses (of kube-ipvs0): node ports come last of what marks, and accepting at the end."""
-    base = render_base(node_settings(V6, detect_local=PODS), all_sets(V6))
-    found = [
-        (SETS.findall(rule) or [("", "")])[0][0].removeprefix("KUBE-6-") + " " + rule.rpartition("-j ")[2]
-        for rule in base.owned["nat", "KUBE-SERVICES"]
-    ]
-    assert found == [
-        " RETURN",
-        "LOAD-BALANCER KUBE-LOAD-BALANCER",
-        "CLUSTER-IP KUBE-MARK-MASQ",
-        "EXTERNAL-IP KUBE-MARK-MASQ",
-        "EXTERNAL-IP ACCEPT",
-        "EXTERNAL-IP ACCEPT",
-        "EXTERNAL-IP-LOCAL ACCEPT",
-        "EXTERNAL-IP-LOCAL ACCEPT",
-        " KUBE-NODE-PORT",
-        "CLUSTER-IP ACCEPT",
-        "LOAD-BALANCER ACCEPT",
-    ]
 
 
 @pytest.mark.parametrize(("fully", "tail"), [(True, " --random-fully"), (False, "")])

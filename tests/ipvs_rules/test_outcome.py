@@ -1,4 +1,4 @@
-"""All objects of a family as JSON, and as texts for the kernel's own tools."""
+"""All objects of a family as JSON, and as texts for the kernel's own tools; ports that no case of kube-proxy has."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_ports_own_rules_stand_in_their_chain() -> None:
     assert "-A KUBE-PROXY-FIREWALL -m comment" in rules
 
 
-def filled(values: dict[str, Any]) -> dict[str, list[str]]:
+def filled(values: Any) -> dict[str, list[str]]:
     return {name: entries for name, entries in values["ipsets"].items() if entries}
 
 
@@ -126,6 +126,20 @@ def test_an_address_that_is_external_and_a_load_balancers_is_served_and_bound_on
         "KUBE-LOAD-BALANCER": ["203.0.113.5,tcp:80", "203.0.113.6,tcp:80"],
         "KUBE-IPVS-IPS": ips,
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "balancer", "host", "length"),
+    [
+        (Family.IPV4, "KUBE-LOAD-BALANCER-SOURCE-CIDR", "203.0.113.5", "10.1.2.3", 32),
+        (Family.IPV6, "KUBE-6-LOAD-BALANCER-SOURCE-CID", "2001:db8::5", "fd00::3", 128),
+    ],
+)
+def test_a_source_range_of_one_host_is_an_entry_without_a_length(
+    family: Family, name: str, balancer: str, host: str, length: int
+) -> None:
+    plan = port(family=family, load_balancer_ips=(balancer,), source_ranges=(f"{host}/{length}",))
+    assert filled(made(node_settings(family), plan).json())[name] == [f"{balancer},tcp:80,{host}"]
 
 
 @pytest.mark.parametrize(
