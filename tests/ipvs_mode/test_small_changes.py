@@ -92,3 +92,15 @@ def test_the_first_entry_of_a_set_brings_its_rules_and_the_last_takes_them_along
     assert "--match-set KUBE-LOAD-BALANCER-FW" in rig.tables.save()
     rig.apply(services(2), [NEW.key])
     rig.assert_holds(services(2))
+
+
+def test_a_ports_own_rules_change_without_a_look_at_the_others() -> None:
+    fields: dict[str, Any] = {"load_balancer_ips": ("203.0.113.5",), "source_ranges": ("172.30.0.0/24",)}
+    first, second = build_plan("a", **fields), build_plan("b", port=53, **fields)
+    rig = Rig()
+    rig.apply(by_key(first, second))
+    for wanted in (by_key(build_plan("a"), second), by_key(first, second)):
+        saves = rig.tables.saves
+        assert rig.apply(wanted, [first.key]).transactions > 0
+        assert rig.tables.saves == saves
+        rig.assert_holds(wanted)
