@@ -39,9 +39,8 @@ SLOW_FOLDERS = frozenset({"badinput", "packaging", "sources"})
 SLOW_FILES = frozenset(
     {
         "test_cases_of_kube_proxy.py",
-        "test_driving_the_ipvs_steps.py",
+        "test_dataplane_after_random_trouble.py",
         "test_driving_the_steps.py",
-        "test_nftables_text.py",
         "test_random_changes.py",
     }
 )

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from kproxy.errors import KernelError
 from kproxy.kernel.iptables import Backend
-from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.xtables import reconcile
 from tests.fakes.iptables import FakeTables
+from tests.plans import Plans, changed
 
-Plans = dict[PortKey, ServicePlan]
 Shape = Callable[[str], dict[tuple[str, str], list[str]]]
 
 BACKENDS = st.sampled_from(list(Backend))
@@ -44,10 +44,6 @@ def fresh(settings: Settings, plans: Plans, backend: Backend) -> str:
     outcome = IptablesDataplane(settings, tables).apply(plans, None)
     assert not outcome.rejected
     return tables.save()
-
-
-def changed(old: Plans, new: Plans) -> set[PortKey]:
-    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
 
 
 @pytest.fixture(params=[(1, 0), (4, 2), (600, 128)], ids=["alone", "cut", "together"])

@@ -9,12 +9,11 @@ import pytest
 
 from kproxy.errors import CommandError, KernelError
 from kproxy.kernel.iptables import Backend, HostTables
-from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
 from tests.fakes.iptables import FakeTables
-
-Plans = dict[PortKey, ServicePlan]
+from tests.plans import Plans
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from kproxy.kernel.ipvs_codec import Operation, Verb
 from kproxy.kernel.virtual_servers import PERSISTENT, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Protocol
 from kproxy.modes.ipvs.names import EXTERNAL_IP, IPVS_IPS, NODE_PORT_TCP, set_name
-from tests.ipvs_mode.rigs import FOREIGN, NODE_IP, SETTINGS, Plans, Rig, changed, clusters, real
+from tests.ipvs_mode.rigs import FOREIGN, SETTINGS, Rig, clusters, real
+from tests.plans import NODE_IP, Plans, changed
 
 Edit = Callable[[Rig], None]
 STRAY = ServerKey(Protocol.UDP, "203.0.113.5", 9)

@@ -18,7 +18,8 @@ from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
-from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, Plans, plans
+from tests.plans import Plans, changed
+from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, plans
 
 V4 = Family.IPV4
 PLANS = plans(list(Protocol))
@@ -61,10 +62,6 @@ def wanted_doors(wanted: Plans, refused: set[ListenerKey]) -> Doors:
 
 def held_doors(forwarder: FakeForwarder) -> Doors:
     return {key: listener for (_, key), listener in forwarder.listeners.items()}
-
-
-def changed(old: Plans, new: Plans) -> set[PortKey]:
-    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
 
 
 @given(data=st.data(), backend=st.sampled_from(list(Backend)))
