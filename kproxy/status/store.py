@@ -32,6 +32,7 @@ from kproxy.status.schema import (
     Refusal,
     Status,
     Sync,
+    Unreadable,
     Unusable,
 )
 
@@ -69,6 +70,7 @@ class StatusStore:
         self._families: tuple[Family, ...] = ()
         self._syncs: dict[Family, deque[Sync]] = {family: deque(maxlen=KEPT) for family in Family}
         self._refused: dict[Family, Mapping[PortKey, str]] = {}
+        self._unreadable: dict[Family, Mapping[str, str]] = {}
         self._conflicts: dict[Family, tuple[Conflict, ...]] = {}
         self._unusable: OrderedDict[tuple[str, str, str], str] = OrderedDict()
 
@@ -91,6 +93,11 @@ class StatusStore:
         with self._lock:
             self._refused[family] = dict(ports)
 
+    def unreadable(self, family: Family, what: Mapping[str, str]) -> None:
+        """Set what full checks of `family` cannot read, with the reasons."""
+        with self._lock:
+            self._unreadable[family] = dict(what)
+
     def conflicts(self, family: Family, found: Iterable[Conflict]) -> None:
         """Set the conflicts of `family`."""
         with self._lock:
@@ -111,6 +118,11 @@ class StatusStore:
             programmed, families = self._programmed, self._families
             syncs = {family: tuple(self._syncs[family]) for family in families}
             refused = {(family, key): why for family, ports in self._refused.items() for key, why in ports.items()}
+            unreadable = [
+                Unreadable(family=family.value, what=what, reason=why)
+                for family in families
+                for what, why in self._unreadable.get(family, {}).items()
+            ]
             conflicts = {(c.where, c.claimants): c for found in self._conflicts.values() for c in found}
             unusable = [(*key, seen) for key, seen in reversed(self._unusable.items())]
         plans: Sequence[ServicePlan] = programmed.plans() if programmed else ()
@@ -132,6 +144,7 @@ class StatusStore:
                 Refusal(family=family.value, service=_port_name(key), reason=why)
                 for (family, key), why in sorted(refused.items())
             ),
+            unreadable=tuple(unreadable),
             conflicts=tuple(Conflicting(where=c.where, services=c.claimants) for _, c in sorted(conflicts.items())),
             unusable=tuple(
                 Unusable(seen=seen, kind=kind, object=name, reason=why) for kind, name, why, seen in unusable

@@ -57,6 +57,7 @@ class Reporter:
         self._node_name = node_name
         self._problems: OrderedDict[str, None] = OrderedDict()
         self._refused: dict[Family, dict[PortKey, str]] = {}
+        self._unreadable: dict[Family, dict[str, str]] = {}
         self._conflicts: dict[Family, Conflicts] = {family: Conflicts() for family in Family}
         self._pending = (0, 0)
         self._synced: set[Family] = set()
@@ -67,6 +68,8 @@ class Reporter:
         with self._lock:
             self._mode, self._families = mode, tuple(families)
             self._synced.clear()
+            for family in Family:  # another mode reads other things
+                self._report_unreadable(family, {})
 
     def problems(self, found: Collection[InvalidObject]) -> None:
         """Count each; log and post each text once, since a relist brings the same objects again."""
@@ -155,6 +158,7 @@ class Reporter:
         for when in report.triggers:
             self._metrics.network_programming(family, max(0.0, now - when))
         self._report_refused(family, outcome.rejected)
+        self._report_unreadable(family, outcome.unreadable)
         self._report_conflicts(family, self._conflicts[family].update(report.changes))
         if outcome.repaired and family in self._synced:
             self._metrics.repaired(family)
@@ -203,6 +207,27 @@ class Reporter:
             self._status.refused(family, refused)
         self._refused[family] = dict(refused)
         self._metrics.rejected(family, len(refused))
+
+    def _report_unreadable(self, family: Family, unreadable: dict[str, str]) -> None:
+        """Say it once for each part and reason, and once when it can be read again."""
+        before, self._unreadable[family] = self._unreadable.get(family, {}), dict(unreadable)
+        if before == unreadable:
+            return
+        for what, why in unreadable.items() - before.items():
+            _log.warning(
+                "Degraded: a part of the kernel's state cannot be read; Services are programmed without checking it, "
+                "and it is tried again",
+                family=family,
+                what=what,
+                why=why,
+            )
+            note = f"{family} {what} cannot be checked, Services are programmed nevertheless: {why}"
+            self._notify(Notice("Node", "", self._node_name, "Degraded", "Sync", note))
+        for what in before.keys() - unreadable.keys():
+            _log.info("Can be read again", family=family, what=what)
+        self._status.unreadable(family, unreadable)
+        self._metrics.unreadable(family, len(unreadable))
+        self._health.degraded(family, tuple(f"{what}: {why}" for what, why in unreadable.items()))
 
     def _report_conflicts(self, family: Family, news: Collection[Conflict]) -> None:
         found = self._conflicts[family].found

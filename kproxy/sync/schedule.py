@@ -60,7 +60,8 @@ class Schedule:
         self._suspicious = True
 
     def succeeded(self, now: float, work: Work, left: bool = False) -> None:
-        """Note that a sync succeeded. left: the kernel refused parts; they are tried again, others need not wait."""
+        """Note that a sync succeeded. left: the kernel refused parts, or parts of it could not be read; they are tried
+        again, others need not wait."""
         self._last = now
         self._changed = self._suspicious = False
         self._backoff.reset()

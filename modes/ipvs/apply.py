@@ -244,6 +244,7 @@ class IpvsDataplane:
         outcome.bytes_written += done.bytes_written
         outcome.transactions += done.transactions
         outcome.repaired |= done.repaired
+        outcome.unreadable.update(done.unreadable)
 
     def _settle(self, objects: Objects, everything: bool, writer: StepWriter) -> None:
         """Record which real servers terminate, and what was refused."""

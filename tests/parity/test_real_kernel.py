@@ -14,6 +14,7 @@ from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.preview import Preview, load
+from tests.fakes.iptables import FakeTables
 
 pytestmark = pytest.mark.root
 
@@ -73,11 +74,12 @@ def test_saved_rules_are_equal(
     assert (first.transactions, first.bytes_written, first.rejected) == (0, 0, {})
 
 
-class _Unwritten:
+class _Unwritten(FakeTables):
     """Tables as a tool saved them, which nobody may write to."""
 
     def __init__(self, family: Family, backend: Backend, saved: str) -> None:
-        self.family, self.backend, self._saved = family, backend, saved
+        super().__init__(family, backend)
+        self._saved = saved
 
     def save(self) -> str:
         return self._saved
