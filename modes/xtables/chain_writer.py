@@ -231,7 +231,8 @@ class ChainWriter(Generic[P]):
 
     def _compare(self, target: dict[PortKey, P], outcome: Outcome, believe: bool) -> dict[PortKey, str]:
         """Write what differs between the kernel and TARGET; returns the ports that the kernel refused."""
-        self._drift.reading()
+        if not believe:  # else what others change meanwhile has to be noticed, as it is not read
+            self._drift.reading()
         saved = read(self._tables, self._base)
         ours = {table for table, _ in (*self._base.owned, *self._base.shared, *self._base.jumps)}
         self._unreadable = {f"table {table}": why for table, why in saved.unreadable.items() if table in ours}
@@ -242,7 +243,8 @@ class ChainWriter(Generic[P]):
             writer.run(comparison.restores(self._fragments(target)))
             writer.run(superseded(saved, self._base, self._limit, comparison.left))
         finally:
-            self._drift.wrote()
+            if not believe or outcome.transactions:
+                self._drift.wrote()
             # Kept until an apply succeeds: what is gone from the kernel is not found a second time.
             self._abandoned.update(dict.fromkeys(comparison.abandoned))
         self._read_at = self._clock()
