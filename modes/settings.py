@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from kproxy.config.fields import DetectLocalMode, KubeProxyConfiguration
@@ -22,6 +22,7 @@ from kproxy.modes.nftables.fragments import Settings as NftablesSettings
 from kproxy.modes.userspace.render import Settings as UserspaceSettings
 
 DEFAULT_SCHEDULER = "rr"
+ANY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}
 LARGE_CLUSTER_ENDPOINTS = 1000  # beyond it, kube-proxy leaves out the comments of the Services' own chains
 
 
@@ -84,15 +85,14 @@ def node_port_ips(config: KubeProxyConfiguration, family: Family, node: NodeInfo
     return found.ips
 
 
-def health_check_ips(config: KubeProxyConfiguration, node: NodeInfo) -> tuple[str, ...] | None:
-    """Where health check node ports listen; None for everywhere."""
-    ips: list[str] = []
-    for family in Family:
-        found = addresses_for_node_ports(config, family, node)
-        if found.match_all:
-            return None
-        ips += found.ips
-    return tuple(ips)
+def health_check_ips(config: KubeProxyConfiguration, node: NodeInfo, families: Collection[Family]) -> frozenset[str]:
+    """Where the health check node ports of a Service of these families listen: IPs; "0.0.0.0" and "::" for all of one
+    family, "" for all of both."""
+    found = {family: addresses_for_node_ports(config, family, node) for family in Family}
+    if all(each.match_all for each in found.values()):
+        return frozenset({""})
+    ips = ((ANY_ADDRESS[family],) if found[family].match_all else found[family].ips for family in families)
+    return frozenset(ip for some in ips for ip in some)
 
 
 def iptables_settings(

@@ -23,6 +23,7 @@ Problem = tuple[str, str]
 # The schedulers of the kernel's net/netfilter/ipvs.
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos")
 HIDDEN_METRICS = "1.35"
+NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
 DETECTED_BY = {
     "clusterCIDR": DetectLocalMode.CLUSTER_CIDR,
     "detectLocal.bridgeInterface": DetectLocalMode.BRIDGE_INTERFACE,
@@ -168,14 +169,10 @@ def _cidrs(config: KubeProxyConfiguration) -> Iterator[Problem]:
 
 
 def _node_ports(config: KubeProxyConfiguration) -> Iterator[Problem]:
-    asked = config.node_port_addresses
-    if "primary" in asked:
-        if len(asked) > 1:
-            shown = ", ".join(asked)
-            yield "nodePortAddresses", f"must hold nothing else when it holds primary, is {_quoted(shown)}"
-        return
-    for i, cidr in enumerate(asked):
-        yield from _cidr(f"nodePortAddresses[{i}]", cidr, other='"primary" alone or ')
+    for i, text in enumerate(config.node_port_addresses):
+        if text not in NODE_PORT_KEYWORDS:
+            other = f"{', '.join(map(_quoted, NODE_PORT_KEYWORDS))} or "
+            yield from _cidr(f"nodePortAddresses[{i}]", text, other=other)
 
 
 def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:

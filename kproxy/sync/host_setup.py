@@ -75,9 +75,8 @@ def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
 
 
 def _loopback_takes_node_ports(config: KubeProxyConfiguration) -> bool:
-    if not config.iptables.localhost_node_ports or "primary" in config.node_port_addresses:
-        return False
-    return settings.addresses_for_node_ports(config, Family.IPV4, NodeInfo()).loopback
+    asked = settings.addresses_for_node_ports(config, Family.IPV4, NodeInfo())
+    return config.iptables.localhost_node_ports and asked.loopback
 
 
 def count_in_nfacct() -> bool:

@@ -95,13 +95,11 @@ ONE = [
      "clusterCIDR: must be one CIDR, or one of IPv4 and one of IPv6 (10.244.0.0/16,fd00:244::/48), "
      'is "10.0.0.0/16,fd00::/48,fd01::/48"'),
     ("nodePortAddresses: [10.0.0.1]",
-     'nodePortAddresses[0]: must be "primary" alone or a CIDR such as 10.0.0.0/8 or fd00::/64, is "10.0.0.1"'),
+     'nodePortAddresses[0]: must be "primary", "localhost", "all" or a CIDR such as 10.0.0.0/8 or fd00::/64, '
+     'is "10.0.0.1"'),
     ("nodePortAddresses: [Primary]",
-     'nodePortAddresses[0]: must be "primary" alone or a CIDR such as 10.0.0.0/8 or fd00::/64, is "Primary"'),
-    ("nodePortAddresses: [primary, 10.0.0.0/8]",
-     'nodePortAddresses: must hold nothing else when it holds primary, is "primary, 10.0.0.0/8"'),
-    ("nodePortAddresses: [primary, primary]",
-     'nodePortAddresses: must hold nothing else when it holds primary, is "primary, primary"'),
+     'nodePortAddresses[0]: must be "primary", "localhost", "all" or a CIDR such as 10.0.0.0/8 or fd00::/64, '
+     'is "Primary"'),
     ("mode: ipvs\nipvs: {excludeCIDRs: [10.0.0.0/8, x]}",
      'ipvs.excludeCIDRs[1]: must be a CIDR such as 10.0.0.0/8 or fd00::/64, is "x"'),
     # ranges
