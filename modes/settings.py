@@ -40,11 +40,12 @@ USUAL = Features()
 
 
 def node_ips(config: KubeProxyConfiguration, node: NodeInfo | None, found: Iterable[str]) -> tuple[str, ...]:
-    """The node's own address in each family: the bind address, else the Node object's, else what the host shows."""
+    """The node's own address in each family: the bind address, else the Node object's, else, if that has none at all,
+    what the host shows."""
     bind = canonical_ip(config.bind_address)
     given = [bind] if bind and bind not in ("0.0.0.0", "::") else []
     ips: dict[Family, str] = {}
-    for ip in (*given, *(node.ips if node else ()), *found):
+    for ip in (*given, *(node.ips if node and node.ips else found)):
         ips.setdefault(family_of(ip), ip)
     return tuple(ips.values())
 

@@ -190,7 +190,7 @@ _UNREADABLE_TABLE = re.compile(r"^# Table `(\w+)' (?:is (incompatible)|cannot be
 
 def unreadable_tables(text: str) -> dict[str, str]:
     """The tables that TEXT, which `save` returned, leaves out, each with a reason."""
-    by_nft = "it holds rules of nft's own, which iptables cannot read; move them to a table of their own"
+    by_nft = "it holds rules of nft's own, which iptables cannot read"
     return {found[1]: by_nft if found[2] else found[3] for found in _UNREADABLE_TABLE.finditer(text)}
 
 

@@ -215,13 +215,13 @@ class Reporter:
             return
         for what, why in unreadable.items() - before.items():
             _log.warning(
-                "Degraded: a part of the kernel's state cannot be read; Services are programmed without checking it, "
-                "and it is tried again",
+                "Degraded: this cannot be checked because of what another program has in it; Services are programmed "
+                "all the same. Move that to a table of its own, or install what reads it; it is looked at again",
                 family=family,
                 what=what,
                 why=why,
             )
-            note = f"{family} {what} cannot be checked, Services are programmed nevertheless: {why}"
+            note = f"{family} {what} cannot be checked, Services are programmed all the same: {why}"
             self._notify(Notice("Node", "", self._node_name, "Degraded", "Sync", note))
         for what in before.keys() - unreadable.keys():
             _log.info("Can be read again", family=family, what=what)

@@ -176,6 +176,5 @@ def test_where_a_port_is_open(node: Node, asked: tuple[str, ...], families: str,
     node.configure(asked)
     node.serve(objects("h", 1, [1] * len(families), families))
     assert wait_for(lambda: node.listening() == expected, SOON), node.listening()
-    assert wait_for(
-        lambda: all(node.ask(ip.strip("[]"))[:2] == (200, "h") for ip in expected if ip[-1].isdigit()), SOON
-    )
+    ips = [ip for ip in (each.strip("[]") for each in expected) if ip[-1].isdigit()]
+    assert wait_for(lambda: all(node.ask(ip)[:2] == (200, "h") for ip in ips), SOON)

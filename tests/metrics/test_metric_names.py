@@ -66,6 +66,7 @@ OWN: list[Row] = [
     ("kproxy_foreign_changes_repaired_total", "counter", V4, 1),
     ("kproxy_rejected_service_ports", "gauge", V4, 2),
     ("kproxy_conflicting_frontends", "gauge", V4, 3),
+    ("kproxy_unreadable_kernel_objects", "gauge", V4, 3),
     ("kproxy_coalesced_changes_total", "counter", "", 4),
     ("kproxy_config_reloads_total", "counter", 'outcome="applied"', 1),
     ("kproxy_kubernetes_events_total", "counter", 'outcome="posted"', 1),

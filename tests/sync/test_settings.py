@@ -125,9 +125,7 @@ def test_only_mode_node_cidr_waits_for_the_pod_cidr(mode: str, node: NodeInfo | 
     [
         pytest.param("0.0.0.0", (), ["172.18.0.2", "fd00::2"], {"172.18.0.2", "fd00::2"}, id="the host's"),
         pytest.param("0.0.0.0", ("172.18.0.3",), ["172.18.0.2"], {"172.18.0.3"}, id="the Node's come first"),
-        pytest.param(
-            "::", ("172.18.0.3",), ["172.18.0.2", "fd00::2"], {"172.18.0.3", "fd00::2"}, id="each family for itself"
-        ),
+        pytest.param("::", ("172.18.0.3",), ["172.18.0.2", "fd00::2"], {"172.18.0.3"}, id="the Node's alone"),
         pytest.param("172.18.0.4", ("172.18.0.3", "fd00::3"), [], {"172.18.0.4", "fd00::3"}, id="bind address first"),
         pytest.param("FD00::4", ("172.18.0.3",), ["fd00::2"], {"172.18.0.3", "fd00::4"}, id="IPv6 bind address"),
         pytest.param("0.0.0.0", (), [], set(), id="nothing known"),
