@@ -111,6 +111,7 @@ def used() -> Metrics:
     metrics.repaired(v4)
     metrics.rejected(v4, 2)
     metrics.conflicts(v4, 3)
+    metrics.unreadable(v4, 3)
     metrics.healthz(200)
     metrics.livez(503)
     metrics.config_reloaded("applied")
