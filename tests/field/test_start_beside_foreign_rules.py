@@ -30,6 +30,7 @@ from kproxy.lab.scenarios import Scenario
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
+from kproxy.modes.xtables.cleanup import clean
 from kproxy.modes.xtables.names import PORT_CHAINS
 from kproxy.modes.xtables.saved import Saved
 from kproxy.sync.host_setup import families
@@ -62,7 +63,12 @@ CASES = {
     "iptables, built-in chains": Case("iptables", "nft", BOTH, builtin=True),
     "iptables, a match that is not installed": Case("iptables", "legacy", BOTH, builtin=True),
     "userspace, a chain of its own": Case("userspace", "nft", BOTH),
+    "ipvs, built-in chains": Case("ipvs", "nft", BOTH, builtin=True),
 }
+PARAMS = [
+    pytest.param(case, id=name, marks=pytest.mark.ipvs_kernel if case.mode == "ipvs" else ())
+    for name, case in CASES.items()
+]
 
 
 def add_foreign(space: Namespace, case: Case) -> None:
@@ -138,7 +144,7 @@ def works(deployed: Deployment, scenario: Scenario) -> bool:
     return all(deployed.serves(scenario) and not deployed.faults(scenario, family) for family in Family)
 
 
-@pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
+@pytest.fixture(scope="module", params=PARAMS)
 def beside(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Deployment, Case]]:
@@ -315,6 +321,21 @@ def test_a_failing_reader_is_retried(monkeypatch: pytest.MonkeyPatch, call: str)
     monkeypatch.undo()
     dataplane.apply(plans, None)
     assert serving(tables, plans)
+
+
+@pytest.mark.parametrize("hidden", [set(), {("filter", "INPUT")}, {("nat", "MINE"), ("filter", "KUBE-FIREWALL")}])
+def test_a_cleanup_leaves_nothing_that_acts(hidden: set[tuple[str, str]]) -> None:
+    """Where a jump cannot be deleted, what it leads to is emptied, and the table is named."""
+    tables = FakeTables()
+    tables.restore(KUBELET)
+    kubelets = meaning(tables)
+    IptablesDataplane(SETTINGS, tables).apply({p.key: p for p in PORTS[1::3]}, None)
+    tables.hidden = set(hidden)
+    named = clean(tables).unreadable
+    tables.hidden.clear()
+    left = {where: rules for where, rules in meaning(tables).items() if rules and where not in kubelets}
+    assert left == {}
+    assert named.keys() == ({"table filter"} if ("filter", "INPUT") in hidden else set())
 
 
 @pytest.mark.parametrize("name", ["KUBE-CLUSTER-IP", "KUBE-LOOP-BACK"])
