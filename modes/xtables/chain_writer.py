@@ -39,7 +39,7 @@ NOTHING = Fragment()
 READ_AT_LEAST = 3600.0
 """Seconds after which the tables are read even if the kernel notified of no change: trust must not rest on one
 source."""
-REWRITE_AFTER = 60.0
+REWRITE_AFTER = 30.0
 """Seconds after which chains that cannot be read are written again where others' changes may go unnoticed."""
 
 
@@ -146,6 +146,8 @@ class ChainWriter(Generic[P]):
             return self._done(outcome)
         before = outcome.transactions
         self._check(wanted, outcome, believe=known and self._trusted and self._notices())
+        if drifted:  # who flushes one table flushes the next, while this was written
+            self._rewritten_at = float("-inf")
         # A refused port is written and deleted again at every check.
         refused = self._refused or self._faults
         outcome.repaired = full and trusted and not refused and outcome.transactions > before
