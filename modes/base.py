@@ -24,6 +24,8 @@ class Outcome:
     abandoned: frontends found in the kernel that belong to no Service any more (stale UDP flows to them are deleted).
     rules_total, rules_written: per table, for the metrics, without jumps in built-in chains. bytes_written,
     transactions: for benchmarks.
+    unreadable: what of the kernel's state could not be read by the last full check ("table filter"), each with one line
+    of why; the ports are programmed nevertheless, but what others change there may go unnoticed.
     repaired: a full check found differences that were not asked for (somebody else edited or flushed).
     faults: ports that could not be rendered because of an unexpected exception; they are in `rejected` too.
     refusals: a line for each change that the kernel refused, whatever was done about it. It takes every change that is
@@ -36,6 +38,7 @@ class Outcome:
     rules_written: dict[str, int] = field(default_factory=dict)
     bytes_written: int = 0
     transactions: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
     repaired: bool = False
     faults: dict[PortKey, Exception] = field(default_factory=dict)
     refusals: list[str] = field(default_factory=list)

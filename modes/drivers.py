@@ -15,7 +15,7 @@ from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig, KernelError
 from kproxy.kernel.commands import Commands
-from kproxy.kernel.iptables import Backend, Command, HostTables, Tables
+from kproxy.kernel.iptables import Backend, Command, Tables
 from kproxy.kernel.legacy_tables import LegacyDrift
 from kproxy.metrics.collectors import ForwarderStatistics
 from kproxy.metrics.registry import Metrics
@@ -26,6 +26,7 @@ from kproxy.modes.base import Dataplane
 from kproxy.modes.settings import Features
 from kproxy.modes.xtables.chain_writer import Drift
 from kproxy.netfilter.changes import NftDrift, OwnTransactions, WatchedTables
+from kproxy.netfilter.iptables_compat import host_tables
 
 
 @dataclass
@@ -52,12 +53,12 @@ class Equipment:
         """
         if self.command is None:
             raise KernelError("this mode uses no iptables")
-        host_tables = HostTables(self.commands, family, self.command)
+        tables = host_tables(self.commands, family, self.command)
         if self.command.backend is Backend.NFT:
             drift = NftDrift(family, lambda pid: pid in self.commands.recent_pids(), self.commits)
             self.stack.callback(drift.close)
-            return WatchedTables(host_tables, drift), drift
-        return host_tables, LegacyDrift(family)
+            return WatchedTables(tables, drift), drift
+        return tables, LegacyDrift(family)
 
 
 class Driver(ABC):

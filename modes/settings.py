@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from kproxy.config import gates
@@ -26,6 +26,7 @@ from kproxy.modes.userspace.listeners import LOOPBACK
 from kproxy.modes.userspace.render import Settings as UserspaceSettings
 
 DEFAULT_SCHEDULER = "rr"
+ANY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}
 LARGE_CLUSTER_ENDPOINTS = 1000  # beyond it, kube-proxy leaves out the comments of the Services' own chains
 
 
@@ -43,11 +44,12 @@ USUAL = Features()
 
 
 def node_ips(config: KubeProxyConfiguration, node: NodeInfo | None, found: Iterable[str]) -> tuple[str, ...]:
-    """The node's own address in each family: the bind address, else the Node object's, else what the host shows."""
+    """The node's own address in each family: the bind address, else the Node object's, else, if that has none at all,
+    what the host shows."""
     bind = canonical_ip(config.bind_address)
     given = [bind] if bind and bind not in ("0.0.0.0", "::") else []
     ips: dict[Family, str] = {}
-    for ip in (*given, *(node.ips if node else ()), *found):
+    for ip in (*given, *(node.ips if node and node.ips else found)):
         ips.setdefault(family_of(ip), ip)
     return tuple(ips.values())
 
@@ -110,15 +112,14 @@ def serves_localhost(config: KubeProxyConfiguration, family: Family) -> bool:
     return any(contains(network, LOOPBACK[family]) for network in localhost_networks(config, family))
 
 
-def health_check_ips(config: KubeProxyConfiguration, node: NodeInfo) -> tuple[str, ...] | None:
-    """Where health check node ports listen; None for everywhere."""
-    ips: list[str] = []
-    for family in Family:
-        found = addresses_for_node_ports(config, family, node)
-        if found.match_all:
-            return None
-        ips += found.ips
-    return tuple(ips)
+def health_check_ips(config: KubeProxyConfiguration, node: NodeInfo, families: Collection[Family]) -> frozenset[str]:
+    """Where the health check node ports of a Service of these families listen: IPs; "0.0.0.0" and "::" for all of one
+    family, "" for all of both."""
+    found = {family: addresses_for_node_ports(config, family, node) for family in Family}
+    if all(each.match_all for each in found.values()):
+        return frozenset({""})
+    ips = ((ANY_ADDRESS[family],) if found[family].match_all else found[family].ips for family in families)
+    return frozenset(ip for some in ips for ip in some)
 
 
 def iptables_settings(

@@ -37,7 +37,8 @@ _silent = logs.silent()
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address to listen on. ip: canonical text, "" for every address of both families. port: 0 for any free one."""
+    """An address to listen on. ip: canonical text, "0.0.0.0" and "::" for every address of one family, "" for every
+    address of both. port: 0 for any free one."""
 
     ip: str
     port: int
@@ -68,7 +69,7 @@ def open_socket(address: Address) -> socket.socket:
         if address.ip:
             return _listen(socket.AF_INET6 if ":" in address.ip else socket.AF_INET, address.ip, address.port)
         try:
-            return _listen(socket.AF_INET6, "::", address.port)
+            return _listen(socket.AF_INET6, "::", address.port, both=True)
         except OSError:
             if _ipv6_works():
                 raise
@@ -77,13 +78,14 @@ def open_socket(address: Address) -> socket.socket:
         raise KernelError(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
-def _listen(family: socket.AddressFamily, ip: str, port: int) -> socket.socket:
+def _listen(family: socket.AddressFamily, ip: str, port: int, both: bool = False) -> socket.socket:
+    """both: families, on an IPv6 socket."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(ip != "::"))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         sock.bind((ip, port))
         sock.listen(socket.SOMAXCONN)
     except OSError:

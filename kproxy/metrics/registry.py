@@ -237,6 +237,12 @@ class Metrics:
             "Node ports and external addresses that more than one Service claims.",
             family,
         )
+        self._unreadable = self._gauge(
+            "kproxy_unreadable_kernel_objects",
+            "Tables and sets that full checks cannot read because of what another program has in them; Services are "
+            "programmed nevertheless.",
+            family,
+        )
         self._coalesced = Counter(
             "kproxy_coalesced_changes_total",
             "Changes that shared a sync with an earlier change.",
@@ -369,6 +375,10 @@ class Metrics:
     def rejected(self, family: Family, ports: int) -> None:
         """Set how many Service ports the kernel refuses."""
         self._rejected[family,].set(ports)
+
+    def unreadable(self, family: Family, objects: int) -> None:
+        """Set how many tables and sets full checks cannot read."""
+        self._unreadable[family,].set(objects)
 
     def conflicts(self, family: Family, frontends: int) -> None:
         """Set how many node ports and external addresses are claimed by several Services."""

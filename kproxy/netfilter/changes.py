@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -245,6 +245,15 @@ class WatchedTables:
 
     def save(self) -> str:
         return self._tables.save()
+
+    def chains(self, table: str) -> Collection[str]:
+        return self._tables.chains(table)
+
+    def list_chain(self, table: str, chain: str) -> str:
+        return self._tables.list_chain(table, chain)
+
+    def holds(self, table: str, chain: str, rule: str) -> bool:
+        return self._tables.holds(table, chain, rule)
 
     def restore(self, text: bytes | str) -> None:
         tables = text.count(b"\nCOMMIT\n") if isinstance(text, bytes) else text.count("\nCOMMIT\n")

@@ -170,6 +170,20 @@ class KernelNftables:
                     return found._replace(generation=before)
             return found
 
+    def chain_names(self, family: Family, table: str) -> list[str]:
+        """The names of the chains of any TABLE, none where there is no such table. Raises NetlinkError."""
+        with _decoding(f"list chains of table {table}"):
+            return [messages.chain_of(attributes)[0] for attributes in self._dump(family, messages.GETCHAIN, table)]
+
+    def encoded_rules(self, family: Family, table: str, chain: str) -> list[bytes]:
+        """The bytes of each rule of CHAIN, whatever it consists of. Raises NetlinkError."""
+        with _decoding(f"list rules of table {table}"):
+            return [
+                b"".join(attributes.values())
+                for attributes in self._dump(family, messages.GETRULE, table)
+                if netlink.to_text(attributes[messages.RULE_CHAIN]) == chain
+            ]
+
     def listen(self, family: Family, table: str) -> Monitor:
         place, ours = (NFT_FAMILY[family], table), self.portid
         return Monitor(lambda writer: writer == ours, [place], lambda event: True, by_portid=True, detailed=True)

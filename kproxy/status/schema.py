@@ -97,6 +97,14 @@ class Refusal(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     reason: str
 
 
+class Unreadable(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A part of the kernel's state that full checks cannot read. Services are programmed nevertheless."""
+
+    family: str
+    what: str
+    reason: str
+
+
 class Conflicting(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """Services that claim the same address or node port."""
 
@@ -152,6 +160,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     families: tuple[FamilyStatus, ...]
     services: ServicePage
     refused: tuple[Refusal, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
     conflicts: tuple[Conflicting, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     log: tuple[LogLine, ...] = ()

@@ -33,6 +33,7 @@ from kproxy.status.schema import (
     Refusal,
     Status,
     Sync,
+    Unreadable,
     Unusable,
 )
 
@@ -71,6 +72,7 @@ class StatusStore:
         self._syncs: dict[Family, deque[Sync]] = {family: deque(maxlen=KEPT) for family in Family}
         self._refused: dict[Family, Mapping[PortKey, str]] = {}
         self._refused_changes: dict[Family, _RefusedChanges] = {}
+        self._unreadable: dict[Family, Mapping[str, str]] = {}
         self._conflicts: dict[Family, tuple[Conflict, ...]] = {}
         self._unusable: OrderedDict[str, tuple[InvalidObject, str]] = OrderedDict()
 
@@ -100,6 +102,11 @@ class StatusStore:
             seen = _seconds(self._clock.now())
             self._refused_changes[family] = _RefusedChanges(before.number + len(refusals), refusals[-1], seen)
 
+    def unreadable(self, family: Family, what: Mapping[str, str]) -> None:
+        """Set what full checks of `family` cannot read, with the reasons."""
+        with self._lock:
+            self._unreadable[family] = dict(what)
+
     def conflicts(self, family: Family, found: Iterable[Conflict]) -> None:
         """Set the conflicts of `family`."""
         with self._lock:
@@ -123,6 +130,11 @@ class StatusStore:
             syncs = {family: tuple(self._syncs[family]) for family in families}
             changes = {family: self._refused_changes.get(family, _NONE_REFUSED) for family in families}
             refused = {(family, key): why for family, ports in self._refused.items() for key, why in ports.items()}
+            unreadable = [
+                Unreadable(family=family.value, what=what, reason=why)
+                for family in families
+                for what, why in self._unreadable.get(family, {}).items()
+            ]
             conflicts = {(c.where, c.claimants): c for found in self._conflicts.values() for c in found}
             unusable = list(reversed(self._unusable.items()))
         plans: Sequence[ServicePlan] = programmed.plans() if programmed else ()
@@ -144,6 +156,7 @@ class StatusStore:
                 Refusal(family=family.value, service=_port_name(key), reason=why)
                 for (family, key), why in sorted(refused.items())
             ),
+            unreadable=tuple(unreadable),
             conflicts=tuple(Conflicting(where=c.where, services=c.claimants) for _, c in sorted(conflicts.items())),
             unusable=tuple(
                 Unusable(seen=seen, kind=problem.kind, object=problem.name, reason=why)

@@ -172,6 +172,13 @@ def _troubles(status: Status) -> Iterator[Section]:
             status.refused,
             lambda each: (_code(each.service, Tone.BAD), _text(each.family), _text(each.reason)),
         )
+    if status.unreadable:
+        yield _trouble(
+            "Degraded: cannot be checked, but Services are programmed",
+            (Column("What"), Column("Family", narrow=True), Column("Why")),
+            status.unreadable,
+            lambda each: (_code(each.what, Tone.WARN), _text(each.family), _text(each.reason)),
+        )
     if status.conflicts:
         yield _trouble(
             "Asked for by several Services; one of them gets the connections",

@@ -325,4 +325,5 @@ class Proxier:
             self._render_stage.succeeded()
         self._refused = frozenset(report.outcome.rejected)
         self._changes, self._triggers = {}, []
-        self._schedule.succeeded(now, report.work, left=bool(self._refused))
+        left = bool(self._refused or report.outcome.unreadable)
+        self._schedule.succeeded(now, report.work, left)

@@ -58,6 +58,7 @@ class Reporter:
         self._node_name = node_name
         self._problems: OrderedDict[str, InvalidObject] = OrderedDict()
         self._refused: dict[Family, dict[PortKey, str]] = {}
+        self._unreadable: dict[Family, dict[str, str]] = {}
         self._conflicts: dict[Family, Conflicts] = {family: Conflicts() for family in Family}
         self._pending = (0, 0)
         self._synced: set[Family] = set()
@@ -68,6 +69,8 @@ class Reporter:
         with self._lock:
             self._mode, self._families = mode, tuple(families)
             self._synced.clear()
+            for family in Family:  # another mode reads other things
+                self._report_unreadable(family, {})
 
     def applied(self, events: Collection[Event], problems: Collection[InvalidObject]) -> None:
         """Count each problem; log and post each text once, since a relist brings the same objects again."""
@@ -170,6 +173,7 @@ class Reporter:
         for when in report.triggers:
             self._metrics.network_programming(family, max(0.0, now - when))
         self._report_refused(family, outcome.rejected)
+        self._report_unreadable(family, outcome.unreadable)
         self._report_conflicts(family, self._conflicts[family].update(report.changes))
         if outcome.repaired and family in self._synced:
             self._metrics.repaired(family)
@@ -218,6 +222,27 @@ class Reporter:
             self._status.refused(family, refused)
         self._refused[family] = dict(refused)
         self._metrics.rejected(family, len(refused))
+
+    def _report_unreadable(self, family: Family, unreadable: dict[str, str]) -> None:
+        """Say it once for each part and reason, and once when it can be read again."""
+        before, self._unreadable[family] = self._unreadable.get(family, {}), dict(unreadable)
+        if before == unreadable:
+            return
+        for what, why in unreadable.items() - before.items():
+            _log.warning(
+                "Degraded: this cannot be checked because of what another program has in it; Services are programmed "
+                "all the same. Move that to a table of its own, or install what reads it; it is looked at again",
+                family=family,
+                what=what,
+                why=why,
+            )
+            note = f"{family} {what} cannot be checked, Services are programmed all the same: {why}"
+            self._notify(Notice("Node", "", self._node_name, "Degraded", "Sync", note))
+        for what in before.keys() - unreadable.keys():
+            _log.info("Can be read again", family=family, what=what)
+        self._status.unreadable(family, unreadable)
+        self._metrics.unreadable(family, len(unreadable))
+        self._health.degraded(family, tuple(f"{what}: {why}" for what, why in unreadable.items()))
 
     def _report_conflicts(self, family: Family, news: Collection[Conflict]) -> None:
         found = self._conflicts[family].found

@@ -255,6 +255,7 @@ class IpvsDataplane:
         outcome.transactions += done.transactions
         outcome.repaired |= done.repaired
         outcome.refusals += done.refusals
+        outcome.unreadable.update(done.unreadable)
 
     def _settle(self, objects: Objects, everything: bool, writer: StepWriter) -> None:
         """Record which real servers terminate, and what was refused."""

@@ -14,6 +14,9 @@ from kproxy.netfilter.operations import AddChain, AddElements, AddRules, AddSet,
 
 # Something exists that should not, or the other way around: the table is not as it was believed to be.
 SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
+OBSTACLES = SURPRISES | {errno.EBADMSG}
+"""Why a table that was just read cannot be repaired, or not be read: others have something in it that we do not
+know."""
 
 
 def contradicts(errors: Mapping[int, NetlinkError]) -> bool:

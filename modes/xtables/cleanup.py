@@ -14,6 +14,7 @@ from kproxy.modes.base import Outcome
 from kproxy.modes.xtables import names
 from kproxy.modes.xtables.canonical import canonical
 from kproxy.modes.xtables.node_rules import jump_target
+from kproxy.modes.xtables.reading import read
 from kproxy.modes.xtables.restore_writer import LIMITS, Writer
 from kproxy.modes.xtables.restores import NodeRules, Part, Restore, Section
 from kproxy.modes.xtables.rules import GUARD, Base
@@ -25,10 +26,18 @@ _log = logs.get("iptables")
 def clean(tables: Tables) -> Outcome:
     """Remove all that kube-proxy and kproxy wrote; nothing is written where there is nothing.
 
-    Chains that other programs' rules jump to stay, and so does what the kernel refuses to delete. Raises KernelError.
+    Chains that other programs' rules jump to stay, and so does what the kernel refuses to delete. Where a table cannot
+    be read, what stays is emptied, and named in the outcome. Raises KernelError.
     """
     outcome = Outcome()
-    Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save()), LIMITS[tables.backend]))
+    writer = Writer(tables, outcome, isolate=True)
+    saved = read(tables, Base())
+    writer.run(removals(saved, LIMITS[tables.backend]))
+    for table, why in read(tables, Base()).unreadable.items() if saved.unreadable else ():
+        left = names.NODE_CHAINS.intersection(tables.chains(table)) - {names.MARK_MASQ}
+        if left:
+            writer.run([Restore((Section(table, (Part(NodeRules("stale chains"), declare=tuple(left)),)),))])
+            outcome.unreadable[f"table {table}"] = f"{', '.join(sorted(left))} emptied but not deleted: {why}"
     return outcome
 
 

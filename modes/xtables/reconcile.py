@@ -10,7 +10,7 @@ alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from kproxy.model.plans import Family, Frontend, PortKey, Protocol
@@ -18,7 +18,7 @@ from kproxy.modes.xtables.canonical import Rule, canonical
 from kproxy.modes.xtables.names import DISPATCHING, PORT_CHAINS
 from kproxy.modes.xtables.node_rules import repair_base
 from kproxy.modes.xtables.restores import NODE, Batches, Links, NodeRules, Owner, Part, Restore
-from kproxy.modes.xtables.rules import Base, Fragment
+from kproxy.modes.xtables.rules import Base, Chain, Fragment
 from kproxy.modes.xtables.saved import Saved, as_saved, frontend, same_rules
 
 K = TypeVar("K", bound=Hashable)
@@ -104,7 +104,16 @@ class Reconciliation:
     chains of another mode still jump to.
     """
 
-    def __init__(self, saved: Saved, base: Base, family: Family, limit: int) -> None:
+    def __init__(
+        self,
+        saved: Saved,
+        base: Base,
+        family: Family,
+        limit: int,
+        believed: Callable[[PortKey], Collection[Chain]] = lambda key: (),
+    ) -> None:
+        """believed: the chains that a port is believed to have; only used where the rules of these cannot be read."""
+        self._believed = believed
         self.totals: Counter[str] = Counter()
         self.abandoned: tuple[Frontend, ...] = ()
         self.left: tuple[str, ...] = ()
@@ -137,14 +146,20 @@ class Reconciliation:
             if chain.name in self._needed:
                 continue
             self._needed.add(chain.name)
-            block = self._saved.block("nat", chain.name)
-            if not self._saved.has("nat", chain.name) or not same_rules(chain.name, block, chain.rules, self._family):
+            if not self._holds(key, chain):
                 differing.append(chain)
         for table, name, rule in fragment.shared:
             self.totals[table] += 1
             self._expected.setdefault((table, name), []).append((key, rule))
         if differing:
             yield from batches.fill(fill(key, differing))
+
+    def _holds(self, key: PortKey, chain: Chain) -> bool:
+        if not self._saved.has("nat", chain.name):
+            return False
+        if "nat" in self._saved.unreadable:
+            return chain in self._believed(key)
+        return same_rules(chain.name, self._saved.block("nat", chain.name), chain.rules, self._family)
 
     def _links(self, bodies: dict[tuple[str, str], list[str]]) -> Links:
         links = Links()

@@ -7,7 +7,7 @@ import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -51,8 +51,9 @@ class Node:
         return ask(self.servers.metrics_port, path)
 
     def check(self, checks: dict[int, HealthCheck], ips: list[str] | None) -> bool:
-        """Update the health checks and wait until it is done; False without a difference."""
-        done = self.servers.update_health_checks(checks, ips)
+        """Update the health checks, on IPS (None: all), and wait until it is done; False without a difference."""
+        where = frozenset({""} if ips is None else ips)
+        done = self.servers.update_health_checks({port: replace(check, ips=where) for port, check in checks.items()})
         if done is None:
             return False
         done.result(10)

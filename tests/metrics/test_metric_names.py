@@ -74,6 +74,7 @@ OWN: list[Row] = [
     ("kproxy_rejected_service_ports", "gauge", V4, 2),
     ("kproxy_refused_changes_total", "counter", V4, 3),
     ("kproxy_conflicting_frontends", "gauge", V4, 3),
+    ("kproxy_unreadable_kernel_objects", "gauge", V4, 3),
     ("kproxy_coalesced_changes_total", "counter", "", 4),
     ("kproxy_config_reloads_total", "counter", 'outcome="applied"', 1),
     ("kproxy_kubernetes_events_total", "counter", 'outcome="posted"', 1),
@@ -122,6 +123,7 @@ def used() -> Metrics:
     metrics.rejected(v4, 2)
     metrics.refused(v4, 3)
     metrics.conflicts(v4, 3)
+    metrics.unreadable(v4, 3)
     metrics.healthz(200)
     metrics.livez(503)
     metrics.config_reloaded("applied")

@@ -9,7 +9,7 @@ import pytest
 from kproxy.model.events import Event
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Object
-from kproxy.model.plan_store import Changes, FamilyPlans, endpoint_counts, health_checks, merge
+from kproxy.model.plan_store import Changes, FamilyPlans, checks_by_port, health_checks, merge
 from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState, ServiceName
 from tests.fakes.plans import BothFamilies, FaultyState
@@ -171,7 +171,8 @@ def balanced(name: str = "web", port: int = 32000, **spec: Any) -> Any:
 
 
 def checks(both: BothFamilies) -> dict[int, tuple[ServiceName, int]]:
-    return endpoint_counts(health_checks(plans) for plans in both.families.values())
+    found = checks_by_port({family: health_checks(plans) for family, plans in both.families.items()})
+    return {port: (check.service, check.endpoints) for port, check in found.items()}
 
 
 def test_health_checks_count_ready_endpoints_here_once_over_ports_and_families() -> None:

@@ -116,6 +116,10 @@ def handles(netns: Namespace) -> set[tuple[str, int]]:
         pytest.param("add element ip kproxy services { 10.9.9.9 . icmp . 0 : drop }", id="a protocol of nobody"),
         pytest.param("flush set ip kproxy sources", id="the sources are flushed"),
         pytest.param("add chain ip kproxy extra; add rule ip kproxy extra jump refuse", id="a chain is added"),
+        pytest.param(
+            "add chain ip kproxy extra; add map ip kproxy led { type mark : verdict; elements = { 1 : jump extra }; }",
+            id="a map whose verdicts keep a chain",
+        ),
         pytest.param("flush chain ip kproxy nat-output; delete chain ip kproxy nat-output", id="a hook is lost"),
     ],
 )

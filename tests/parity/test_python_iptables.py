@@ -20,8 +20,9 @@ from kproxy.kernel.legacy_tables import LegacyDrift
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.preview import Preview, load
+from tests.network_namespaces import InNamespace
 from tests.parity.conftest import Case, cases
-from tests.parity.test_real_kernel import SHORT, Inside, load_theirs, loadable
+from tests.parity.test_real_kernel import SHORT, load_theirs, loadable
 
 pytestmark = pytest.mark.root
 
@@ -83,7 +84,7 @@ class Node:
         state, _ = load(case.raw["node"], case.kinds(case.raw["final"]))
         preview, family = Preview(state, case.config, case.host), SHORT[self.family]
         self.plans = dict(preview.families[family].plans)
-        self._kproxy = HostTables(Inside(self._space), family, Command(Backend.LEGACY, "-legacy", (1, 8, 9)))
+        self._kproxy = HostTables(InNamespace(self._space), family, Command(Backend.LEGACY, "-legacy", (1, 8, 9)))
         return IptablesDataplane(preview.settings(family), self._kproxy, LegacyDrift(family))
 
     def check(self, dataplane: IptablesDataplane) -> int:

@@ -14,6 +14,7 @@ from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
+from tests.fakes.iptables import FakeTables
 from tests.network_namespaces import InNamespace, fresh_namespace
 from tests.parity.conftest import Case
 
@@ -79,11 +80,12 @@ def test_the_kernel_takes_the_text_of_every_case(case: Case, netns: Namespace) -
         netns.run(["nft", "-f", "-"], case.preview.nftables(family))
 
 
-class _Unwritten:
+class _Unwritten(FakeTables):
     """Tables as a tool saved them, which nobody may write to."""
 
     def __init__(self, family: Family, backend: Backend, saved: str) -> None:
-        self.family, self.backend, self._saved = family, backend, saved
+        super().__init__(family, backend)
+        self._saved = saved
 
     def save(self) -> str:
         return self._saved
