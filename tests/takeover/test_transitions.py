@@ -205,6 +205,14 @@ def test_rules_that_cannot_be_taken_away_are_told_of(stage: Stage, tmp_path: Pat
     assert "will retry" not in stage.proxy.tail()
 
 
+def test_a_node_without_iptables_cannot_promise_to_hand_over(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "setpriv").symlink_to(shutil.which("setpriv") or "")
+    proxy = stage.start("nftables", "--hand-over-at-end", ready=False, path=str(tmp_path))
+    assert wait_for(lambda: not proxy.running(), SOON)
+    assert "iptables-save and iptables-restore (and their ip6tables forms) are not installed" in proxy.tail()
+    assert stage.tables() == set()
+
+
 def synced(stage: Stage) -> list[dict[str, int]]:
     """The last proxy's lines about its first sync of each family."""
     lines = [json.loads(line) for line in stage.proxy.log.read_text().splitlines()]
