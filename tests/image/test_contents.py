@@ -12,7 +12,7 @@ import pytest
 
 from kproxy import __version__
 from kproxy.cli.main import COMMANDS
-from tests.image.conftest import EPOCH, ROOT, Image
+from tests.image.conftest import EPOCH, ROOT, Builder, Image
 from tests.image.containers import run
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
