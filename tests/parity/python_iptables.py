@@ -4,8 +4,8 @@
 
 Each line of the standard input is a request in JSON, each line of the output its answer. {"read": ""} gives the tables
 filter and nat as text that iptables-restore would load. {"prepare": TEXT} reads the tables and carries out such text on
-what it read (it knows "*TABLE", ":CHAIN", "-A", "-D" and "-F"), {"commit": ""} hands the result to the kernel; the answer
-to both is "". {"error": WORDS} says what the library raised.
+what it read (it knows "*TABLE", ":CHAIN", "-A", "-D" and "-F"), {"commit": ""} hands the result to the kernel; both are
+answered by "". {"error": WORDS} says what the library raised.
 
 It is a process of its own since the library finds some extensions only for the first family that is asked for, and
 catches what they print by taking the standard output away from everybody else. docs/decisions.md has what it cannot do.

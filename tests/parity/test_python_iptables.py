@@ -47,7 +47,7 @@ class Node:
 
     def __init__(self, space: Namespace, family: str) -> None:
         self.family, self._space = family, space
-        for counter in NFACCT_COUNTERS:  # which rules name, and python-iptables would not say that they are missing
+        for counter in NFACCT_COUNTERS:  # rules name them, and the daemon makes them
             space.call(nfacct.ensure, counter)
         self._tool = f"{'iptables' if family == 'ipv4' else 'ip6tables'}-legacy"
         script = Path(__file__).with_name("python_iptables.py")
