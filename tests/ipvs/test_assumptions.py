@@ -19,6 +19,19 @@ SETS = {
     "hash:ip,port,ip": ("", "10.0.0.1,tcp:80,10.0.0.2"),
     "hash:ip,port,net": ("", "10.0.0.1,tcp:80,10.0.0.0/24"),
 }
+RULES = {
+    "filter": (
+        "-A FORWARD -m set --match-set SET dst,dst -j ACCEPT",
+        "-A FORWARD -m physdev ! --physdev-is-in -j ACCEPT",
+        "-A FORWARD -m ipvs --ipvs -j ACCEPT",
+        "-A FORWARD -m conntrack --ctstate ESTABLISHED -m mark --mark 1 -j ACCEPT",
+        "-A INPUT -p tcp -j REJECT",
+    ),
+    "nat": (
+        "-A POSTROUTING -m comment --comment text -j MASQUERADE --random-fully",
+        "-A PREROUTING -p tcp -m statistic --mode random --probability 0.5 -j REDIRECT --to-ports 1",
+    ),
+}
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "mh", "dh", "sed", "nq", "fo", "ovf")
 
 
@@ -29,18 +42,13 @@ def space() -> Iterator[Namespace]:
         yield made
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_ipvs_has_the_scheduler(space: Namespace, scheduler: str) -> None:
-    space.run(["ipvsadm", "-A", "-t", "10.0.0.1:80", "-s", scheduler])
-    space.run(["ipvsadm", "-a", "-t", "10.0.0.1:80", "-r", "10.0.0.2:8080", "-m"])
-    assert f"TCP  10.0.0.1:80 {scheduler}" in space.run(["ipvsadm", "-Ln"])
-
-
-@pytest.mark.parametrize("protocol", ["-t", "-u", "--sctp-service"])
-def test_ipvs_takes_the_protocol_in_both_families(space: Namespace, protocol: str) -> None:
-    for address in ("10.0.0.1:80", "[fd00::1]:80"):
-        space.run(["ipvsadm", "-A", protocol, address, "-s", "rr"])
-        assert address in space.run(["ipvsadm", "-Ln"])
+def test_ipvs_has_the_schedulers_and_takes_the_protocols_in_both_families(space: Namespace) -> None:
+    servers = [f"-A -t 10.0.0.1:{port} -s {name}" for port, name in enumerate(SCHEDULERS, start=80)]
+    for address in ("10.0.0.2:80", "[fd00::1]:80"):
+        servers += [f"-A {protocol} {address} -s rr" for protocol in ("-t", "-u", "--sctp-service")]
+    lines = {*servers, *(f"-a -t 10.0.0.1:{80 + n} -r 10.0.0.2:8080 -m -w 1" for n in range(len(SCHEDULERS)))}
+    space.run(["ipvsadm", "-R"], "\n".join(sorted(lines)))
+    assert {line.strip() for line in space.run(["ipvsadm", "-Sn"]).splitlines()} == lines
 
 
 def test_a_namespace_starts_with_a_table_of_its_own(space: Namespace) -> None:
@@ -75,32 +83,26 @@ def test_sctp_connects(space: Namespace, address: str) -> None:
     assert space.call(talk) == b"hello"
 
 
-@pytest.mark.parametrize("kind", SETS)
-def test_ipset_has_the_type(space: Namespace, kind: str) -> None:
-    options, member = SETS[kind]
-    space.run(["ipset", "create", "SET", kind, *options.split()])
-    space.run(["ipset", "add", "SET", member])
-    assert f"add SET {member}" in space.run(["ipset", "save", "SET"])
+def test_ipset_has_the_types(space: Namespace) -> None:
+    names = {kind: kind.replace(":", "-").replace(",", "-") for kind in SETS}
+    lines = [
+        f"create {names[kind]} {kind} {options}\nadd {names[kind]} {member}" for kind, (options, member) in SETS.items()
+    ]
+    space.run(["ipset", "restore"], "\n".join(lines) + "\n")
+    saved = space.run(["ipset", "save"]).splitlines()
+    assert all(f"add {names[kind]} {member}" in saved for kind, (_, member) in SETS.items())
 
 
 @pytest.mark.parametrize("command", ["iptables-nft", "iptables-legacy", "ip6tables-nft", "ip6tables-legacy"])
-@pytest.mark.parametrize(
-    "rule",
-    [
-        "filter -A FORWARD -m set --match-set SET dst,dst -j ACCEPT",
-        "filter -A FORWARD -m physdev ! --physdev-is-in -j ACCEPT",
-        "filter -A FORWARD -m ipvs --ipvs -j ACCEPT",
-        "filter -A FORWARD -m conntrack --ctstate ESTABLISHED -m mark --mark 1 -j ACCEPT",
-        "filter -A INPUT -p tcp -j REJECT",
-        "nat -A POSTROUTING -m comment --comment text -j MASQUERADE --random-fully",
-        "nat -A PREROUTING -p tcp -m statistic --mode random --probability 0.5 -j REDIRECT --to-ports 1",
-    ],
-    ids=lambda rule: rule.split(" -m ")[-1].split()[0] if " -m " in rule else "reject",
-)
-def test_iptables_has_the_match(space: Namespace, command: str, rule: str) -> None:
+def test_iptables_has_the_matches_and_targets(space: Namespace, command: str) -> None:
     family = "inet6" if command.startswith("ip6") else "inet"
     space.run(["ipset", "create", "SET", "hash:ip,port", "family", family])
-    space.run([command, "-w", "-t", *rule.split()], env={"XTABLES_LOCKFILE": "/tmp/kernel.lock"})
+    tables = "".join(
+        f"*{table}\n" + "".join(f"{rule}\n" for rule in rules) + "COMMIT\n" for table, rules in RULES.items()
+    )
+    space.run([f"{command}-restore", "-w"], tables, env={"XTABLES_LOCKFILE": "/tmp/kernel.lock"})
+    saved = space.run([f"{command}-save"])
+    assert saved.count("\n-A ") == sum(map(len, RULES.values()))
 
 
 def test_the_kernel_shows_its_connections(space: Namespace) -> None:
