@@ -77,7 +77,17 @@ def test_the_image_is_built_from_the_daemons_lock() -> None:
 
 
 def test_the_environment_of_the_demo_has_no_tool_of_the_tests() -> None:
-    tools = {"pytest", "mypy", "ruff", "matplotlib", "hypothesis", "virtme-ng", "gnlpy", "python-iptables", "setuptools"}
+    tools = {
+        "pytest",
+        "mypy",
+        "ruff",
+        "matplotlib",
+        "hypothesis",
+        "virtme-ng",
+        "gnlpy",
+        "python-iptables",
+        "setuptools",
+    }
     assert DAEMON.keys().isdisjoint(tools)
     packages = [line.split() for line in (ROOT / "scripts/debian-packages").read_text().splitlines() if line[0] != "#"]
     assert {package for group, package, *_ in packages if group == "tests"} > {"tcc", "libc6-dev", "chromium"}
