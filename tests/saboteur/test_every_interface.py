@@ -213,7 +213,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "point"), CASES, indirect=["stage"])
+@pytest.mark.parametrize(("stage", "point"), CASES, indirect=["stage"], scope="module")  # one stage for a mode
 def test_a_call_that_fails_costs_what_it_is_about(stage: Stage, point: Point) -> None:
     daemon, saboteur = stage.daemon, stage.saboteur
     stage.records.clear()
