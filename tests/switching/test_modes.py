@@ -57,7 +57,7 @@ def test_no_client_notices(node: Node, old: str, new: str, eventually: Callable[
     if "ipvs" in (old, new):  # where the processor is emulated, eager clients would leave the proxy no time to start
         pod, host, outside, _ = CLIENTS
         asks = [Ask(pod, web, Family.IPV4), Ask(host, web, Family.IPV6), Ask(outside, dns, Family.IPV4)]
-        pause = 0.2
+        pause = 0.5
     node.run(old)
     with asking(node.deployed, node.scenario, asks, pause) as record:
         assert eventually(lambda: len(record.answered) == len(asks))
