@@ -80,7 +80,7 @@ class Proxy:
         self._process.send_signal(with_signal)
         return self._process.wait(timeout)
 
-    def await_ready(self, ready: Callable[[], bool], seconds: float = 150) -> None:
+    def await_ready(self, ready: Callable[[], bool], seconds: float = 300) -> None:
         """Wait until READY holds. Raises KernelError with the end of the log if that takes too long or it ends."""
         if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
             raise KernelError(f"kproxy run did not come up: {self.tail(300)}")

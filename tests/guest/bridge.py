@@ -148,7 +148,7 @@ class Conversation:
 def _rewritten(config: pytest.Config) -> Iterator[tuple[Path, bytes]]:
     """pytest's byte code of the test modules that were imported here, which it writes itself only to where they lie.
 
-    Rewriting assertions takes half a minute in the machine, which does it still should pytest come to cache otherwise.
+    Rewriting assertions takes ten seconds in the machine, which does it still should pytest come to cache otherwise.
     """
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     with TemporaryDirectory() as folder, suppress(AttributeError, TypeError):

@@ -65,9 +65,14 @@ class Node:
     def run(self, mode: str) -> None:
         """Have a proxy in MODE, the one that runs or a new one."""
         if self.mode != mode:
-            if self.proxy is not None:
-                self.stop()
+            self.end()
             self.start(mode)
+
+    def end(self) -> None:
+        """Stop the proxy, should one run, whatever state a test has left it in."""
+        proxy, self.proxy, self.mode = self.proxy, None, ""
+        if proxy is not None and proxy.running():
+            proxy.stop()
 
     def cleanup(self) -> None:
         """What `kproxy cleanup` does."""
@@ -111,8 +116,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         try:
             yield here
         finally:
-            if here.proxy is not None and here.proxy.running():
-                here.proxy.stop()
+            here.end()
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_no_client_notices(node: Node, old: str, new: str, eventually: Callable[
     if "ipvs" in (old, new):  # where the processor is emulated, eager clients would leave the proxy no time to start
         pod, host, outside, _ = CLIENTS
         asks = [Ask(pod, web, Family.IPV4), Ask(host, web, Family.IPV6), Ask(outside, dns, Family.IPV4)]
-        pause = 0.2
+        pause = 0.5
     node.run(old)
     with asking(node.deployed, node.scenario, asks, pause) as record:
         assert eventually(lambda: len(record.answered) == len(asks))
@@ -78,10 +78,9 @@ def test_ipvs_mode_is_handed_over_to_iptables_rules_at_the_end(node: Node, event
     """nftables mode: tests/takeover. Userspace mode does it always: above."""
     web = node.scenario.ports[0]
     asks = [Ask(CLIENTS[0], web, Family.IPV4), Ask(CLIENTS[1], web, Family.IPV6)]
-    if node.proxy is not None:
-        node.stop()
+    node.end()
     node.start("ipvs", "--hand-over-at-end")
-    with asking(node.deployed, node.scenario, asks, 0.2) as record:
+    with asking(node.deployed, node.scenario, asks, 0.5) as record:
         assert eventually(lambda: len(record.answered) == len(asks))
         node.stop()
         assert (node.left_by("ipvs"), bool(node.left_by("iptables"))) == ("", True)
