@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +19,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kproxy.config.defaults import HEALTHZ_PORT, METRICS_PORT
 from kproxy.errors import KernelError
-from kproxy.kernel.commands import Completed
-from kproxy.kernel.iptables import Backend, Command
 from kproxy.lab import probes
 from kproxy.lab.deployment import Deployment, deployment
 from kproxy.lab.namespaces import Namespace, unavailable
@@ -33,7 +31,6 @@ from kproxy.modes.iptables.render import Settings
 from kproxy.modes.xtables.cleanup import clean
 from kproxy.modes.xtables.names import PORT_CHAINS
 from kproxy.modes.xtables.saved import Saved
-from kproxy.sync.host_setup import families
 from tests.fakes.iptables import FakeTables
 from tests.ipvs_mode.rigs import Rig
 from tests.plans import build_plan, by_key
@@ -351,26 +348,3 @@ def test_an_ipset_that_cannot_be_decoded_is_made_anew(name: str) -> None:
     rig.apply(wanted)
     rig.assert_holds(wanted)
     assert not rig.sets.garbled
-
-
-@pytest.mark.parametrize("accepted", [True, False])
-def test_a_family_counts_if_its_tables_can_be_written(accepted: bool) -> None:
-    """Whatever iptables-save says of it: only where nothing can be written does the host not have the family."""
-    commands = Scripted(accepted)
-    command = Command(Backend.NFT, "-nft", (1, 8, 9))
-    assert families(commands, command) == (Family.IPV4, *([Family.IPV6] if accepted else []))
-
-
-class Scripted:
-    """Commands of which ip6tables-nft-save fails for ever, and perhaps every restore of IPv6."""
-
-    def __init__(self, accepts: bool) -> None:
-        self._accepts = accepts
-
-    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-        six = argv[0].startswith("ip6tables")
-        fails = six and ("save" in argv[0] or not self._accepts)
-        return Completed(1 if fails else 0, stderr="Can't find library for match `time'" if fails else "")
-
-    def which(self, name: str) -> str | None:
-        return name

@@ -29,10 +29,24 @@ class Tools:
         return name
 
 
-def test_ipv4_alone_where_ipv6_tables_cannot_be_had() -> None:
-    assert families(Tools("ip6tables-nft-save"), COMMAND) == (Family.IPV4,)
+SAVE, RESTORE = "-nft-save", "-nft-restore"
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        ((), (Family.IPV4, Family.IPV6)),
+        ((f"ip6tables{SAVE}",), (Family.IPV4, Family.IPV6)),  # others may have something there that it cannot read
+        ((f"iptables{SAVE}", f"ip6tables{SAVE}"), (Family.IPV4, Family.IPV6)),
+        ((f"ip6tables{SAVE}", f"ip6tables{RESTORE}"), (Family.IPV4,)),
+    ],
+)
+def test_a_family_counts_if_its_tables_can_be_read_or_written(
+    broken: tuple[str, ...], found: tuple[Family, ...]
+) -> None:
+    assert families(Tools(*broken), COMMAND) == found
 
 
 def test_without_ipv4_tables_there_is_nothing_to_do() -> None:
     with pytest.raises(KernelError, match="Table does not exist"):
-        families(Tools("iptables-nft-save"), COMMAND)
+        families(Tools(f"iptables{SAVE}", f"iptables{RESTORE}"), COMMAND)
