@@ -95,7 +95,7 @@ def test_a_server_that_streams_no_lists_is_asked_for_pages_without_delay(
 ) -> None:
     caplog.set_level("INFO", logger="kproxy.source")
     server.rules = Rules(watch_lists=False)
-    mirror, _ = follow(server, timing=replace(FAST, backoff=30.0, backoff_cap=60.0), streamed=True)
+    mirror, _ = follow(server, timing=replace(FAST, backoff=30.0, backoff_cap=60.0, settled=30.0), streamed=True)
     assert mirror.wait(lambda m: agrees(server, m), 10), "it waited as after a failure"
     assert eventually(lambda: asked(server) == ["stream", "list", "watch"])
     said = [record.getMessage() for record in caplog.records if getattr(record, "fields", {}).get("kind") == "Service"]
