@@ -49,6 +49,10 @@ class _Refused(Exception):
         self.line = line
 
 
+_Added = dict[int, tuple[str, ParsedRule, bool]]
+"""The rules that a restore adds, by line: chain, rule, and whether the chain that it jumps to was there."""
+
+
 class FakeTables:
     """Tables in memory.
 
@@ -105,7 +109,7 @@ class FakeTables:
             raise CommandError([self._command], 4, "Another app is currently holding the xtables lock.")
         work: _Table | None = None
         name = ""
-        started: dict[int, tuple[str, ParsedRule]] = {}
+        started: _Added = {}
         for number, line in enumerate(text.splitlines(), 1):
             try:
                 if line.startswith("#") or not line:
@@ -141,9 +145,7 @@ class FakeTables:
             raise _Refused(f"table name '{name}' invalid")
         return self._tables[name].copy() if name in self._tables else _new_table(name)
 
-    def _line(
-        self, name: str, work: _Table, line: str, number: int, started: dict[int, tuple[str, ParsedRule]]
-    ) -> None:
+    def _line(self, name: str, work: _Table, line: str, number: int, started: _Added) -> None:
         if line.startswith(":"):
             declared, policy = line[1:].split()[:2]
             _declare(work, declared, policy)
@@ -170,9 +172,7 @@ class FakeTables:
         else:
             raise _Refused(f"unknown option {verb}")
 
-    def _rule(
-        self, work: _Table, verb: str, chain: str, rest: str, number: int, started: dict[int, tuple[str, ParsedRule]]
-    ) -> None:
+    def _rule(self, work: _Table, verb: str, chain: str, rest: str, number: int, started: _Added) -> None:
         rules = work.chains[chain]
         position = 1
         first, _, after = rest.partition(" ")
@@ -189,13 +189,14 @@ class FakeTables:
         if position > len(rules) + 1 or position < 1:
             raise _Refused("Index of insertion too big.")
         rules.insert(len(rules) if verb == "-A" else position - 1, rule)
-        started[number] = (chain, rule)
+        started[number] = (chain, rule, rule.target in work.chains.keys() - work.policies.keys())
 
-    def _judge(self, name: str, work: _Table, started: dict[int, tuple[str, ParsedRule]]) -> None:
+    def _judge(self, name: str, work: _Table, started: _Added) -> None:
         """What the kernel finds at COMMIT. nft says at which line, legacy does not."""
-        for number, (chain, rule) in started.items():
+        for number, (chain, rule, there) in started.items():
             at = number if self._backend is Backend.NFT else 0
-            _check_target(work, rule, at)
+            if not there:  # the kernel looks for the target when it adds the rule, which may be flushed again
+                _check_target(work, rule, at)
             if rule.target in NAT_ONLY and name != "nat":
                 raise _Refused("Invalid argument", at)
             if self.refuse(name, chain, rule.text):
