@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 
 def one_line(text: str, limit: int = 400) -> str:
-    """TEXT with control characters escaped, cut to LIMIT characters, so that it fits on one line of a log."""
+    """TEXT with control characters escaped, cut to `limit` characters, so that it fits on one line of a log."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text.strip())
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
@@ -68,7 +68,7 @@ class SourceError(KproxyError):
 
 
 class ApiError(SourceError):
-    """The API server answered REQUEST ("GET /api/v1/services") with an HTTP status of 400 or more.
+    """The API server answered `request` ("GET /api/v1/services") with an HTTP status of 400 or more.
 
     retry_after: the seconds that it asks to be left alone, 0 when it does not.
     """

@@ -26,10 +26,10 @@ _KINDS = {
 
 
 def read_file(path: str | PathLike[str], largest: int = LARGEST) -> bytes:
-    """The content of the regular file PATH, links followed.
+    """The content of the regular file `path`, links followed.
 
-    Raises OSError, whose strerror says why, as open(2) does; also when PATH is not a regular file, or holds more than
-    LARGEST bytes.
+    Raises OSError, whose strerror says why, as open(2) does; also when `path` is not a regular file, or holds more than
+    `largest` bytes.
     """
     with _opened(path) as descriptor, open(descriptor, "rb", closefd=False) as file:
         content = file.read(largest + 1)
@@ -39,13 +39,13 @@ def read_file(path: str | PathLike[str], largest: int = LARGEST) -> bytes:
 
 
 def check_file(path: str | PathLike[str]) -> None:
-    """Raise OSError, as `read_file` does, when PATH is not a regular file or may not be read."""
+    """Raise OSError, as `read_file` does, when `path` is not a regular file or may not be read."""
     with _opened(path):
         pass
 
 
 def is_irregular(path: str | PathLike[str]) -> bool:
-    """Whether PATH exists and is not a regular file; to be asked before a library reads it."""
+    """Whether `path` exists and is not a regular file; to be asked before a library reads it."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):

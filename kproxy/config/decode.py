@@ -50,7 +50,7 @@ class _Invalid(Exception):
 
 
 def _number(text: str) -> int | float:
-    """The integer TEXT, in decimal. One that needs more than 64 bits is a float, and so of a wrong type anywhere."""
+    """The integer `text`, in decimal. One that needs more than 64 bits is a float, and so of a wrong type anywhere."""
     return int(text) if len(text) <= len(str(-(2**63))) else float(text)
 
 
@@ -73,7 +73,7 @@ class _Loader(Loader):
 
 
 def parse_text(text: str) -> tuple[Any, list[str]]:
-    """The plain values in TEXT, one JSON value or the first YAML document, and a line for each key that appears twice
+    """The plain values in `text`, one JSON value or the first YAML document, and a line for each key that appears twice
     in one mapping, and for what follows the document: kube-proxy looks at neither. Raises InvalidConfig when it is no
     JSON or YAML."""
     if text.lstrip().startswith("{"):
@@ -116,10 +116,10 @@ class Problems(list[str]):
 
 
 def decode(values: Any) -> tuple[KubeProxyConfiguration, Problems]:
-    """The configuration in plain VALUES, and the problems of their form.
+    """The configuration in plain `values`, and the problems of their form.
 
     A field with a problem has its default in the result, so that the rest can still be validated. Raises InvalidConfig
-    when VALUES are no KubeProxyConfiguration v1alpha1 at all.
+    when `values` are no KubeProxyConfiguration v1alpha1 at all.
     """
     if not isinstance(values, dict):
         raise InvalidConfig([f"must be a mapping with apiVersion and kind, is {_shown(values)}"])

@@ -17,7 +17,7 @@ CONFIG_SYNC_PERIOD = Duration(15 * MINUTE)
 
 
 def default(mode: ProxyMode = ProxyMode.IPTABLES) -> KubeProxyConfiguration:
-    """The configuration of an empty file, in this MODE."""
+    """The configuration of an empty file, in this `mode`."""
     return complete(KubeProxyConfiguration(mode=mode), given=frozenset())
 
 

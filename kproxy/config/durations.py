@@ -76,7 +76,7 @@ def _decimal(value: int, size: int) -> str:
 
 
 def parse(text: str) -> Duration:
-    """The duration in TEXT. Raises ValueError with a short reason."""
+    """The duration in `text`. Raises ValueError with a short reason."""
     unsigned = text[1:] if text[:1] in ("+", "-") else text
     if unsigned == "0":
         return Duration(0)

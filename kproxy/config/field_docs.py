@@ -129,7 +129,7 @@ def leaves(kind: Any = KubeProxyConfiguration, path: str = "") -> Iterator[tuple
 
 
 def value_at(config: KubeProxyConfiguration, attributes: tuple[str, ...]) -> Any:
-    """The value of CONFIG under the path ATTRIBUTES."""
+    """The value of `config` under the path `attributes`."""
     found: Any = config
     for attribute in attributes:
         found = getattr(found, attribute)

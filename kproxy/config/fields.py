@@ -213,7 +213,7 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
         return self._marking.masquerade_bit
 
     def gate_enabled(self, name: str) -> bool:
-        """Whether the feature gate NAME, one of `gates.EFFECTIVE`, is on: as featureGates say, else by the minor."""
+        """Whether the feature gate `name`, one of `gates.EFFECTIVE`, is on: as featureGates say, else by the minor."""
         return gates.enabled(name, self.feature_gates, self.emulate_version)
 
     @property

@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
 
 
 def load(path: Path, mode: ProxyMode | None = None, minor: KubernetesMinor | None = None) -> Loaded:
-    """The configuration in the file PATH. Raises InvalidConfig, each problem with the name of the file in front.
+    """The configuration in the file `path`. Raises InvalidConfig, each problem with the name of the file in front.
 
     mode, minor: replace the file's before anything depends on them, such as defaults and what is valid.
     """
@@ -58,12 +58,12 @@ def load(path: Path, mode: ProxyMode | None = None, minor: KubernetesMinor | Non
 
 
 def read(path: Path) -> KubeProxyConfiguration:
-    """The configuration in the file PATH, as `load` reads it."""
+    """The configuration in the file `path`, as `load` reads it."""
     return load(path).config
 
 
 def from_text(text: str, minor: KubernetesMinor | None = None) -> KubeProxyConfiguration:
-    """The complete, valid configuration in TEXT (YAML or JSON). Raises InvalidConfig with every problem.
+    """The complete, valid configuration in `text` (YAML or JSON). Raises InvalidConfig with every problem.
 
     minor: as for `load`.
     """
@@ -91,7 +91,7 @@ def _load(text: str, mode: ProxyMode | None, minor: KubernetesMinor | None) -> L
 
 
 def write(config: KubeProxyConfiguration, path: Path) -> None:
-    """Write CONFIG to the file PATH as YAML. Raises KproxyError when it cannot be written."""
+    """Write `config` to the file `path` as YAML. Raises KproxyError when it cannot be written."""
     try:
         path.write_text(to_yaml(config), encoding="utf-8")
     except OSError as error:

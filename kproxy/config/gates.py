@@ -169,7 +169,7 @@ class Gate(NamedTuple):
     locked_since: KubernetesMinor = KubernetesMinor(0)
 
     def lock(self, minor: KubernetesMinor) -> bool | None:
-        """The only value of the gate in MINOR, or in the nearest minor that knows it; None when both are allowed."""
+        """The only value of the gate in `minor`, or in the nearest minor that knows it; None when both are allowed."""
         return self.locked if min(minor, self.last) >= self.locked_since else None
 
 
@@ -187,14 +187,14 @@ GATES: Mapping[str, Gate] = dict(_parse_table())
 
 
 def enabled(name: str, given: Mapping[str, bool], minor: KubernetesMinor) -> bool:
-    """Whether the gate NAME of EFFECTIVE is on in MINOR, when the configuration sets the gates GIVEN."""
+    """Whether the gate `name` of EFFECTIVE is on in `minor`, when the configuration sets the gates `given`."""
     stage = next(stage for stage in reversed(EFFECTIVE[name]) if stage.since <= minor)
     return given.get(name, given.get(stage.group, stage.default))
 
 
 def problems(given: Mapping[str, bool], minor: KubernetesMinor) -> Iterator[tuple[str, str]]:
-    """The problems of the gates GIVEN in MINOR, as (name, reason). Unknown gates are none in a minor newer than this
-    table; see `unknown`."""
+    """The problems of the gates `given` in `minor`, as (name, reason). Unknown gates are none in a minor newer than
+    this table; see `unknown`."""
     if minor <= minors.NEWEST:
         yield from unknown(given)
     for name, value in given.items():
@@ -204,7 +204,7 @@ def problems(given: Mapping[str, bool], minor: KubernetesMinor) -> Iterator[tupl
 
 
 def unknown(given: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
-    """The gates among GIVEN that no minor in the table knows, as (name, reason with the nearest known name)."""
+    """The gates among `given` that no minor in the table knows, as (name, reason with the nearest known name)."""
     for name in given:
         if name not in GATES:
             near = _nearest(name)
@@ -212,7 +212,7 @@ def unknown(given: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
 
 
 def idle(given: Mapping[str, bool], minor: KubernetesMinor) -> list[str]:
-    """The gates among GIVEN that have no effect here, although they ask for a change."""
+    """The gates among `given` that have no effect here, although they ask for a change."""
 
     def is_idle(name: str, value: bool) -> bool:
         if name in (ALL_ALPHA, ALL_BETA):

@@ -50,7 +50,7 @@ IPVS_REMOVED = KubernetesMinor(43)
 
 
 def parse(text: str) -> KubernetesMinor:
-    """The minor in TEXT: 1.37, v1.37 or v1.37.2. Raises ValueError with a short reason.
+    """The minor in `text`: 1.37, v1.37 or v1.37.2. Raises ValueError with a short reason.
 
     Minors newer than NEWEST are allowed: a node may be upgraded before the program that follows it.
     """

@@ -46,7 +46,7 @@ class Options:
 
 
 def node_name(override: str) -> str:
-    """The name of this host's Node: OVERRIDE, else the host name; lower-cased, as the kubelet registers it."""
+    """The name of this host's Node: `override`, else the host name; lower-cased, as the kubelet registers it."""
     name = (override.strip() or socket.gethostname().strip()).lower()
     if not name:
         raise InvalidConfig(["hostnameOverride: must be set, because this host has no name"])

@@ -19,7 +19,7 @@ _SORTS = {dict: "object", list: "array", NoneType: "null"}
 
 
 def json_problem(text: str | bytes) -> tuple[str, str]:
-    """The place in TEXT ("" if unknown) where it stops being JSON, and the reason; both "" when it is JSON."""
+    """The place in `text` ("" if unknown) where it stops being JSON, and the reason; both "" when it is JSON."""
     try:
         json.loads(text)
     except RecursionError:
@@ -38,16 +38,17 @@ def json_problem(text: str | bytes) -> tuple[str, str]:
 
 
 def of_text(text: str | bytes) -> str:
-    """One line about TEXT that was refused as JSON of a certain form."""
+    """One line about `text` that was refused as JSON of a certain form."""
     where, why = json_problem(text)
     return ": ".join(filter(None, (where, why))) or "has not the form that it should have"
 
 
 def mismatch(value: Any, kind: Any, path: str = "") -> tuple[str, str]:
-    """The first place in the plain VALUE that does not fit the type KIND, and why; "" for the place that is all of it.
+    """The first place in the plain `value` that does not fit the type `kind`, and why; "" for the place that is all of
+    it.
 
-    The place is written from PATH on, as in spec.ports[0].port. Where nothing is found, the reason is no more than that
-    it cannot be used.
+    The place is written from `path` on, as in spec.ports[0].port. Where nothing is found, the reason is no more than
+    that it cannot be used.
     """
     return _mismatch(value, kind, path) or (path, "cannot be used")
 

@@ -37,12 +37,12 @@ _RANGE = re.compile(r"([0-9]{1,5})([-+][0-9]{1,5})?")
 
 
 def problems(config: KubeProxyConfiguration) -> list[Problem]:
-    """The problems of CONFIG, as (path of the field, reason), in the order of the fields."""
+    """The problems of `config`, as (path of the field, reason), in the order of the fields."""
     return [problem for problem in _found(config) if not _unused(config, problem[0])]
 
 
 def passed_over(config: KubeProxyConfiguration) -> list[Problem]:
-    """What is wrong with CONFIG and does no harm.
+    """What is wrong with `config` and does no harm.
 
     That is the problems of fields that the mode, or the way to detect local traffic, does not use: kube-proxy does not
     check these, so a file that it starts with has to work here as well; they become problems once they are used. And
@@ -67,7 +67,7 @@ def _found(config: KubeProxyConfiguration) -> Iterator[Problem]:
 
 
 def _unused(config: KubeProxyConfiguration, path: str) -> str:
-    """The setting that makes the field PATH unused; "" when it is used."""
+    """The setting that makes the field `path` unused; "" when it is used."""
     if path == "portRange":
         return "" if config.mode is ProxyMode.USERSPACE else f"mode {config.mode}"
     section, _, name = path.partition(".")
@@ -237,7 +237,7 @@ def _not_negative(field: str, value: int | Duration) -> Iterator[Problem]:
 
 
 def is_quantity(text: str) -> bool:
-    """Whether TEXT is a quantity as Kubernetes writes it. Source: k8s.io/apimachinery, resource.Quantity."""
+    """Whether `text` is a quantity as Kubernetes writes it. Source: k8s.io/apimachinery, resource.Quantity."""
     return bool(_QUANTITY.fullmatch(text))
 
 
@@ -258,7 +258,7 @@ def _quoted(value: str) -> str:
 
 
 def ignored(config: KubeProxyConfiguration) -> list[str]:
-    """The paths of fields that CONFIG sets and that have no effect in kproxy: Windows', profiling's, buffering's."""
+    """The paths of fields that `config` sets and that have no effect in kproxy: Windows', profiling's, buffering's."""
     standard = KubeProxyConfiguration()
     found = [
         path

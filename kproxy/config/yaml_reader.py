@@ -72,7 +72,7 @@ L = TypeVar("L", bound=Loader)
 
 
 def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
-    """The documents in TEXT, and the loader of KIND that read them. Raises YamlError."""
+    """The documents in `text`, and the loader of `kind` that read them. Raises YamlError."""
     documents: list[Any] = []
     with _refusals(text):
         loader = kind(text)
@@ -82,8 +82,8 @@ def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
 
 
 def load_first(text: str | bytes, kind: type[L]) -> tuple[Any, int, L]:
-    """The first document in TEXT, None for none; the line where something follows it, 0 if nothing does; and the loader
-    of KIND that read it. Raises YamlError for the first document only."""
+    """The first document in `text`, None for none; the line where something follows it, 0 if nothing does; and the
+    loader of `kind` that read it. Raises YamlError for the first document only."""
     with _refusals(text):
         loader = kind(text)
         document = loader.get_data() if loader.check_data() else None  # type: ignore[no-untyped-call]
@@ -99,7 +99,7 @@ def load_first(text: str | bytes, kind: type[L]) -> tuple[Any, int, L]:
 
 @contextlib.contextmanager
 def _refusals(text: str | bytes) -> Iterator[None]:
-    """Raise YamlError for everything that TEXT makes PyYAML raise, and for nesting that would crash it."""
+    """Raise YamlError for everything that `text` makes PyYAML raise, and for nesting that would crash it."""
     try:
         _refuse_depth(text)
         yield
@@ -116,7 +116,7 @@ def _refusals(text: str | bytes) -> Iterator[None]:
 
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """The number of values that NODE stands for, aliases followed; SIZES has those of the nodes seen, by id."""
+    """The number of values that `node` stands for, aliases followed; `sizes` has those of the nodes seen, by id."""
     if (known := sizes.get(id(node))) is not None:
         return known
     sizes[id(node)] = _MOST_REPEATED + 2  # for an alias within its own anchor, which stands for itself without an end

@@ -92,7 +92,7 @@ LAYOUTS = {family: _Layout(family) for family in Family}
 
 
 def deletion(flow: Flow) -> bytes:
-    """The payload that deletes exactly FLOW's entry.
+    """The payload that deletes exactly `flow`'s entry.
 
     The kernel compares the id as well. It is derived from the addresses and the entry's place in memory, so an entry
     that has replaced this one in the meantime is usually spared.
@@ -142,7 +142,7 @@ class _Decoder:
         self._texts: dict[bytes, str] = {}  # the same few addresses, thousands of times
 
     def flow(self, data: bytes, at: int, end: int) -> Flow | None:
-        """The entry whose attributes lie between AT and END; None if its family or protocol was not asked for."""
+        """The entry whose attributes lie between `at` and END; None if its family or protocol was not asked for."""
         layout = self._layout
         if data[at - 4] != layout.family:
             return None

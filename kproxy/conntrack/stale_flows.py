@@ -46,7 +46,7 @@ class Flow(msgspec.Struct, frozen=True, gc=False):
 
 
 def backends(plan: ServicePlan) -> Backends:
-    """The endpoints that may answer a flow to PLAN, of either policy: a flow keeps the policy that it began under."""
+    """The endpoints that may answer a flow to `plan`, of either policy: a flow keeps the policy that it began under."""
     return frozenset((e.ip, e.port) for e in (*plan.reachable, *plan.still_serving))
 
 
@@ -99,7 +99,7 @@ class LiveFrontends:
         return True, frozenset(f for f in lost if f not in self._live)
 
     def update(self, wanted: Mapping[PortKey, ServicePlan], keys: Iterable[PortKey]) -> Update:
-        """Set every port of KEYS to its plan in WANTED, or remove it if it has none there."""
+        """Set every port of `keys` to its plan in `wanted`, or remove it if it has none there."""
         changed, retired, failed = False, set[Frontend](), dict[PortKey, Exception]()
         for key in keys:
             try:
@@ -113,7 +113,7 @@ class LiveFrontends:
         return Update(changed, {f for f in retired if f not in self._live}, failed)
 
     def stale(self, flows: Iterable[Flow], retired: Collection[Frontend], node_ips: Collection[str]) -> list[Flow]:
-        """The flows among FLOWS that are stale.
+        """The flows among `flows` that are stale.
 
         retired: frontends that no Service has any more; every translated flow to them is stale, whoever answers.
         node_ips: the node's own addresses that accept node ports; the same port of another machine is unrelated.

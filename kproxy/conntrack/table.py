@@ -25,7 +25,7 @@ class Conntrack(Interface):
     """The connection tracking table of this network namespace. Both calls may be made from any thread."""
 
     def flows(self, family: Family, protocols: Collection[Protocol] = TRACKED) -> list[Flow]:
-        """The entries of one family with one of PROTOCOLS (of UDP and SCTP).
+        """The entries of one family with one of `protocols` (of UDP and SCTP).
 
         Raises KernelError when any part of the table could not be read; a part of it is never returned.
         """

@@ -260,7 +260,7 @@ def _abort(transport: asyncio.BaseTransport) -> None:
 
 
 class _Guarded(asyncio.Protocol):
-    """An HTTP connection that `_Connections` limits; aiohttp itself waits for a first request for ever."""
+    """An `http` connection that `_Connections` limits; aiohttp itself waits for a first request for ever."""
 
     def __init__(self, http: asyncio.Protocol, connections: _Connections) -> None:
         self._http = http

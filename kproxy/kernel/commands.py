@@ -64,7 +64,7 @@ class Runner(Protocol):
     """Runs commands on the host. Safe to use from several threads."""
 
     def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-        """Run ARGV to its end, at most TIMEOUT seconds; STDIN None means an empty input.
+        """Run `argv` to its end, at most `timeout` seconds; `stdin` None means an empty input.
 
         A command that fails does not raise; see the status. Raises CommandError when the command cannot be started
         (status MISSING when there is no such command), and when it was killed because it took too long (TIMED_OUT) or
@@ -76,7 +76,7 @@ class Runner(Protocol):
 
 
 def checked(runner: Runner, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-    """Run ARGV and raise CommandError unless it ends with status 0."""
+    """Run `argv` and raise CommandError unless it ends with status 0."""
     done = runner.run(argv, stdin, timeout)
     if not done.ok:
         raise CommandError(argv, done.status, done.stderr)

@@ -85,7 +85,7 @@ class AddressMonitor:
         return self._socket.fileno()
 
     def changed(self, timeout: float = 0.0) -> bool:
-        """Whether any address changed since the last call; waits at most TIMEOUT seconds for a first change.
+        """Whether any address changed since the last call; waits at most `timeout` seconds for a first change.
 
         Also true when that is unknown, as notifications were lost or cannot be read. Raises NetlinkError.
         """

@@ -57,7 +57,7 @@ class IpSets(Protocol):
     """The ipsets of one network namespace. Not safe for two threads at once: each family has an object of its own."""
 
     def held(self, names: Collection[str]) -> dict[str, HeldSet]:
-        """The existing sets among NAMES, with all their entries in canonical text. Raises NetlinkError."""
+        """The existing sets among `names`, with all their entries in canonical text. Raises NetlinkError."""
 
     def create(self, specs: Iterable[SetSpec]) -> None:
         """Create sets; one that exists with the same type and family stays as it is. Raises NetlinkError."""
@@ -180,7 +180,7 @@ class KernelIpSets:
             return next((found for a in answers if (found := codec.header_of(a.payload))), Header("", None))
 
     def _write(self, add: bool, name: str, lot: Sequence[_Encoded]) -> dict[Change, NetlinkError]:
-        """Add or delete all of LOT; returns what the kernel refused, with ipset's own error numbers."""
+        """Add or delete all of `lot`; returns what the kernel refused, with ipset's own error numbers."""
         command = codec.ADD if add else codec.DELETE
         errors: dict[Change, NetlinkError] = {}
         for start in range(0, len(lot), codec.ENTRIES_AT_ONCE):

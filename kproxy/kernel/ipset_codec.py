@@ -125,7 +125,7 @@ def type_query(type: SetType, family: Family) -> bytes:
 
 
 def creation(spec: SetSpec, revision: int, limit: int) -> bytes:
-    """The payload that creates a set. LIMIT: how many entries a hash may hold."""
+    """The payload that creates a set. `limit`: how many entries a hash may hold."""
     if spec.type is SetType.BITMAP_PORT:
         options = netlink.be16(PORT | BIG_ENDIAN, 0), netlink.be16(PORT_TO | BIG_ENDIAN, 0xFFFF)
     else:
@@ -142,8 +142,8 @@ def creation(spec: SetSpec, revision: int, limit: int) -> bytes:
 
 
 def numbered(name: str, entries: Sequence[bytes]) -> bytes:
-    """The payload that adds or deletes ENTRIES (as `entry` encodes them), at most ENTRIES_AT_ONCE; the kernel stops at
-    the first that it refuses and reports its number."""
+    """The payload that adds or deletes `entries` (as `entry` encodes them), at most ENTRIES_AT_ONCE; the kernel stops
+    at the first that it refuses and reports its number."""
     each = (netlink.nested(ATTR_DATA, data, netlink.u32(LINENO, i)) for i, data in enumerate(entries, start=1))
     return named(name) + netlink.u32(ATTR_LINENO, 0) + netlink.nested(ATTR_ADT, *each)
 

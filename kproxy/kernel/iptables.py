@@ -63,15 +63,15 @@ class Tables(Protocol):
         """The names of all chains of TABLE, also when their rules cannot be read. Raises KernelError."""
 
     def list_chain(self, table: str, chain: str) -> str:
-        """One chain's part of what `save` returns, its line ":CHAIN …" and its rules. Raises KernelError when there is
-        no such chain, or a rule of it cannot be read."""
+        """One chain's part of what `save` returns, its line ":`chain` …" and its rules. Raises KernelError when there
+        is no such chain, or a rule of it cannot be read."""
 
     def holds(self, table: str, chain: str, rule: str) -> bool:
-        """Whether CHAIN has RULE, as iptables -C answers, also when other rules of it cannot be read. Raises
+        """Whether `chain` has `rule`, as iptables -C answers, also when other rules of it cannot be read. Raises
         KernelError."""
 
     def restore(self, text: bytes | str) -> None:
-        """Apply TEXT as iptables-restore --noflush does: each table up to its COMMIT whole or not at all; a failure
+        """Apply `text` as iptables-restore --noflush does: each table up to its COMMIT whole or not at all; a failure
         leaves the tables before it applied. Raises RestoreError for a rule that was refused, else KernelError."""
 
 
@@ -189,7 +189,7 @@ _UNREADABLE_TABLE = re.compile(r"^# Table `(\w+)' (?:is (incompatible)|cannot be
 
 
 def unreadable_tables(text: str) -> dict[str, str]:
-    """The tables that TEXT, which `save` returned, leaves out, each with a reason."""
+    """The tables that `text`, which `save` returned, leaves out, each with a reason."""
     by_nft = "it holds rules of nft's own, which iptables cannot read"
     return {found[1]: by_nft if found[2] else found[3] for found in _UNREADABLE_TABLE.finditer(text)}
 
@@ -214,7 +214,7 @@ _LINE_STARTS = ("-A ", ":", "*", "COMMIT\n", "#")
 
 
 def unreadable(text: str) -> str:
-    """Why TEXT cannot be what iptables-save printed to its end; "" when it can."""
+    """Why `text` cannot be what iptables-save printed to its end; "" when it can."""
     if not text:
         return ""
     if "\0" in text:
@@ -252,7 +252,7 @@ _LINE = (
 
 
 def forbidden(error: KernelError) -> bool:
-    """Whether ERROR says that this process lacks the permission, and not that there are no such tables."""
+    """Whether `error` says that this process lacks the permission, and not that there are no such tables."""
     return bool(_FORBIDDEN.search(str(error)))
 
 
@@ -267,7 +267,7 @@ def _refusal(argv: Sequence[str], done: Completed, text: str) -> CommandError:
 
 
 def faulty_line(stderr: str, text: str) -> int:
-    """The 1-based line of TEXT that the message of either backend is about, 0 when it names none.
+    """The 1-based line of `text` that the message of either backend is about, 0 when it names none.
 
     It is a COMMIT line when legacy's kernel side refuses something: it judges the whole table, and does not name the
     rule. nft reports a jump to a missing chain at COMMIT too, but names the chain, so that the jump can be found.

@@ -39,7 +39,7 @@ class Ipvs(Protocol):
     each family has an object of its own."""
 
     def servers(self, family: Family) -> dict[ServerKey, Held]:
-        """All virtual servers of FAMILY that have an address and a port, whoever made them. Raises KernelError."""
+        """All virtual servers of `family` that have an address and a port, whoever made them. Raises KernelError."""
 
     def reals(self, server: ServerKey) -> dict[RealKey, RealState]:
         """The real servers of one virtual server; empty when it does not exist. Raises NetlinkError."""

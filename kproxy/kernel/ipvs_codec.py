@@ -118,7 +118,7 @@ HEADERS = {verb: netlink.generic(command, VERSION) for verb, command in COMMANDS
 
 
 def change(operation: Operation) -> bytes:
-    """The request for OPERATION. Raises ValueError for what cannot be encoded: a bad address, port or weight."""
+    """The request for `operation`. Raises ValueError for what cannot be encoded: a bad address, port or weight."""
     verb, server, real = operation
     try:
         if verb in (Verb.ADD_SERVER, Verb.EDIT_SERVER):
@@ -241,7 +241,7 @@ def server_of(payload: bytes) -> ServerState | None:
 
 
 def real_of(payload: bytes, family: Family) -> tuple[RealKey, RealState]:
-    """Decodes one answer to `reals_of` a server of FAMILY; kernels before 3.18 do not report the real server's own
+    """Decodes one answer to `reals_of` a server of `family`; kernels before 3.18 do not report the real server's own
     family. Raises ValueError."""
     if len(payload) >= _LAYOUT.size:
         fields = _LAYOUT.unpack_from(payload)

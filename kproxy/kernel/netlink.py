@@ -130,7 +130,7 @@ def u32(type: int, value: int) -> bytes:
 
 
 def each_attribute(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Type (without flags) and payload of each attribute in DATA from START on, in order. Raises ValueError."""
+    """Type (without flags) and payload of each attribute in DATA from `start` on, in order. Raises ValueError."""
     at, end = start, len(data)
     while end - at >= 4:
         length, type_ = _ATTRIBUTE.unpack_from(data, at)
@@ -174,8 +174,8 @@ def netfilter_batch(
     generation: int | None = None,
     commit: bool = True,
 ) -> bytes:
-    """PARTS (type, flags, payload) as one transaction of SUBSYSTEM; the opening message is numbered SEQ, the first
-    part SEQ + 1.
+    """PARTS (type, flags, payload) as one transaction of `subsystem`; the opening message is numbered `seq`, the first
+    part `seq` + 1.
 
     generation: the only generation at which the kernel is to apply it (NFNL_BATCH_GENID). commit: False omits the
     closing message, so that the kernel validates everything and applies nothing.
@@ -192,7 +192,7 @@ def netfilter_batch(
 
 
 def error_of(answer: Message, request: str) -> NetlinkError | None:
-    """The error that ANSWER reports, None for none. REQUEST: what was asked, in words for the message.
+    """The error that `answer` reports, None for none. `request`: what was asked, in words for the message.
 
     An error number of 0 is an acknowledgement. Raises ValueError when the answer is malformed.
     """

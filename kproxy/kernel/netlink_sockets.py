@@ -140,7 +140,7 @@ class Socket:
 
     @contextmanager
     def decoding(self, request: str) -> Iterator[None]:
-        """Raises NetlinkError EBADMSG when a decoder finds the answer malformed. REQUEST: words for the message.
+        """Raises NetlinkError EBADMSG when a decoder finds the answer malformed. `request`: words for the message.
 
         Wrap the decoding of answers in it, and nothing else: a ValueError in there is taken for the kernel's fault.
         """
@@ -152,7 +152,7 @@ class Socket:
             raise NetlinkError(request, errno.EBADMSG, why) from error
 
     def receive(self, timeout: float = 0.0) -> bytes | None:
-        """One datagram, or None when none came within TIMEOUT seconds.
+        """One datagram, or None when none came within `timeout` seconds.
 
         Raises Overrun when some were lost, and NetlinkError.
         """
@@ -183,10 +183,10 @@ class Socket:
         return [m for _, m in self.ask_many([(type, flags, payload)], request, ignore=())]
 
     def ask_many(self, parts: Sequence[Part], request: str, ignore: Iterable[int]) -> list[tuple[int, Message]]:
-        """Send PARTS in one system call and wait for the acknowledgement of each.
+        """Send `parts` in one system call and wait for the acknowledgement of each.
 
         Returns (index of the part, answer) pairs: answers other than acknowledgements, and the failures whose errno is
-        in `ignore`. Raises NetlinkError at any other failure. PARTS: few enough for their answers to fit the buffer.
+        in `ignore`. Raises NetlinkError at any other failure. `parts`: few enough for their answers to fit the buffer.
         """
         first, tolerated = self._reserve(len(parts)), frozenset(ignore)
         always = NLM_F_REQUEST | NLM_F_ACK
@@ -209,7 +209,7 @@ class Socket:
         return found
 
     def change(self, parts: Sequence[Part], request: Callable[[int], str]) -> dict[int, NetlinkError]:
-        """Apply PARTS in order, each by itself; returns what the kernel refused, by index of the part.
+        """Apply `parts` in order, each by itself; returns what the kernel refused, by index of the part.
 
         request: words for a human, for the part of an index. Raises NetlinkError when the kernel cannot be reached.
         """
@@ -256,9 +256,9 @@ class Socket:
         generation: int | None = None,
         commit: bool = True,
     ) -> dict[int, NetlinkError]:
-        """Send PARTS as one transaction of a netfilter subsystem, which the kernel applies whole or not at all.
+        """Send `parts` as one transaction of a netfilter subsystem, which the kernel applies whole or not at all.
 
-        generation: the one that the kernel must be at. commit: False has PARTS validated only.
+        generation: the one that the kernel must be at. commit: False has `parts` validated only.
         Returns what the kernel refused, by index of the part; nothing when the transaction is done.
         Raises NetlinkError when the kernel did not even look at it (ERESTART: it is at another generation), ENOBUFS
         when its answers were lost, ETIMEDOUT when there are none, EBADMSG when they cannot be read: after these three
@@ -324,7 +324,7 @@ class Socket:
     # ---- datagrams
 
     def _reserve(self, count: int) -> int:
-        """The first of COUNT sequence numbers that no pending request uses."""
+        """The first of `count` sequence numbers that no pending request uses."""
         if self._seq + count > SEQUENCE_LIMIT:
             self._seq = 0
         first = self._seq + 1
@@ -332,7 +332,7 @@ class Socket:
         return first
 
     def _answers(self, request: str, first: int, count: int) -> list[tuple[int, Message]]:
-        """The next answers to the COUNT requests from sequence number FIRST on, each with its request's index.
+        """The next answers to the `count` requests from sequence number `first` on, each with its request's index.
 
         Waits until there is one. Messages of earlier requests that were given up are passed over.
         """
@@ -363,7 +363,7 @@ class Socket:
                 found.extend(m for m in messages(data) if 0 <= m.seq - first < count)
 
     def _datagram(self, request: str, deadline: float) -> bytes:
-        """The next datagram that comes before DEADLINE, by the monotonic clock. Raises NetlinkError."""
+        """The next datagram that comes before `deadline`, by the monotonic clock. Raises NetlinkError."""
         data: bytes | None = None
         try:
             while not data and (left := deadline - time.monotonic()) > 0:
@@ -405,7 +405,7 @@ def _enlarge(opened: socket.socket, past_limit: int, within_limit: int, size: in
 
 
 def _lot(parts: Sequence[Part], start: int) -> int:
-    """The index after the last part that is sent together with the one at START."""
+    """The index after the last part that is sent together with the one at `start`."""
     size = 0
     for index in range(start, min(len(parts), start + CHANGES_AT_ONCE)):
         size += 20 + len(parts[index][2])

@@ -37,7 +37,7 @@ def available() -> bool:
 
 
 def ensure(name: str) -> None:
-    """Create counter NAME unless it exists; an existing one keeps its count.
+    """Create counter `name` unless it exists; an existing one keeps its count.
 
     Raises NetlinkError, ValueError for a name too long.
     """
@@ -52,7 +52,7 @@ def ensure(name: str) -> None:
 
 
 def remove(name: str) -> bool:
-    """Delete counter NAME; False when there is none, or a rule still counts into it. Raises NetlinkError."""
+    """Delete counter `name`; False when there is none, or a rule still counts into it. Raises NetlinkError."""
     try:
         with Socket(NETLINK_NETFILTER) as kernel:
             kernel.ask(DELETE, _named(name), f"delete counter {name}")

@@ -35,8 +35,8 @@ class ServiceAddresses(Protocol):
         """Create the device (type dummy, no ARP) unless it is there. Raises NetlinkError."""
 
     def held(self, family: Family) -> frozenset[str]:
-        """The addresses of FAMILY on it, without lengths; none when there is no such device. IPv6 link-local addresses,
-        which the kernel assigns by itself, are left out. Raises NetlinkError."""
+        """The addresses of `family` on it, without lengths; none when there is no such device. IPv6 link-local
+        addresses, which the kernel assigns by itself, are left out. Raises NetlinkError."""
 
     def change(self, add: Collection[str], remove: Collection[str]) -> Mapping[str, NetlinkError]:
         """Add addresses to the device, as /32 or /128 without a prefix route, and remove others.

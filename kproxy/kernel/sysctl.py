@@ -53,14 +53,14 @@ class SystemSysctls:
 
 
 def path_of(name: str) -> str:
-    """The file of parameter NAME. It may have slashes for its dots, as for an interface whose name has a dot."""
+    """The file of parameter `name`. It may have slashes for its dots, as for an interface whose name has a dot."""
     if name.startswith("/"):
         return name
     return f"/proc/sys/{name if '/' in name else name.replace('.', '/')}"
 
 
 def ensure(sysctls: Sysctls, name: str, value: int) -> bool:
-    """Set NAME to VALUE unless that is its value; returns whether it was set. Raises KernelError."""
+    """Set `name` to `value` unless that is its value; returns whether it was set. Raises KernelError."""
     if sysctls.get(name) == str(value):
         return False
     sysctls.set(name, str(value))
@@ -100,7 +100,7 @@ def conntrack_max(settings: ConntrackSettings, cores: int) -> int:
 
 
 def apply_conntrack(sysctls: Sysctls, settings: ConntrackSettings, cores: int = 0) -> list[str]:
-    """Set the parameters that SETTINGS ask for; returns a line for each that cannot be set.
+    """Set the parameters that `settings` ask for; returns a line for each that cannot be set.
 
     cores: the number of CPU cores to multiply by, 0 for those that this process may use.
     """

@@ -40,7 +40,7 @@ class Record:
 
 @contextlib.contextmanager
 def asking(deployment: Deployment, scenario: Scenario, asks: Iterable[Ask], pause: float) -> Iterator[Record]:
-    """One client for each of ASKS during the block. pause: seconds between an answer and the next attempt."""
+    """One client for each of `asks` during the block. pause: seconds between an answer and the next attempt."""
     record, stop, begin = Record(), threading.Event(), time.monotonic()
 
     def client(ask: Ask) -> None:

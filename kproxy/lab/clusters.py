@@ -54,7 +54,7 @@ class Cluster:
     spaces: dict[str, Namespace] = field(default_factory=dict)
 
     def addresses_of(self, name: str, family: Family) -> frozenset[str]:
-        """The addresses that packets of NAME may have as their source."""
+        """The addresses that packets of `name` may have as their source."""
         if name in self.pods:
             return frozenset({self.pods[name].ip(family)})
         if name.startswith("node"):

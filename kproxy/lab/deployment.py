@@ -113,7 +113,7 @@ def deployment(
     start: bool = True,
     mode: str = "iptables",
 ) -> Iterator[Deployment]:
-    """A deployment that serves SCENARIOS when the block begins and is removed when it ends.
+    """A deployment that serves `scenarios` when the block begins and is removed when it ends.
 
     folder: an empty one, for manifests and log. backend: "nft" or "legacy", as the node's kubelet would show it.
     start: whether to start the proxy. mode: the proxy mode. Raises KernelError when the proxy does not come up.

@@ -72,7 +72,7 @@ DIFFERENCES: dict[str, tuple[Difference, ...]] = {
 
 
 def expected(mode: str, scenario: Scenario, probe: Probe) -> Probe | None:
-    """PROBE with its expected result in MODE; None if it is undefined there."""
+    """PROBE with its expected result in `mode`; None if it is undefined there."""
     for difference in DIFFERENCES.get(mode, ()):
         if difference.concerns(scenario, probe):
             changed = difference.instead(scenario, probe)

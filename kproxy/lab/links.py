@@ -79,7 +79,7 @@ def address(space: Namespace, interface: str, *addresses: str) -> None:
 
 
 def route(space: Namespace, interface: str, *networks: str, via: str = "") -> None:
-    """Route networks (IP/LEN) through an interface, to the gateway VIA or, without one, directly."""
+    """Route networks (IP/LEN) through an interface, to the gateway `via` or, without one, directly."""
 
     def work() -> None:
         with IPRoute() as ip:

@@ -46,11 +46,11 @@ class Namespace:
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call FUNCTION in a thread of this namespace; at most THREADS of them run at once."""
+        """Call `function` in a thread of this namespace; at most THREADS of them run at once."""
         return self._pool.submit(function, *args, **kwargs)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call FUNCTION in this namespace and return its result."""
+        """Call `function` in this namespace and return its result."""
         return self.submit(function, *args, **kwargs).result()
 
     def sysctl(self, values: Mapping[str, str]) -> None:
@@ -78,7 +78,7 @@ class Namespace:
     def spawn(
         self, argv: Sequence[str], output: IO[bytes] | int, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a command that runs on; OUTPUT takes both its streams. The kernel kills it should we die first."""
+        """Start a command that runs on; `output` takes both its streams. The kernel kills it should we die first."""
         process = self.call(_popen, tied(argv), output, _environment(env))
         self._processes.append(process)
         return process
@@ -97,9 +97,10 @@ class Namespace:
 
 
 def tied(argv: Sequence[str], dies_of: str = "KILL") -> list[str]:
-    """ARGV wrapped so that the kernel sends the command the signal DIES_OF when this process dies; its pid stays.
+    """ARGV wrapped so that the kernel sends the command the signal `dies_of` when this process dies; its pid stays.
 
-    Without setpriv(1) it is ARGV as it is. prctl(2), PR_SET_PDEATHSIG: a parent that has died before causes no signal.
+    Without setpriv(1) it is `argv` as it is. prctl(2), PR_SET_PDEATHSIG: a parent that has died before causes no
+    signal.
     """
     if not shutil.which("setpriv"):
         return [*argv]

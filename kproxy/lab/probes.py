@@ -132,7 +132,7 @@ class Held:
 
 
 def http_status(ip: str, port: int, path: str = "/", timeout: float = 2) -> tuple[int, dict[str, str], str]:
-    """GET PATH: status, headers (names in lower case) and body; status 0 when nothing answers."""
+    """GET `path`: status, headers (names in lower case) and body; status 0 when nothing answers."""
     connection = http.client.HTTPConnection(ip, port, timeout=timeout)
     try:
         connection.request("GET", path)

@@ -32,7 +32,7 @@ class Manifests:
         self.folder.mkdir()
 
     def put(self, name: str, objects: Iterable[Mapping[str, Any]]) -> None:
-        """Write NAME.yaml."""
+        """Write `name`.yaml."""
         self._spare.write_text(yaml.safe_dump_all(objects, sort_keys=False))
         os.replace(self._spare, self.folder / f"{name}.yaml")
 
@@ -43,7 +43,8 @@ class Manifests:
 class Proxy:
     """`kproxy run` in a namespace, as node1.
 
-    manifests: the folder that it follows; None when ARGUMENTS say how to reach an API server. log: where its log goes.
+    manifests: the folder that it follows; None when `arguments` say how to reach an API server. log: where its log
+    goes.
     """
 
     def __init__(self, space: Namespace, manifests: Path | None, log: Path, arguments: Sequence[str] = ()) -> None:
@@ -81,7 +82,7 @@ class Proxy:
         return self._process.wait(timeout)
 
     def await_ready(self, ready: Callable[[], bool], seconds: float = 300) -> None:
-        """Wait until READY holds. Raises KernelError with the end of the log if that takes too long or it ends."""
+        """Wait until `ready` holds. Raises KernelError with the end of the log if that takes too long or it ends."""
         if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
             raise KernelError(f"kproxy run did not come up: {self.tail(300)}")
 
@@ -106,7 +107,7 @@ def choose_backend(space: Namespace, backend: str) -> None:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
-    """Wait until CONDITION holds, at most so many seconds; returns whether it does.
+    """Wait until `condition` holds, at most so many seconds; returns whether it does.
 
     pause: seconds between two looks, at the least: on a slow or busy processor looks would keep from its work what they
     wait for, so they take no more than a third of the time.

@@ -129,7 +129,7 @@ class Scenario:
         return 32000 + self.number
 
     def objects(self, ends: tuple[End, ...] | None = None) -> list[dict[str, Any]]:
-        """The Service and its EndpointSlices; ENDS takes the place of the endpoints of the table."""
+        """The Service and its EndpointSlices; `ends` takes the place of the endpoints of the table."""
         ends = self.ends if ends is None else ends
         return [self._service(), *(self._slice(f, n, ends) for f in Family for n in sorted({e.slice for e in ends}))]
 

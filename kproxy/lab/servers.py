@@ -36,7 +36,7 @@ class Servers:
         self._thread.start()
 
     def add(self, space: Namespace, pod: str, addresses: Iterable[str], ports: Iterable[int]) -> None:
-        """Serve as POD on every one of ADDRESSES and PORTS in SPACE, by TCP and UDP."""
+        """Serve as `pod` on every one of `addresses` and `ports` in `space`, by TCP and UDP."""
         wanted = [(a, p) for a in addresses for p in ports]
         for listener, datagrams in space.call(lambda: [_listen(a, p) for a, p in wanted]):
             self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener, pod))

@@ -36,7 +36,7 @@ def canonical_cidr(text: str) -> str | None:
 
 
 def parse_prefix(text: str) -> tuple[str, int] | None:
-    """The address, canonical, and the length of the prefix in TEXT ("10.0.0.1/24"); None when it is none.
+    """The address, canonical, and the length of the prefix in `text` ("10.0.0.1/24"); None when it is none.
 
     The length of an IPv4-mapped prefix is IPv4's: ::ffff:10.0.0.0/104 is 10.0.0.0/8. One of fewer than 96 bits also
     covers addresses that are not IPv4-mapped, belongs to neither family, and is none.
@@ -58,7 +58,7 @@ def _text(packed: bytes) -> str:
 
 
 def _packed(text: str) -> bytes | None:
-    """The 4 or 16 bytes of the address TEXT; None when it is none."""
+    """The 4 or 16 bytes of the address `text`; None when it is none."""
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def _packed(text: str) -> bytes | None:
 
 
 def _number(text: str, largest: int) -> int | None:
-    """The decimal number TEXT, leading zeros allowed; None if it is not one or exceeds LARGEST (below 1000)."""
+    """The decimal number `text`, leading zeros allowed; None if it is not one or exceeds `largest` (below 1000)."""
     if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip("0")
@@ -80,14 +80,14 @@ def _number(text: str, largest: int) -> int | None:
 
 
 def contains(cidr: str, ip: str) -> bool:
-    """Whether IP lies in CIDR; both canonical. Different families never do."""
+    """Whether IP lies in `cidr`; both canonical. Different families never do."""
     if (":" in cidr) != (":" in ip):
         return False
     return ipaddress.ip_address(ip) in ipaddress.ip_network(cidr)
 
 
 def collapsed(cidrs: Iterable[str]) -> tuple[str, ...]:
-    """The fewest CIDRs that hold the same addresses as CIDRS, which are canonical, of one family and may overlap."""
+    """The fewest CIDRs that hold the same addresses as `cidrs`, which are canonical, of one family and may overlap."""
     networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
     merged: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network] = ipaddress.collapse_addresses(networks)  # type: ignore[type-var]
     return tuple(map(str, merged))

@@ -94,11 +94,11 @@ class Superseded:
                     self._renewed.add((error.kind, _full(error.name)))
 
     def __contains__(self, problem: InvalidObject) -> bool:
-        """Whether what PROBLEM says was said before these events."""
+        """Whether what `problem` says was said before these events."""
         return (problem.kind, _full(problem.name)) in self._renewed or self.gone(problem)
 
     def gone(self, problem: InvalidObject) -> bool:
-        """Whether the object that PROBLEM is about exists no more."""
+        """Whether the object that `problem` is about exists no more."""
         kind, name = at = problem.kind, _full(problem.name)
         unlisted = kind in self._lists and name not in self._lists[kind]
         return at in self._gone or (unlisted and at not in self._renewed)

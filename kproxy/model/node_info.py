@@ -71,7 +71,7 @@ def parse(node: objects.Node) -> NodeInfo:
 
 
 def problems(node: objects.Node) -> list[InvalidObject]:
-    """What `parse` leaves out of NODE because it cannot be read."""
+    """What `parse` leaves out of `node` because it cannot be read."""
     spec, status = node.spec or objects.NodeSpec(), node.status or objects.NodeStatus()
     named = [(f"spec.podCIDRs[{i}]", text) for i, text in enumerate(spec.pod_cidrs or ())]
     if spec.pod_cidr and not named:

@@ -151,9 +151,9 @@ def checks_by_port(
 ) -> dict[int, ServiceCheck]:
     """What each health check node port answers for.
 
-    Of several Services that ask for one port, the one that OWNERS names keeps it, else the first by name gets it: as in
-    kube-proxy it is whoever opened the port, and never a mixture. An endpoint has an address in each family; the family
-    that has more tells how many endpoints there are.
+    Of several Services that ask for one port, the one that `owners` names keeps it, else the first by name gets it: as
+    in kube-proxy it is whoever opened the port, and never a mixture. An endpoint has an address in each family; the
+    family that has more tells how many endpoints there are.
     """
     found: dict[int, dict[ServiceName, ServiceCheck]] = {}
     for family, checks in of_families.items():

@@ -140,7 +140,7 @@ class Frontend(NamedTuple):
 
 
 def frontends(plan: ServicePlan) -> tuple[Frontend, ...]:
-    """The addresses and ports of PLAN, each once."""
+    """The addresses and ports of `plan`, each once."""
     port, protocol = plan.port, plan.protocol
     ips = dict.fromkeys((plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips))
     found = [Frontend(ip, port, protocol) for ip in ips if ip]

@@ -25,7 +25,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 
 
 def unusable_name(name: str) -> str | None:
-    """Why NAME must not be used in a rule, or None when it may."""
+    """Why `name` must not be used in a rule, or None when it may."""
     if _NAME.fullmatch(name):
         return None
     return f"{name!r} is not a valid name: letters, digits, '-', '_' and '.' only, at most 253"
@@ -156,7 +156,7 @@ class _Reader:
         return DEFAULT_AFFINITY_SECONDS
 
     def _ranges(self, families: Iterable[Family]) -> tuple[list[str], list[Family]]:
-        """The source ranges that can be read, and those of FAMILIES whose load balancer IPs admit nobody.
+        """The source ranges that can be read, and those of `families` whose load balancer IPs admit nobody.
 
         A range that cannot be read may have been meant for either family. One that is left with none is closed: to
         leave the range out would open to everybody what somebody meant to restrict.
@@ -198,5 +198,5 @@ def _is_vip(ingress: objects.LoadBalancerIngress) -> bool:
 
 
 def _of_family(family: Family, texts: list[str]) -> tuple[str, ...]:
-    """The addresses or CIDRs of FAMILY among TEXTS, each once, in their order."""
+    """The addresses or CIDRs of `family` among `texts`, each once, in their order."""
     return tuple(dict.fromkeys(t for t in texts if family_of(t) is family)) if texts else ()

@@ -35,7 +35,7 @@ GENERATIONS = (1 << 32) - 1  # the kernel counts in 32 bits and leaves out 0
 
 
 def following(number: int, count: int) -> int:
-    """The generation that is COUNT transactions after NUMBER."""
+    """The generation that is `count` transactions after `number`."""
     return (number + count - 1) % GENERATIONS + 1
 
 
@@ -130,7 +130,7 @@ class OwnTransactions:
                 self._start = self._start or mark
 
     def others_wrote(self, number: Callable[[], int], since: Mark | None = None) -> bool | None:
-        """Whether anyone else made a transaction since `begin` (or SINCE); also true when that can never be known.
+        """Whether anyone else made a transaction since `begin` (or `since`); also true when that can never be known.
 
         None when it is not known yet, as one of ours is under way: ask again. Raises NetlinkError.
         """
@@ -163,7 +163,7 @@ class OwnTransactions:
             return Mark(found, self._own, self._uncertain) if self._started == started else None
 
     def mark(self, number: int) -> Mark | None:
-        """The present, at generation NUMBER that was just read during a `turn`; None as `_mark`."""
+        """The present, at generation `number` that was just read during a `turn`; None as `_mark`."""
         return self._mark(lambda: number)
 
 

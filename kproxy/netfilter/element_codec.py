@@ -45,7 +45,7 @@ _of_port: Callable[[Endpoint], int] = attrgetter("port")
 
 
 def fitting(encoded: Sequence[bytes], start: int) -> int:
-    """The end of the elements that fit into one message with the one at START."""
+    """The end of the elements that fit into one message with the one at `start`."""
     likely = min(len(encoded), start + max(ELEMENTS_BYTES // len(encoded[start]), 1))
     if sum(map(len, encoded[start:likely])) <= ELEMENTS_BYTES:  # most have the same size
         return likely
@@ -64,7 +64,7 @@ def packed(encoded: Sequence[bytes]) -> Iterator[bytes]:
 
 @functools.lru_cache(maxsize=256)
 def coder(spec: Set) -> Coder:
-    """The Coder of SPEC, which is cached."""
+    """The Coder of `spec`, which is cached."""
     return Coder(spec)
 
 
@@ -113,7 +113,7 @@ class Coder:
         self._slots: list[bytes] = []  # each with the bytes between key and data
 
     def encode(self, elements: Sequence[Element], keys_only: bool = False) -> list[bytes]:
-        """The bytes of each of ELEMENTS. keys_only: as for a deletion. Raises ValueError for an invalid element."""
+        """The bytes of each of `elements`. keys_only: as for a deletion. Raises ValueError for an invalid element."""
         if isinstance(elements, Encoded) and not keys_only:
             return list(elements.data)
         try:
@@ -128,7 +128,7 @@ class Coder:
             raise ValueError(f"not an element of {self.spec.name}: {error}") from None
 
     def slots(self, key: Key, ends: Sequence[Endpoint]) -> list[bytes]:
-        """Encodes elements KEY . 0, KEY . 1 … with the addresses and ports of ENDS. Raises ValueError.
+        """Encodes elements KEY . 0, KEY . 1 … with the addresses and ports of `ends`. Raises ValueError.
 
         Only for a map of plain keys that end with a slot to addresses and ports.
         """
@@ -150,7 +150,7 @@ class Coder:
             raise ValueError(f"not an element of {self.spec.name}: {error}") from None
 
     def repeated(self, values: Sequence[Any]) -> list[bytes]:
-        """Encodes elements of a plain set whose fields are all the same, one for each of VALUES, as `encode` does.
+        """Encodes elements of a plain set whose fields are all the same, one for each of `values`, as `encode` does.
         Raises ValueError."""
         if self.spec.interval or self.spec.kind is not SetKind.SET or len(set(self.spec.key)) != 1:
             raise ValueError(f"{self.spec.name} has no such keys")
@@ -263,7 +263,7 @@ class Coder:
     # ---- reading
 
     def _regular(self, found: Sequence[bytes]) -> bool:
-        """Whether each of FOUND has the layout that `_columns` gives it."""
+        """Whether each of `found` has the layout that `_columns` gives it."""
         at = 12 + struct.calcsize(">" + self._fields.padded)
         middle = slice(at, at + len(self._middle))
         return all(map(self._head.__eq__, map(itemgetter(slice(0, 12)), found))) and (
@@ -296,7 +296,7 @@ def _attribute_value(type: int, value: bytes) -> bytes:
 
 
 def _value(attribute: bytes) -> bytes:
-    """The value in ATTRIBUTE. Raises ValueError when it holds a verdict."""
+    """The value in `attribute`. Raises ValueError when it holds a verdict."""
     try:
         return netlink.attributes(attribute)[VALUE]
     except KeyError:
@@ -316,7 +316,7 @@ def comment_data(type: int, comment: str, kind: int = 0) -> bytes:
 
 
 def record(kind: int, value: bytes) -> bytes:
-    """One record of nft's userdata. Raises ValueError when VALUE is too long."""
+    """One record of nft's userdata. Raises ValueError when `value` is too long."""
     return bytes((kind, len(value))) + value
 
 

@@ -47,7 +47,7 @@ class Fields:
         self._readers = [_READERS[type_] for type_ in types]
 
     def columns(self, rows: Sequence[Key]) -> list[Iterable[Any]]:
-        """The values of ROWS by field, to be packed with `padded`. Raises ValueError when one has another length."""
+        """The values of `rows` by field, to be packed with `padded`. Raises ValueError when one has another length."""
         if not set(map(len, rows)) <= {len(self.types)}:
             raise ValueError("a wrong number of parts")
         return [map(write, map(itemgetter(i), rows)) for i, write in enumerate(self._writers)]
@@ -61,7 +61,7 @@ class Fields:
         return tuple(read(part) for read, part in zip(self._readers, self._packer.unpack(data), strict=True))
 
     def write_ranges(self, row: Key) -> tuple[bytes, bytes]:
-        """Encodes the first and the last value of ROW, whose addresses may be networks or ranges."""
+        """Encodes the first and the last value of `row`, whose addresses may be networks or ranges."""
         first: list[Any] = []
         last: list[Any] = []
         for type_, write, part in zip(self.types, self._writers, row, strict=True):
@@ -71,7 +71,7 @@ class Fields:
         return self._packer.pack(*first), self._packer.pack(*last)
 
     def read_ranges(self, first: bytes, last: bytes) -> Key:
-        """The row whose `write_ranges` is FIRST and LAST; addresses are as in `range_text`. Raises struct.error."""
+        """The row whose `write_ranges` is `first` and `last`; addresses are as in `range_text`. Raises struct.error."""
         both = zip(self.types, self._readers, self._packer.unpack(first), self._packer.unpack(last), strict=True)
         return tuple(range_text(low, high) if t in ADDRESSES else read(low) for t, read, low, high in both)
 
@@ -127,7 +127,7 @@ def bounds(type_: Type, text: str) -> tuple[bytes, bytes]:
 
 
 def range_text(first: bytes, last: bytes) -> str:
-    """The network from FIRST to LAST if they span one, else "FIRST-LAST"."""
+    """The network from `first` to `last` if they span one, else "FIRST-LAST"."""
     low, high = int.from_bytes(first, "big"), int.from_bytes(last, "big")
     size = high - low + 1
     if size > 0 and size & (size - 1) == 0 and low % size == 0:

@@ -65,7 +65,7 @@ def _holding(type: int, *parts: bytes) -> bytes:
 
 
 def register(word: int) -> int:
-    """The number by which the kernel lists the register that begins at 32-bit word WORD (0 to 15)."""
+    """The number by which the kernel lists the register that begins at 32-bit word `word` (0 to 15)."""
     return 1 + word // 4 if word % 4 == 0 else 8 + word
 
 
@@ -75,13 +75,13 @@ def data(type: int, value: bytes) -> bytes:
 
 
 def verdict_data(type: int, code: int, chain: str = "") -> bytes:
-    """A verdict as attribute TYPE; CHAIN for JUMP and GOTO."""
+    """A verdict as attribute TYPE; `chain` for JUMP and GOTO."""
     target = netlink.text(VERDICT_CHAIN, chain) if code in NAMED else b""
     return _holding(type, _holding(DATA_VERDICT, netlink.be32(VERDICT_CODE, code), target))
 
 
 def payload(word: int, base: Base, offset: int, length: int) -> bytes:
-    """Loads LENGTH bytes of the packet at OFFSET into the register at WORD."""
+    """Loads `length` bytes of the packet at `offset` into the register at `word`."""
     numbers = (register(word), base, offset, length)
     return _expression("payload", *(netlink.be32(i, value) for i, value in enumerate(numbers, 1)))
 
@@ -91,7 +91,7 @@ def meta(word: int, key: MetaKey) -> bytes:
 
 
 def meta_set(word: int, key: MetaKey) -> bytes:
-    """Sets the packet's mark, or other metadata, to what is at WORD."""
+    """Sets the packet's mark, or other metadata, to what is at `word`."""
     return _expression("meta", netlink.be32(2, key), netlink.be32(3, register(word)))
 
 
@@ -109,13 +109,13 @@ def compare(word: int, how: Compare, value: bytes) -> bytes:
 
 
 def bitwise(word: int, mask: bytes, xor: bytes) -> bytes:
-    """Replaces the value at WORD by (value & MASK) ^ XOR."""
+    """Replaces the value at `word` by (value & `mask`) ^ `xor`."""
     places = netlink.be32(1, register(word)) + netlink.be32(2, register(word))
     return _expression("bitwise", places, netlink.be32(3, len(mask)), netlink.be32(6, 0), data(4, mask), data(5, xor))
 
 
 def lookup(word: int, set: str, result: int | None = None, inverted: bool = False, is_verdict: bool = False) -> bytes:
-    """Matches when SET has the key at WORD. result: the word that receives a map's data."""
+    """Matches when SET has the key at `word`. result: the word that receives a map's data."""
     where = b""
     if is_verdict:
         where = netlink.be32(3, 0)
@@ -126,7 +126,7 @@ def lookup(word: int, set: str, result: int | None = None, inverted: bool = Fals
 
 
 def numgen(word: int, modulus: int, offset: int = 0) -> bytes:
-    """Loads a random number from OFFSET to OFFSET + MODULUS - 1."""
+    """Loads a random number from `offset` to `offset` + `modulus` - 1."""
     numbers = (register(word), modulus, NUMGEN_RANDOM, offset)
     return _expression("numgen", *(netlink.be32(i, value) for i, value in enumerate(numbers, 1)))
 
@@ -140,7 +140,7 @@ def verdict(code: int, chain: str = "") -> bytes:
 
 
 def nat(family: int, address: int, port: int | None) -> bytes:
-    """Destination NAT to the address at word ADDRESS and the port at word PORT. family: NFPROTO_*."""
+    """Destination NAT to the address at word `address` and the port at word PORT. family: NFPROTO_*."""
     flags = MAP_ADDRESS
     numbers = [(1, DNAT), (2, family), (3, register(address)), (4, register(address))]
     if port is not None:
@@ -159,7 +159,7 @@ def reject(type: int, code: int) -> bytes:
 
 
 def update(word: int, set: str) -> bytes:
-    """Adds the key at WORD to SET, or restarts its timeout."""
+    """Adds the key at `word` to SET, or restarts its timeout."""
     return _expression("dynset", netlink.be32(4, register(word)), netlink.be32(3, DYNSET_UPDATE), netlink.text(1, set))
 
 
@@ -229,7 +229,7 @@ def _idle(name: str, attributes: Mapping[int, bytes]) -> bool:
 
 
 def _telling(name: str, attributes: dict[int, bytes]) -> dict[int, bytes]:
-    """ATTRIBUTES of expression NAME without those that make no difference, and with those that are implied."""
+    """ATTRIBUTES of expression `name` without those that make no difference, and with those that are implied."""
     silent, zero, nested = (table.get(name, frozenset()) for table in (_SILENT, _ZERO, _NESTED_DATA))
     told = {
         type_: plain(value) if type_ in nested else value

@@ -51,5 +51,5 @@ def marks_of(rule: str, family: Family) -> list[bytes]:
 
 
 def host_tables(runner: Runner, family: Family, command: Command) -> HostTables:
-    """The host's tables of one family, by the backend of COMMAND."""
+    """The host's tables of one family, by the backend of `command`."""
     return (NftTables if command.backend is Backend.NFT else HostTables)(runner, family, command)

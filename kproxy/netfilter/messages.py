@@ -65,7 +65,8 @@ class Message(NamedTuple):
     elements: Sequence[bytes] = ()
 
     def element_at(self, offset: int) -> int | None:
-        """The index, in the operation, of the element at OFFSET from the start of the message; None for no element."""
+        """The index, in the operation, of the element at `offset` from the start of the message; None for no
+        element."""
         if len(self.elements) == 1:
             return self.first
         at = HEADER_BYTES + len(self.payload) - sum(map(len, self.elements))
@@ -77,7 +78,7 @@ class Message(NamedTuple):
 
 
 def messages(family: Family, operation: Operation, single: bool = False) -> Iterator[Message]:
-    """Encodes OPERATION. single: one element per message. Raises ValueError for invalid values."""
+    """Encodes `operation`. single: one element per message. Raises ValueError for invalid values."""
     match operation:
         case AddTable(table, comment):
             named = netlink.text(TABLE, table) + netlink.be32(2, 0)
@@ -151,7 +152,7 @@ class ListedChain(NamedTuple):
     rules: tuple[Expressions, ...] = ()
 
     def same_as(self, family: Family, chain: Chain) -> bool:
-        """Whether it is equivalent to CHAIN. Raises ValueError for an invalid rule."""
+        """Whether it is equivalent to `chain`. Raises ValueError for an invalid rule."""
         if not self.ordinary or self.base != chain.base or len(self.rules) != len(chain.rules):
             return False
         wanted = (rule_codec.expressions(family, rule) for rule in chain.rules)

@@ -68,7 +68,7 @@ class Change(NamedTuple):
 
 
 def touches_kube_chains(event: Event) -> bool:
-    """Whether EVENT may have damaged iptables rules of a kube-proxy: its chains, or the jumps to them."""
+    """Whether `event` may have damaged iptables rules of a kube-proxy: its chains, or the jumps to them."""
     if event.kind == "table" or event.name in BUILT_IN:
         return event.deleted
     return event.name.startswith("KUBE-") and event.name not in KUBELETS_OWN
@@ -175,7 +175,7 @@ class Monitor:
     def poll(self, timeout: float = 0.0) -> list[Change]:
         """What others changed since the last poll; unless detailed, a few of each transaction's events.
 
-        Waits at most TIMEOUT seconds for a first notification, whoever caused it, and continues while there are more.
+        Waits at most `timeout` seconds for a first notification, whoever caused it, and continues while there are more.
         Raises NetlinkError.
         """
         found: list[Change] = []

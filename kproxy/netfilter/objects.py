@@ -38,7 +38,7 @@ class SetKind(Enum):
 
 
 class Set(msgspec.Struct, frozen=True, gc=False):
-    """A named set or map: `set NAME { type KEY; flags … }` or `map NAME { type KEY : DATA; }`.
+    """A named set or map: `set `name` { type KEY; flags … }` or `map `name` { type KEY : DATA; }`.
 
     key: the fields of a key, concatenated. data: those of a map's data (SetKind.MAP), else empty.
     interval: a key's addresses may be CIDRs (flags interval; with several fields the kernel's pipapo set).
@@ -94,7 +94,8 @@ class Field(Enum):
 
 
 class Random(msgspec.Struct, frozen=True, gc=False):
-    """`numgen random mod MODULUS offset OFFSET`: a number of OFFSET … OFFSET + MODULUS - 1, in the host's order.
+    """`numgen random mod `modulus` offset OFFSET`: a number of `offset` … `offset` + `modulus` - 1, in the host's
+    order.
 
     With modulus 1 it is a constant, which nft's text does not allow within a key; only so may it be matched or updated.
     """
@@ -154,13 +155,13 @@ class CtTranslated(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class MarkHas(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`meta mark and MASK != 0`"""
+    """`meta mark and `mask` != 0`"""
 
     mask: int
 
 
 class OneIn(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`numgen random mod COUNT 0`: true once in COUNT times."""
+    """`numgen random mod `count` 0`: true once in `count` times."""
 
     count: int
 

@@ -67,7 +67,7 @@ def expressions(family: Family, rule: Rule) -> Expressions:
 
 
 def encode(family: Family, rule: Rule) -> bytes:
-    """The list of expressions of RULE in a table of FAMILY. Raises ValueError for an invalid statement."""
+    """The list of expressions of `rule` in a table of `family`. Raises ValueError for an invalid statement."""
     try:
         return b"".join(_encode(family, statement) for statement in rule)
     except (KeyError, OSError, OverflowError) as error:

@@ -32,7 +32,7 @@ LENGTHS = {Type.IPV4: 4, Type.IPV6: 16, Type.PROTO: 1, Type.PORT: 2, Type.SLOT: 
 
 
 def encode(family: Family, spec: Set) -> bytes:
-    """Encodes SPEC as attributes. Raises ValueError when a name is too long for nft's userdata."""
+    """Encodes `spec` as attributes. Raises ValueError when a name is too long for nft's userdata."""
     data = b""
     if spec.kind is SetKind.VERDICTS:
         data = netlink.be32(SET_DATA_TYPE, VERDICT_TYPE)
@@ -74,7 +74,7 @@ def set_of(attributes: Mapping[int, bytes]) -> Set | None:
 
 
 def is_anonymous(attributes: Mapping[int, bytes]) -> bool:
-    """Whether the set with ATTRIBUTES belongs to a rule, and is deleted with it."""
+    """Whether the set with `attributes` belongs to a rule, and is deleted with it."""
     return bool(netlink.to_int(attributes.get(SET_FLAGS, b"")) & ANONYMOUS)
 
 
@@ -109,7 +109,7 @@ def _type_id(types: Sequence[Type]) -> int:
 
 
 def _types(number: int) -> tuple[Type, ...] | None:
-    """The types that NUMBER stands for; None when kproxy does not use one of them."""
+    """The types that `number` stands for; None when kproxy does not use one of them."""
     found: list[Type] = []
     while number:
         type_ = TYPE_OF.get(number & ((1 << TYPE_BITS) - 1))

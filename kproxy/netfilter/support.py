@@ -68,7 +68,7 @@ GENERATIONS = _Feature("the comparison of generations", "4.11", ())
 
 
 def missing(kernel: Nftables, family: Family, release: str) -> list[str]:
-    """What KERNEL lacks for FAMILY, one line for each; nothing when nftables mode can work.
+    """What `kernel` lacks for `family`, one line for each; nothing when nftables mode can work.
 
     release: the kernel's, as uname(1) prints it. Raises NetlinkError, and KernelError with what is missing where this
     process is not allowed to change anything.

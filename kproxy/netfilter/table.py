@@ -213,7 +213,8 @@ class Table:
 
     @contextmanager
     def _without_listening(self, number: int | None) -> Iterator[None]:
-        """Stops listening during a large transaction of ours, which would flood the buffer. NUMBER: its generation."""
+        """Stops listening during a large transaction of ours, which would flood the buffer. `number`: its
+        generation."""
         if self._listener is None:
             yield
             return

@@ -61,8 +61,8 @@ class ApiSource:
             watcher.thread.stop()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the threads, at most TIMEOUT seconds in all; returns whether they have ended. One that waits for the
-        beginning of an answer takes up to the client's read timeout."""
+        """Wait for the threads, at most `timeout` seconds in all; returns whether they have ended. One that waits for
+        the beginning of an answer takes up to the client's read timeout."""
         deadline = None if timeout is None else time.monotonic() + timeout
         ended = True
         for watcher in self._watchers:

@@ -39,13 +39,13 @@ class Observer(Protocol):
     """
 
     def requested(self, host: str, method: str, code: str) -> None:
-        """An HTTP request was answered with the status CODE, or not at all: "<error>"."""
+        """An HTTP request was answered with the status `code`, or not at all: "<error>"."""
 
     def waited(self, host: str, method: str, seconds: float) -> None:
-        """The rate limit delayed a request by SECONDS."""
+        """The rate limit delayed a request by `seconds`."""
 
     def took(self, host: str, method: str, seconds: float) -> None:
-        """A request and its whole answer, or its failure, took SECONDS, delay included. Not called for streams."""
+        """A request and its whole answer, or its failure, took `seconds`, delay included. Not called for streams."""
 
 
 class _NoObserver:
@@ -70,7 +70,7 @@ class Stream:
                 yield piece
 
     def allow_silence(self, seconds: float) -> None:
-        """Let so many SECONDS pass without a byte from now on. For the thread of `pieces`."""
+        """Let so many `seconds` pass without a byte from now on. For the thread of `pieces`."""
         sock = getattr(self._response.connection, "sock", None)
         if sock is not None:
             sock.settimeout(seconds)
@@ -97,23 +97,23 @@ class ApiClient:
         self._rate_limiter = RateLimiter(settings.qps, settings.burst)
 
     def get(self, path: str, query: Mapping[str, str] | None = None, limited: bool = True) -> bytes:
-        """The body of the answer to GET PATH. Raises ApiError for a status of 400 or more, else SourceError.
+        """The body of the answer to GET `path`. Raises ApiError for a status of 400 or more, else SourceError.
 
         limited: whether the request counts for qps and burst.
         """
         return self._whole("GET", path, query, None, {"Accept-Encoding": "gzip"}, limited)
 
     def post(self, path: str, body: bytes) -> bytes:
-        """Create the object that BODY, JSON, describes; returns it as the server stored it. Raises as `get`."""
+        """Create the object that `body`, JSON, describes; returns it as the server stored it. Raises as `get`."""
         return self._whole("POST", path, None, body, {"Content-Type": "application/json"})
 
     def patch(self, path: str, body: bytes) -> bytes:
-        """Change the object at PATH by BODY, a JSON merge patch (RFC 7396); returns the result. Raises as `get`."""
+        """Change the object at `path` by `body`, a JSON merge patch (RFC 7396); returns the result. Raises as `get`."""
         return self._whole("PATCH", path, None, body, {"Content-Type": "application/merge-patch+json"})
 
     @contextlib.contextmanager
     def stream(self, path: str, query: Mapping[str, str], silence: float) -> Iterator[Stream]:
-        """Sends GET PATH and yields the endless answer. Raises as `get`.
+        """Sends GET `path` and yields the endless answer. Raises as `get`.
 
         silence: how many seconds may pass without a byte. The answer has to begin within the usual read timeout.
         """
@@ -226,7 +226,7 @@ def _seconds(text: str) -> float:
 
 
 def _message(body: bytes) -> str:
-    """The message of the Status object in BODY, else the start of its text."""
+    """The message of the Status object in `body`, else the start of its text."""
     try:
         status: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -236,7 +236,7 @@ def _message(body: bytes) -> str:
 
 @contextlib.contextmanager
 def _mapped(request: str) -> Iterator[None]:
-    """Turns what urllib3 and the system raise during REQUEST into SourceError."""
+    """Turns what urllib3 and the system raise during `request` into SourceError."""
     from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     try:
@@ -249,7 +249,7 @@ def _mapped(request: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a request failed, in our own words, by the type of the innermost cause of ERROR."""
+    """Why a request failed, in our own words, by the type of the innermost cause of `error`."""
     found = [*_causes(error)]
     for cause in found:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -46,7 +46,7 @@ class ClientSettings:
     """How to reach the API server.
 
     kubeconfig: a path, or several with colons between; "" means the Pod's service account, or outside a Pod what
-    KUBECONFIG names, or ~/.kube/config. master: an address that replaces the one of the kubeconfig; without a
+    `kubeconfig` names, or ~/.kube/config. master: an address that replaces the one of the kubeconfig; without a
     kubeconfig no credentials are sent to it. Times in seconds: to connect, and to wait for the next bytes of an answer.
     qps, burst: the limit of requests a second, and of requests at once; qps of 0 or less: no limit.
     """
@@ -62,7 +62,7 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What one request needs. host: the API server's HOST:PORT. generation: counts the loads of the credentials."""
+    """What one request needs. host: the API server's `host`:PORT. generation: counts the loads of the credentials."""
 
     base: str
     host: str
@@ -95,7 +95,7 @@ class Credentials:
             return Session(self._base, self.host, self._pool, self._authorization(), self._generation)
 
     def renew(self, refused: int) -> None:
-        """Read the credentials again, as the server refused those of generation REFUSED, unless that was done."""
+        """Read the credentials again, as the server refused those of generation `refused`, unless that was done."""
         with self._lock:
             if refused == self._generation:
                 # A client certificate belongs to its connection, so these have to be new too.
@@ -152,7 +152,8 @@ class Credentials:
 
 
 def _fill(configuration: Any, settings: ClientSettings) -> bool:
-    """Fill CONFIGURATION from the files in SETTINGS; returns whether they include a kubeconfig with a token file."""
+    """Fill `configuration` from the files in `settings`; returns whether they include a kubeconfig with a token
+    file."""
     from kubernetes.config import incluster_config, load_incluster_config, load_kube_config
 
     if not settings.kubeconfig:
@@ -184,7 +185,7 @@ def _refuse_irregular(*paths: str) -> None:
 
 
 def _address(master: str, configuration: Any) -> str:
-    """MASTER with a scheme: https when the CONFIGURATION has anything that needs TLS, as in client-go."""
+    """MASTER with a scheme: https when the `configuration` has anything that needs TLS, as in client-go."""
     if not master or "://" in master:
         return master
     tls = configuration.ssl_ca_cert or configuration.cert_file or not configuration.verify_ssl
@@ -195,7 +196,7 @@ def _address(master: str, configuration: Any) -> str:
 
 
 def check(settings: ClientSettings) -> None:
-    """Raise InvalidConfig with all that is wrong with the credentials that SETTINGS name; sends no request."""
+    """Raise InvalidConfig with all that is wrong with the credentials that `settings` name; sends no request."""
     problems = []
     if settings.kubeconfig:
         for path in map(os.path.expanduser, settings.kubeconfig.split(":")):
@@ -225,7 +226,7 @@ def _kubeconfig_problems(path: str) -> list[str]:
 
 
 def _read_kubeconfig(path: str) -> dict[str, Any]:
-    """The content of the file PATH. Raises SourceError with the reason alone."""
+    """The content of the file `path`. Raises SourceError with the reason alone."""
     try:
         documents, _ = load_all(read_file(path), Loader)
     except OSError as error:
@@ -238,7 +239,7 @@ def _read_kubeconfig(path: str) -> dict[str, Any]:
 
 
 def _named_files(path: str, kubeconfig: dict[str, Any]) -> list[tuple[str, str]]:
-    """The files that a KUBECONFIG at PATH names: field with value, and path."""
+    """The files that a `kubeconfig` at `path` names: field with value, and path."""
     return [
         (f"{section}[{i}].{kind}.{field}: {named}", os.path.join(os.path.dirname(path), named))
         for section, kind, fields in (

@@ -164,7 +164,7 @@ class Decoder:
         self.kind = kind
 
     def page(self, body: bytes) -> Page:
-        """The page of a list in BODY. Raises SourceError when BODY is not a list."""
+        """The page of a list in `body`. Raises SourceError when `body` is not a list."""
         try:
             found = _typed_lists[self.kind].decode(body)
         except _UNDECODABLE:
@@ -192,7 +192,8 @@ class Decoder:
         return page
 
     def line(self, line: bytes) -> WatchLine:
-        """The event in LINE of a watch. Raises SourceError when it is none, as when the connection broke within it."""
+        """The event in `line` of a watch. Raises SourceError when it is none, as when the connection broke within
+        it."""
         try:
             event = _raw_event.decode(line)
             if event.type == "ERROR":
@@ -227,7 +228,7 @@ class Decoder:
 
 
 def object_of(kind: Kind, value: Any) -> Object:
-    """The object in VALUE, a parsed manifest. Raises InvalidObject that names object and field."""
+    """The object in `value`, a parsed manifest. Raises InvalidObject that names object and field."""
     try:
         item = cast(Object, msgspec.convert(value, TYPES[kind]))
     except _UNDECODABLE as error:
@@ -239,9 +240,9 @@ def object_of(kind: Kind, value: Any) -> Object:
 
 
 def split_lines(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    """The lines of a stream that comes in CHUNKS, without their ends. What follows the last newline is not a line.
+    """The lines of a stream that comes in `chunks`, without their ends. What follows the last newline is not a line.
 
-    Raises SourceError when a line is longer than LIMIT bytes.
+    Raises SourceError when a line is longer than `limit` bytes.
     """
     parts: list[bytes] = []  # of the line that has no end yet; joined once, as each joining copies them all
     size = 0
@@ -292,7 +293,7 @@ def _nameless(kind: Kind) -> InvalidObject:
 
 
 def _invalid(kind: Kind, identity: _Identity, error: Exception, value: Any) -> InvalidObject:
-    """About the plain VALUE, or the text of one, that was refused with ERROR."""
+    """About the plain `value`, or the text of one, that was refused with `error`."""
     name = identity.name or "(without a name)"
     if identity.name and identity.namespace:
         name = f"{identity.namespace}/{identity.name}"

@@ -69,7 +69,7 @@ _Loader.add_implicit_resolver(
 
 
 def parse(name: str, text: bytes) -> Content:
-    """The objects in the manifest TEXT of the file NAME. Raises InvalidObject when the text cannot be parsed."""
+    """The objects in the manifest `text` of the file `name`. Raises InvalidObject when the text cannot be parsed."""
     documents = [d for d in _documents(name, text) if d is not None]
     content, interner = Content(), Interner()
     for number, document in enumerate(documents):
@@ -99,7 +99,7 @@ def _documents(name: str, text: bytes) -> list[Any]:
 
 
 def _take(content: Content, interner: Interner, name: str, where: str, document: Any) -> None:
-    """Add to CONTENT what DOCUMENT holds; WHERE is its path in the file."""
+    """Add to `content` what `document` holds; `where` is its path in the file."""
     for kind, value, path in _relevant(content, name, where, document, ""):
         at = _object_id(kind, value)
         try:
@@ -124,7 +124,7 @@ def _take(content: Content, interner: Interner, name: str, where: str, document:
 
 
 def _relevant(content: Content, name: str, where: str, document: Any, default: str) -> Iterator[tuple[Kind, Any, str]]:
-    """The objects in DOCUMENT that concern kproxy, those of lists included, each with its path in the file.
+    """The objects in `document` that concern kproxy, those of lists included, each with its path in the file.
 
     default: the kind of an object that names none.
     """

@@ -57,7 +57,8 @@ _CHANGES = (
 
 
 def list_files(paths: Sequence[Path]) -> Files:
-    """The files that PATHS name: a file is itself, a folder the *.yaml, *.yml and *.json in it, subfolders left out."""
+    """The files that `paths` name: a file is itself, a folder the *.yaml, *.yml and *.json in it, subfolders left
+    out."""
     found: Files = {}
     for path in paths:
         try:

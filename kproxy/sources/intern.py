@@ -33,7 +33,7 @@ class Interner:
         self._shared: dict[tuple[Any, ...], Any] = {}
 
     def intern(self, item: Object) -> None:
-        """Make ITEM smaller in place; its meaning stays."""
+        """Make `item` smaller in place; its meaning stays."""
         drop_unread_metadata(item.metadata)
         if isinstance(item, EndpointSlice):
             self._intern_slice(item)

@@ -35,7 +35,7 @@ class Resource:
 
 
 def resources(node_name: str) -> tuple[Resource, ...]:
-    """The resources that kproxy watches on the node NODE_NAME."""
+    """The resources that kproxy watches on the node `node_name`."""
     networking = "/apis/networking.k8s.io"
     return (
         Resource(Kind.SERVICE, ("/api/v1/services",), {"labelSelector": f"!{PROXY_NAME_LABEL}"}),
@@ -62,7 +62,7 @@ class Lister:
         """The path of the last list, where its changes are watched."""
 
     def list(self, version: str) -> Page | None:
-        """The whole list, not older than VERSION ("" for the latest); None when the server has no such kind.
+        """The whole list, not older than `version` ("" for the latest); None when the server has no such kind.
 
         Raises as `pages`.
         """
@@ -75,9 +75,9 @@ class Lister:
         return whole
 
     def pages(self, version: str) -> Iterator[Page]:
-        """The pages of the list, not older than VERSION ("" for the latest); none when the server has no such kind.
+        """The pages of the list, not older than `version` ("" for the latest); none when the server has no such kind.
 
-        Raises SourceError. An ApiError with the status 410 or 504 means that the server does not have VERSION.
+        Raises SourceError. An ApiError with the status 410 or 504 means that the server does not have `version`.
         """
         for path in self._resource.paths:
             self.path = path
@@ -167,7 +167,7 @@ class ListAssembly:
 
 
 def _place(problem: InvalidObject) -> tuple[str, str]:
-    """Namespace and name of the object that PROBLEM is about."""
+    """Namespace and name of the object that `problem` is about."""
     namespace, _, name = problem.name.rpartition("/")
     return namespace, name
 

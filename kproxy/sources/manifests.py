@@ -27,7 +27,8 @@ _log = logs.get("source")
 
 
 def read_manifests(paths: Sequence[str]) -> tuple[dict[Kind, list[Object]], list[InvalidObject]]:
-    """All objects in PATHS (files, folders, "-" for standard input), by kind, and everything that is wrong in them."""
+    """All objects in `paths` (files, folders, "-" for standard input), by kind, and everything that is wrong in
+    them."""
     contents: dict[str, Content] = {}
     problems: list[InvalidObject] = []
     for path in paths:
@@ -48,7 +49,7 @@ def read_manifests(paths: Sequence[str]) -> tuple[dict[Kind, list[Object]], list
 
 
 def _read(path: Path, state: Signature | str) -> bytes:
-    """The content of a file that was listed with STATE. Raises InvalidObject."""
+    """The content of a file that was listed with `state`. Raises InvalidObject."""
     if isinstance(state, str):
         raise InvalidObject("manifest", str(path), "", state)
     try:
@@ -133,7 +134,7 @@ class ManifestSource:
             self._thread.stop()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread, at most TIMEOUT seconds; returns whether it has ended."""
+        """Wait for the thread, at most `timeout` seconds; returns whether it has ended."""
         return self._thread is None or self._thread.join(timeout)
 
     def _interrupt(self) -> None:
@@ -173,7 +174,7 @@ class ManifestSource:
         return events
 
     def _reread(self, path: Path, file: _File, state: Signature | str) -> list[Event]:
-        """Bring FILE up to date; returns what is newly wrong with it."""
+        """Bring `file` up to date; returns what is newly wrong with it."""
         file.state = state
         try:
             content = self._parsing.attempt(lambda: parse(str(path), _read(path, state)), None)

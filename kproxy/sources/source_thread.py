@@ -13,11 +13,11 @@ STAGE = "source"
 
 
 class SourceThread:
-    """Runs FOLLOW in a thread until it returns or `stop` is called, and puts its events into SINK.
+    """Runs `follow` in a thread until it returns or `stop` is called, and puts its events into `sink`.
 
     follow: begins anew, with everything there is, each time that it is called; called again, after a wait, when it
     raised. stage: contains what it raises; whoever delivers something good calls its `succeeded`. interrupt: makes a
-    FOLLOW that waits look at `stopping`; called in the thread that stops it.
+    `follow` that waits look at `stopping`; called in the thread that stops it.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class SourceThread:
         self._thread.start()
 
     def put(self, event: Event) -> None:
-        """Deliver EVENT, unless `stop` was called."""
+        """Deliver `event`, unless `stop` was called."""
         with self._delivering:
             if not self.stopping:
                 self._sink.put(event)
 
     def pause(self, seconds: float) -> None:
-        """Wait so many SECONDS, or until `stop`."""
+        """Wait so many `seconds`, or until `stop`."""
         self._stopping.wait(seconds)
 
     def ask_to_stop(self) -> None:
@@ -58,7 +58,7 @@ class SourceThread:
             pass
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the thread has ended, at most TIMEOUT seconds; returns whether it has."""
+        """Wait until the thread has ended, at most `timeout` seconds; returns whether it has."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()

@@ -38,12 +38,12 @@ def set_defaults(item: Object) -> None:
 
 
 def refusals(item: Object) -> list[InvalidObject]:
-    """What makes ITEM unusable."""
+    """What makes `item` unusable."""
     return _problems(Kind.SERVICE, item.metadata, _service_refusals(item)) if isinstance(item, Service) else []
 
 
 def remarks(kind: Kind, value: dict[str, Any], item: Object) -> list[InvalidObject]:
-    """What leads to nothing in ITEM, which was decoded from the plain VALUE."""
+    """What leads to nothing in `item`, which was decoded from the plain `value`."""
     return _problems(kind, item.metadata, (*_misspelled(value, TYPES[kind], ""), *_idle(item)))
 
 
@@ -115,7 +115,7 @@ def _idle_service(spec: ServiceSpec) -> Found:
 
 
 def _misspelled(value: Any, kind: Any, path: str) -> Found:
-    """Fields of VALUE, which was decoded as KIND, that differ from a known one in case, '-' or '_' alone."""
+    """Fields of `value`, which was decoded as `kind`, that differ from a known one in case, '-' or '_' alone."""
     if isinstance(value, list):
         for i, each in enumerate(value):
             yield from _misspelled(each, kind, f"{path}[{i}]")

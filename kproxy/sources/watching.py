@@ -337,7 +337,7 @@ class Watcher:
 
 
 def _failure(kind: Kind, failure: Failure) -> SourceError:
-    """Why the server ended the watch of KIND."""
+    """Why the server ended the watch of `kind`."""
     if not failure.code:
         return SourceError(f"the server ends the watch: {failure.message}")
     return ApiError(f"the watch of {kind} objects", failure.code, failure.message, failure.retry_after)

@@ -77,7 +77,7 @@ class Shared:
 
 
 def find_tools(commands: Commands, mode: ProxyMode, backend: str) -> Tools:
-    """Find what MODE needs on this host. BACKEND: auto, nft or legacy.
+    """Find what `mode` needs on this host. `backend`: auto, nft or legacy.
 
     Raises InvalidConfig; KernelError when the host lacks something, or this process has not the rights to use it.
     """
@@ -227,7 +227,7 @@ class ActiveMode:
 
 
 def find_iptables(commands: Commands, wanted: str) -> Command:
-    """The iptables commands of backend WANTED: auto, nft or legacy. Raises InvalidConfig, KernelError."""
+    """The iptables commands of backend `wanted`: auto, nft or legacy. Raises InvalidConfig, KernelError."""
     if wanted == "auto":
         return detect(commands)
     found = available(commands).get(Backend(wanted))

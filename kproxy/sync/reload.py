@@ -134,7 +134,8 @@ def unchangeable(old: Options, new: Options) -> list[str]:
 
 
 def changed_fields(old: object, new: object, path: str = "") -> list[str]:
-    """The paths of all fields that differ, by the names of the file; OLD and NEW are values as `encode` makes them."""
+    """The paths of all fields that differ, by the names of the file; `old` and `new` are values as `encode` makes
+    them."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [path] if old != new else []
     return [

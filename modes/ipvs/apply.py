@@ -47,7 +47,7 @@ Rules = tuple[rules.SharedRule, ...]
 
 
 class IpvsDataplane:
-    """Programs one family. The kernel has one IPVS table and one device kube-ipvs0 for both families: what belongs to
+    """Programs one family. The kernel has one `ipvs` table and one device kube-ipvs0 for both families: what belongs to
     the other one is not touched. Used by one thread; shares no object with the other family's.
 
     A port whose rendering raises an exception is rejected and keeps what it had, unless that cannot be rendered either.
@@ -153,7 +153,7 @@ class IpvsDataplane:
     def _replan(
         self, wanted: Mapping[PortKey, ServicePlan], keys: Collection[PortKey]
     ) -> tuple[list[PortKey], Objects]:
-        """Take over the plans of KEYS. Returns the ports whose plan differs, and the objects that they owned and own.
+        """Take over the plans of `keys`. Returns the ports whose plan differs, and the objects that they owned and own.
 
         Raises RenderFault when an old plan cannot be rendered.
         """
@@ -217,7 +217,7 @@ class IpvsDataplane:
         return before != self._state
 
     def _write(self, objects: Objects, changed: Collection[PortKey] | None, outcome: Outcome) -> bool:
-        """Write what differs. changed: the ports that own OBJECTS; None when OBJECTS are all there are.
+        """Write what differs. changed: the ports that own `objects`; None when `objects` are all there are.
 
         False when the kernel turned out not to be in the state that it was believed to be in; then not everything is
         written.

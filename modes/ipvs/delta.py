@@ -34,7 +34,7 @@ class Steps:
 def difference(
     state: KernelState, ownership: Ownership, objects: Objects, excluded: Callable[[ServerKey], bool]
 ) -> Steps:
-    """The steps that make the kernel, which is in STATE, have OBJECTS as their owners want them.
+    """The steps that make the kernel, which is in `state`, have `objects` as their owners want them.
 
     excluded: the virtual servers that stay even without an owner.
     """

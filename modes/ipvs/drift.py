@@ -42,7 +42,7 @@ class IpvsDrift:
         self._next_servers, self._next_sets = _RoundRobin(self._server_keys), _RoundRobin(self._set_names)
 
     def differs(self, state: KernelState) -> bool:
-        """Whether a part that is due to be checked is not as STATE has it. Raises KernelError."""
+        """Whether a part that is due to be checked is not as `state` has it. Raises KernelError."""
         return any(self._paced(index, check, state) for index, check in enumerate(self._checks))
 
     def _paced(self, index: int, check: Callable[[KernelState], bool], state: KernelState) -> bool:

@@ -34,7 +34,7 @@ class GracefulTermination:
         self._servers: dict[ServerKey, _Terminating] = {}
 
     def expect(self, server: ServerKey, reals: Collection[RealKey], now: float) -> None:
-        """Set the terminating real servers of SERVER; those that were terminating before keep their time."""
+        """Set the terminating real servers of `server`; those that were terminating before keep their time."""
         old = self._servers.pop(server, None)
         if not reals:
             return
@@ -43,12 +43,12 @@ class GracefulTermination:
         self._servers[server] = old if old and until == before else _Terminating(now, FIRST_PAUSE, until)
 
     def of(self, server: ServerKey) -> Collection[RealKey]:
-        """The terminating real servers of SERVER."""
+        """The terminating real servers of `server`."""
         held = self._servers.get(server)
         return held.until.keys() if held else ()
 
     def due(self, now: float, most: int) -> list[ServerKey]:
-        """The virtual servers that are due to be checked, at most MOST; the next check of each is scheduled."""
+        """The virtual servers that are due to be checked, at most `most`; the next check of each is scheduled."""
         found = [(held.check_at, key) for key, held in self._servers.items() if held.check_at <= now]
         keys = [key for _, key in sorted(found)[:most]]
         for key in keys:
@@ -59,11 +59,11 @@ class GracefulTermination:
         return keys
 
     def over(self, server: ServerKey, real: RealKey, now: float) -> bool:
-        """Whether the grace of REAL is over."""
+        """Whether the grace of `real` is over."""
         return self._servers[server].until[real] <= now
 
     def forget(self, server: ServerKey, reals: Iterable[RealKey]) -> None:
-        """Remove REALS of SERVER: they are deleted, or wanted again."""
+        """Remove `reals` of `server`: they are deleted, or wanted again."""
         if held := self._servers.get(server):
             for real in reals:
                 held.until.pop(real, None)

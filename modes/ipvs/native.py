@@ -79,7 +79,7 @@ class Outcome:
 
 
 def outcome(plans: Iterable[tuple[PortKey, ServicePlan]], settings: Settings) -> Outcome:
-    """Render all PLANS. Where two Services ask for the same address and port, the first by name gets it."""
+    """Render all `plans`. Where two Services ask for the same address and port, the first by name gets it."""
     fragments = [(key, render_port(plan, settings)) for key, plan in sorted(plans)]
     served: dict[ServerKey, Served] = {}
     entries: dict[str, set[str]] = {name: set() for name, _ in names.sets(settings.family)}

@@ -65,7 +65,7 @@ class Ownership:
         return self._entries.get(object, ()) if isinstance(object, Entry) else self._addresses.get(object, ())
 
     def put(self, key: PortKey, old: Fragment, new: Fragment) -> Objects:
-        """Replace what KEY owned, OLD, by NEW; an empty fragment for nothing. Returns the objects of both."""
+        """Replace what KEY owned, `old`, by `new`; an empty fragment for nothing. Returns the objects of both."""
         for served in old.served:
             self._drop_server(served.server.key, key)
         for served in new.served:

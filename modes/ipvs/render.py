@@ -60,7 +60,7 @@ class _Port:
         return tuple({served.server.key: served for served in (*found.values(), *node_ports)}.values())
 
     def _reals(self, endpoints: tuple[Endpoint, ...]) -> tuple[RealServer, ...]:
-        """The real servers for ENDPOINTS; where these are none, for the endpoints of policy Cluster.
+        """The real servers for `endpoints`; where these are none, for the endpoints of policy Cluster.
 
         It is not masqueraded then: clients on this node get an answer all the same, others do not.
         """

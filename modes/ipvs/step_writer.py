@@ -29,10 +29,10 @@ SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.ESRCH, errno.ENODEV})
 
 
 class StepWriter:
-    """Applies the two halves of some steps, and updates STATE with what the kernel accepted.
+    """Applies the two halves of some steps, and updates `state` with what the kernel accepted.
 
     refused: the wanted objects that the kernel refused, each with a line of why. surprised: whether something was
-    refused because the kernel is not in STATE.
+    refused because the kernel is not in `state`.
     """
 
     def __init__(

@@ -340,7 +340,7 @@ class NftablesDataplane:
             yield ports, Delta(sets=needs.sets, chains=needs.chains, missing=elements(needs, self._held.sets))
 
     def _compare(self, listing: Listing, known: bool) -> Delta:
-        """The difference between LISTING and what all ports need; admits all ports."""
+        """The difference between `listing` and what all ports need; admits all ports."""
         try:
             delta, chains = self._difference(listing, known)
         except OtherForm:
@@ -408,8 +408,8 @@ class NftablesDataplane:
         outcome: Outcome,
         ports: Mapping[PortKey, Fragment] | None = None,
     ) -> dict[PortKey, str]:
-        """Writes DELTA. Returns those of PORTS (None: of all) because of which the kernel refused something; then not
-        all is written."""
+        """Writes `delta`. Returns those of `ports` (None: of all) because of which the kernel refused something; then
+        not all is written."""
         for operations in transactions(delta, self._held.sets, last):
             if errors := self._commit(operations, outcome):
                 refused = refused_ports(operations, errors, self._held.fragments() if ports is None else ports.items())

@@ -64,7 +64,7 @@ def balancer_chain(balancer: Balancer, settings: Settings) -> Chain:
 
 
 def rules(kind: Kind, firewall: bool, anywhere: Final | None, here: Final | None, settings: Settings) -> Iterator[Rule]:
-    """The rules for frontends of KIND.
+    """The rules for frontends of `kind`.
 
     anywhere, here: the statement that chooses among all endpoints, and for the local kinds the one that chooses among
     those on this node; None when there are none. firewall: only the frontend's source ranges are let through.
@@ -118,7 +118,7 @@ def client_set(plan: ServicePlan) -> Set:
 
 
 def entry_chain(plan: ServicePlan, kind: Kind, firewall: bool, settings: Settings) -> Chain:
-    """The chain to which the port's frontends of KIND jump; it continues in one of `endpoint_chains`."""
+    """The chain to which the port's frontends of `kind` jump; it continues in one of `endpoint_chains`."""
     names = PortNames(plan.key)
     anywhere, here = Goto(names.anywhere) if plan.cluster else None, Goto(names.here) if plan.local else None
     if kind is Kind.CLUSTER and plan.internal_local:

@@ -23,7 +23,7 @@ class OtherForm(Exception):
 
 
 def replacement(layout: Layout) -> Delta:
-    """All of LAYOUT, in place of whatever table exists."""
+    """All of `layout`, in place of whatever table exists."""
     missing = {name: list(elements) for name, elements in layout.elements.items() if elements}
     sets, chains = list(layout.sets.values()), list(layout.chains.values())
     return Delta(sets=sets, chains=chains, missing=missing, replace=True)
@@ -40,13 +40,13 @@ class Comparison:
         self._filled: dict[str, Filling] = {}
 
     def want(self, elements: Mapping[str, Sequence[Element]], sets: Mapping[str, Set]) -> None:
-        """Adds wanted elements, by the names of SETS; each is given once. Raises OtherForm."""
+        """Adds wanted elements, by the names of `sets`; each is given once. Raises OtherForm."""
         for name, some in elements.items():
             if missing := self._lacking(name, some, sets[name]):
                 self._missing.setdefault(name, []).extend(missing)
 
     def delta(self, sets: Mapping[str, Set], chains: Mapping[str, Chain]) -> Delta:
-        """The difference to all elements so far, to SETS and to CHAINS. Raises OtherForm."""
+        """The difference to all elements so far, to `sets` and to `chains`. Raises OtherForm."""
         listing = self._listing
         if any(_is_other_chain(listing.chains.get(name), chain) for name, chain in chains.items()):
             raise OtherForm

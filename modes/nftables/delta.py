@@ -105,9 +105,9 @@ def difference(change: Change) -> Delta:
 def transactions(
     delta: Delta, sets: Mapping[str, Set], last: Sequence[Operation] = (), most: int = ELEMENTS_AT_ONCE
 ) -> list[list[Operation]]:
-    """DELTA as transactions of at most MOST elements each, except where elements cannot be separated.
+    """DELTA as transactions of at most `most` elements each, except where elements cannot be separated.
 
-    sets: by name, all that have elements in DELTA. last: operations at the end of the last transaction.
+    sets: by name, all that have elements in `delta`. last: operations at the end of the last transaction.
     """
     steps = [
         _Step(0, _made(delta)),
@@ -200,7 +200,7 @@ def _deleted(found: Set, surplus: Sequence[Element]) -> list[Operation]:
 
 
 def elements(needs: Needs, sets: Mapping[str, Set]) -> dict[str, Sequence[Element]]:
-    """The elements for NEEDS, by the name of their set. sets: of the base, by name."""
+    """The elements for `needs`, by the name of their set. sets: of the base, by name."""
     found: dict[str, list[Element]] = {}
     for claim in needs.claims:
         found.setdefault(claim.verdict.set, []).append(claim.verdict)

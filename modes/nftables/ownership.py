@@ -33,7 +33,8 @@ BY_NODE_PORT = frozenset({names.NODE_PORTS, names.NODE_PORT_ENDPOINTS, names.LOC
 
 
 def frontend_of(place: Place) -> Frontend | None:
-    """The frontend that the element at PLACE belongs to; None for other sets, and for protocols that no Service has."""
+    """The frontend that the element at `place` belongs to; None for other sets, and for protocols that no Service
+    has."""
     name, key = place
     if name in BY_ADDRESS:
         ip, protocol, port, *_ = key
@@ -131,7 +132,7 @@ class Ownership:
         return found
 
     def change(self, old: Fragments, new: Fragments) -> Change:
-        """Replaces what some ports needed, OLD, by what they need, NEW, which has the same ports; an empty fragment
+        """Replaces what some ports needed, `old`, by what they need, `new`, which has the same ports; an empty fragment
         stands for nothing. A change is undone by the opposite one."""
         claims = (claim for fragments in (old, new) for fragment in fragments.values() for claim in fragment.claims)
         frontends = dict.fromkeys(claim.frontend for claim in claims)
@@ -198,7 +199,7 @@ class Ownership:
             self._frontends[frontend] = claimants
 
     def _count_balancers(self, claims: Iterable[Claim], step: int) -> Counter[Balancer]:
-        """Counts the users of the shared chains that CLAIMS need, which are returned."""
+        """Counts the users of the shared chains that `claims` need, which are returned."""
         needed = Counter(claim.needs for claim in claims if claim.needs)
         for balancer, number in needed.items():
             self._balancers[balancer] += step * number

@@ -20,7 +20,7 @@ know."""
 
 
 def contradicts(errors: Mapping[int, NetlinkError]) -> bool:
-    """Whether ERRORS, by the index of the operation, say that the table is not as it was believed to be.
+    """Whether `errors`, by the index of the operation, say that the table is not as it was believed to be.
 
     The first of them decides, as the others may follow from it: of a set that is refused, every rule that uses it.
     """
@@ -31,7 +31,7 @@ def contradicts(errors: Mapping[int, NetlinkError]) -> bool:
 def refused_ports(
     operations: Sequence[Operation], errors: Mapping[int, NetlinkError], fragments: Iterable[tuple[PortKey, Fragment]]
 ) -> dict[PortKey, str]:
-    """Those of FRAGMENTS that need what was refused, with one line of why; none when it belongs to no port.
+    """Those of `fragments` that need what was refused, with one line of why; none when it belongs to no port.
 
     errors: by the index of the operation.
     """
@@ -50,7 +50,7 @@ def refused_ports(
 
 
 def ports_at(places: Iterable[Place | str], fragments: Iterable[tuple[PortKey, Fragment]]) -> list[PortKey]:
-    """The ports of those FRAGMENTS that have anything at PLACES: places of elements, names of sets and chains."""
+    """The ports of those `fragments` that have anything at `places`: places of elements, names of sets and chains."""
     wanted = frozenset(places)
     return [key for key, fragment in fragments if not wanted.isdisjoint(_places(fragment))]
 
@@ -64,7 +64,7 @@ def _places(fragment: Fragment) -> Iterator[Place | str]:
 
 
 def _why(fragment: Fragment, elements: Mapping[Element, str], names: Mapping[str, str]) -> str:
-    """Why FRAGMENT is refused; "" when it is not."""
+    """Why `fragment` is refused; "" when it is not."""
     if names:
         shared = (claim.needs.name for claim in fragment.claims if claim.needs)
         own = (*(found.name for found in fragment.sets), *(chain.name for chain in fragment.chains))

@@ -249,7 +249,7 @@ class Layout(msgspec.Struct, frozen=True):
 
 
 def lay_out(base: Base, fragments: Iterable[tuple[PortKey, Fragment]]) -> Layout:
-    """The table for BASE and all FRAGMENTS. Of two ports that claim one frontend the first by name gets it."""
+    """The table for `base` and all `fragments`. Of two ports that claim one frontend the first by name gets it."""
     sets = {s.name: s for s in base.sets}
     own: list[Chain] = []
     claimed: set[Frontend] = set()

@@ -38,7 +38,7 @@ class Wanted:
         self._fixed = {(element.set, element.key): element for element in base.elements}
 
     def element(self, place: Place) -> Element | None:
-        """The element at PLACE, None when there should be none."""
+        """The element at `place`, None when there should be none."""
         if (fixed := self._fixed.get(place)) is not None:
             return fixed
         if (frontend := frontend_of(place)) is None:
@@ -64,7 +64,8 @@ class Wanted:
 
 
 def repair(events: Iterable[Event], sets: Mapping[str, Set], wanted: Wanted) -> Delta | None:
-    """What restores the table to what is WANTED after EVENTS; None when they do not tell. sets: our own, by name."""
+    """What restores the table to what is `wanted` after `events`; None when they do not tell. sets: our own, by
+    name."""
     elements: dict[Place, Element | None] = {}
     chains: dict[str, bool] = {}  # by name: does it exist
     for event in events:

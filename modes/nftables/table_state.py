@@ -23,7 +23,7 @@ NOTHING = Fragment()
 
 
 class Unrenderable(Exception):
-    """Rendering KEY raised ERROR, an unexpected exception."""
+    """Rendering KEY raised `error`, an unexpected exception."""
 
     def __init__(self, key: PortKey, error: Exception) -> None:
         super().__init__(f"{key}: {error!r}")
@@ -114,7 +114,7 @@ class TableState:
     def differing(
         self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None
     ) -> Collection[PortKey]:
-        """The ports of TOUCHED whose plans differ or that could not be rendered; for None those of all ports, and the
+        """The ports of `touched` whose plans differ or that could not be rendered; for None those of all ports, and the
         rejected ones."""
         if touched is not None:
             return {key for key in touched if self.plans.get(key) != wanted.get(key) or key in self.faults}
@@ -125,7 +125,7 @@ class TableState:
     def take(
         self, wanted: Mapping[PortKey, ServicePlan], keys: Collection[PortKey]
     ) -> tuple[dict[PortKey, Fragment], dict[PortKey, Fragment]]:
-        """Takes over the plans of KEYS, rejected ones once more. Returns what these ports needed and what they need.
+        """Takes over the plans of `keys`, rejected ones once more. Returns what these ports needed and what they need.
 
         Raises Unrenderable for a port that held something.
         """
@@ -185,7 +185,7 @@ class TableState:
         return found
 
     def count(self, delta: Delta) -> None:
-        """Records that DELTA was written."""
+        """Records that `delta` was written."""
         missing, surplus = (sum(map(len, side.values())) for side in (delta.missing, delta.surplus))
         self.size += missing - surplus
         for chain in (*delta.chains, *delta.changed):

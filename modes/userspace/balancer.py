@@ -28,12 +28,12 @@ class Affinity:
         return len(self._clients)
 
     def get(self, client: str, now: float) -> Target | None:
-        """CLIENT's endpoint at the time NOW (seconds), None if it has none or its time is over."""
+        """CLIENT's endpoint at the time `now` (seconds), None if it has none or its time is over."""
         known = self._clients.get(client)
         return known[0] if known is not None and now < known[1] else None
 
     def put(self, client: str, target: Target, until: float, now: float) -> None:
-        """Remember TARGET as CLIENT's until the time UNTIL, and forget the clients whose time is over."""
+        """Remember `target` as `client`'s until the time `until`, and forget the clients whose time is over."""
         clients = self._clients
         clients[client] = target, until
         clients.move_to_end(client)
@@ -69,7 +69,7 @@ class RoundRobinCounter:
         self.owned = owned
 
     def take(self, length: int) -> int:
-        """The next index below LENGTH (1 or more)."""
+        """The next index below `length` (1 or more)."""
         value = self._array[self._index] % length
         self._array[self._index] = (value + 1) % length
         return value
@@ -93,7 +93,7 @@ class Balancer:
     ) -> None:
         """seconds: how long a client keeps its endpoint after its last connection, 0 for no affinity.
 
-        affinity: shared by the listeners of one Service port. A remembered endpoint that is not among TARGETS is
+        affinity: shared by the listeners of one Service port. A remembered endpoint that is not among `targets` is
         ignored, and the one chosen instead is remembered.
         """
         self.targets = tuple(targets)
@@ -112,7 +112,7 @@ class Balancer:
         self._seconds = seconds
 
     def pick(self, client: str, now: float, tried: Container[Target] = ()) -> Target | None:
-        """The endpoint for a connection of CLIENT, excluding those TRIED; None when no other is left."""
+        """The endpoint for a connection of `client`, excluding those `tried`; None when no other is left."""
         if not self._seconds:
             return self._next(tried)
         target = self._affinity.get(client, now)

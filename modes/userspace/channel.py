@@ -95,7 +95,7 @@ class Channel:
         self.readable = not self.ended and self.ending != 0
 
     def send_last(self, sink: socket.SocketType) -> bool:
-        """Write `held` to SINK, which is shut down next, in one packet with the end. Returns whether that is done."""
+        """Write `held` to `sink`, which is shut down next, in one packet with the end. Returns whether that is done."""
         try:
             sent = sink.send(self.held, socket.MSG_MORE)
         except BlockingIOError:

@@ -38,7 +38,7 @@ class Abortable(Protocol):
 
 class Handler(Abortable, Protocol):
     def ready(self, fd: int, events: int) -> None:
-        """FD is ready for EVENTS, a mask of epoll's."""
+        """FD is ready for `events`, a mask of epoll's."""
 
 
 class Waiter(Abortable, Protocol):
@@ -65,7 +65,7 @@ class EventLoop:
         self._running = True
 
     def add(self, fd: int, handler: Handler, events: int) -> None:
-        """Call HANDLER when FD is ready. Raises OSError when no more descriptors can be watched."""
+        """Call `handler` when FD is ready. Raises OSError when no more descriptors can be watched."""
         self.register(fd, events)
         self.handlers[fd] = handler
 
@@ -80,14 +80,15 @@ class EventLoop:
         os.close(fd)
 
     def at(self, when: float, call: Callable[[], None], owner: Abortable) -> None:
-        """Call CALL at the time WHEN or soon after. It cannot be cancelled: CALL has to check whether it still applies.
+        """Call `call` at the time `when` or soon after. It cannot be cancelled: `call` has to check whether it still
+        applies.
 
-        owner: aborted should CALL raise an exception.
+        owner: aborted should `call` raise an exception.
         """
         heapq.heappush(self._timers, (when, next(self._order), call, owner))
 
     def timeout_queue(self, seconds: float) -> dict[Waiter, float]:
-        """The queue of those who wait SECONDS, with the time at which each began. Add at the end; take out any.
+        """The queue of those who wait `seconds`, with the time at which each began. Add at the end; take out any.
 
         A wait that ends early costs next to nothing.
         """
@@ -98,11 +99,12 @@ class EventLoop:
         return queue
 
     def postpone(self, call: Callable[[], None], owner: Abortable) -> None:
-        """Call CALL in the next round, after all handlers that are ready. owner: as for `at`."""
+        """Call `call` in the next round, after all handlers that are ready. owner: as for `at`."""
         self._postponed.append((call, owner))
 
     def failed(self, error: Exception, owner: Abortable) -> None:
-        """Abort OWNER, whose code raised ERROR. Counted always, logged once in LOG_SECONDS for each type of error."""
+        """Abort `owner`, whose code raised `error`. Counted always, logged once in LOG_SECONDS for each type of
+        error."""
         self.failures += 1
         self._log(error)
         try:

@@ -49,7 +49,7 @@ LOOPBACK: Mapping[Family, str] = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 
 
 def localhost_listener(plan: ServicePlan) -> tuple[ListenerKey, Listener] | None:
-    """The listener that the node port of PLAN needs on loopback; None without a TCP node port or an endpoint for it.
+    """The listener that the node port of `plan` needs on loopback; None without a TCP node port or an endpoint for it.
 
     A client on the node gets the endpoints of the external traffic policy, as in KEP-6032: with policy Local only those
     on this node.

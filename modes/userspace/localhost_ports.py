@@ -151,7 +151,7 @@ class LocalhostDataplane:
     # ---------------------------------------------------------------- inside
 
     def _follow(self, wanted: Plans, touched: Collection[PortKey] | None) -> None:
-        """Bring the listeners to WANTED; `_failed` says afterwards which could not be opened, and why."""
+        """Bring the listeners to `wanted`; `_failed` says afterwards which could not be opened, and why."""
         if not self.serves and self._in_step_with is False:
             return
         complete = touched is None or self._in_step_with is not self.serves

@@ -87,7 +87,7 @@ T = TypeVar("T")
 
 
 def encode(message: Request | Answer) -> bytes:
-    """The bytes of MESSAGE."""
+    """The bytes of `message`."""
     body = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(body)) + body
 

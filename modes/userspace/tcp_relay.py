@@ -52,7 +52,7 @@ class Listener(Protocol):
     port: int
 
     def relays_to(self, target: Target) -> EndpointRelays:
-        """The group that a relay to TARGET belongs to."""
+        """The group that a relay to `target` belongs to."""
 
 
 class Relay:
@@ -166,7 +166,7 @@ class Relay:
         return False
 
     def _use(self, server: socket.SocketType, group: EndpointRelays) -> None:
-        """Make SERVER, about to be connected to the endpoint of GROUP, the server side."""
+        """Make `server`, about to be connected to the endpoint of `group`, the server side."""
         up = self.up
         server.setsockopt(TCP, NODELAY, 1)
         if up.held:  # sent with the last packet of the handshake, which would otherwise be sent alone
@@ -286,7 +286,7 @@ class Relay:
                 self._failed(error)
 
     def _watch(self, side: int) -> None:
-        """Watch for room to write on SIDE."""
+        """Watch for room to write on `side`."""
         if not self.watching & side:
             self.watching |= side
             fd = self.client if side == CLIENT else self.server

@@ -88,12 +88,12 @@ class UdpListener:
     # ---- for sessions
 
     def touch(self, session: Session) -> None:
-        """Restart the idle time of SESSION, as a datagram passed."""
+        """Restart the idle time of `session`, as a datagram passed."""
         session.used = self.resources.loop.now
         self._sessions.move_to_end(session.name)
 
     def forget(self, session: Session) -> bool:
-        """Remove SESSION; returns whether it was known."""
+        """Remove `session`; returns whether it was known."""
         return self._sessions.pop(session.name, None) is not None
 
     # ---- inside

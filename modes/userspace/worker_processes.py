@@ -98,7 +98,8 @@ class WorkerProcesses:
         return found
 
     def count(self, seconds: float) -> Statistics:
-        """The sum of the workers' counters. Raises AnswerOverdue when they take longer than SECONDS, or WorkerError."""
+        """The sum of the workers' counters. Raises AnswerOverdue when they take longer than `seconds`, or
+        WorkerError."""
         until = time.monotonic() + seconds
         total = Statistics()
         for worker in self._workers:
@@ -158,7 +159,7 @@ class WorkerProcesses:
 
 
 def _answers(change: Change, port: int | str | None) -> bool:
-    """Whether PORT is an answer to CHANGE."""
+    """Whether PORT is an answer to `change`."""
     if isinstance(port, int):
         return change.listener is not None and 0 < port < 65_536 and change.port in (0, port)
     return (port is None) == (change.listener is None)
@@ -181,7 +182,7 @@ class WorkerProcess:
     """One worker process, and the socket over which it is asked. started: it has answered once."""
 
     def __init__(self, settings: Settings, memory: int, index: int, number: int) -> None:
-        """Start worker INDEX of NUMBER. memory: descriptor of the shared counters. Raises KernelError."""
+        """Start worker `index` of `number`. memory: descriptor of the shared counters. Raises KernelError."""
         ours, theirs = socket.socketpair()
         with theirs:
             arguments = (theirs.fileno(), memory, index, number)
@@ -211,7 +212,7 @@ class WorkerProcess:
         return self._process.poll() is None
 
     def ask(self, request: Request, seconds: float) -> Answer:
-        """The answer to REQUEST. Raises AnswerOverdue after SECONDS, or WorkerError.
+        """The answer to `request`. Raises AnswerOverdue after `seconds`, or WorkerError.
 
         Answers to earlier requests that were overdue are read first and discarded.
         """

@@ -103,7 +103,7 @@ def _probability(name: str, value: str) -> tuple[str, str]:
 
 
 def _mark_set(name: str, value: str) -> tuple[str, str]:
-    """All become --set-xmark VALUE/MASK: clear the bits of MASK, then xor VALUE (iptables-extensions(8), MARK)."""
+    """All become --set-xmark `value`/MASK: clear the bits of MASK, then xor `value` (iptables-extensions(8), MARK)."""
     try:
         bits, mask = _value_mask(value)
     except ValueError:

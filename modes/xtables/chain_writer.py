@@ -52,7 +52,7 @@ class RenderFault(Exception):
 
 
 def fault_reason(error: Exception) -> str:
-    """The line of `Outcome.rejected` for a port that could not be rendered because of ERROR."""
+    """The line of `Outcome.rejected` for a port that could not be rendered because of `error`."""
     return one_line(f"unexpected {type(error).__name__}: {error}")
 
 
@@ -137,7 +137,7 @@ class ChainWriter(Generic[P]):
         self._drift.wrote()
 
     def apply(self, wanted: Mapping[PortKey, P], touched: Collection[PortKey] | None) -> Outcome:
-        """Bring the kernel to WANTED; touched: as in Dataplane.apply."""
+        """Bring the kernel to `wanted`; touched: as in Dataplane.apply."""
         outcome = Outcome()
         full, trusted, whole = touched is None, self._trusted, not self._unreadable
         drifted = full and self._drift.changed()
@@ -233,7 +233,7 @@ class ChainWriter(Generic[P]):
         self._trusted = True
 
     def _compare(self, target: dict[PortKey, P], outcome: Outcome, believe: bool) -> dict[PortKey, str]:
-        """Write what differs between the kernel and TARGET; returns the ports that the kernel refused."""
+        """Write what differs between the kernel and `target`; returns the ports that the kernel refused."""
         if not believe:  # else what others change meanwhile has to be noticed, as it is not read
             self._drift.reading()
         saved = read(self._tables, self._base)
@@ -259,7 +259,8 @@ class ChainWriter(Generic[P]):
         return writer.refused_ports
 
     def _fragments(self, target: dict[PortKey, P]) -> Iterator[tuple[PortKey, Fragment]]:
-        """The rules of TARGET. Where a plan cannot be rendered, TARGET gets the one that is held, if that can be."""
+        """The rules of `target`. Where a plan cannot be rendered, `target` gets the one that is held, if that can
+        be."""
         for key, plan in tuple(target.items()):
             try:
                 fragment = self._fragment(key, plan)

@@ -51,7 +51,7 @@ def removals(saved: Saved, limit: int) -> Iterator[Restore]:
 
 
 def superseded(saved: Saved, base: Base, limit: int, left: Collection[str] = ()) -> Iterator[Restore]:
-    """The restores that delete what another mode left on a node that now has BASE; none when nothing is left.
+    """The restores that delete what another mode left on a node that now has `base`; none when nothing is left.
 
     left: chains of single ports to delete as well: `Reconciliation` leaves those to us that the other mode's chains
     jump to.
@@ -70,7 +70,8 @@ def superseded(saved: Saved, base: Base, limit: int, left: Collection[str] = ())
 def _without(
     saved: Saved, table: str, doomed: set[str], limit: int, ours: Collection[str] = frozenset()
 ) -> Iterator[Restore]:
-    """Deletes the DOOMED chains. ours: chains that stay or are deleted elsewhere; their jumps in SAVED do not count."""
+    """Deletes the `doomed` chains. ours: chains that stay or are deleted elsewhere; their jumps in `saved` do not
+    count."""
     if needed := _needed(saved, table, doomed, ours):
         _log.warning("Kept chains that another program's rules jump to", table=table, chains=sorted(needed))
         doomed -= needed
@@ -94,7 +95,7 @@ def _jumps(saved: Saved, table: str, doomed: set[str]) -> Iterator[Part]:
 
 
 def _needed(saved: Saved, table: str, doomed: set[str], ours: Collection[str]) -> set[str]:
-    """The DOOMED chains that rules in chains of other programs jump to (KUBE-MARK-MASQ, for some network plugins)."""
+    """The `doomed` chains that rules in chains of other programs jump to (KUBE-MARK-MASQ, for some network plugins)."""
     needed: set[str] = set()
     skipped = {*doomed, *ours}
     others = [c for c in saved.chains(table) if c not in skipped and not saved.builtin(table, c)]

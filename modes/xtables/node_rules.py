@@ -24,8 +24,8 @@ OUR_COMMENTS = (
 def repair_base(
     saved: Saved, base: Base, family: Family
 ) -> tuple[tuple[Section, ...], dict[tuple[str, str], list[str]]]:
-    """Compares SAVED with BASE. Returns what to write (a section per table, none when nothing is wrong), and the rules
-    that each shared chain holds before those that must be last in it."""
+    """Compares `saved` with `base`. Returns what to write (a section per table, none when nothing is wrong), and the
+    rules that each shared chain holds before those that must be last in it."""
     work: dict[str, _Lines] = defaultdict(_Lines)
     for (table, chain), rules in base.owned.items():
         if not saved.has(table, chain) or not same_rules(chain, saved.block(table, chain), rules, family):

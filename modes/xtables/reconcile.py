@@ -125,7 +125,7 @@ class Reconciliation:
         self._expected: dict[tuple[str, str], list[tuple[PortKey, str]]] = {where: [] for where in base.shared}
 
     def restores(self, ports: Iterable[tuple[PortKey, Fragment]]) -> Iterator[Restore]:
-        """Yields the restores that make the kernel match PORTS, which it reads once, and not all before it yields."""
+        """Yields the restores that make the kernel match `ports`, which it reads once, and not all before it yields."""
         sections, bodies = repair_base(self._saved, self._base, self._family)
         if sections:
             yield Restore(sections)
@@ -230,7 +230,7 @@ def _overtaken(missing: list[tuple[Owner, str]], expected: list[tuple[PortKey, s
 
 
 def _take(pool: dict[K, list[tuple[Owner, str]]], what: K) -> bool:
-    """Remove one of the values that POOL has under WHAT; False when there is none left."""
+    """Remove one of the values that `pool` has under `what`; False when there is none left."""
     if not (pairs := pool.get(what)):
         return False
     pairs.pop()

@@ -81,7 +81,7 @@ class Section(NamedTuple):
         return linked + sum(len(part.fill) for part in self.parts)
 
     def keep(self, wanted: Callable[[Owner], bool]) -> Section:
-        """The section with the parts of the WANTED owners alone."""
+        """The section with the parts of the `wanted` owners alone."""
         return Section(self.table, tuple(part for part in self.parts if wanted(part.owner)))
 
 
@@ -109,7 +109,7 @@ class Restore:
         return whole.getvalue()
 
     def at(self, number: int) -> Place:
-        """The place of the 1-based line NUMBER of the text; of the last line when there are fewer."""
+        """The place of the 1-based line `number` of the text; of the last line when there are fewer."""
         place = Place(0, None, "")
         for index, section in enumerate(self.sections):
             for part, line in section.lines():
@@ -120,7 +120,7 @@ class Restore:
         return place
 
     def without(self, owners: Collection[Owner]) -> Restore:
-        """The same without the lines of these OWNERS, and without tables that would be empty then."""
+        """The same without the lines of these `owners`, and without tables that would be empty then."""
         if not owners:
             return self
         kept = (section.keep(lambda owner: owner not in owners) for section in self.sections)

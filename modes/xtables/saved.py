@@ -33,7 +33,8 @@ class Saved:
     rules are read in a fraction of a second, and only chains that are asked for become strings of their own."""
 
     def __init__(self, text: str, unreadable: Mapping[str, str] = MappingProxyType({})) -> None:
-        """unreadable: the tables of which TEXT has only what `kproxy.modes.xtables.reading` found out, with reasons."""
+        """unreadable: the tables of which `text` has only what `kproxy.modes.xtables.reading` found out, with
+        reasons."""
         self.unreadable = unreadable
         self._text = text if text.endswith("\n") else text + "\n"
         self._spans: dict[str, dict[str, tuple[int, int]]] = {}
@@ -58,14 +59,14 @@ class Saved:
         return (table, chain) in self._builtin
 
     def block(self, table: str, chain: str) -> str:
-        """The chain's rules as text, each line "-A CHAIN RULE"; "" when it is empty or missing."""
+        """The chain's rules as text, each line "-A `chain` RULE"; "" when it is empty or missing."""
         if (table, chain) in self._scattered:
             return self._scattered[table, chain]
         start, end = self._spans.get(table, {}).get(chain, (0, 0))
         return self._text[start:end]
 
     def rules(self, table: str, chain: str) -> list[str]:
-        """The chain's rules without "-A CHAIN "."""
+        """The chain's rules without "-A `chain` "."""
         skip = len(chain) + 4
         return [line[skip:] for line in self.block(table, chain).splitlines()]
 
@@ -115,7 +116,7 @@ def _quantised(text: str) -> str:
 
 
 def same_rules(chain: str, block: str, rules: Iterable[str], family: Family) -> bool:
-    """Whether the saved BLOCK of CHAIN equals RULES, in their order."""
+    """Whether the saved `block` of `chain` equals `rules`, in their order."""
     wanted = [as_saved(rule, family) for rule in rules]
     if block == "".join([f"-A {chain} {rule}\n" for rule in wanted]):
         return True
