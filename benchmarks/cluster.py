@@ -37,7 +37,7 @@ class Shape:
 
 
 def service(shape: Shape, number: int) -> dict[str, Any]:
-    """Service NUMBER, with the fields that a real one carries along and kproxy does not read."""
+    """Service `number`, with the fields that a real one carries along and kproxy does not read."""
     ips = [_text(family, _CLUSTER_IP[family] + number) for family in shape.families]
     return {
         "kind": "Service",
@@ -59,7 +59,7 @@ def service(shape: Shape, number: int) -> dict[str, Any]:
 
 
 def endpoint_slice(shape: Shape, number: int, family: Family, ready: int | None = None) -> dict[str, Any]:
-    """The slice of Service NUMBER in FAMILY; only the first READY endpoints (default: all) are ready."""
+    """The slice of Service `number` in `family`; only the first `ready` endpoints (default: all) are ready."""
     count = shape.endpoints if ready is None else ready
     labels = {"kubernetes.io/service-name": f"service-{number:05}", "app": f"app-{number:05}"}
     return {
@@ -73,7 +73,7 @@ def endpoint_slice(shape: Shape, number: int, family: Family, ready: int | None 
 
 
 def slice_name(number: int, family: Family) -> str:
-    """Of the slice of Service NUMBER in FAMILY."""
+    """Of the slice of Service `number` in `family`."""
     return f"service-{number:05}-{family.lower()}"
 
 

@@ -77,7 +77,7 @@ def show(title: str, figures: Iterable[Figure], console: Console | None = None) 
 def write(
     name: str, figures: Iterable[Figure], folder: Path = RESULTS, about: Callable[[], dict[str, Any]] = machine
 ) -> Path:
-    """Figures as JSON, with the machine that they come from, in FOLDER/NAME.json."""
+    """Figures as JSON, with the machine that they come from, in `folder`/`name`.json."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"machine": about(), "figures": [asdict(figure) for figure in figures]}

@@ -45,7 +45,7 @@ def parse_status(text: str) -> tuple[int, int]:
 
 
 def family(root: int, stats: Iterable[Stat]) -> list[Stat]:
-    """The process ROOT, its children, theirs, and so on. Pure."""
+    """The process `root`, its children, theirs, and so on. Pure."""
     children: dict[int, list[Stat]] = {}
     found = []
     for stat in stats:
@@ -63,13 +63,13 @@ def resident(pid: int | str) -> tuple[int, int]:
 
 
 def usage(root: int) -> Usage:
-    """Of ROOT and its descendants, now; nothing when it has ended."""
+    """Of `root` and its descendants, now; nothing when it has ended."""
     found = family(root, _stats())
     return Usage(sum(stat.ticks for stat in found) / TICKS, {stat.pid: memory(stat.pid)[0] for stat in found})
 
 
 def members(root: int) -> list[int]:
-    """The ids of ROOT and its descendants, ROOT first; none when it has ended."""
+    """The ids of `root` and its descendants, `root` first; none when it has ended."""
     return [stat.pid for stat in family(root, _stats())]
 
 

@@ -44,7 +44,7 @@ defaults
 def measure(rounds: int = ROUNDS, seconds: float = SECONDS) -> Iterator[Figure]:
     """New connections and bytes a second, with the ratios of the others' figures to the forwarder's.
 
-    Takes 2 * ROUNDS * SECONDS for each of the three ways. Raises KernelError when one of them does not work.
+    Takes 2 * `rounds` * `seconds` for each of the three ways. Raises KernelError when one of them does not work.
     """
     with contextlib.ExitStack() as stack:
         answering, sending = stack.enter_context(_servers())
@@ -79,7 +79,7 @@ def _rounds(role: str, ports: Mapping[str, int], clients: int, rounds: int, seco
 
 
 def _load(role: str, port: int, clients: int, seconds: float) -> float:
-    """What CLIENTS processes got together in a second."""
+    """What `clients` processes got together in a second."""
     command = [sys.executable, "-m", "benchmarks.peers", role, str(seconds), str(port)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(clients)]
     total = 0.0

@@ -25,7 +25,7 @@ def build_plan(
     local: Iterable[int] = (),
     **fields: Any,
 ) -> ServicePlan:
-    """Port http of default/NAME, at a cluster IP that depends on NAME.
+    """Port http of default/`name`, at a cluster IP that depends on `name`.
 
     cluster, local: endpoints by the last part of their address, each serving on 8080. fields: of the plan.
     """
@@ -94,6 +94,6 @@ def any_plan(draw: st.DrawFn, name: str, protocol: Protocol, port: int = 80) -> 
 def any_plans(
     *ports: tuple[Any, ...], most: int = 5, plan: Callable[..., st.SearchStrategy[ServicePlan]] = any_plan
 ) -> st.SearchStrategy[Plans]:
-    """Up to MOST plans out of a few PORTS (arguments of PLAN), so that one set is often a change of another."""
+    """Up to `most` plans out of a few `ports` (arguments of `plan`), so that one set is often a change of another."""
     chosen = st.lists(st.sampled_from(ports), unique=True, max_size=most)
     return chosen.flatmap(lambda found: st.tuples(*(plan(*port) for port in found))).map(lambda made: by_key(*made))

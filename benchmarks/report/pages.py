@@ -29,7 +29,8 @@ _WHOLE = ("comparison", "distribution")
 
 
 def write(run: Run, folder: Path) -> list[Path]:
-    """Write FOLDER/suite.html and FOLDER/*.png; returns their paths, the page first. Replaces files of these names."""
+    """Write `folder`/suite.html and `folder`/*.png; returns their paths, the page first. Replaces files of these
+    names."""
     results = Results(run)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [(plot, png(plot.figure)) for plot in plots(results)]

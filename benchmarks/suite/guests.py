@@ -65,10 +65,10 @@ class _Lines:
 def run_in_guest(
     folder: Path, argv: Sequence[str], result: str, seconds: float, look: Callable[[], None] | None = None
 ) -> bytes:
-    """What the command ARGV wrote to the file RESULT in the shared FOLDER, whose path inside is INSIDE.
+    """What the command `argv` wrote to the file `result` in the shared `folder`, whose path inside is INSIDE.
 
     look: called now and then. Raises KernelError where there is no such machine, or when the command wrote nothing or
-    took longer than SECONDS.
+    took longer than `seconds`.
     """
     if reason := unavailable():
         raise KernelError(reason)

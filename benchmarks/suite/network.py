@@ -60,7 +60,7 @@ def control() -> Iterator[Namespace]:
 
 @contextlib.contextmanager
 def around(control: Namespace) -> Iterator[World]:
-    """A new world, connected to CONTROL; removed when the block ends, with everything that runs in it."""
+    """A new world, connected to `control`; removed when the block ends, with everything that runs in it."""
     with contextlib.ExitStack() as stack:
         node, client, pods = (stack.enter_context(contextlib.closing(_space(n))) for n in ("node", "client", "pods"))
         links.connect(node, "to-api", control, "to-node")

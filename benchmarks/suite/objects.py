@@ -33,7 +33,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A write, and what it brings: from then on, a connection to Service NUMBER may end at one of ADDRESSES."""
+    """A write, and what it brings: from then on, a connection to Service `number` may end at one of `addresses`."""
 
     write: Write
     number: int
@@ -41,7 +41,7 @@ class Change:
 
 
 def spread(services: int, count: int) -> list[int]:
-    """Up to COUNT different numbers below SERVICES, evenly apart, the first and the last among them."""
+    """Up to `count` different numbers below `services`, evenly apart, the first and the last among them."""
     last = services - 1
     return sorted({round(i * last / max(1, count - 1)) for i in range(count)})
 
@@ -49,8 +49,8 @@ def spread(services: int, count: int) -> list[int]:
 def storm(services: int, endpoints: int, share: float, rate: float, seconds: float) -> list[int]:
     """The Services of a rolling update, in its order: one endpoint of each is replaced.
 
-    SHARE of all endpoints, at RATE writes a second, but for no longer than SECONDS. Each Service has its turn before
-    any has a second one.
+    `share` of all endpoints, at `rate` writes a second, but for no longer than `seconds`. Each Service has its turn
+    before any has a second one.
     """
     count = max(1, min(round(services * endpoints * share), int(rate * seconds)))
     step = max(1, services // count)
@@ -79,21 +79,21 @@ class Objects:
     _used: int = 0
 
     def ip(self, number: int) -> str:
-        """The cluster IP of Service NUMBER."""
+        """The cluster IP of Service `number`."""
         return self._ips.get(number) or str(self._service(number)["spec"]["clusterIP"])
 
     def learn(self, number: int, ip: str) -> None:
         self._ips[number] = ip
 
     def endpoints(self, number: int) -> list[str]:
-        """The addresses behind Service NUMBER now."""
+        """The addresses behind Service `number` now."""
         if number not in self._held:
             item = cluster.endpoint_slice(self.shape, number, Family.IPV4)
             self._held[number] = [endpoint["addresses"][0] for endpoint in item["endpoints"]]
         return self._held[number]
 
     def replace(self, number: int) -> Change:
-        """One endpoint of Service NUMBER makes way for another; each time the next of them."""
+        """One endpoint of Service `number` makes way for another; each time the next of them."""
         held, turn = self.endpoints(number), self._turns.get(number, 0)
         self._turns[number] = turn + 1
         address = held[turn % len(held)] = self._unused()

@@ -53,7 +53,7 @@ class Prober:
     def await_proof(
         self, address: str, proof: Collection[str], end: float, pause: float, check: Callable[[], None]
     ) -> float:
-        """Ask ADDRESS until the outcome is in PROOF: endpoints' addresses, REFUSED or DROPPED; when that was, in
+        """Ask `address` until the outcome is in `proof`: endpoints' addresses, REFUSED or DROPPED; when that was, in
         monotonic seconds. That of a drop is when the first of the attempts began that nobody answered.
 
         end: raises TimeoutError then. pause: seconds between attempts. check: called now and then, may raise.

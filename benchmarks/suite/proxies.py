@@ -106,7 +106,7 @@ class Proxy:
 
 
 def quiet(proxy: Proxy, seconds: float) -> None:
-    """Wait until PROXY rests, SECONDS at most. Raises KernelError when it ended."""
+    """Wait until `proxy` rests, `seconds` at most. Raises KernelError when it ended."""
     end, before = time.monotonic() + seconds, proxy.usage().cpu
     while time.monotonic() < end:
         time.sleep(LENGTH)
@@ -118,7 +118,7 @@ def quiet(proxy: Proxy, seconds: float) -> None:
 
 
 def _tools(folder: Path, wanted: str) -> str:
-    """What comes first on the PATH so that `iptables` is the WANTED one; "" where any will do."""
+    """What comes first on the PATH so that `iptables` is the `wanted` one; "" where any will do."""
     if wanted == "auto":
         return ""
     place = folder / f"iptables-{wanted}"

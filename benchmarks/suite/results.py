@@ -133,7 +133,7 @@ class Progress(Protocol):
     """Shows how far a run is. Called from the thread that measures."""
 
     def begin(self, subject: str, services: int, what: str, total: int) -> None:
-        """A phase of TOTAL steps begins; the previous one is over."""
+        """A phase of `total` steps begins; the previous one is over."""
 
     def step(self) -> None:
         """One more step of the phase is done."""

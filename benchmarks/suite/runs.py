@@ -87,7 +87,7 @@ class _Side:
         self._launch, self._findings, self._progress, self._folder = launch, findings, progress, folder
 
     def measure(self, broken: set[str]) -> None:
-        """All of its quantities. A subject that does not start at all goes into BROKEN."""
+        """All of its quantities. A subject that does not start at all goes into `broken`."""
         took: list[float] = []
         try:
             for _ in range(self._options.limits.starts - 1):

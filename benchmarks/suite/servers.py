@@ -110,9 +110,10 @@ def stand_in(control: Namespace, shape: Shape, folder: Path) -> Iterator[Api]:
 
 @contextlib.contextmanager
 def remote(control: Namespace, shape: Shape, folder: Path, given: Path, step: Callable[[], None]) -> Iterator[Api]:
-    """The server that the kubeconfig GIVEN names, with a cluster of SHAPE in a namespace of its own while this lasts.
+    """The server that the kubeconfig `given` names, with a cluster of `shape` in a namespace of its own while this
+    lasts.
 
-    It gives the Services their cluster IPs. STEP is called for each Service that is in. What an earlier run left, or
+    It gives the Services their cluster IPs. `step` is called for each Service that is in. What an earlier run left, or
     is still being deleted, is waited for first. Raises InvalidConfig, SourceError, KernelError.
     """
     began = time.monotonic()
@@ -131,9 +132,9 @@ def remote(control: Namespace, shape: Shape, folder: Path, given: Path, step: Ca
 
 
 def redirected(content: Mapping[str, Any], address: str, port: int, folder: Path) -> dict[str, Any]:
-    """A kubeconfig whose current cluster is reached at ADDRESS and PORT under its old name. Pure.
+    """A kubeconfig whose current cluster is reached at `address` and PORT under its old name. Pure.
 
-    FOLDER: where the files lie that it names. Raises InvalidConfig.
+    `folder`: where the files lie that it names. Raises InvalidConfig.
     """
     result: dict[str, Any] = json.loads(json.dumps(content))
     for cluster in (cluster for cluster in result["clusters"] if cluster["cluster"] is not None):
@@ -155,7 +156,7 @@ def _anchor(values: dict[str, Any], keys: tuple[str, ...], folder: Path) -> None
 
 
 def _current(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The one cluster of CONTENT that its current context names, with nothing else in it."""
+    """The one cluster of `content` that its current context names, with nothing else in it."""
     contexts = {item["name"]: item["context"] for item in content.get("contexts") or ()}
     context = contexts.get(content.get("current-context"))
     if context is None:
@@ -216,9 +217,9 @@ def _fill(writer: Writer, objects: Objects, step: Callable[[], None]) -> None:
 
 
 def remove_leftover(writer: Writer, path: str, seconds: float) -> None:
-    """Delete the object at PATH, if there is one, and wait until it is gone, which a namespace takes its time for.
+    """Delete the object at `path`, if there is one, and wait until it is gone, which a namespace takes its time for.
 
-    Raises SourceError, also when that takes longer than SECONDS.
+    Raises SourceError, also when that takes longer than `seconds`.
     """
     end = time.monotonic() + seconds
     while _remove(writer, path):
@@ -228,7 +229,7 @@ def remove_leftover(writer: Writer, path: str, seconds: float) -> None:
 
 
 def _remove(writer: Writer, path: str) -> bool:
-    """Delete the object at PATH; whether there was one. Raises SourceError."""
+    """Delete the object at `path`; whether there was one. Raises SourceError."""
     try:
         writer.send_now(Write("DELETE", path))
     except ApiError as error:

@@ -44,7 +44,7 @@ def split(command: str) -> tuple[str, ...]:
 
 
 def launches(modes: Sequence[str], baselines: Sequence[str], python: str) -> list[Launch]:
-    """kproxy and then each baseline, each in every mode. PYTHON: the interpreter that runs kproxy.
+    """kproxy and then each baseline, each in every mode. `python`: the interpreter that runs kproxy.
 
     A baseline is a command, or NAME=COMMAND to be called so; else it is called as its program is. Raises ValueError.
     """

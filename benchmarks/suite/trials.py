@@ -62,7 +62,7 @@ class Trial:
         self.progress.begin(self.subject.name, self.shape.services, what, total)
 
     def turns(self, what: str, count: int, warm_up: int = 0) -> Iterator[int]:
-        """-WARM_UP to COUNT - 1, the numbers below zero to be left out of the figures; fewer when time runs out."""
+        """-WARM_UP to `count` - 1, the numbers below zero to be left out of the figures; fewer when time runs out."""
         self.begin(what, warm_up + count)
         end = time.monotonic() + self.limits.phase
         for turn in range(-warm_up, count):
@@ -80,7 +80,7 @@ class Trial:
         return self.prove(prober, change.write, self.objects.ip(change.number), change.addresses, pause)
 
     def prove(self, prober: Prober, write: Write, ip: str, proof: Collection[str], pause: float = TIGHT) -> float:
-        """Send WRITE and wait until what asks IP meets PROOF (see Prober); seconds. Raises KproxyError."""
+        """Send `write` and wait until what asks IP meets `proof` (see Prober); seconds. Raises KproxyError."""
         writing = self.writer.control.submit(self.writer.send, write)
 
         def check() -> None:

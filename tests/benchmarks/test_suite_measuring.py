@@ -48,7 +48,7 @@ def measured(folder: Path, *arguments: str) -> Run:
 
 
 def check(run: Run, *subjects: str) -> None:
-    """Each of SUBJECTS has all quantities, each in its bounds, and nothing went wrong."""
+    """Each of `subjects` has all quantities, each in its bounds, and nothing went wrong."""
     assert run.problems == ()
     assert {subject.name for subject in run.subjects} == set(subjects)
     found = {(each.subject, each.quantity) for each in run.measurements}

@@ -76,7 +76,7 @@ class Node:
         return self.space.run(argv, given, env=self.environment)
 
     def clean_up(self, *command: str, confined: Sequence[str] = ()) -> tuple[int, list[str]]:
-        """Run `kproxy cleanup`, or another COMMAND of kproxy: its exit status and the lines that it said.
+        """Run `kproxy cleanup`, or another `command` of kproxy: its exit status and the lines that it said.
 
         confined: setpriv's options for a process that may not do everything.
         """

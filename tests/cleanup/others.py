@@ -37,6 +37,6 @@ def reachable(command: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 
 def _blocked(place: Path) -> Path | None:
-    """The uppermost folder above PLACE that others may not enter."""
+    """The uppermost folder above `place` that others may not enter."""
     found = (top for top in reversed(place.parents) if not top.stat().st_mode & stat.S_IXOTH)
     return next(found, None)

@@ -147,7 +147,7 @@ def read(*parts: Mapping[str, Any]) -> KubeProxyConfiguration:
 
 
 def written(path: str, value: Any) -> dict[str, Any]:
-    """The file's fields that give VALUE to the field PATH."""
+    """The file's fields that give `value` to the field `path`."""
     *above, last = path.split(".")
     found: dict[str, Any] = {last: value}
     for name in reversed(above):

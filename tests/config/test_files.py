@@ -91,7 +91,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def used_in(mode: str) -> dict[str, Any]:
-    """EVERYTHING in MODE, without what kube-proxy drops of other modes' sections; portRange is userspace mode's."""
+    """EVERYTHING in `mode`, without what kube-proxy drops of other modes' sections; portRange is userspace mode's."""
     values = json.loads(json.dumps(EVERYTHING | {"mode": mode, "portRange": "", "emulateVersion": "1.36"}))
     for section in {"iptables", "ipvs", "nftables"} - {"iptables" if mode == "userspace" else mode}:
         values[section] |= {"syncPeriod": "0s", "minSyncPeriod": "0s"}

@@ -31,7 +31,7 @@ def flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def outcome(text: str, minor: KubernetesMinor) -> dict[str, Any] | None:
-    """What is written for the file TEXT; None when it is refused."""
+    """What is written for the file `text`; None when it is refused."""
     try:
         values = flat(files.to_values(files.from_text(text, minor)))
     except InvalidConfig:

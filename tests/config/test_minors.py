@@ -75,7 +75,7 @@ def test_gates_are_on_by_their_stage_in_the_minor(given: dict[str, bool], gate: 
 
 
 def gate_problems(gate: str, minor: int) -> str:
-    """The problem of GATE, written name=value, in a file; then what is said of it as a warning."""
+    """The problem of `gate`, written name=value, in a file; then what is said of it as a warning."""
     name, _, value = gate.partition("=")
     config = KubeProxyConfiguration(
         feature_gates={name: value == "true"}, emulate_version=KubernetesMinor(minor), mode=ProxyMode.IPTABLES

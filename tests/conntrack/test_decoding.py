@@ -44,7 +44,7 @@ def half(kind: int, protocol: int, source: str, sport: int, to: str, dport: int,
 
 
 def entry(flow: Flow, shuffled: bool = False, number: int = 0) -> bytes:
-    """The kernel's message for FLOW (of another protocol NUMBER), as nf_conntrack_netlink.c writes it."""
+    """The kernel's message for `flow` (of another protocol `number`), as nf_conntrack_netlink.c writes it."""
     family = 10 if ":" in flow.source else 2
     number = number or NUMBERS[flow.protocol]
     inner, outer = (flow.zone, 0) if flow.zone_of_original else (0, flow.zone)

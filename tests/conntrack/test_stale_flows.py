@@ -35,7 +35,7 @@ def plan(key: PortKey = DNS, endpoints: tuple[Target, ...] = (LIVE,), **changes:
 
 
 def flow(to: str, port: int, answers: Target | None = None, protocol: Protocol = UDP, **changes: Any) -> Flow:
-    """From a client to TO; ANSWERS is what it was translated to, None when it was not."""
+    """From a client to `to`; `answers` is what it was translated to, None when it was not."""
     return Flow(protocol, "10.244.0.7", 4000, to, port, *(answers or (to, port)), **changes)
 
 

@@ -20,7 +20,7 @@ KPROXY = (sys.executable, "-m", "kproxy", "demo")
 
 
 def demo(before: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
-    """The demo with standard output to a file, started by the command BEFORE."""
+    """The demo with standard output to a file, started by the command `before`."""
     env = {**os.environ, **environment}
     return subprocess.run([*before, *KPROXY], capture_output=True, text=True, timeout=60, env=env, check=False)
 

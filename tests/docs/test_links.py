@@ -95,7 +95,7 @@ def test_every_library_has_its_decision() -> None:
 
 
 def commands(line: str) -> Iterator[list[str]]:
-    """Command lines of kproxy's within LINE, as words that begin with the command's name."""
+    """Command lines of kproxy's within `line`, as words that begin with the command's name."""
     for match in re.finditer(r"(?:^|[\s;(/])(kproxy|kube-proxy) ([^;|>)\n]*)", line):
         program, rest = match.groups()
         try:

@@ -56,7 +56,7 @@ class Node:
         return found
 
     def metric(self, name: str) -> float:
-        """The sum of the samples of metric NAME."""
+        """The sum of the samples of metric `name`."""
         lines = [line for line in self.page("/metrics").splitlines() if line.startswith((f"{name}{{", f"{name} "))]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -67,7 +67,7 @@ class Node:
         return self.space.run(["iptables-nft-save"])
 
     def said(self, message: str) -> list[str]:
-        """The lines of the log with MESSAGE."""
+        """The lines of the log with `message`."""
         return [line for line in self.proxy.log.read_text().splitlines() if message in line]
 
     def await_reload(self, outcome: str = "applied", count: int = 1) -> None:

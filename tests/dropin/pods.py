@@ -34,7 +34,7 @@ exec "$@"
 
 @dataclass(slots=True)
 class Pod:
-    """The pod. config, account: what is mounted at CONFIG and ACCOUNT."""
+    """The pod. config, account: what is mounted at `config` and `account`."""
 
     node: Namespace
     server: ApiServer
@@ -55,7 +55,7 @@ class Pod:
         return self.log.read_text() if self.log.exists() else ""
 
     def trust(self, token: str) -> None:
-        """Have the account's volume with TOKEN in it, as the kubelet renews it."""
+        """Have the account's volume with `token` in it, as the kubelet renews it."""
         authority = Path(self.server.ca_file or "").read_text()
         self.account.put({"ca.crt": authority, "token": token, "namespace": "kube-system"})
 

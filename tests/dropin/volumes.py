@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Volume:
-    """The volume FOLDER. Each `put` is one change that nobody sees half of."""
+    """The volume `folder`. Each `put` is one change that nobody sees half of."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 
 class ManualClock:
-    """Starts at START (default: 2026-01-02 03:04:05 UTC) and stands still between calls of `advance`."""
+    """Starts at `start` (default: 2026-01-02 03:04:05 UTC) and stands still between calls of `advance`."""
 
     def __init__(self, start: datetime | None = None) -> None:
         self._start = start or datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -24,7 +24,8 @@ class FakeConntrack:
             self.add(flow)
 
     def add(self, flow: Flow) -> Flow:
-        """Track FLOW; returns it with the id that it got. Raises ValueError where the kernel says EEXIST or EINVAL."""
+        """Track `flow`; returns it with the id that it got. Raises ValueError where the kernel says EEXIST or
+        EINVAL."""
         addresses = (flow.source, flow.destination, flow.reply_source)
         if flow.protocol not in TRACKED or len({":" in a for a in addresses}) != 1:
             raise ValueError(f"no UDP or SCTP flow within one family: {flow}")

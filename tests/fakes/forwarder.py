@@ -43,7 +43,7 @@ class FakeForwarder:
             self._running = False
 
     def refuse(self, family: Family, key: ListenerKey, reason: str = "no port is free") -> None:
-        """From now on answer with REASON when this listener is to be opened; one that listens already goes on."""
+        """From now on answer with `reason` when this listener is to be opened; one that listens already goes on."""
         self._refused[family, key] = reason
 
     def permit(self, family: Family, key: ListenerKey) -> None:

@@ -177,7 +177,7 @@ class FakeIpSets:
 
 
 def _fits(entry: str, spec: SetSpec) -> bool:
-    """Whether ENTRY is of the set's type and family, in the text that ipset(8) prints."""
+    """Whether `entry` is of the set's type and family, in the text that ipset(8) prints."""
     if spec.type is SetType.BITMAP_PORT:
         return entry.isdigit() and entry == str(int(entry)) and int(entry) < 65536
     shape = spec.type.value.partition(":")[2].split(",")

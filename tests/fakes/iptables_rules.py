@@ -147,7 +147,7 @@ def _basic(rule: ParsedRule, words: _Words, negated: bool, option: str) -> None:
 
 
 def _match_option(rule: ParsedRule, words: _Words, negated: bool, option: str) -> bool:
-    """Give OPTION to the match that was loaded last and has it, or that -p implies."""
+    """Give `option` to the match that was loaded last and has it, or that -p implies."""
     protocol = rule.basics.get("-p", "").removeprefix("-p ")
     if protocol in PROTOCOLS and protocol not in rule.matches and option in OPTIONS[protocol]:
         rule.matches[protocol] = {}

@@ -16,7 +16,7 @@ Answer = Callable[[Message], Iterable[bytes]]
 
 
 def acknowledge(request: Message, error: int = 0) -> bytes:
-    """The kernel's acknowledgement of a request, or its refusal with ERROR."""
+    """The kernel's acknowledgement of a request, or its refusal with `error`."""
     head = message(request.type, request.flags, request.seq, request.payload)
     return message(NLMSG_ERROR, 0, request.seq, (-error).to_bytes(4, "little", signed=True) + head[:16])
 

@@ -20,7 +20,7 @@ Tables = Mapping[tuple[Family, str], Table]
 
 
 def events_of(before: Tables, after: Tables, family: Family, operations: Sequence[Operation]) -> list[Event]:
-    """The events of a transaction of OPERATIONS that turned BEFORE into AFTER."""
+    """The events of a transaction of `operations` that turned `before` into `after`."""
     found: list[Event] = []
     for table in dict.fromkeys(operation.table for operation in operations):
         old, new = before.get((family, table)), after.get((family, table))
@@ -55,6 +55,6 @@ def _sorted(one: Iterable[str], other: Iterable[str]) -> list[str]:
 
 
 def _only(one: Members | None, other: Members | None) -> list[Element]:
-    """The elements that ONE has and OTHER has not, or has with other data."""
+    """The elements that `one` has and `other` has not, or has with other data."""
     there = other.elements if other else {}
     return [element for key, element in (one.elements if one else {}).items() if there.get(key) != element]

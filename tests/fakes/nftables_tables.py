@@ -126,7 +126,7 @@ class Table:
                     self.put(AddElements(operation.table, spec, ()), coder(spec).decode(data))
 
     def put(self, operation: ElementOperation, element: Element) -> None:
-        """Add or delete one element of OPERATION; call `check_paths` after the last. Raises Refused."""
+        """Add or delete one element of `operation`; call `check_paths` after the last. Raises Refused."""
         members = self._set(operation.set.name)
         if members.spec != operation.set:
             raise Refused(errno.EINVAL, "the set is of another form")

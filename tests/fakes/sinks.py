@@ -27,12 +27,12 @@ class Mirror:
             self._changed.notify_all()
 
     def wait(self, condition: Callable[[Mirror], bool], seconds: float = 15.0) -> bool:
-        """Wait until CONDITION holds, at most SECONDS; whether it does."""
+        """Wait until `condition` holds, at most `seconds`; whether it does."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), seconds)
 
     def objects(self, kind: Kind) -> Mapping[str, Object]:
-        """The objects of KIND by "namespace/name"; kinds without a namespace have "default"."""
+        """The objects of `kind` by "namespace/name"; kinds without a namespace have "default"."""
         return self._objects[kind]
 
     def versions(self, kind: Kind) -> dict[str, str]:
@@ -40,7 +40,7 @@ class Mirror:
         return {key: item.metadata.resource_version or "" for key, item in self._objects[kind].items()}
 
     def lists(self, kind: Kind) -> int:
-        """The number of lists of KIND so far."""
+        """The number of lists of `kind` so far."""
         return sum(isinstance(event, Listed) and event.kind is kind for event in self.events)
 
     @property

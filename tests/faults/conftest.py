@@ -107,7 +107,7 @@ class Site:
         return self.cluster.spaces["node1"]
 
     def put(self, scenario: Scenario, *ends: End) -> None:
-        """Apply the Service and its slices; ENDS, if any, in the place of the endpoints of the table."""
+        """Apply the Service and its slices; `ends`, if any, in the place of the endpoints of the table."""
         for item in self._remember(scenario, scenario.objects(ends or None)):
             self.server.apply(item)
 
@@ -162,7 +162,7 @@ class Site:
         return last
 
     def served(self, kind: str) -> int:
-        """How many lists and watches of KIND were asked for."""
+        """How many lists and watches of `kind` were asked for."""
         return sum(self.server.served[verb, kind] for verb in ("list", "stream", "watch"))
 
     def start(self) -> None:

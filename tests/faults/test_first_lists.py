@@ -30,7 +30,7 @@ def stopped(following: Site) -> Site:
 
 
 def start_with_a_hanging_list(site: Site, kind: str) -> None:
-    """Returns when the list of KIND hangs and all the others are in."""
+    """Returns when the list of `kind` hangs and all the others are in."""
     before = {each: site.server.served["stream", each] for each in (OTHER[kind], "Node")}
     site.server.inject(Hang(), verb="stream", kind=kind)
     site.start()

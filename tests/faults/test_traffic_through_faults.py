@@ -36,7 +36,7 @@ def met(site: Site) -> bool:
 
 
 def watches(fault: Fault, times: int = 1) -> Callable[[Site], None]:
-    """The next watches of both kinds meet FAULT, while the cluster changes."""
+    """The next watches of both kinds meet `fault`, while the cluster changes."""
 
     def act(site: Site) -> None:
         for kind in KINDS:
@@ -55,7 +55,7 @@ def watches(fault: Fault, times: int = 1) -> Callable[[Site], None]:
 
 
 def lists(fault: Fault, times: int = 1, verb: str = "list") -> Callable[[Site], None]:
-    """The server forgot its history, so everything has to be listed anew, and that meets FAULT.
+    """The server forgot its history, so everything has to be listed anew, and that meets `fault`.
 
     verb: stream, or list, which comes in pages once a stream has failed.
     """

@@ -161,7 +161,7 @@ def beside(
 
 
 def without_library(folder: Path) -> Path:
-    """The libraries of iptables in FOLDER, but for that of the foreign match."""
+    """The libraries of iptables in `folder`, but for that of the foreign match."""
     source = next(Path("/usr").glob("lib*/**/xtables/libxt_time.so")).parent
     folder.mkdir()
     for library in source.iterdir():

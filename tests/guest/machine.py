@@ -92,7 +92,7 @@ class Machine:
     """A running machine. Close it to end it, whatever it does."""
 
     def __init__(self, share: Path, argv: Sequence[str], rewritten: Iterable[tuple[Path, bytes]] = ()) -> None:
-        """Start it. ARGV runs in the checkout's folder, as root; SHARE is a folder, inside it is INSIDE.
+        """Start it. `argv` runs in the checkout's folder, as root; `share` is a folder, inside it is INSIDE.
 
         rewritten: files that the machine has besides, such as byte code of test modules, which is not among what it
         has anyway. Raises MachineError where there is no kernel to be had.

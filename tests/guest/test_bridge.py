@@ -41,7 +41,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ElementTree.Ele
 
 
 def text(case: ElementTree.Element, kind: str) -> str:
-    """What the case's one outcome says; KIND: failure, error or skipped."""
+    """What the case's one outcome says; `kind`: failure, error or skipped."""
     (outcome,) = unhappy(case)
     assert outcome.tag == kind
     return f"{outcome.attrib['message']}\n{outcome.text}"

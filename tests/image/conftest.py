@@ -84,7 +84,7 @@ class Builder:
         return copy
 
     def build(self, name: str, *options: str, wheels: Path | None = WHEELS, **environment: str) -> Image:
-        """Build the image, with nothing kept of earlier ones but the base and the WHEELS; None: from the network."""
+        """Build the image, with nothing kept of earlier ones but the base and the `wheels`; None: from the network."""
         archive = self.folder / f"{name}.tar"
         local = ["--wheels", str(wheels)] if wheels else []
         done = self.run("--output", str(archive), *local, *options, **environment)

@@ -87,7 +87,7 @@ class Confinement:
 
 @dataclass(slots=True)
 class Container:
-    """A program in the image's root filesystem ROOT, in the network namespace SPACE.
+    """A program in the image's root filesystem `root`, in the network namespace `space`.
 
     volumes: folders by the path at which the container sees them, read-only. confinement None: privileged. log: where
     the program's output goes.

@@ -77,7 +77,7 @@ def intercepting() -> Iterator[Proxy]:
 
 
 def index(project: str) -> bytes:
-    """PyPI's page of PROJECT."""
+    """PyPI's page of `project`."""
     files = [
         path for path in WHEELS.glob("*.whl") if re.sub(r"[-_.]+", "-", path.name.split("-")[0]).lower() == project
     ]

@@ -34,7 +34,7 @@ def nat(space: Namespace) -> str:
 
 
 def move(pod: Pod, space: Namespace, address: str) -> None:
-    """Let the Service's endpoint be at ADDRESS, and wait until it is."""
+    """Let the Service's endpoint be at `address`, and wait until it is."""
     pod.server.apply({**SLICE, "endpoints": [{"addresses": [address], "conditions": {"ready": True}}]})
     assert wait_for(lambda: f"{address}:8080" in nat(space), SOON), pod.container.said()
 

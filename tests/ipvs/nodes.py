@@ -122,7 +122,7 @@ class Node:
         return self.check(family)
 
     def change(self, plan: ServicePlan) -> Outcome:
-        """One Service becomes PLAN; nothing else is looked at."""
+        """One Service becomes `plan`; nothing else is looked at."""
         self._plans[plan.family][plan.key] = plan
         return self.space.call(self._dataplanes[plan.family].apply, self._plans[plan.family], [plan.key])
 
@@ -231,7 +231,7 @@ class Node:
         return f"segments sent again: {dict(zip(names, values, strict=True))['RetransSegs']}"
 
     def _with_new_port(self, work: Callable[[], T]) -> T:
-        """Do WORK as a client, whose one socket gets a port that none had before: an old one may have a past.
+        """Do `work` as a client, whose one socket gets a port that none had before: an old one may have a past.
 
         By UDP, IPVS leads it where it led before. By TCP a pod may still hold the connection of an earlier client, if
         its end came when the virtual server was gone. The pod answers the new client so that this one resets the
@@ -250,7 +250,7 @@ class Node:
 def dataplane(
     space: Namespace, settings: Settings, stack: ExitStack, clock: Callable[[], float] = time.monotonic
 ) -> IpvsDataplane:
-    """A new one of a family over the kernel of SPACE, with sockets that STACK closes. To be called in SPACE."""
+    """A new one of a family over the kernel of `space`, with sockets that `stack` closes. To be called in `space`."""
     ipvs, sets, addresses = space.call(KernelIpvs), space.call(KernelIpSets), space.call(KernelAddresses)
     for each in (ipvs, sets, addresses):
         stack.enter_context(closing(each))

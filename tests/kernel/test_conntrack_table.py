@@ -126,7 +126,7 @@ def plans(port: int) -> dict[PortKey, ServicePlan]:
 
 
 def reached(client: socket.socket, to: tuple[str, int], servers: dict[int, socket.socket]) -> int:
-    """The server that gets what CLIENT sends, 0 when none does."""
+    """The server that gets what `client` sends, 0 when none does."""
     client.sendto(b"who?", to)
     for port, server in servers.items():
         try:

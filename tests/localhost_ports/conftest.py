@@ -48,7 +48,7 @@ class Exposed:
         return "sessionAffinity" in self.spec
 
     def objects(self, node_port: int = 0) -> list[dict[str, Any]]:
-        """Its manifests, with another NODE_PORT if given."""
+        """Its manifests, with another `node_port` if given."""
         number = self.node_port - 30000
         meta, ips = {"namespace": "default"}, [f"10.96.5.{number}", f"fd00:96::5{number:02}"]
         ports = [

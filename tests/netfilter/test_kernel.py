@@ -86,7 +86,7 @@ def test_any_layout_is_loaded_as_nft_loads_it_from_text(
 
 
 def differing(kernel: KernelNftables, layout: Layout) -> list[str]:
-    """What the kernel's table and LAYOUT do not have in common."""
+    """What the kernel's table and `layout` do not have in common."""
     found = kernel.listing(layout.family, TABLE)
     assert found is not None
     assert found.generation == kernel.generation()

@@ -123,7 +123,7 @@ def test_objects_that_are_garbage_are_an_error_that_is_mapped(data: bytes) -> No
 
 @st.composite
 def mutated(draw: st.DrawFn, good: bytes) -> bytes:
-    """Bytes that are nearly GOOD, or anything."""
+    """Bytes that are nearly `good`, or anything."""
     if not good or draw(st.booleans()):
         return draw(st.binary(max_size=80))
     at = draw(st.integers(0, len(good) - 1))

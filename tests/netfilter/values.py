@@ -69,7 +69,7 @@ BASES = {
 
 
 def address(family: Family, number: int) -> str:
-    """10.0.0.NUMBER, fd00::NUMBER (hexadecimal)"""
+    """10.0.0.`number`, fd00::`number` (hexadecimal)"""
     return f"10.0.0.{number}" if family is Family.IPV4 else f"fd00::{number:x}"
 
 
@@ -174,7 +174,7 @@ def listed(nftables: Nftables, family: Family = Family.IPV4, sizes: Mapping[str,
 
 
 def difference(listed: ListedSet, wanted: Sequence[Element]) -> tuple[list[Element], list[Element]]:
-    """What a listed set has besides WANTED, and what it lacks."""
+    """What a listed set has besides `wanted`, and what it lacks."""
     assert listed.spec is not None
     assert listed.elements is not None
     code, there = coder(listed.spec), set(listed.elements)
@@ -224,7 +224,8 @@ PARTS: dict[Type, st.SearchStrategy[str | int]] = {
 
 @st.composite
 def any_elements(draw: st.DrawFn, spec: Set, most: int = 8) -> list[Element]:
-    """Elements of SPEC, with different keys; networks in interval sets do not overlap, as they are single addresses."""
+    """Elements of `spec`, with different keys; networks in interval sets do not overlap, as they are single
+    addresses."""
     key = st.tuples(*(_part(spec, type_) for type_ in spec.key))
     keys = draw(st.lists(key, max_size=most, unique=True))
     data: st.SearchStrategy[object] = st.none()

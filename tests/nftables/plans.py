@@ -19,7 +19,7 @@ NODE_IP = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
 
 
 def address(family: Family, network: int, number: int) -> str:
-    """10.NETWORK.0.NUMBER, fd00:NETWORK::NUMBER"""
+    """10.`network`.0.`number`, fd00:`network`::NUMBER"""
     return f"10.{network}.0.{number}" if family is Family.IPV4 else f"fd00:{network}::{number}"
 
 
@@ -73,7 +73,7 @@ def written(element: Element) -> str:
 
 
 def destinations(chains: Iterable[Chain]) -> Iterator[str]:
-    """The chains to which rules of CHAINS jump, without verdict maps."""
+    """The chains to which rules of `chains` jump, without verdict maps."""
     for chain in chains:
         for rule in chain.rules:
             for statement in rule:

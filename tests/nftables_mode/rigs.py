@@ -23,7 +23,7 @@ Held = tuple[dict[str, Set], dict[str, Chain], dict[str, frozenset[Element]]]
 
 
 def comparison(listing: Listing, layout: Layout) -> Delta:
-    """What differs between a listed table and LAYOUT."""
+    """What differs between a listed table and `layout`."""
     found = Comparison(listing, layout.family)
     found.want(layout.elements, layout.sets)
     return found.delta(layout.sets, layout.chains)

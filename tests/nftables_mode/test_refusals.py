@@ -65,7 +65,7 @@ def test_the_others_are_served(bad: ServicePlan, refuse: Refuse, at_start: bool)
 
 
 def without_a_name(*bad: ServicePlan) -> Callable[[Sequence[Operation]], int]:
-    """Refuses transactions that add the verdict of any of BAD, and does not say because of what."""
+    """Refuses transactions that add the verdict of any of `bad`, and does not say because of what."""
 
     def refuse(operations: Sequence[Operation]) -> int:
         added = (e for op in operations if isinstance(op, AddElements) for e in op.elements)

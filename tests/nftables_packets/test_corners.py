@@ -107,7 +107,7 @@ def program(cluster: Cluster, corner: Corner, family: Family) -> None:
 
 
 def fault(cluster: Cluster, ask: Ask, protocol: Protocol, family: Family) -> str:
-    """What is wrong with what ASK met, "" when nothing is."""
+    """What is wrong with what `ask` met, "" when nothing is."""
     function = probes.udp if protocol is Protocol.UDP else probes.tcp
     timeout = IMPATIENCE if ask.meets is Nothing.TIMED_OUT else PATIENCE
     own = address(ask.own, family) if ask.own else ""

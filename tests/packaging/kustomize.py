@@ -28,7 +28,7 @@ KNOWN = {"apiVersion", "kind", "resources", "patches"}
 
 
 def build(folder: Path) -> list[Object]:
-    """The objects of the kustomization in FOLDER. Raises ValueError for what kustomize or this would not take."""
+    """The objects of the kustomization in `folder`. Raises ValueError for what kustomize or this would not take."""
     text = yaml.safe_load((folder / "kustomization.yaml").read_text())
     if unknown := set(text) - KNOWN:
         raise ValueError(f"{folder}: not understood: {', '.join(sorted(unknown))}")
@@ -49,7 +49,7 @@ def build(folder: Path) -> list[Object]:
 
 
 def merge(old: Any, change: Any, field: str = "") -> Any:
-    """OLD as CHANGE would have it; neither is altered. field: where it stands in its object."""
+    """OLD as `change` would have it; neither is altered. field: where it stands in its object."""
     if isinstance(old, dict) and isinstance(change, dict):
         merged = {**old, **{key: merge(old.get(key), value, key) for key, value in change.items()}}
         return {key: value for key, value in merged.items() if key not in change or change[key] is not None}

@@ -39,7 +39,7 @@ READ_ONLY_ROOT = "mount -o remount,bind,ro /\n"
 
 
 class Pod:
-    """Of the DaemonSet among OBJECTS, on a node of one namespace. FOLDER takes its files and its log."""
+    """Of the DaemonSet among `objects`, on a node of one namespace. `folder` takes its files and its log."""
 
     def __init__(self, objects: list[dict[str, Any]], space: Namespace, server: ApiServer, folder: Path) -> None:
         by_kind = {item["kind"]: item for item in objects}

@@ -20,7 +20,7 @@ print(importlib.util.find_spec("modes"))
 
 
 def build(what: str, source: Path, out: Path) -> Path:
-    """Build WHAT ("wheel" or "sdist") from SOURCE with the build backend that this environment has, offline."""
+    """Build `what` ("wheel" or "sdist") from `source` with the build backend that this environment has, offline."""
     command = [sys.executable, "-m", "build", "--no-isolation", f"--{what}", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -126,7 +126,7 @@ def test_it_reads_ours_as_kube_proxys_and_what_it_writes_is_taken_over(node: Nod
 
 
 def delete_first_jump(read: str, chain: str) -> str:
-    """The line that deletes CHAIN's first jump to one of our chains."""
+    """The line that deletes `chain`'s first jump to one of our chains."""
     return next(f"-D{line[2:]}" for line in read.splitlines() if line.startswith(f"-A {chain} ") and "-j KUBE-" in line)
 
 

@@ -80,7 +80,7 @@ def agrees(server: ApiServer, mirror: Mirror) -> bool:
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    """Wait until CONDITION holds, at most that many SECONDS; whether it does."""
+    """Wait until `condition` holds, at most that many `seconds`; whether it does."""
     end = time.monotonic() + seconds
     while not (held := condition()) and time.monotonic() < end:
         time.sleep(0.01)

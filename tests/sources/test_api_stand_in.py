@@ -141,7 +141,7 @@ def test_a_namespace_takes_its_objects_along() -> None:
 
 @dataclass
 class Api:
-    """Requests to SERVER, and their answers: HTTP status and JSON."""
+    """Requests to `server`, and their answers: `http` status and JSON."""
 
     server: ApiServer
     http: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(retries=False))

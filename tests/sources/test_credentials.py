@@ -32,7 +32,7 @@ def secure() -> Iterator[ApiServer]:
 
 
 def kubeconfig(folder: Path, api: ApiServer, user: dict[str, Any], **cluster: Any) -> str:
-    """A kubeconfig for USER; CLUSTER replaces fields of its cluster, None removes one."""
+    """A kubeconfig for `user`; CLUSTER replaces fields of its cluster, None removes one."""
     path = folder / "kubeconfig"
     authority = str(api.ca_file) if api.url.startswith("https") else None
     known = {"server": api.url, "certificate-authority": authority, **cluster}

@@ -163,7 +163,7 @@ PATHS_OF_NUMBERS = [
 
 
 def _with(value: Any, path: str, new: Any) -> Any:
-    """A copy of VALUE with NEW at PATH; a part of a path that is not there is made."""
+    """A copy of `value` with `new` at `path`; a part of a path that is not there is made."""
     head, _, rest = path.partition(".")
     if isinstance(value, list):
         return [_with(item, rest, new) if rest and str(i) == head else new if str(i) == head else item

@@ -44,7 +44,7 @@ IRREGULAR: dict[str, tuple[Make, str]] = {
 
 
 def in_time(action: Callable[[], object]) -> BaseException | object:
-    """What ACTION returns or raises; fails when it takes for ever."""
+    """What `action` returns or raises; fails when it takes for ever."""
     found: list[BaseException | object] = []
 
     def run() -> None:

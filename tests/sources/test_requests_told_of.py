@@ -23,7 +23,7 @@ SERVICES = "/api/v1/services"
 
 @dataclass
 class Client:
-    """A client of SERVER and what it tells."""
+    """A client of `server` and what it tells."""
 
     server: ApiServer
     settings: ClientSettings

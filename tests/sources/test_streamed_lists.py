@@ -21,7 +21,7 @@ from tests.sources.conftest import FAST, Follow
 
 
 def asked(server: ApiServer, kind: str = "Service") -> list[str]:
-    """What was asked of the server about KIND: the verbs."""
+    """What was asked of the server about `kind`: the verbs."""
     return [request.verb for request in list(server.requests) if request.kind == kind]
 
 

@@ -49,7 +49,7 @@ class Node:
         return ALIVE[0]
 
     def start(self, mode: str, *more: str) -> None:
-        """Start a proxy in MODE and wait until it has written both families."""
+        """Start a proxy in `mode` and wait until it has written both families."""
         log = self.folder / f"log-{mode}"
         arguments = ("--proxy-mode", mode, *ARGUMENTS, *more)
         self.proxy = proxy = Proxy(self.space, self.deployed.manifests.folder, log, arguments)
@@ -63,7 +63,7 @@ class Node:
         assert proxy.stop() == 0, proxy.tail()
 
     def run(self, mode: str) -> None:
-        """Have a proxy in MODE, the one that runs or a new one."""
+        """Have a proxy in `mode`, the one that runs or a new one."""
         if self.mode != mode:
             self.end()
             self.start(mode)
@@ -88,7 +88,7 @@ class Node:
         return sorted(self.space.call(nfacct.counters)) if self.space.call(nfacct.available) else []
 
     def left_by(self, mode: str) -> str:
-        """What is there of MODE's own; "" when nothing is."""
+        """What is there of `mode`'s own; "" when nothing is."""
         found = MARKS[mode].search(self.holds())
         return found.group() if found else ""
 

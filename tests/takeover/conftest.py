@@ -56,7 +56,7 @@ class Node:
         return {family: plain(self.run(self.tool(family, "-save", backend))) for family in Family}
 
     def start(self, *arguments: str) -> list[dict[str, Any]]:
-        """Start the proxy, with more ARGUMENTS; the log's lines about its first sync of each family."""
+        """Start the proxy, with more `arguments`; the log's lines about its first sync of each family."""
         if arguments:
             self.proxy = Proxy(self.space, self.manifests, self.proxy.log, (*ARGUMENTS, *arguments))
         seen = len(self.lines("Synced"))

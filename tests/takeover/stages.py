@@ -60,7 +60,7 @@ class Stage:
     # ---- kube-proxy
 
     def kube_proxy(self, mode: str) -> None:
-        """Program what kube-proxy in MODE would have: all of its own text in one go, over whatever is there."""
+        """Program what kube-proxy in `mode` would have: all of its own text in one go, over whatever is there."""
         if mode == "ipvs":
             preview = self._preview(ProxyMode.IPVS)
             for family, rules in theirs.ipvs(self.space, {f: preview.ipvs(f) for f in Family}).items():
@@ -108,7 +108,7 @@ class Stage:
         return Preview(state, config, host, Features(nfacct=self.space.call(_counts)))
 
     def crowd(self, turn: int, services: int = 150) -> None:
-        """Many more Services, so that a sync takes its time; from one TURN to the next a tenth of them change."""
+        """Many more Services, so that a sync takes its time; from one `turn` to the next a tenth of them change."""
         path, spare = self.deployed.manifests.folder / "crowd.json", self.folder / "crowd"
         items = [item for number in range(services) for item in _one_of_many(number, turn)]
         items += _one("marker", _markers(turn), (turn, turn))
@@ -118,7 +118,8 @@ class Stage:
     # ---- kproxy
 
     def start(self, mode: str, *arguments: str, ready: bool = True, path: str = "") -> Proxy:
-        """Start one more kproxy; READY: and wait until it has synced. PATH: where it finds commands, "" for as here."""
+        """Start one more kproxy; `ready`: and wait until it has synced. `path`: where it finds commands, "" for as
+        here."""
         self.started += 1
         log = self.folder / f"log-{self.started}"
         proxy = Proxy(self.space, self.deployed.manifests.folder, log, ("--proxy-mode", mode, *QUICK, *arguments))
@@ -134,7 +135,7 @@ class Stage:
         proxy.await_ready(lambda: proxy.tail(1_000_000).count('"msg":"Synced"') >= len(Family))
 
     def stop(self, proxy: Proxy | None = None, with_signal: signal.Signals = signal.SIGTERM) -> None:
-        """End PROXY, the last one unless told otherwise."""
+        """End `proxy`, the last one unless told otherwise."""
         proxy = proxy or self.proxy
         status = proxy.stop(with_signal, timeout=60)
         assert status == (0 if with_signal is signal.SIGTERM else -with_signal), proxy.tail()
@@ -154,7 +155,7 @@ class Stage:
         return {" ".join(words) for words in found if words[-1] not in ("nat", "filter", "mangle", "raw", "security")}
 
     def holds_only(self, mode: str) -> bool:
-        """Whether nothing is there of another mode's than MODE, nor of kube-proxy's if that is nftables mode."""
+        """Whether nothing is there of another mode's than `mode`, nor of kube-proxy's if that is nftables mode."""
         if mode == "nftables":
             return (
                 not any("KUBE-SVC" in text for text in self.rules().values()) and "ip kube-proxy" not in self.tables()
@@ -162,7 +163,7 @@ class Stage:
         return not self.tables()
 
     def has_programmed(self, turn: int) -> bool:
-        """Whether the crowd's Services are there as they were written with that TURN, in both families."""
+        """Whether the crowd's Services are there as they were written with that `turn`, in both families."""
         held = self.space.run(["nft", "list", "ruleset"]) + "".join(self.saved(f, "legacy") for f in Family)
         return all(marker in held for marker in _markers(turn))
 

@@ -63,7 +63,7 @@ class Node:
         return self._preview.families[family].plans
 
     def adopt(self, family: Family, tables: Tables) -> tuple[int, int, bool]:
-        """What iptables mode writes to TABLES."""
+        """What iptables mode writes to `tables`."""
         settings = self._preview.settings(family)
         return written(IptablesDataplane(settings, tables).apply(self.plans(family), None))
 

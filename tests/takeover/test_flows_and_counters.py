@@ -106,7 +106,7 @@ def test_dropped_invalid_packets_are_counted(running: Deployment) -> None:
 
 
 def segment(source: str, target: str, flags: int) -> bytes:
-    """A TCP header with these FLAGS and a checksum that is right (RFC 9293)."""
+    """A TCP header with these `flags` and a checksum that is right (RFC 9293)."""
     header = struct.pack(">HHIIBBHHH", 40000, 8080, 1, 0, 5 << 4, flags, 1024, 0, 0)
     pseudo = struct.pack(">4s4sBBH", socket.inet_aton(source), socket.inet_aton(target), 0, 6, len(header))
     total = sum(struct.unpack(f">{len(pseudo + header) // 2}H", pseudo + header))

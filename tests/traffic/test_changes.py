@@ -36,7 +36,7 @@ def come_to(client: probes.UdpClient, expected: str | Nothing) -> bool:
 
 
 def lead_to(running: Deployment, address: str, port: int, pod: str) -> bool:
-    """Whether new connections of the calling pod come to be answered by POD."""
+    """Whether new connections of the calling pod come to be answered by `pod`."""
     caller = running.cluster.spaces["caller"]
     return wait_for(lambda: pod_of(caller.call(probes.tcp, address, port)) == pod, SOON)
 

@@ -27,7 +27,7 @@ Serve = Callable[[socket.socket], None]
 
 
 def eventually(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-    """Whether CONDITION becomes true in time."""
+    """Whether `condition` becomes true in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -42,7 +42,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def exactly(connection: socket.socket, size: int) -> bytes:
-    """The next SIZE bytes, or fewer at the end of the stream."""
+    """The next `size` bytes, or fewer at the end of the stream."""
     got = bytearray()
     while len(got) < size and (data := connection.recv(size - len(got))):
         got += data
@@ -60,7 +60,7 @@ def say(text: bytes) -> Serve:
 
 @contextlib.contextmanager
 def endpoint(serve: Serve, ip: str = "127.0.0.1", port: int = 0) -> Iterator[Endpoint]:
-    """A TCP server that gives each connection to SERVE, and closes it when that is done."""
+    """A TCP server that gives each connection to `serve`, and closes it when that is done."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.create_server((ip, port), family=family, backlog=512) as listening:
 
@@ -87,7 +87,7 @@ def endpoint(serve: Serve, ip: str = "127.0.0.1", port: int = 0) -> Iterator[End
 
 @contextlib.contextmanager
 def datagrams(answer: Callable[[bytes], bytes | None], ip: str = "127.0.0.1", port: int = 0) -> Iterator[Endpoint]:
-    """A UDP server that answers each datagram with what ANSWER makes of it, if anything."""
+    """A UDP server that answers each datagram with what `answer` makes of it, if anything."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as receiving:
         receiving.bind((ip, port))
@@ -157,7 +157,7 @@ def forwarding(
     family: Family = Family.IPV4,
     key: ListenerKey = WEB,
 ) -> Iterator[Port]:
-    """A forwarder with one listener that leads to ENDPOINTS."""
+    """A forwarder with one listener that leads to `endpoints`."""
     forwarder = ForwarderProcess(settings)
     try:
         yield Port(forwarder, family, key).lead_to(*endpoints, affinity=affinity)

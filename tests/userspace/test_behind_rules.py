@@ -42,7 +42,7 @@ def netns() -> Iterator[Namespace]:
 
 
 def lead(netns: Namespace, family: Family, protocol: str, port: int, virtual: int = 80) -> None:
-    """The virtual address's port VIRTUAL leads to PORT of the node."""
+    """The virtual address's port `virtual` leads to PORT of the node."""
     command = "iptables" if family is Family.IPV4 else "ip6tables"
     node = NODE[family] if family is Family.IPV4 else f"[{NODE[family]}]"
     rule = f"-p {protocol} -d {VIRTUAL[family]} --dport {virtual} -j DNAT --to-destination {node}:{port}"

@@ -72,7 +72,7 @@ def is_reset(address: tuple[str, int]) -> bool:
 
 
 def dies(times: int, error: Exception) -> object:
-    """Stands for a method: raises ERROR the first TIMES."""
+    """Stands for a method: raises `error` the first `times`."""
     left = [times]
 
     def broken(original):  # type: ignore[no-untyped-def]

@@ -28,7 +28,7 @@ HANGS_FOR = 4.0
 
 
 def hanging_commands(folder: Path, flag: Path) -> Path:
-    """A folder of commands that wait while FLAG exists."""
+    """A folder of commands that wait while `flag` exists."""
     folder.mkdir()
     for name in COMMANDS:
         if real := shutil.which(name):
