@@ -6,7 +6,7 @@ what others changed in nftables mode's own table (kproxy.netfilter.table), and t
 
 The kernel numbers the transactions of everybody on all tables in one sequence, and iptables-restore makes one of each
 table (iptables 1.8.9). As long as the number grows by our own transactions only, nobody else wrote. That costs nothing,
-so it serves until the first sync is done; a listener costs the kernel a message for each rule, a quarter of the time of
+so it serves until the cold start is over; a listener costs the kernel a message for each rule, a quarter of the time of
 a cold start.
 """
 
@@ -30,6 +30,9 @@ WAIT = 0.5
 generation protects it too, at the price of a repetition."""
 STUCK = 10.0
 """Seconds after which a transaction or restore is no longer waited for before the question of who wrote is answered."""
+REST = 5.0
+"""Seconds after this program's last transaction, of either family, for which counting goes on and nobody listens: a
+family that is done with its cold start must not make the other's slower, nor drown in its notifications."""
 PATIENCE = 0.2  # seconds; a transaction that the kernel has numbered is answered within moments
 GENERATIONS = (1 << 32) - 1  # the kernel counts in 32 bits and leaves out 0
 
@@ -72,6 +75,7 @@ class OwnTransactions:
         self._changed = threading.Condition()
         self._under_way: set[Transaction] = set()
         self._own = self._uncertain = self._started = 0
+        self._last_ended = float("-inf")
         self._start: Mark | None = None
         self._turns: deque[object] = deque()  # the first one writes, the others wait in order
         self._turn_began = 0.0
@@ -116,8 +120,14 @@ class OwnTransactions:
         finally:
             with self._changed:
                 self._under_way.remove(transaction)
+                self._last_ended = self._clock()
                 self._own += transaction.tables
                 self._uncertain += not transaction.certain
+
+    def at_rest(self) -> bool:
+        """Whether the last transaction of ours ended a while ago, and none is under way."""
+        with self._changed:
+            return not self._under_way and self._clock() - self._last_ended >= REST
 
     def begin(self, number: Callable[[], int]) -> None:
         """Count from here on, before the first transaction; later calls change nothing.
@@ -170,7 +180,8 @@ class OwnTransactions:
 class NftDrift:
     """Detects changes that others make to one family's iptables tables on nf_tables. Close it after use.
 
-    It starts to listen when first asked after the cold start. Used by one thread, that of the family.
+    It starts to listen when others wrote, or when both families' cold start is over. Used by one thread, that of the
+    family.
     """
 
     proves = True
@@ -217,8 +228,10 @@ class NftDrift:
             self.changed()  # the notifications of the restore wait in a bounded buffer
 
     def _listen(self) -> bool:
-        """Starts to listen, unless it cannot be told yet whether others wrote before."""
-        if self._own.others_wrote(generation) is None:
+        """Starts to listen: once others wrote, or this program is at rest. Until then counting answers as well, unless
+        a transaction is under way."""
+        wrote = self._own.others_wrote(generation)
+        if wrote is None or not (wrote or self._own.at_rest()):
             return False
         monitor = Monitor(self._is_ours, [(NFT_FAMILY[self._family], table) for table in TABLES])
         others_wrote = self._own.others_wrote(generation)

@@ -140,7 +140,7 @@ class ChainWriter(Generic[P]):
         """Bring the kernel to `wanted`; touched: as in Dataplane.apply."""
         outcome = Outcome()
         full, trusted, whole = touched is None, self._trusted, not self._unreadable
-        drifted = full and self._drift.changed()
+        drifted = full and trusted and self._drift.changed()
         known = trusted and not drifted
         with outcome.kept_on_failure():
             if known and self._change(wanted, touched, outcome) and not (full and self._reading_is_due()):

@@ -13,7 +13,7 @@ from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.kernel.netlink_sockets import Socket
 from kproxy.model.plans import Family
-from kproxy.netfilter.changes import NftDrift, OwnTransactions, WatchedTables
+from kproxy.netfilter.changes import REST, NftDrift, OwnTransactions, WatchedTables
 from kproxy.netfilter.kernel import generation
 from kproxy.netfilter.notifications import Monitor
 
@@ -183,7 +183,8 @@ def restored(tables: WatchedTables, drift: NftDrift, number: int) -> list[bool]:
 
 
 def test_a_family_that_restores_is_no_other_program_to_the_other_family(commands: Commands, shell: Shell) -> None:
-    own = OwnTransactions()
+    now = [0.0]
+    own = OwnTransactions(lambda: now[0])
     drifts = [NftDrift(family, lambda pid: pid in commands.recent_pids(), own) for family in Family]
     both = [WatchedTables(HostTables(commands, drift._family, NFT), drift) for drift in drifts]
     for drift in drifts:
@@ -191,6 +192,7 @@ def test_a_family_that_restores_is_no_other_program_to_the_other_family(commands
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(restored, both, drifts, [20, 20]))
     assert not any(map(any, answers))
+    now[0] += REST  # from now on they listen, each to its own tables
     assert [drift.changed() for drift in drifts] == [False, False]
     shell("ip6tables-nft -t nat -F KUBE-SERVICES")
     assert [drift.changed() for drift in drifts] == [False, True]

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from kproxy.netfilter.changes import GENERATIONS, STUCK, WAIT, OwnTransactions, Transaction, following
+from kproxy.netfilter.changes import GENERATIONS, REST, STUCK, WAIT, OwnTransactions, Transaction, following
 
 DEADLINE = 60.0  # seconds; only a deadlock reaches it
 
@@ -105,6 +105,18 @@ def test_patience_outlasts_an_answer_that_is_late_by_moments() -> None:
     answered: list[Callable[[], None]] = [world.end]
     world.own._pause = lambda seconds: answered.pop()()
     assert world.own.await_whether_others_wrote(lambda: world.generation) is False
+
+
+def test_it_is_at_rest_a_while_after_the_last_transaction() -> None:
+    world = World()
+    answers = [world.own.at_rest()]
+    world.begin()
+    world.wait_long()
+    answers.append(world.own.at_rest())
+    world.end()
+    answers.append(world.own.at_rest())
+    world.now += REST
+    assert [*answers, world.own.at_rest()] == [True, False, False, True]
 
 
 def test_the_kernels_numbers_leave_out_zero() -> None:
