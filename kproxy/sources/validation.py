@@ -102,11 +102,8 @@ def _idle(item: Object) -> Found:
         case EndpointSlice():
             if HEADLESS_LABEL in (item.metadata.labels or {}) or item.address_type == "FQDN":
                 return
-            if item.endpoints and not item.ports:
+            if item.endpoints and item.ports is None:  # an empty list is what a controller writes for no port
                 yield "ports", "is missing, so the endpoints serve no port of a Service"
-            for i, port in enumerate(item.ports or ()):
-                if port.port is None:
-                    yield f"ports[{i}].port", "is missing, so the endpoints serve no port of a Service by it"
         case ServiceCIDR():
             if not (item.spec and item.spec.cidrs):
                 yield "spec.cidrs", "is missing"

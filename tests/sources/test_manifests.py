@@ -158,9 +158,6 @@ UNUSABLE = {
     SLICE.replace("[{port: 80}]", "null"): (
         "EndpointSlice default/web-1: ports: is missing, so the endpoints serve no port of a Service"
     ),
-    SLICE.replace("{port: 80}", "{name: web, port: null}"): (
-        "EndpointSlice default/web-1: ports[0].port: is missing, so the endpoints serve no port of a Service by it"
-    ),
     SLICE.replace("IPv4", "ipv4"): "EndpointSlice default/web-1: addressType: 'ipv4' is not IPv4, IPv6 or FQDN",
     SLICE.replace("addresses", "Addresses"): (
         "EndpointSlice default/web-1: endpoints[0].Addresses: unknown field (is addresses meant?)"
