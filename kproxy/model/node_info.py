@@ -146,7 +146,7 @@ def node_port_addresses(
     """
     asked = tuple(asked)
     networks = [ipaddress.ip_network(c) for c in _cidrs(family, asked, node_ips)]
-    concerned = any(text in KEYWORDS or family_of(text) is family for text in asked)
+    concerned = any(text in KEYWORDS or family_of(canonical_cidr(text) or text) is family for text in asked)
     if not concerned or any(n.prefixlen == 0 for n in networks):
         return NodePortAddresses()
     matched = sorted(

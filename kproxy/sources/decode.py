@@ -16,7 +16,6 @@ import msgspec
 from kproxy.config.parse_errors import json_problem, mismatch, of_text
 from kproxy.config.yaml_reader import TOO_DEEP
 from kproxy.errors import InvalidObject, SourceError
-from kproxy.model.events import full_name
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.sources.intern import drop_unread_metadata
 

@@ -137,6 +137,8 @@ NODE_IPS = ["172.18.0.9", "fd00:18::2"]
         (["primary", "192.168.0.0/16"], V4, NodePortAddresses(False, ("172.18.0.9", "192.168.9.7"), False)),
         (["primary", "192.168.0.0/16"], V6, NodePortAddresses(False, ("fd00:18::2",), False)),
         (["primary", "localhost", "::/0"], V6, ALL),
+        (["::ffff:172.18.0.0/112"], V4, NodePortAddresses(False, ("172.18.0.9", "172.18.0.10"), False)),
+        (["::ffff:172.18.0.0/112"], V6, ALL),
         (["primary", "localhost", "::/0"], V4, NodePortAddresses(False, ("127.0.0.1", "172.18.0.9"), True)),
     ],
 )

@@ -29,7 +29,12 @@ KUBEADM = list(yaml.safe_load_all((Path(__file__).parent / "data" / "kubeadm.yam
 SECONDS = 90
 GUEST_SECONDS = 240  # an emulated processor
 # Of the whole machine, and so read-only in every network namespace but its first.
-NOT_OF_A_NAMESPACE = "net.netfilter.nf_conntrack_max"
+USUAL = (
+    "net.netfilter.nf_conntrack_max",  # is not of a namespace
+    "Object cannot be used",
+    "no proxy mode is configured",
+    "ipvs mode is deprecated",
+)
 in_guest = pytest.mark.ipvs_kernel
 
 
@@ -92,9 +97,9 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Made]]:
 
 
 def complaints(said: str) -> list[str]:
-    """Warnings and errors in a log, but for the one that a namespace cannot do without."""
+    """Warnings and errors in a log, but for those that a namespace, or the mode, cannot do without."""
     lines = [line for line in said.splitlines() if re.match(r"[WE]\d{4} |kproxy: ", line)]
-    return [line for line in lines if NOT_OF_A_NAMESPACE not in line and "Object cannot be used" not in line]
+    return [line for line in lines if not any(each in line for each in USUAL)]
 
 
 def works(pod: Pod, backend: str, seconds: float) -> bool:

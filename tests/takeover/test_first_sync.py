@@ -29,12 +29,13 @@ def test_the_first_sync_writes_nothing(node: Node) -> None:
 
 
 def test_it_tells_how_many_rules_it_took_over(node: Node) -> None:
+    """As kube-proxy counts them: without those of built-in chains."""
     saved = node.saved()
     node.start()
     metrics = node.metrics()
     for family in Family:
         for table in ("filter", "nat"):
-            rules = saved[family].partition(f"*{table}\n")[2].partition("COMMIT\n")[0].count("\n-A ")
+            rules = saved[family].partition(f"*{table}\n")[2].partition("COMMIT\n")[0].count("\n-A KUBE-")
             labels = f'{{ip_family="{family}",table="{table}"}}'
             assert metrics[f"kubeproxy_sync_proxy_rules_iptables_total{labels}"] == rules
             assert metrics[f"kubeproxy_sync_proxy_rules_iptables_last{labels}"] == 0

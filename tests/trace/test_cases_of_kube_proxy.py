@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
@@ -33,9 +34,10 @@ def world(case: Case, family: Family) -> tuple[Preview, Node]:
 
 def configuration(case: Case) -> KubeProxyConfiguration:
     """That of the case, where nftables mode masquerades as iptables mode does."""
-    raw = dict(case.raw["config"])
-    raw["nftables"] = {"masqueradeAll": raw["iptables"].get("masqueradeAll", False)}
-    return from_text(json.dumps(raw))
+    config = from_text(json.dumps(case.raw["config"]))  # which leaves out the sections of other modes
+    return replace_fields(
+        config, nftables=replace_fields(config.nftables, masquerade_all=config.iptables.masquerade_all)
+    )
 
 
 def tracers(case: Case, family: Family, preview: Preview, node: Node) -> Iterator[tuple[str, str, Trace]]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from kproxy.config.files import from_text
 from kproxy.model.node_info import NodeInfo as NodeHost
 from kproxy.model.objects import Kind, Object
@@ -87,9 +89,10 @@ class World:
 
 
 def configuration(**fields: Any) -> Any:
-    alike = {k: v for k, v in fields.get("iptables", {}).items() if k in ("masqueradeAll", "masqueradeBit")}
-    head = {"nftables": alike, "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
-    return from_text(json.dumps({**head, "clusterCIDR": CLUSTER_CIDRS, **fields}))
+    head = {"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration"}
+    config = from_text(json.dumps({**head, "clusterCIDR": CLUSTER_CIDRS, **fields}))
+    alike = {"masquerade_all": config.iptables.masquerade_all, "masquerade_bit": config.iptables.masquerade_bit}
+    return replace(config, nftables=replace(config.nftables, **alike))
 
 
 def to(*endpoints: str, masqueraded: bool = False) -> Chances:
