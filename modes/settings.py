@@ -58,7 +58,7 @@ def detect_local(config: KubeProxyConfiguration, family: Family, node: NodeInfo)
         case DetectLocalMode.NODE_CIDR:
             cidrs: Iterable[str] = node.pod_cidrs
         case _:
-            cidrs = (text.strip() for text in config.cluster_cidrs)
+            cidrs = config.cluster_cidrs
     for text in cidrs:
         cidr = canonical_cidr(text)
         if cidr and family_of(cidr) is family:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import msgspec
 from kproxy.config.parse_errors import mismatch, of_text
 from kproxy.errors import InvalidConfig
 from kproxy.files import read_file
+from kproxy.model.addresses import canonical_ip, parse_prefix
 from kproxy.model.node_info import SERVICE_DEVICE, NodeInfo, family_of
 
 
@@ -47,33 +47,21 @@ def from_text(text: bytes) -> NodeInfo:
         raise InvalidConfig([of_text(text)]) from error
     if problems := list(_problems(found)):
         raise InvalidConfig(problems)
-    addresses = [
-        ipaddress.ip_interface(a).ip for i in found.interfaces if i.name != SERVICE_DEVICE for a in i.addresses
-    ]
+    prefixes = [parse_prefix(a) for i in found.interfaces if i.name != SERVICE_DEVICE for a in i.addresses]
     return NodeInfo(
-        ips=tuple(str(ipaddress.ip_address(ip)) for ip in found.node_ips),
-        addresses=tuple(str(address) for address in addresses),
+        ips=tuple(filter(None, map(canonical_ip, found.node_ips))),
+        addresses=tuple([prefix[0] for prefix in prefixes if prefix]),
     )
 
 
 def _problems(found: _File) -> Iterator[str]:
-    for i, ip in enumerate(found.node_ips):
-        if not _is_address(ip, "ip"):
-            yield f'nodeIPs[{i}]: must be an IP address, is "{ip}"'
-    if len({family_of(ip) for ip in found.node_ips}) < len(found.node_ips):
+    ips = [canonical_ip(ip) for ip in found.node_ips]
+    for i, ip in enumerate(ips):
+        if ip is None:
+            yield f'nodeIPs[{i}]: must be an IP address, is "{found.node_ips[i]}"'
+    if len({family_of(ip) for ip in ips if ip}) < len([ip for ip in ips if ip]):
         yield "nodeIPs: must hold at most one address of each IP family"
     for i, interface in enumerate(found.interfaces):
         for j, address in enumerate(interface.addresses):
-            if not _is_address(address, "ip/length"):
+            if parse_prefix(address) is None:
                 yield f'interfaces[{i}].addresses[{j}]: must be IP/LENGTH, is "{address}"'
-
-
-def _is_address(text: str, form: str) -> bool:
-    # Python also accepts netmasks and zones, and an address in place of a network.
-    length = text.partition("/")[2]
-    if "%" in text or (form == "ip/length") != length.isdecimal() or not text.isascii():
-        return False
-    try:
-        return bool(ipaddress.ip_interface(text) if form == "ip/length" else ipaddress.ip_address(text))
-    except ValueError:
-        return False

@@ -1,34 +1,71 @@
 """Reads IP addresses and CIDRs as tolerantly as Kubernetes does, and writes them as canonical text.
 
-Objects that are older than strict validation may carry leading zeros (010.0.0.1 is 10.0.0.1, KEP-4858), and an
-IPv4-mapped IPv6 address counts as IPv4.
+Every address that a user or the cluster gives is read here: of Services, EndpointSlices, Nodes, ServiceCIDRs, the
+configuration and files of hosts. Objects that are older than strict validation (KEP-4858) may carry leading zeros
+(010.0.0.1 is 10.0.0.1) and IPv4-mapped IPv6 addresses, which count as IPv4; spaces around a value are no part of it.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
+_MAPPED_BITS = 96
+_LEADING_ZEROS = re.compile(r"(?<![0-9A-Fa-f])0+(?=[0-9A-Fa-f])")
 
 
 def canonical_ip(text: str) -> str | None:
     """TEXT as the kernel's tools print it, or None when it is not an IP address."""
-    try:
-        if ":" not in text:
+    if ":" not in text:
+        try:
             socket.inet_pton(socket.AF_INET, text)
-            return text  # inet_pton(3) takes four decimal numbers without leading zeros, and nothing else
-        packed = socket.inet_pton(socket.AF_INET6, text)
-    except (OSError, ValueError):
-        return _ipv4_with_leading_zeros(text)
+            return text  # inet_pton(3) takes four numbers without leading zeros, and nothing around them
+        except (OSError, ValueError):
+            pass
+    packed = _packed(text)
+    return None if packed is None else _text(packed)
+
+
+def canonical_cidr(text: str) -> str | None:
+    """TEXT as network/length with the host bits cleared, or None when it is not a CIDR."""
+    found = parse_prefix(text)
+    return found and str(ipaddress.ip_network(found, strict=False))
+
+
+def parse_prefix(text: str) -> tuple[str, int] | None:
+    """The address, canonical, and the length of the prefix in TEXT ("10.0.0.1/24"); None when it is none.
+
+    The length of an IPv4-mapped prefix is IPv4's: ::ffff:10.0.0.0/104 is 10.0.0.0/8. One of fewer than 96 bits also
+    covers addresses that are not IPv4-mapped, belongs to neither family, and is none.
+    """
+    address, slash, length = text.strip().partition("/")
+    packed = _packed(address) if slash and address == address.strip() else None
+    bits = None if packed is None else _number(length, 8 * len(packed))
+    if packed is None or bits is None:
+        return None
     if packed.startswith(_MAPPED):
-        return socket.inet_ntop(socket.AF_INET, packed[12:])
-    return socket.inet_ntop(socket.AF_INET6, packed)
+        bits -= _MAPPED_BITS
+    return (_text(packed), bits) if bits >= 0 else None
 
 
-def _ipv4_with_leading_zeros(text: str) -> str | None:
-    octets = [_number(part, 255) for part in text.split(".")] if text.count(".") == 3 else []
-    return ".".join(map(str, octets)) if octets and None not in octets else None
+def _text(packed: bytes) -> str:
+    if packed.startswith(_MAPPED):
+        packed = packed[12:]
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def _packed(text: str) -> bytes | None:
+    """The 4 or 16 bytes of the address TEXT; None when it is none."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        plain = _LEADING_ZEROS.sub("", text.strip())
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in plain else socket.AF_INET, plain)
+    except (OSError, ValueError):
+        return None
 
 
 def _number(text: str, largest: int) -> int | None:
@@ -39,16 +76,6 @@ def _number(text: str, largest: int) -> int | None:
     # Three digits are enough to decide, and int() raises for more than 4,300.
     number = int(digits or "0") if len(digits) <= 3 else largest + 1
     return number if number <= largest else None
-
-
-def canonical_cidr(text: str) -> str | None:
-    """TEXT as network/length with the host bits cleared, or None when it is not a CIDR."""
-    address, slash, length = text.partition("/")
-    ip = canonical_ip(address)
-    if ip is None or not slash:
-        return None
-    bits = _number(length, 128 if ":" in ip else 32)
-    return None if bits is None else str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))
 
 
 def contains(cidr: str, ip: str) -> bool:

@@ -162,7 +162,7 @@ class _Reader:
 
     def _ranges(self) -> Iterator[str]:
         for i, text in enumerate(self._spec.load_balancer_source_ranges or ()):
-            cidr = canonical_cidr(text.strip())
+            cidr = canonical_cidr(text)
             if cidr is None:
                 self._problem(f"spec.loadBalancerSourceRanges[{i}]", f"{text!r} is not a CIDR")
             else:
