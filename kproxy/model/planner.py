@@ -79,8 +79,8 @@ def candidates(
     """The endpoints of one Service port over all its slices, each address and port once, sorted by text.
 
     While a controller moves an endpoint between slices, or a pod's address is used again, the copies of an endpoint may
-    disagree. The last one counts (slices in the order of their names), but one that terminates never hides one that
-    does not.
+    disagree. In the order of the slices' names and within a slice, a copy takes the place of an earlier one only if it
+    does not terminate; so of several that terminate the first counts. Source: kubernetes#135593.
     """
     found: dict[str, Candidate] = {}
     for piece in slices:
@@ -91,8 +91,7 @@ def candidates(
                 start, end = ("[", f"]:{number}") if family is Family.IPV6 else ("", f":{number}")
                 for address in piece.addresses:
                     text = f"{start}{address.ip}{end}"  # as str() of the endpoint has it
-                    old = found.get(text)
-                    if old is None or old.address.terminating or not address.terminating:
+                    if text not in found or not address.terminating:
                         local = bool(node) and address.node == node
                         found[text] = Candidate(Endpoint(address.ip, number, local), address)
     return [found[text] for text in sorted(found)]

@@ -16,7 +16,7 @@ from kproxy.model.node_info import family_of
 from kproxy.model.plans import PROTOCOLS, Family, PortKey, ServicePlan
 
 PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
-HEADLESS_LABEL = "service.kubernetes.io/headless"
+"""Services with this label are another proxy's; on an EndpointSlice it means nothing."""
 DEFAULT_AFFINITY_SECONDS = 10800
 MAX_AFFINITY_SECONDS = 86400
 
@@ -29,12 +29,6 @@ def unusable_name(name: str) -> str | None:
     if _NAME.fullmatch(name):
         return None
     return f"{name!r} is not a valid name: letters, digits, '-', '_' and '.' only, at most 253"
-
-
-def handled(metadata: objects.Metadata) -> bool:
-    """Whether an object is for this proxy, by the same labels as in the selector that the API server applies."""
-    labels = metadata.labels or {}
-    return PROXY_NAME_LABEL not in labels and HEADLESS_LABEL not in labels
 
 
 def parse_cidrs(source: objects.ServiceCIDR) -> tuple[tuple[str, ...], list[InvalidObject]]:
@@ -55,7 +49,7 @@ def parse(service: objects.Service) -> tuple[tuple[ServicePlan, ...], list[Inval
     Headless and ExternalName Services, and those of another proxy, have none.
     """
     meta, spec = service.metadata, service.spec or objects.ServiceSpec()
-    if not handled(meta) or spec.type == "ExternalName" or spec.cluster_ip in (None, "", "None"):
+    if PROXY_NAME_LABEL in (meta.labels or {}) or spec.type == "ExternalName" or spec.cluster_ip in (None, "", "None"):
         return (), []
     reader = _Reader(service, spec)
     return tuple(reader.plans()), reader.problems

@@ -14,9 +14,11 @@ from kproxy.errors import InvalidObject
 from kproxy.model import objects
 from kproxy.model.addresses import canonical_ip
 from kproxy.model.plans import FAMILIES, PROTOCOLS, Family, Protocol
-from kproxy.model.services import handled, unusable_name
+from kproxy.model.services import unusable_name
 
 SERVICE_LABEL = "kubernetes.io/service-name"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
+"""EndpointSlices with this label are a headless Service's, and no proxy's; on a Service it means nothing."""
 MAX_ENDPOINTS = 1000  # the API's own limit, discovery.k8s.io/v1
 
 
@@ -55,13 +57,14 @@ class _Reader:
 
     def slice(self) -> Slice | None:
         source = self._source
-        if not handled(source.metadata) or source.address_type == "FQDN":
+        labels = source.metadata.labels or {}
+        if HEADLESS_LABEL in labels or source.address_type == "FQDN":
             return None
         family = FAMILIES.get(source.address_type or "")
         if family is None:
             self._problem("addressType", f"{source.address_type!r} is not IPv4, IPv6 or FQDN")
             return None
-        service = (source.metadata.labels or {}).get(SERVICE_LABEL)
+        service = labels.get(SERVICE_LABEL)
         if not service:
             self._problem(f"metadata.labels[{SERVICE_LABEL}]", "is missing, so the slice belongs to no Service")
             return None

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from kproxy.errors import ApiError
 from kproxy.model.objects import Kind
+from kproxy.model.services import PROXY_NAME_LABEL
+from kproxy.model.slices import HEADLESS_LABEL
 from kproxy.sources.client import ApiClient
 from kproxy.sources.decode import Decoder, Page
 
@@ -15,9 +17,6 @@ ANY_VERSION = "0"
 PAGE_SIZE = 500
 _ABSENT = frozenset({403, 404})
 _EXPIRED = 410
-
-# kube-proxy ignores Services of another proxy, and those without a virtual IP.
-_OURS = {"labelSelector": "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +37,12 @@ def resources(node_name: str) -> tuple[Resource, ...]:
     """The resources that kproxy watches on the node NODE_NAME."""
     networking = "/apis/networking.k8s.io"
     return (
-        Resource(Kind.SERVICE, ("/api/v1/services",), _OURS),
-        Resource(Kind.ENDPOINT_SLICE, ("/apis/discovery.k8s.io/v1/endpointslices",), _OURS),
+        Resource(Kind.SERVICE, ("/api/v1/services",), {"labelSelector": f"!{PROXY_NAME_LABEL}"}),
+        Resource(
+            Kind.ENDPOINT_SLICE,
+            ("/apis/discovery.k8s.io/v1/endpointslices",),
+            {"labelSelector": f"!{HEADLESS_LABEL}"},
+        ),
         Resource(Kind.NODE, ("/api/v1/nodes",), {"fieldSelector": f"metadata.name={node_name}"}),
         Resource(
             Kind.SERVICE_CIDR,

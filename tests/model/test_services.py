@@ -80,7 +80,6 @@ def test_cluster_ips(fields: dict[str, Any], expected: dict[Family, str]) -> Non
         pytest.param({"clusterIP": "None", "clusterIPs": ["None"]}, id="headless, both fields"),
         pytest.param({"clusterIP": ""}, id="no cluster IP yet"),
         pytest.param({"clusterIP": None}, id="cluster IP null"),
-        pytest.param({"labels": {"service.kubernetes.io/headless": ""}}, id="headless by label"),
         pytest.param({"labels": {"service.kubernetes.io/service-proxy-name": "other"}}, id="another proxy's"),
         pytest.param({"labels": {"service.kubernetes.io/service-proxy-name": None}}, id="another proxy's, null"),
         pytest.param({"type": "ExternalName", "externalName": "example.com"}, id="ExternalName"),

@@ -187,10 +187,9 @@ def test_a_bad_port_costs_only_itself(port: dict[str, Any], field: str) -> None:
     [
         pytest.param({"addressType": "FQDN"}, id="FQDN is for others"),
         pytest.param({"labels": {"service.kubernetes.io/headless": ""}}, id="of a headless Service"),
-        pytest.param({"labels": {"service.kubernetes.io/service-proxy-name": "other"}}, id="another proxy's"),
         pytest.param(
-            {"labels": {"service.kubernetes.io/service-proxy-name": "other"}, "addressType": "Tin cans"},
-            id="another proxy's, of a kind that only that one may know",
+            {"labels": {"service.kubernetes.io/headless": ""}, "addressType": "Tin cans"},
+            id="of a headless Service, of a kind that only others may know",
         ),
     ],
 )

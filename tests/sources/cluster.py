@@ -11,10 +11,9 @@ from tests.fakes.apiserver import ApiServer
 from tests.fakes.apistore import Selection
 from tests.fakes.sinks import Mirror
 
-SELECTOR = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
 QUERIES = {
-    Kind.SERVICE: Selection("Service", labels=SELECTOR),
-    Kind.ENDPOINT_SLICE: Selection("EndpointSlice", labels=SELECTOR),
+    Kind.SERVICE: Selection("Service", labels="!service.kubernetes.io/service-proxy-name"),
+    Kind.ENDPOINT_SLICE: Selection("EndpointSlice", labels="!service.kubernetes.io/headless"),
     Kind.NODE: Selection("Node", fields="metadata.name=node1"),
     Kind.SERVICE_CIDR: Selection("ServiceCIDR"),
 }
@@ -29,11 +28,11 @@ def service(name: str, namespace: str = "default", ip: str = "10.96.0.10", **lab
     }
 
 
-def endpoint_slice(name: str, *addresses: str) -> dict[str, Any]:
+def endpoint_slice(name: str, *addresses: str, **labels: str) -> dict[str, Any]:
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name}},
+        "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name, **labels}},
         "addressType": "IPv4",
         "endpoints": [{"addresses": [a], "nodeName": "node1", "conditions": {"ready": True}} for a in addresses],
         "ports": [{"port": 8080}],

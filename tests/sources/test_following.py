@@ -43,17 +43,22 @@ def test_every_kind_is_listed_once_then_changes_follow(server: ApiServer, follow
 
 def test_only_the_own_node_and_what_is_not_others_business_is_asked_for(server: ApiServer, follow: Follow) -> None:
     server.apply(service("other", **{"service.kubernetes.io/service-proxy-name": "cilium"}))
-    server.apply(service("headless", **{"service.kubernetes.io/headless": ""}))
+    server.apply(service("labelled", **{"service.kubernetes.io/headless": ""}))
+    server.apply(endpoint_slice("headless", "10.244.0.7", **{"service.kubernetes.io/headless": ""}))
+    server.apply(endpoint_slice("api", "10.244.0.8", **{"service.kubernetes.io/service-proxy-name": "cilium"}))
     mirror, _ = follow(server)
     assert mirror.wait(lambda m: agrees(server, m))
-    assert set(mirror.objects(Kind.SERVICE)) == {"default/web", "default/api"}
+    assert set(mirror.objects(Kind.SERVICE)) == {"default/web", "default/api", "default/labelled"}
+    assert set(mirror.objects(Kind.ENDPOINT_SLICE)) == {"default/web-1", "default/api-1"}
     assert set(mirror.objects(Kind.NODE)) == {"default/node1"}
 
     # A label that moves a Service out of the selection, or into it, is a deletion, or an addition.
     server.apply(service("web", **{"service.kubernetes.io/service-proxy-name": "cilium"}))
-    server.apply(service("headless"))
+    server.apply(service("other"))
+    server.apply(endpoint_slice("headless", "10.244.0.7"))
     assert mirror.wait(lambda m: agrees(server, m))
-    assert set(mirror.objects(Kind.SERVICE)) == {"default/headless", "default/api"}
+    assert set(mirror.objects(Kind.SERVICE)) == {"default/other", "default/api", "default/labelled"}
+    assert set(mirror.objects(Kind.ENDPOINT_SLICE)) == {"default/web-1", "default/api-1", "default/headless-1"}
 
 
 def test_the_server_learns_who_asks_and_that_old_news_will_do(server: ApiServer, follow: Follow) -> None:
