@@ -127,6 +127,31 @@ _TABLE: tuple[Scenario, ...] = (
         spec={"loadBalancerSourceRanges": ["172.30.0.0/24", "fd00:30::/64"]},
     ),
     Scenario(
+        "source-ranges-of-old-objects",
+        (A,),
+        (Probe("client", LB, ("a",), REWRITTEN), Probe("client-other", LB, DROPPED), Probe("caller", LB, DROPPED)),
+        type="LoadBalancer",
+        spec={
+            "loadBalancerSourceRanges": [
+                f" ::ffff:{CLIENT[Family.IPV4]}/128",
+                f"{CLIENT[Family.IPV6].replace('fd00', '0fd00')}/0128",
+                "10.0.0.0/40",
+            ]
+        },
+    ),
+    Scenario(
+        "source-ranges-that-cannot-be-read",
+        (A,),
+        (
+            Probe("client", LB, DROPPED),
+            Probe("caller", LB, DROPPED),
+            Probe("client", PORT, ("a",), REWRITTEN),
+            Probe("client", IP, ("a",), REWRITTEN),
+        ),
+        type="LoadBalancer",
+        spec={"loadBalancerSourceRanges": ["172.30.0.0/40"]},
+    ),
+    Scenario(
         "balancer-in-mode-proxy",
         (A, FAR),
         (

@@ -66,7 +66,8 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     has_endpoints: the Service has a usable endpoint somewhere in the cluster, on this node or not. When it is false
     traffic is rejected; when it is true and the list of a policy is empty, that policy's traffic is dropped.
-    source_ranges: loadBalancerSourceRanges of this family; empty means that every source may connect.
+    source_ranges: loadBalancerSourceRanges of this family; empty means that every source may connect, unless
+    admits_nobody: ranges are asked for and none of this family could be read.
     node_in_source_ranges: this node's own IP lies in one of them.
     affinity_seconds: the timeout of client IP affinity, 0 without affinity.
     health_check_node_port: 0 unless the Service asks for one (LoadBalancer with policy Local).
@@ -85,6 +86,7 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     external_ips: tuple[str, ...] = ()
     load_balancer_ips: tuple[str, ...] = ()
     source_ranges: tuple[str, ...] = ()
+    admits_nobody: bool = False
     node_in_source_ranges: bool = False
     affinity_seconds: int = 0
     internal_local: bool = False
@@ -107,6 +109,11 @@ class ServicePlan(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     def externally_accessible(self) -> bool:
         """Whether the port has an address besides its cluster IP: a node port, an external or a load balancer's IP."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+    @property
+    def restricts_sources(self) -> bool:
+        """Whether only some sources, or none, may use the load balancer's addresses."""
+        return self.admits_nobody or bool(self.source_ranges)
 
     @property
     def internal_endpoints(self) -> tuple[Endpoint, ...]:

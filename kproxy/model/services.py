@@ -77,7 +77,7 @@ class _Reader:
         external_ips = self._addresses("spec.externalIPs", spec.external_ips or ())
         ingress = [(f"status.loadBalancer.ingress[{i}].ip", g.ip) for i, g in enumerate(self._ingress) if _is_vip(g)]
         balancers = [ip for field, text in ingress if text for ip in self._address(field, text)]
-        ranges = list(self._ranges())
+        ranges, closed = self._ranges(cluster_ips)
         accessible = spec.type in ("NodePort", "LoadBalancer") or bool(spec.external_ips)
         external_local = accessible and spec.external_traffic_policy == "Local"
         internal_local = spec.internal_traffic_policy == "Local"
@@ -94,6 +94,7 @@ class _Reader:
                     external_ips=_of_family(family, external_ips),
                     load_balancer_ips=_of_family(family, balancers),
                     source_ranges=_restricting(_of_family(family, ranges)),
+                    admits_nobody=family in closed,
                     affinity_seconds=affinity,
                     internal_local=internal_local,
                     external_local=external_local,
@@ -154,13 +155,23 @@ class _Reader:
         self._problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", f"{seconds} is not between 1 and 86400")
         return DEFAULT_AFFINITY_SECONDS
 
-    def _ranges(self) -> Iterator[str]:
-        for i, text in enumerate(self._spec.load_balancer_source_ranges or ()):
-            cidr = canonical_cidr(text)
-            if cidr is None:
-                self._problem(f"spec.loadBalancerSourceRanges[{i}]", f"{text!r} is not a CIDR")
-            else:
-                yield cidr
+    def _ranges(self, families: Iterable[Family]) -> tuple[list[str], list[Family]]:
+        """The source ranges that can be read, and those of FAMILIES whose load balancer IPs admit nobody.
+
+        A range that cannot be read may have been meant for either family. One that is left with none is closed: to
+        leave the range out would open to everybody what somebody meant to restrict.
+        """
+        field, texts = "spec.loadBalancerSourceRanges", self._spec.load_balancer_source_ranges or ()
+        cidrs = [canonical_cidr(text) for text in texts]
+        ranges = [cidr for cidr in cidrs if cidr is not None]
+        for i, text in enumerate(texts):
+            if cidrs[i] is None:
+                self._problem(f"{field}[{i}]", f"{text!r} is not a CIDR")
+        closed = [f for f in families if len(ranges) < len(cidrs) and not _of_family(f, ranges)]
+        if closed:
+            names = " and ".join(closed)
+            self._problem(field, f"no {names} range can be read, so the load balancer's {names} addresses admit nobody")
+        return ranges, closed
 
     def _addresses(self, field: str, texts: Iterable[str]) -> list[str]:
         return [ip for i, text in enumerate(texts) for ip in self._address(f"{field}[{i}]", text)] if texts else []

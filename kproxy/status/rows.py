@@ -102,7 +102,9 @@ def _notes(plan: ServicePlan) -> Iterator[str]:
         yield "external traffic stays on the node"
     if plan.affinity_seconds:
         yield f"client IP affinity for {plan.affinity_seconds} s"
-    if plan.source_ranges:
+    if plan.admits_nobody:
+        yield "load balancer: admits nobody, as its source ranges cannot be read"
+    elif plan.source_ranges:
         yield f"load balancer: only from {', '.join(plan.source_ranges)}"
     if plan.health_check_node_port:
         yield f"health checks on node port {plan.health_check_node_port}"

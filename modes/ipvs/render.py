@@ -106,7 +106,7 @@ class _Port:
         yield names.LB, at
         if plan.external_local:
             yield names.LB_LOCAL, at
-        if not plan.source_ranges:
+        if not plan.restricts_sources:
             return
         yield names.LB_FIREWALL, at
         for cidr in plan.source_ranges:
@@ -135,7 +135,7 @@ class _Port:
         Its source is that very IP, which is on kube-ipvs0, so no set can tell these packets from others.
         """
         plan = self._plan
-        if not plan.source_ranges or plan.node_in_source_ranges:
+        if not plan.restricts_sources or plan.node_in_source_ranges:
             return
         width = ADDRESS_BITS[plan.family]
         for ip in plan.load_balancer_ips:

@@ -75,7 +75,7 @@ def _claims(plan: ServicePlan) -> Iterator[Claim]:
     seen = {plan.cluster_ip}
     yield _claim(plan, plan.cluster_ip, Kind.CLUSTER, plan.internal_endpoints)
     kind = Kind.LOCAL if plan.external_local else Kind.EXTERNAL
-    for ips, ranges in ((plan.external_ips, ()), (plan.load_balancer_ips, _ranges(plan))):
+    for ips, ranges in ((plan.external_ips, None), (plan.load_balancer_ips, _ranges(plan))):
         for ip in ips:
             if ip not in seen:
                 seen.add(ip)
@@ -85,9 +85,10 @@ def _claims(plan: ServicePlan) -> Iterator[Claim]:
 
 
 def _claim(
-    plan: ServicePlan, ip: str, kind: Kind, anywhere: tuple[Endpoint, ...], ranges: tuple[str, ...] = ()
+    plan: ServicePlan, ip: str, kind: Kind, anywhere: tuple[Endpoint, ...], ranges: tuple[str, ...] | None = None
 ) -> Claim:
-    """What one frontend needs to reach its endpoints, or to be refused. ip: "" for the node port."""
+    """What one frontend needs to reach its endpoints, or to be refused. ip: "" for the node port; ranges: as `_ranges`
+    returns them."""
     protocol, port = plan.protocol.lower(), plan.port if ip else plan.node_port
     frontend = Frontend(ip, port, plan.protocol)
     key = (ip, protocol, port) if ip else (protocol, port)
@@ -98,8 +99,8 @@ def _claim(
         return Claim(frontend, Element(vmap, key, Verdict(names.REFUSE), comment))
     if not anywhere and not here:
         return Claim(frontend, Element(vmap, key, Verdict(), comment))
-    balancer, verdict = _balancer(kind, len(anywhere), len(here), bool(ranges))
-    sources = tuple([Element(names.SOURCES, (*key, cidr)) for cidr in ranges])
+    balancer, verdict = _balancer(kind, len(anywhere), len(here), ranges is not None)
+    sources = tuple([Element(names.SOURCES, (*key, cidr)) for cidr in ranges or ()])
     if plan.affinity_seconds:
         chain = PortNames(plan.key).entry(kind, balancer.firewall)
         return Claim(frontend, Element(vmap, key, Verdict(chain), comment), None, sources, balancer, own=True)
@@ -114,15 +115,15 @@ def _balancer(kind: Kind, anywhere: int, here: int, firewall: bool) -> tuple[Bal
     return balancer, Verdict(balancer.name)
 
 
-def _ranges(plan: ServicePlan) -> tuple[str, ...]:
-    """The source ranges of the load balancer's addresses, without overlaps; empty when all sources are allowed."""
-    if not plan.source_ranges:
-        return ()
+def _ranges(plan: ServicePlan) -> tuple[str, ...] | None:
+    """The sources that may use the load balancer's addresses, without overlaps; None for all of them, () for none."""
+    if not plan.restricts_sources:
+        return None
     allowed = list(plan.source_ranges)
     if plan.node_in_source_ranges:
         # A load balancer may make its IP an address of the node, whose own traffic then carries it as source.
         allowed += plan.load_balancer_ips
-    return _collapsed(allowed, plan.family)
+    return _collapsed(allowed, plan.family) or (() if plan.admits_nobody else None)
 
 
 def _collapsed(cidrs: list[str] | tuple[str, ...], family: Family) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ class PortRules:
     def firewalled(self) -> bool:
         """Whether only some sources may use the load balancer's addresses."""
         plan = self.plan
-        return bool(plan.has_endpoints and plan.load_balancer_ips and plan.source_ranges)
+        return bool(plan.has_endpoints and plan.load_balancer_ips and plan.restricts_sources)
 
     def to(self, ip: str, comment: str, target: str, source: str = "") -> str:
         """A rule for traffic to the port at IP. source: the CIDR that it must come from, "" for any."""

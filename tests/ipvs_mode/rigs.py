@@ -153,6 +153,7 @@ def _plans(draw: st.DrawFn, name: str, port: int, protocol: Protocol) -> Service
     some = st.lists(st.integers(1, 5), max_size=3, unique=True).map(sorted)
     local = draw(some)
     load_balancer = draw(st.sampled_from([(), ("203.0.113.5",)]))
+    ranges = draw(st.sampled_from([(), ("172.30.0.0/24",)])) if load_balancer else ()
     return plan(
         name,
         port,
@@ -163,7 +164,8 @@ def _plans(draw: st.DrawFn, name: str, port: int, protocol: Protocol) -> Service
         # Two Services may ask for one address and port.
         external_ips=draw(st.sampled_from([(), ("198.51.100.7",), (NODE_IP,)])),
         load_balancer_ips=load_balancer,
-        source_ranges=draw(st.sampled_from([(), ("172.30.0.0/24",)])) if load_balancer else (),
+        source_ranges=ranges,
+        admits_nobody=not ranges and draw(st.booleans()),
         node_in_source_ranges=draw(st.booleans()),
         affinity_seconds=draw(st.sampled_from([0, 10800])),
         internal_local=draw(st.booleans()),

@@ -18,6 +18,7 @@ V4 = Family.IPV4
 WEB = ServiceName("default", "web")
 READY, DRAINING = SliceAddress("10.244.0.1", NODE), SliceAddress("10.244.0.1", NODE, False, True, True)
 DEAD = SliceAddress("10.244.0.1", NODE, False, False, False)
+DYING = SliceAddress("10.244.0.1", NODE, False, False, True)
 ELSEWHERE = SliceAddress("10.244.0.1", "node2")
 PORT = ("http", Protocol.TCP, 8080)
 
@@ -43,7 +44,9 @@ def found(*pieces: Slice, node: str = NODE) -> list[tuple[str, SliceAddress]]:
         pytest.param([READY, DRAINING], READY, id="one that terminates does not hide one that does not"),
         pytest.param([DRAINING, READY], READY, id="one that does not terminate hides one that does"),
         pytest.param([DEAD, DRAINING], DEAD, id="not even a dead one"),
-        pytest.param([DRAINING, DRAINING], DRAINING, id="both terminate"),
+        pytest.param([DRAINING, DYING], DRAINING, id="both terminate: the first counts"),
+        pytest.param([DYING, DRAINING], DYING, id="both terminate, the other way round"),
+        pytest.param([DRAINING, READY, DYING], READY, id="one between two that terminate"),
         pytest.param([READY, ELSEWHERE], ELSEWHERE, id="the pod's address moved to another node"),
         pytest.param([READY, DRAINING, ELSEWHERE], ELSEWHERE, id="three copies"),
     ],

@@ -159,6 +159,7 @@ def test_an_external_ip_of_a_family_that_the_service_lacks_leads_nowhere() -> No
     [
         pytest.param(["10.0.0.0/8"], ("10.0.0.0/8",), (), id="one family only"),
         pytest.param([" 10.0.0.0/8", "2001:db8::/32\t"], ("10.0.0.0/8",), ("2001:db8::/32",), id="blanks around"),
+        pytest.param(["::ffff:10.0.0.0/104"], ("10.0.0.0/8",), (), id="IPv4-mapped"),
         pytest.param(["10.1.2.3/8"], ("10.0.0.0/8",), (), id="host bits"),
         pytest.param(["10.0.0.0/8", "10.0.0.0/8"], ("10.0.0.0/8",), (), id="twice"),
         pytest.param(["10.0.0.0/8", "0.0.0.0/0"], (), (), id="everybody, among others"),
@@ -172,6 +173,28 @@ def test_source_ranges(ranges: list[str] | None, v4: tuple[str, ...], v6: tuple[
     found, problems = parse(service(type="LoadBalancer", clusterIPs=DUAL, loadBalancerSourceRanges=ranges))
     assert problems == []
     assert {plan.family: plan.source_ranges for plan in found} == {V4: v4, V6: v6}
+    assert not any(plan.admits_nobody for plan in found)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "closed"),
+    [
+        pytest.param(["10.0.0.0/33"], {V4, V6}, id="none can be read"),
+        pytest.param(["", "x"], {V4, V6}, id="none of two can be read"),
+        pytest.param(["::ffff:10.0.0.0/95"], {V4, V6}, id="IPv4-mapped and wider than IPv4"),
+        pytest.param(["10.0.0.0/8", "x"], {V6}, id="one of IPv4 can be read"),
+        pytest.param(["10.0.0.0/33", "fd00::/8"], {V4}, id="one of IPv6 can be read"),
+        pytest.param(["10.0.0.0/8", "x", "fd00::/8"], set(), id="one of each can be read"),
+        pytest.param(["0.0.0.0/0", "x"], {V6}, id="everybody of IPv4, as far as it can be read"),
+    ],
+)
+def test_a_family_without_a_range_that_can_be_read_admits_nobody(ranges: list[str], closed: set[Family]) -> None:
+    found, problems = parse(service(type="LoadBalancer", clusterIPs=DUAL, loadBalancerSourceRanges=ranges))
+    assert {plan.family for plan in found if plan.admits_nobody} == closed
+    assert all(plan.restricts_sources for plan in found if plan.family in closed)
+    told = [str(p) for p in problems if p.field == "spec.loadBalancerSourceRanges"]
+    assert len(told) == bool(closed)
+    assert all(f"{family} " in told[0] for family in closed)
 
 
 def test_every_port_has_its_own_plan_in_each_family() -> None:

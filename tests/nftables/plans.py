@@ -99,6 +99,7 @@ def any_plan(draw: st.DrawFn, name: str, family: Family) -> ServicePlan:
     local = draw(st.lists(st.integers(1, 5), max_size=3, unique=True))
     cluster = sorted({*draw(st.lists(st.integers(1, 5), max_size=3, unique=True)), *local})
     balancers = draw(subsets(OUTSIDE[family]))
+    ranges = draw(subsets(SOURCES[family], 3)) if balancers else ()
     return build_plan(
         name,
         family=family,
@@ -108,7 +109,8 @@ def any_plan(draw: st.DrawFn, name: str, family: Family) -> ServicePlan:
         node_port=draw(st.sampled_from([0, 30000, 30001])),
         external_ips=draw(subsets(OUTSIDE[family])),
         load_balancer_ips=balancers,
-        source_ranges=draw(subsets(SOURCES[family], 3)) if balancers else (),
+        source_ranges=ranges,
+        admits_nobody=not ranges and draw(st.booleans()),
         node_in_source_ranges=draw(st.booleans()),
         affinity_seconds=draw(st.sampled_from([0, 0, 60, 10800])),
         internal_local=draw(st.booleans()),

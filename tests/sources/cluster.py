@@ -32,7 +32,11 @@ def endpoint_slice(name: str, *addresses: str, **labels: str) -> dict[str, Any]:
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
-        "metadata": {"name": f"{name}-1", "namespace": "default", "labels": {"kubernetes.io/service-name": name, **labels}},
+        "metadata": {
+            "name": f"{name}-1",
+            "namespace": "default",
+            "labels": {"kubernetes.io/service-name": name, **labels},
+        },
         "addressType": "IPv4",
         "endpoints": [{"addresses": [a], "nodeName": "node1", "conditions": {"ready": True}} for a in addresses],
         "ports": [{"port": 8080}],

@@ -99,7 +99,7 @@ def expected(plans: Iterable[ServicePlan], node: Node, probe: Probe) -> Chances:
         return _node_port(plan, node, probe)
     if way == "cluster IP":
         return _inside(plan, node, probe)
-    if way == "load balancer IP" and plan.has_endpoints and plan.source_ranges and not _may_enter(plan, probe):
+    if way == "load balancer IP" and plan.has_endpoints and plan.restricts_sources and not _may_enter(plan, probe):
         return DROPPED
     return _outside(plan, node, probe)
 

@@ -25,6 +25,8 @@ RANGES = st.sampled_from(
         ["172.18.0.0/16"],
         ["10.244.0.0/17", "fd00:18::2/128"],
         ["10.0.0.0/8", "10.244.0.0/16", "::/0"],
+        ["::ffff:192.0.2.0/120", "2001:db8:77::/200"],
+        ["nonsense"],
     ]
 )
 CONDITIONS = st.sampled_from(["ready", "ready", "draining", "dead"])
