@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from kproxy.errors import InvalidObject
 from kproxy.model import objects
 from kproxy.model.addresses import canonical_cidr, canonical_ip
 from kproxy.model.plans import Family
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 AUTOSCALER_TAINT = "ToBeDeletedByClusterAutoscaler"
+_IP_TYPES = ("InternalIP", "ExternalIP")  # the first has precedence
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class NodeInfo:
     zone: "" for none. ips: the node's own addresses, at most one a family. pod_cidrs: canonical, as allocated to it.
     eligible: it should take new connections of load balancers (it is not being deleted, nor about to be scaled away).
     addresses: every address of the host, without prefix lengths. service_cidrs: the cluster's ranges of cluster IPs, of
-    both families, as far as they are known.
+    both families, as far as they are known. uid: of the Node object, another one after it was made anew.
     """
 
     name: str = ""
@@ -35,6 +37,7 @@ class NodeInfo:
     eligible: bool = True
     addresses: tuple[str, ...] = ()
     service_cidrs: tuple[str, ...] = ()
+    uid: str = ""
 
     def ip(self, family: Family) -> str:
         """The node's own address in a family, "" when it has none."""
@@ -63,13 +66,29 @@ def parse(node: objects.Node) -> NodeInfo:
         _ips(node),
         tuple(c for text in cidrs if (c := canonical_cidr(text))),
         not tainted and node.metadata.deletion_timestamp is None,
+        uid=node.metadata.uid or "",
     )
+
+
+def problems(node: objects.Node) -> list[InvalidObject]:
+    """What `parse` leaves out of NODE because it cannot be read."""
+    spec, status = node.spec or objects.NodeSpec(), node.status or objects.NodeStatus()
+    named = [(f"spec.podCIDRs[{i}]", text) for i, text in enumerate(spec.pod_cidrs or ())]
+    if spec.pod_cidr and not named:
+        named = [("spec.podCIDR", spec.pod_cidr)]
+    wrong = [(field, f"{text!r} is not a CIDR") for field, text in named if canonical_cidr(text) is None]
+    wrong += [
+        (f"status.addresses[{i}].address", f"{address.address!r} is not an IP address")
+        for i, address in enumerate(status.addresses or ())
+        if address.type in _IP_TYPES and canonical_ip(address.address) is None
+    ]
+    return [InvalidObject("Node", node.metadata.name, field, reason) for field, reason in wrong]
 
 
 def _ips(node: objects.Node) -> tuple[str, ...]:
     addresses = (node.status.addresses if node.status else None) or []
     found: dict[Family, str] = {}
-    for kind in ("InternalIP", "ExternalIP"):
+    for kind in _IP_TYPES:
         for address in addresses:
             if address.type == kind and (ip := canonical_ip(address.address)):
                 found.setdefault(family_of(ip), ip)

@@ -157,6 +157,7 @@ class ClusterState:
             case objects.Node():
                 if item.metadata.name == self.node_name:
                     self._set_node(node_info.parse(item))
+                    return node_info.problems(item)
             case objects.ServiceCIDR():
                 cidrs, problems = services.parse_cidrs(item)
                 self._set_cidrs(item.metadata.name, cidrs)

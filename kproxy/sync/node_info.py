@@ -64,6 +64,7 @@ class NodeWatcher:
     def __init__(self, config: KubeProxyConfiguration, host: HostAddresses, clock: Clock) -> None:
         self._config, self._host, self._clock = config, host, clock
         self._node: NodeInfo | None = None  # as its object shows it
+        self._made_anew = False  # without a zone so far
         self._shown: NodeInfo | None = None  # as the host shows it: ips, addresses
         self._stale = True
         self._asked_at: float | None = None
@@ -136,12 +137,25 @@ class NodeWatcher:
             self._warned = True
 
     def _remembering(self, node: NodeInfo | None) -> NodeInfo | None:
-        """`node`, with what was known before where it is gone or has no pod CIDRs: a Node that is deleted and
-        recreated keeps its pods and its zone meanwhile."""
+        """`node`, with what was known before where it is gone or incomplete.
+
+        A Node that is deleted and made anew gets its addresses, pod CIDRs and zone back one after the other, from
+        several controllers, and its pods run on meanwhile. kube-proxy ends at the deletion, and waits at its start for
+        the addresses and pod CIDRs. A label that is removed from a Node that stays is another matter: its zone is gone.
+        """
         before = self._node
-        if before is None or node is None:
-            return node or before
-        return node if node.pod_cidrs else replace(node, pod_cidrs=before.pod_cidrs)
+        if before is None:
+            return node
+        if node is None:
+            self._made_anew = True
+            return before
+        self._made_anew = not node.zone and (self._made_anew or node.uid != before.uid)
+        return replace(
+            node,
+            zone=before.zone if self._made_anew else node.zone,
+            ips=node.ips or before.ips,
+            pod_cidrs=node.pod_cidrs or before.pod_cidrs,
+        )
 
     def _follow(self, node: NodeInfo | None) -> None:
         before, self._node = self._node, node

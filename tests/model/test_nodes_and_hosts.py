@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.node_info import NodeInfo, NodePortAddresses, merged, node_port_addresses, parse
+from kproxy.model.node_info import NodeInfo, NodePortAddresses, merged, node_port_addresses, parse, problems
 from kproxy.model.plans import Family
 from tests.model.builders import node
 
@@ -135,3 +135,13 @@ def test_node_port_addresses(cidrs: list[str], family: Family, expected: NodePor
 
 def test_an_address_on_two_interfaces_counts_once() -> None:
     assert node_port_addresses(V4, ["172.18.0.0/16"], [], ["172.18.0.9"] * 2).ips == ("172.18.0.9",)
+
+
+def test_what_cannot_be_read_of_a_node_is_said() -> None:
+    wrong = node(
+        spec={"podCIDR": "x", "podCIDRs": ["::ffff:10.244.1.0/120", "10.244.1.0/33"]},
+        status=addresses(("Hostname", "node1"), ("InternalIP", "1.2.3"), ("ExternalIP", " 203.0.113.01 ")),
+    )
+    assert [p.field for p in problems(wrong)] == ["spec.podCIDRs[1]", "status.addresses[1].address"]
+    assert (parse(wrong).pod_cidrs, parse(wrong).ips) == (("10.244.1.0/24",), ("203.0.113.1",))
+    assert [p.field for p in problems(node(spec={"podCIDR": "x"}))] == ["spec.podCIDR"]

@@ -68,10 +68,10 @@ def state(*nodes: objects.Node) -> ClusterState:
     return found
 
 
-def node(ip: str = "", pod_cidr: str | None = None, zone: str = "") -> objects.Node:
+def node(ip: str = "", pod_cidr: str | None = None, zone: str = "", uid: str | None = None) -> objects.Node:
     addresses = [objects.NodeAddress("InternalIP", ip)] if ip else []
     return objects.Node(
-        objects.Metadata("node1", labels={ZONE_LABEL: zone} if zone else None),
+        objects.Metadata("node1", uid=uid, labels={ZONE_LABEL: zone} if zone else None),
         objects.NodeSpec(pod_cidr=pod_cidr),
         objects.NodeStatus(addresses=addresses),
     )
@@ -208,10 +208,29 @@ def test_what_was_known_of_the_node_holds_while_it_is_made_anew(host: Host) -> N
     assert (before.zone, before.pod_cidrs) == ("zone-a", ("10.244.1.0/24",))
     known.apply(Deleted(Kind.NODE, "", "node1"))
     assert watched.current(known) == before
-    known.apply(Changed(Kind.NODE, node("172.30.0.9", zone="zone-a")))
-    assert watched.current(known) == before, "made anew, and not given its pod CIDR yet"
+    for step in (node(), node("172.30.0.9"), node("172.30.0.9", "10.244.1.0/24"), node(zone="zone-a")):
+        known.apply(Changed(Kind.NODE, step))
+        assert watched.current(known) == before, "made anew, and not complete yet"
     known.apply(Changed(Kind.NODE, node("172.30.0.9", "10.244.2.0/24", "zone-b")))
     assert watched.current(known) == replace(before, zone="zone-b", pod_cidrs=("10.244.2.0/24",))
+
+
+def test_a_node_keeps_its_zone_if_it_was_made_anew_and_not_if_the_label_was_removed(host: Host) -> None:
+    """Also where the deletion itself was never seen, as when the watch broke off meanwhile."""
+    watched, known = watcher(host), state()
+    steps = [
+        (node(zone="zone-a", uid="1"), "zone-a"),
+        (node(uid="2"), "zone-a"),
+        (node(uid="2"), "zone-a"),
+        (node(zone="zone-b", uid="2"), "zone-b"),
+        (node(uid="2"), ""),
+        (node(uid="3"), ""),
+    ]
+    for item, zone in steps:
+        known.apply(Changed(Kind.NODE, item))
+        found = watched.current(known)
+        assert found is not None
+        assert found.zone == zone
 
 
 IPS = [
