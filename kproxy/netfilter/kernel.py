@@ -161,7 +161,7 @@ class KernelNftables:
         return self._transact(family, operations, expected, commit=False)
 
     def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
-        with _decoding(f"list table {table}"):
+        with decoding(f"list table {table}"):
             for _ in range(LISTINGS):
                 before = generation(self._socket)
                 if (found := self._listed(family, table, sizes)) is None:
@@ -195,7 +195,7 @@ class KernelNftables:
     ) -> dict[int, list[tuple[Message, NetlinkError]]]:
         parts = [message[:3] for _, message in encoded]
         request = "change nf_tables"
-        with _decoding(request):
+        with decoding(request):
             errors = self._socket.transact(messages.SUBSYSTEM, parts, request, generation, commit)
         refused: dict[int, list[tuple[Message, NetlinkError]]] = {}
         for at, error in sorted(errors.items()):
@@ -272,7 +272,7 @@ def generation(kernel: Socket | None = None) -> int:
         with Socket(NETLINK_NETFILTER) as opened:
             return generation(opened)
     request = "read the nf_tables generation"
-    with _decoding(request):
+    with decoding(request):
         for answer in kernel.ask(messages.SUBSYSTEM << 8 | messages.GETGEN, netlink.netfilter(0), request):
             if answer.type == messages.SUBSYSTEM << 8 | messages.NEWGEN:
                 return netlink.to_int(netlink.attributes(answer.payload, start=4)[messages.GENERATION_ID])
@@ -280,7 +280,7 @@ def generation(kernel: Socket | None = None) -> int:
 
 
 @contextmanager
-def _decoding(request: str) -> Iterator[None]:
+def decoding(request: str) -> Iterator[None]:
     """Raises a NetlinkError when decoding finds the answer malformed. REQUEST: words for the message."""
     try:
         yield
