@@ -54,7 +54,9 @@ def _text(found: list[Finding], services: int) -> str:
     by_object = sorted(found, key=lambda each: order.index(each.object))
     parts = [f"{name}\n{_of_object(group)}" for name, group in groupby(by_object, key=lambda each: each.object)]
     counts = [(sum(each.severity is s for each in found), s.value) for s in Severity]
-    said = ", ".join(f"{number} {word}{'s' if number > 1 and word != 'info' else ''}" for number, word in counts if number)
+    said = ", ".join(
+        f"{number} {word}{'s' if number > 1 and word != 'info' else ''}" for number, word in counts if number
+    )
     return "".join(f"{part}\n" for part in parts) + f"{services} Services: {said or 'nothing found'}\n"
 
 

@@ -11,7 +11,6 @@ from kproxy.lint.cluster import Cluster, is_anothers, name_of, owner_of, service
 from kproxy.lint.findings import CHECKS, IGNORE, Finding, finding
 from kproxy.model.addresses import canonical_cidr, canonical_ip
 from kproxy.model.conflicts import Conflicts
-from kproxy.model.node_info import family_of
 from kproxy.model.objects import EndpointSlice, Object, Service, ServiceSpec
 from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan, address_port
 from kproxy.model.slices import SliceAddress
@@ -307,7 +306,9 @@ def _legacy_addresses(cluster: Cluster) -> Iterator[Finding]:
             is_range = field.startswith(RANGES)
             read = canonical_cidr(text) if is_range else canonical_ip(text)
             if read is not None and not _is_strict(text, is_range):
-                message = f"{text!r} is read as {read}; from Kubernetes 1.38 on the API server refuses it in new objects"
+                message = (
+                    f"{text!r} is read as {read}; from Kubernetes 1.38 on the API server refuses it in new objects"
+                )
                 yield finding("legacy-address", subject_of(item), field, message, f"write {read}")
 
 

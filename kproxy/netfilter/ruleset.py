@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
@@ -18,6 +17,7 @@ from kproxy.kernel.netlink_sockets import Socket
 from kproxy.netfilter import expressions as nft
 from kproxy.netfilter import messages
 from kproxy.netfilter.kernel import decoding, generation
+from kproxy.netfilter.live_rules import Data, Expression, HookedChain, LiveRule, Place
 from kproxy.netfilter.set_codec import SET_KEY_LEN
 
 PROTOCOLS = {"inet": 1, "ip": 2, "ip6": 10}
@@ -26,54 +26,8 @@ HOOKS = ("prerouting", "input", "forward", "output", "postrouting")  # enum nf_i
 RULE_USERDATA, COMMENT = 7, 0  # NFTA_RULE_USERDATA, NFTNL_UDATA_RULE_COMMENT
 ELEM_KEY, ELEM_DATA, ELEM_KEY_END = 1, 2, 10  # NFTA_SET_ELEM_*
 DROP = 0  # NF_DROP
-
-
-class Place(NamedTuple):
-    """A table. family: as nft writes it."""
-
-    family: str
-    table: str
-
-
-class HookedChain(NamedTuple):
-    """A base chain. drops: its policy is to drop."""
-
-    place: Place
-    name: str
-    type: str
-    hook: str
-    priority: int
-    drops: bool
-
-
-class Expression(NamedTuple):
-    """One expression of a rule. attributes: NFTA_*, of this expression's kind."""
-
-    name: str
-    attributes: Mapping[int, bytes]
-
-    def number(self, attribute: int, default: int = 0) -> int:
-        """A big-endian number."""
-        value = self.attributes.get(attribute)
-        return default if value is None else netlink.to_int(value)
-
-    def text(self, attribute: int) -> str:
-        return netlink.to_text(self.attributes.get(attribute, b""))
-
-
-class LiveRule(NamedTuple):
-    """A rule. comment: "" for none."""
-
-    expressions: tuple[Expression, ...]
-    comment: str = ""
-
-
-class Data(NamedTuple):
-    """A value, or a verdict: its code, and the chain of a jump."""
-
-    value: bytes = b""
-    verdict: int | None = None
-    chain: str = ""
+DATA = {"cmp": (3,), "immediate": (2,), "bitwise": (4, 5, 7), "range": (3, 4)}
+"""The attributes of expressions that hold a value or a verdict."""
 
 
 class Ruleset:
@@ -199,7 +153,10 @@ def _rule(attributes: Mapping[int, bytes]) -> LiveRule:
     for _, each in netlink.each_attribute(attributes.get(messages.RULE_EXPRESSIONS, b"")):
         parts = netlink.attributes(each)
         name = netlink.to_text(parts.get(nft.EXPR_NAME, b""))
-        found.append(Expression(name, netlink.attributes(parts.get(nft.EXPR_DATA, b""))))
+        attributes = netlink.attributes(parts.get(nft.EXPR_DATA, b""))
+        nested = DATA.get(name, ())
+        data = {number: data_of(value) for number, value in attributes.items() if number in nested}
+        found.append(Expression(name, attributes, data))
     return LiveRule(tuple(found), _comment(attributes.get(RULE_USERDATA, b"")))
 
 

@@ -8,10 +8,11 @@ Sources: net/netfilter/nf_nat_core.c, include/uapi/linux/netfilter_ipv4.h.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from kproxy.model.plans import Family
-from kproxy.netfilter.ruleset import HookedChain
+from kproxy.netfilter.live_rules import HookedChain
 from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
 from kproxy.trace.iptables import NAT, TABLES, IptablesChains
 from kproxy.trace.iptables_parser import Chain, Tables
@@ -45,7 +46,7 @@ class Live(NamedTuple):
     by_nft: str = ""
     legacy: str = ""
     sets: SetLookup | None = None
-    affinity: Affinity = {}
+    affinity: Affinity = MappingProxyType({})
 
 
 class LiveOutcome(NamedTuple):

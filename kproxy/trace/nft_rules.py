@@ -9,7 +9,6 @@ Sources: net/netfilter/nf_tables_core.c, net/netfilter/nft_*.c, include/uapi/lin
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from fractions import Fraction
 from ipaddress import ip_address
 from typing import Protocol
 
-from kproxy.kernel.constants import PROTOCOL_NUMBERS
-from kproxy.netfilter.ruleset import Data, Expression, HookedChain, LiveRule, Place, data_of
+from kproxy.kernel.constants import NFPROTO, PROTOCOL_NUMBERS
+from kproxy.model.plans import Family
+from kproxy.netfilter.live_rules import Data, Expression, HookedChain, LiveRule, Place
 from kproxy.trace.hooks import Packet, Path
 from kproxy.trace.nft_text import rule_text, word_of
 from kproxy.trace.outcome import Fate, Host, NotKnown, Step
@@ -241,7 +241,7 @@ class NftChains:
                     raise NotKnown(f"the number of interface {name}")
                 return self._host.numbers.get(name, 0).to_bytes(4, sys.byteorder)
             case 15:
-                return bytes([socket.AF_INET6 if is_ipv6 else socket.AF_INET])
+                return bytes([NFPROTO[Family.IPV6] if is_ipv6 else NFPROTO[Family.IPV4]])
             case 16:
                 return bytes([PROTOCOL_NUMBERS[packet.protocol]])
             case 19:
@@ -268,12 +268,12 @@ class NftChains:
         return path
 
     def _compare(self, place: Place, e: Expression, path: Path, r: Registers) -> Path | None:
-        wanted = data_of(e.attributes[3]).value
+        wanted = e.value(3)
         value = r.get(e.number(1), len(wanted))
         return path if _COMPARE[e.number(2)](value, wanted) else None
 
     def _range(self, place: Place, e: Expression, path: Path, r: Registers) -> Path | None:
-        low, high = data_of(e.attributes[3]).value, data_of(e.attributes[4]).value
+        low, high = e.value(3), e.value(4)
         within = low <= r.get(e.number(1), len(low)) <= high
         return path if within is not bool(e.number(2)) else None
 
@@ -281,7 +281,7 @@ class NftChains:
         length = e.number(3)
         value, unknown = r.raw(e.number(1), length)
         if e.number(6) == 0:
-            mask, xor = (data_of(e.attributes[n]).value.ljust(length, b"\0") for n in (4, 5))
+            mask, xor = (e.value(n).ljust(length, b"\0") for n in (4, 5))
             r.put(
                 e.number(2),
                 bytes(v & m ^ x for v, m, x in zip(value, mask, xor, strict=False)),
@@ -290,7 +290,7 @@ class NftChains:
             return path
         if e.number(6) in (1, 2) and not any(unknown):
             number = int.from_bytes(value, sys.byteorder)
-            by = int.from_bytes(data_of(e.attributes[7]).value, sys.byteorder)
+            by = int.from_bytes(e.value(7), sys.byteorder)
             shifted = number << by if e.number(6) == 1 else number >> by
             r.put(e.number(2), (shifted & (1 << 8 * length) - 1).to_bytes(length, sys.byteorder))
             return path
@@ -307,7 +307,7 @@ class NftChains:
         return path
 
     def _immediate(self, place: Place, e: Expression, path: Path, r: Registers) -> Path | None:
-        found = data_of(e.attributes[2])
+        found = e.data[2]
         if found.verdict is not None:
             r.verdict = found
         else:
@@ -367,7 +367,7 @@ class NftChains:
 
     def _nat(self, place: Place, e: Expression, path: Path, r: Registers) -> Path | None:
         r.verdict = Data(b"", ACCEPT)
-        length = 16 if e.number(2) == socket.AF_INET6 else 4
+        length = 16 if e.number(2) == NFPROTO[Family.IPV6] else 4
         if e.number(1) == 0:
             return path.changed(masqueraded=True)
         packet = path.packet
@@ -430,7 +430,17 @@ _COMPARE: tuple[Callable[[bytes, bytes], bool], ...] = (
     lambda a, b: a > b,
     lambda a, b: a >= b,
 )
-_WRITES = {"meta": 1, "payload": 1, "ct": 1, "fib": 1, "numgen": 1, "hash": 2, "bitwise": 2, "byteorder": 2, "lookup": 3}
+_WRITES = {
+    "meta": 1,
+    "payload": 1,
+    "ct": 1,
+    "fib": 1,
+    "numgen": 1,
+    "hash": 2,
+    "bitwise": 2,
+    "byteorder": 2,
+    "lookup": 3,
+}
 """The attribute of an expression that names the register it writes."""
 _EXPRESSIONS = {
     "meta": NftChains._meta,

@@ -5,14 +5,14 @@ It is for people: an expression that is not known here is named in brackets. Sou
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from kproxy.kernel.constants import PROTOCOL_NAMES
-from kproxy.netfilter.ruleset import Data, Expression, LiveRule, data_of
+from kproxy.kernel.constants import NFPROTO, PROTOCOL_NAMES
+from kproxy.model.plans import Family
+from kproxy.netfilter.live_rules import Data, Expression, LiveRule
 
 META = {
     1: ("meta protocol", "int"), 3: ("meta mark", "mark"), 4: ("iif", "int"), 5: ("oif", "int"),
@@ -87,10 +87,10 @@ class _Writer:
             case "bitwise":
                 return self._bitwise(e)
             case "cmp":
-                return self._compare(self._at(e.number(1)), OPERATORS[e.number(2) % 6], data_of(e.attributes[3]).value)
+                return self._compare(self._at(e.number(1)), OPERATORS[e.number(2) % 6], e.value(3))
             case "range":
                 value = self._at(e.number(1))
-                low, high = (shown(data_of(e.attributes[n]).value, value.kind) for n in (3, 4))
+                low, high = (shown(e.value(n), value.kind) for n in (3, 4))
                 return f"{value.text} {'!= ' if e.number(2) else ''}{low}-{high}"
             case "lookup":
                 return self._lookup(e)
@@ -139,7 +139,7 @@ class _Writer:
 
     def _bitwise(self, e: Expression) -> str | None:
         value = self._at(e.number(1))
-        mask, xor = (data_of(e.attributes[n]).value if n in e.attributes else b"" for n in (4, 5))
+        mask, xor = (e.value(n) for n in (4, 5))
         if value.kind == "address" and mask and not any(xor):
             return self._hold(e.number(2), value._replace(mask=f"/{sum(byte.bit_count() for byte in mask)}"))
         if value.kind in ("state", "status"):
@@ -172,7 +172,7 @@ class _Writer:
         return None
 
     def _immediate(self, e: Expression) -> str | None:
-        found = data_of(e.attributes[2])
+        found = e.data[2]
         if found.verdict is not None:
             return verdict_text(found)
         kind = {2: "port", 4: "address", 16: "address"}.get(len(found.value), "int")
@@ -211,7 +211,7 @@ def shown(data: bytes, kind: str) -> str:
             number = int.from_bytes(data, sys.byteorder)
             return ADDRESS_TYPES.get(number, str(number))
         case "nfproto" if data in (b"\x02", b"\x0a"):
-            return "ipv4" if data[0] == socket.AF_INET else "ipv6"
+            return "ipv4" if data[0] == NFPROTO[Family.IPV4] else "ipv6"
         case "host":
             return str(int.from_bytes(data, sys.byteorder))
         case str() if kind.startswith("prefix"):

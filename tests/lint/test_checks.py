@@ -50,9 +50,7 @@ def node(name: str, zone: str = "", ip: str = "") -> Values:
 
 
 def found(items: list[Values], mode: ProxyMode = ProxyMode.IPTABLES) -> list[Finding]:
-    objects = {
-        kind: [msgspec.convert(item, TYPES[kind]) for item in items if item["kind"] == kind] for kind in Kind
-    }
+    objects = {kind: [msgspec.convert(item, TYPES[kind]) for item in items if item["kind"] == kind] for kind in Kind}
     return lint(Cluster(objects, (), mode))
 
 

@@ -11,7 +11,7 @@ from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
 from kproxy.netfilter.ruleset import Ruleset
 from kproxy.trace.live import Live, trace_live
-from kproxy.trace.outcome import Fate, Host, Probe, Protocol
+from kproxy.trace.outcome import Host
 from tests.parity.conftest import Case
 from tests.parity.test_real_kernel import loadable
 from tests.trace.oracle import probes
