@@ -45,8 +45,8 @@ class Rules(Protocol):
 
 @dataclass(slots=True)
 class Registers:
-    """The registers: 16 words of 32 bits, and which of their bytes are not known. doubt: why it is not known whether the
-    rule matches, "" if it is."""
+    """The registers: 16 words of 32 bits, and which of their bytes are not known. fate: the end of the packet's way.
+    doubt: why it is not known whether the rule matches, "" if it is."""
 
     data: bytearray = field(default_factory=lambda: bytearray(64))
     unknown: bytearray = field(default_factory=lambda: bytearray(64))
