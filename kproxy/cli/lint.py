@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 
@@ -53,10 +54,8 @@ def _text(found: list[Finding], services: int) -> str:
     order = list(dict.fromkeys(each.object for each in found))
     by_object = sorted(found, key=lambda each: order.index(each.object))
     parts = [f"{name}\n{_of_object(group)}" for name, group in groupby(by_object, key=lambda each: each.object)]
-    counts = [(sum(each.severity is s for each in found), s.value) for s in Severity]
-    said = ", ".join(
-        f"{number} {word}{'s' if number > 1 and word != 'info' else ''}" for number, word in counts if number
-    )
+    counts = Counter(each.severity.value for each in found)
+    said = ", ".join(f"{counts[each]} of severity {each}" for each in Severity if counts[each])
     return "".join(f"{part}\n" for part in parts) + f"{services} Services: {said or 'nothing found'}\n"
 
 

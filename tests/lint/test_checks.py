@@ -28,8 +28,9 @@ def service(name: str = "web", spec: Values | None = None, ingress: tuple[str, .
     }
 
 
-def endpoint(ip: str = "10.244.1.5", node: str = "node1", **more: Any) -> Values:
-    return {"addresses": [ip], "nodeName": node, **more}
+def endpoint(ip: str = "10.244.1.5", hint: str = "", **more: Any) -> Values:
+    hints = {"hints": {"forZones": [{"name": hint}]}} if hint else {}
+    return {"addresses": [ip], "nodeName": "node1", **hints, **more}
 
 
 def piece(*endpoints: Values, name: str = "web-1", of: str = "web", port: Values | None = None) -> Values:
@@ -57,8 +58,6 @@ def found(items: list[Values], mode: ProxyMode = ProxyMode.IPTABLES) -> list[Fin
 LOCAL: Values = {"externalTrafficPolicy": "Local"}
 BALANCER: Values = {"type": "LoadBalancer"}
 DUAL: Values = {"clusterIPs": ["10.96.0.1", "fd00:96::1"]}
-HINT_A = {"hints": {"forZones": [{"name": "a"}]}}
-HINT_B = {"hints": {"forZones": [{"name": "b"}]}}
 READY = piece(endpoint())
 WEB = "Service shop/web"
 
@@ -102,22 +101,24 @@ TABLE = [
     row("no slice", "no-endpoints", WEB, "", service()),
     row("a slice without endpoints", "no-endpoints", WEB, "", service(), piece()),
     row("no endpoint is ready", "no-ready-endpoints", WEB, "spec.ports[http]", service(),
-        piece(endpoint(conditions={"ready": False}), endpoint("10.244.1.6", conditions={"ready": False})), says="2 IPv4"),
+        piece(endpoint(conditions={"ready": False}), endpoint("10.244.1.6", conditions={"ready": False})),
+        says="2 IPv4"),
     row("another name", "port-mismatch", WEB, "spec.ports[http]", service(),
         piece(endpoint(), port={"name": "web", "port": 8080, "protocol": "TCP"}), says="they have web/TCP"),
     row("another protocol", "port-mismatch", WEB, "spec.ports[http]", service(),
         piece(endpoint(), port={"name": "http", "port": 53, "protocol": "UDP"}), says="http/TCP; they have http/UDP"),
     row("IPv4 endpoints alone", "family-without-endpoints", WEB, "", service(spec=DUAL), READY, says="no IPv6"),
     row("internal policy Local, a node without", "local-policy-empty-nodes", WEB, "spec.internalTrafficPolicy",
-        service(spec={"internalTrafficPolicy": "Local"}), READY, node("node1"), node("node2"), says="1 of 2 nodes (node2)"),
+        service(spec={"internalTrafficPolicy": "Local"}), READY, node("node1"), node("node2"),
+        says="1 of 2 nodes (node2)"),
     row("external policy Local of a NodePort", "local-policy-empty-nodes", WEB, "spec.externalTrafficPolicy", READY,
         service(spec={**LOCAL, "type": "NodePort", "ports": [{"name": "http", "port": 80, "nodePort": 30080}]}),
         node("node1"), node("node2"), says="that arrive there are dropped"),
     row("a zone of one", "one-endpoint-for-zone", WEB, "spec.ports[http]", service(),
-        piece(endpoint(**HINT_A), endpoint("10.244.1.6", **HINT_B), endpoint("10.244.1.7", **HINT_B)),
+        piece(endpoint(hint="a"), endpoint("10.244.1.6", hint="b"), endpoint("10.244.1.7", hint="b")),
         says="in zone a all connections go to 10.244.1.5:8080, one of 3"),
     row("a hint is missing", "hints-ignored", WEB, "spec.ports[http]", service(),
-        piece(endpoint(**HINT_A), endpoint("10.244.1.6")), says="1 of 2 ready"),
+        piece(endpoint(hint="a"), endpoint("10.244.1.6")), says="1 of 2 ready"),
     row("ranges that nobody can read", "load-balancer-closed", WEB, "spec.loadBalancerSourceRanges",
         service(spec={**BALANCER, "loadBalancerSourceRanges": ["10.0.0.0-10.0.0.9"]}, annotations={
             IGNORE: "source-range-ignored"}), READY, says="admit nobody"),
@@ -129,7 +130,8 @@ TABLE = [
         piece(endpoint("fd00:244::5"), name="web-2"), says="IPv6 addresses"),
     row("source ranges without a load balancer", "unused-field", WEB, "spec.loadBalancerSourceRanges",
         service(spec={"loadBalancerSourceRanges": ["10.0.0.0/8"]}), READY),
-    row("external policy of a ClusterIP", "unused-field", WEB, "spec.externalTrafficPolicy", service(spec=LOCAL), READY),
+    row("external policy of a ClusterIP", "unused-field", WEB, "spec.externalTrafficPolicy", READY,
+        service(spec=LOCAL)),
     row("health check port with policy Cluster", "unused-field", WEB, "spec.healthCheckNodePort",
         service(spec={**BALANCER, "healthCheckNodePort": 32100}), READY),
     row("a timeout without affinity", "unused-field", WEB, "spec.sessionAffinityConfig",
@@ -151,9 +153,11 @@ TABLE = [
         piece(endpoint("::ffff:10.244.1.5"))),
     row("bits beyond the prefix", "legacy-address", WEB, "spec.loadBalancerSourceRanges[0]", READY,
         service(spec={**BALANCER, "loadBalancerSourceRanges": ["10.0.0.1/8"]}), says="read as 10.0.0.0/8"),
-    row("external IPs", "external-ips", WEB, "spec.externalIPs", service(spec={"externalIPs": ["203.0.113.1"]}), READY),
+    row("external IPs", "external-ips", WEB, "spec.externalIPs", READY,
+        service(spec={"externalIPs": ["203.0.113.1"]})),
     row("a node's address", "node-address-as-external-ip", WEB, "status.loadBalancer.ingress", READY,
-        service(spec=BALANCER, ingress=("172.18.0.3",)), node("node2", ip="172.18.0.3"), says="connections to this port"),
+        service(spec=BALANCER, ingress=("172.18.0.3",)), node("node2", ip="172.18.0.3"),
+        says="connections to this port"),
     row("a node's address in IPVS mode", "ipvs-node-address", WEB, "status.loadBalancer.ingress", READY,
         service(spec=BALANCER, ingress=("172.18.0.3",)), node("node2", ip="172.18.0.3"), mode="ipvs",
         says="cannot reach node2"),
@@ -162,7 +166,8 @@ TABLE = [
     # ---- nothing is wrong
     Row("a Service with an endpoint", [service(), READY, node("node1"), node("node2")], set()),
     Row("a headless Service and its slice", [service(spec={"clusterIP": "None"}), READY], set()),
-    Row("a Service of another proxy", [service(labels={"service.kubernetes.io/service-proxy-name": "x"}), READY], set()),
+    Row("a Service of another proxy",
+        [service(labels={"service.kubernetes.io/service-proxy-name": "x"}), READY], set()),
     Row("the last endpoint drains", [service(), piece(endpoint(conditions={
         "ready": False, "serving": True, "terminating": True}))], set()),
     Row("two load balancers leave nodes out by health checks",
