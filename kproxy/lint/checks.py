@@ -301,7 +301,8 @@ def _copies(cluster: Cluster) -> Iterator[Finding]:
 
 
 def _legacy_addresses(cluster: Cluster) -> Iterator[Finding]:
-    for item in (*cluster.services, *cluster.slices):
+    items: list[Service | EndpointSlice] = [*cluster.services, *cluster.slices]
+    for item in items:
         for field, text in _addresses(item):
             is_range = field.startswith(RANGES)
             read = canonical_cidr(text) if is_range else canonical_ip(text)

@@ -61,7 +61,7 @@ class Cluster:
         return tuple(self._state.slices(name))
 
     def candidates(self, plan: ServicePlan, node: str = "") -> list[Candidate]:
-        """The endpoints of a Service port, whatever their conditions. node: of which they say whether they are local."""
+        """The endpoints of a Service port, whatever their conditions. node: for which they say if they are local."""
         at = ServiceName(plan.key.namespace, plan.key.name)
         return candidates(self.slices_of(at), plan.key.port, plan.protocol, plan.family, node)
 

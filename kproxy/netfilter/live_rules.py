@@ -28,11 +28,13 @@ class HookedChain(NamedTuple):
 
 
 class Data(NamedTuple):
-    """A value, or a verdict: its code (enum nft_verdicts, or NF_DROP, NF_ACCEPT), and the chain of a jump."""
+    """A value, or a verdict: its code (enum nft_verdicts, or NF_DROP, NF_ACCEPT), and the chain of a jump. comment: of
+    the element of a set or map that has it."""
 
     value: bytes = b""
     verdict: int | None = None
     chain: str = ""
+    comment: str = ""
 
 
 class Expression(NamedTuple):

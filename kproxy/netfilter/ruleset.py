@@ -23,8 +23,8 @@ from kproxy.netfilter.set_codec import SET_KEY_LEN
 PROTOCOLS = {"inet": 1, "ip": 2, "ip6": 10}
 """Families of tables whose hooks IP packets pass (NFPROTO_*)."""
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")  # enum nf_inet_hooks
-RULE_USERDATA, COMMENT = 7, 0  # NFTA_RULE_USERDATA, NFTNL_UDATA_RULE_COMMENT
-ELEM_KEY, ELEM_DATA, ELEM_KEY_END = 1, 2, 10  # NFTA_SET_ELEM_*
+RULE_USERDATA, COMMENT = 7, 0  # NFTA_RULE_USERDATA, NFTNL_UDATA_RULE_COMMENT (and ..._SET_ELEM_COMMENT)
+ELEM_KEY, ELEM_DATA, ELEM_USERDATA = 1, 2, 6  # NFTA_SET_ELEM_*
 DROP = 0  # NF_DROP
 DATA = {"cmp": (3,), "immediate": (2,), "bitwise": (4, 5, 7), "range": (3, 4)}
 """The attributes of expressions that hold a value or a verdict."""
@@ -117,8 +117,9 @@ class Ruleset:
             for answer in answers:
                 attributes = netlink.attributes(answer.payload, start=4)
                 for _, element in netlink.each_attribute(attributes.get(messages.ELEMENTS, b"")):
-                    data = netlink.attributes(element).get(ELEM_DATA)
-                    return data_of(data) if data else Data()
+                    parts = netlink.attributes(element)
+                    data = data_of(parts[ELEM_DATA]) if ELEM_DATA in parts else Data()
+                    return data._replace(comment=_comment(parts.get(ELEM_USERDATA, b"")))
         return None
 
     def _dump(self, family: str, number: int, named: bytes) -> Iterator[dict[int, bytes]]:
@@ -161,7 +162,7 @@ def _rule(attributes: Mapping[int, bytes]) -> LiveRule:
 
 
 def _comment(userdata: bytes) -> str:
-    """The comment in a rule's userdata, which are nft's own: type, length, value (libnftnl, include/udata.h)."""
+    """The comment in the userdata of a rule or element, which are nft's own: type, length, value (libnftnl, include/udata.h)."""
     at = 0
     while at + 2 <= len(userdata):
         kind, length = userdata[at], userdata[at + 1]

@@ -165,4 +165,10 @@ class HookTracer(ABC):
             masqueraded = packet.masqueraded
         verdict = Verdict(fate, endpoint, masqueraded)
         output = packet.output or "" if fate in (Fate.DELIVERED, Fate.UNTOUCHED) else ""
-        self._ended.append(Branch(path.probability, verdict, path.remembers, path.steps, output))
+        source = self._source(packet, output) if masqueraded else packet.source
+        self._ended.append(Branch(path.probability, verdict, path.remembers, path.steps, output, source))
+
+    def _source(self, packet: Packet, output: str) -> str:
+        """The address that a masqueraded packet has afterwards, "" if it is not known."""
+        route = self._host.route(packet.destination)
+        return (route.source if route else "") or self._host.interfaces.get(output, "")

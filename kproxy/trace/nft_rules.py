@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from ipaddress import ip_address
 from typing import Protocol
@@ -46,16 +46,17 @@ class Rules(Protocol):
 @dataclass(slots=True)
 class Registers:
     """The registers: 16 words of 32 bits, and which of their bytes are not known. fate: the end of the packet's way.
-    doubt: why it is not known whether the rule matches, "" if it is."""
+    element: the comment of the element that was found last. doubt: why it is not known whether the rule matches, "" if it is."""
 
     data: bytearray = field(default_factory=lambda: bytearray(64))
     unknown: bytearray = field(default_factory=lambda: bytearray(64))
     verdict: Data | None = None
     fate: Fate | None = None
     doubt: str = ""
+    element: str = ""
 
     def copy(self) -> Registers:
-        return Registers(bytearray(self.data), bytearray(self.unknown), self.verdict, self.fate, self.doubt)
+        return replace(self, data=bytearray(self.data), unknown=bytearray(self.unknown))
 
     def doubted(self, why: str, register: int) -> Registers:
         """The registers when what the expression does is not known. register: that it would have written, 0 for none.
@@ -140,7 +141,7 @@ class NftChains:
         for expression in rule.expressions:
             states = [after for before in states for after in self._apply(place, expression, *before, on)]
         for after, registers in states:
-            step = Step(_table(place), chain, rule_text(rule, place.family))
+            step = Step(_table(place), chain, rule_text(rule, place.family), registers.element)
             if registers.doubt:
                 self._unknown(step, registers.doubt)
                 on.append(path._replace(probability=after.probability))
@@ -319,6 +320,8 @@ class NftChains:
         found = self._rules.element(place, name, r.get(e.number(2), self._rules.key_length(place, name)))
         if (found is None) is not inverted:
             return None
+        if found is not None:
+            r.element = found.comment or r.element
         if found is not None and 3 in e.attributes:
             if e.number(3) == 0:
                 r.verdict = found

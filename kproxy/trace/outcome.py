@@ -116,23 +116,27 @@ class Verdict(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One rule that matched: its table, its chain, its text ("policy DROP" for a chain's policy)."""
+    """One rule that matched: its table, its chain, its text ("policy DROP" for a chain's policy). element: the comment
+    of the element that matched in a set or map, "" for none."""
 
     table: str
     chain: str
     rule: str
+    element: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
     """One path that the packet may take. remembers: the entries that session affinity has afterwards. output: the
-    interface by which it leaves the node, "" if it does not, or if that is not known."""
+    interface by which it leaves the node, "" if it does not, or if that is not known. source: the address that the
+    other end sees, "" if that is not known."""
 
     probability: Fraction
     verdict: Verdict
     remembers: frozenset[AffinityEntry] = frozenset()
     steps: tuple[Step, ...] = ()
     output: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
