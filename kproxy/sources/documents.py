@@ -18,8 +18,9 @@ from kproxy import logs
 from kproxy.config.parse_errors import json_problem
 from kproxy.config.yaml_reader import TOO_DEEP, Loader, YamlError, load_all
 from kproxy.errors import InvalidObject
+from kproxy.model.events import full_name
 from kproxy.model.objects import Kind, Object
-from kproxy.sources.decode import key, object_of
+from kproxy.sources.decode import object_of
 from kproxy.sources.intern import Interner
 
 _log = logs.get("source")
@@ -170,7 +171,7 @@ def _object_id(kind: Kind, value: dict[str, Any]) -> ObjectId | None:
     name, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else ("", "")
     if not isinstance(name, str) or not name:
         return None
-    return kind, key(namespace if isinstance(namespace, str) else None, name)
+    return kind, full_name(namespace if isinstance(namespace, str) else None, name)
 
 
 def _json_type(value: Any) -> str:
