@@ -3,6 +3,7 @@
     KproxyError
     ├── InvalidInput            the user or the cluster gave something unusable
     │   ├── InvalidObject       a Service, EndpointSlice, Node or manifest
+    │   │   └── UnusedObject    one that is in order and concerns no Service
     │   └── InvalidConfig       KubeProxyConfiguration or a flag; all problems at once
     ├── SourceError             the API server or the manifests cannot be read
     │   └── ApiError            the API server answered with an error status
@@ -48,6 +49,10 @@ class InvalidObject(InvalidInput):
         self.kind, self.name, self.field, self.reason = kind, name, field, reason
         where = f"{kind} {name}: {field}" if field else f"{kind} {name}"
         super().__init__(f"{where}: {reason}")
+
+
+class UnusedObject(InvalidObject):
+    """An object that is in order and that no Service proxy uses, as somebody may want; worth a line for who asks."""
 
 
 class InvalidConfig(InvalidInput):

@@ -7,7 +7,8 @@ file, or from this host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -21,6 +22,7 @@ from kproxy.cli.exits import Refused
 from kproxy.config import defaults, files
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import node_name
+from kproxy.errors import InvalidObject, UnusedObject
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
 from kproxy.model.plans import Family
@@ -67,25 +69,29 @@ class Inputs:
     host: Path | None
     sources: tuple[str, ...]
 
-    def preview(self) -> Preview:
-        """Read cluster and host, and plan for the node. Raises InvalidConfig, Refused, SourceError, NetlinkError."""
+    def preview(self) -> tuple[Preview, list[InvalidObject]]:
+        """Read cluster and host, and plan for the node. Returns also what cannot be used of the cluster.
+
+        Raises InvalidConfig, SourceError, NetlinkError, and Refused when nothing at all of the cluster can be used.
+        """
         from kproxy.cli import host_file
         from kproxy.modes.preview import Preview, load
         from kproxy.modes.settings import node_ips
 
         host = host_file.read(self.host) if self.host else None
-        objects = _cluster(self.config, self.sources)
-        name = self.config.hostname_override
-        state, problems = load(name, objects)
-        if problems:
+        objects, problems = _cluster(self.config, self.sources)
+        if problems and not any(objects.values()):
             raise Refused(problems)
+        name = self.config.hostname_override
+        state, more = load(name, objects)
+        problems += [problem for problem in more if not isinstance(problem, UnusedObject)]
         if state.node is None and (objects.get(Kind.NODE) or not self.sources):
             missing = "its endpoints, zone and pod CIDRs may be missing"
             click.echo(f"kproxy: there is no Node {name}: {missing}; see --node", err=True)
         known = host or _this_host()
         if not known.ips or host is None:
             known = replace(known, ips=node_ips(self.config, state.node, known.ips))
-        return Preview(state, self.config, known)
+        return Preview(state, self.config, known), problems
 
 
 def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
@@ -131,35 +137,26 @@ def _configuration(path: Path | None, mode: str | None, node: str | None, kubeco
     return replace_fields(config, hostname_override=node_name(node or config.hostname_override))
 
 
-def _cluster(config: KubeProxyConfiguration, sources: tuple[str, ...]) -> Mapping[Kind, Iterable[Object]]:
-    """Return the objects of the cluster. Raises Refused for unusable ones, SourceError when they cannot be read."""
-    if not sources:
-        return _from_api_server(config)
-    from kproxy.modes.preview import load
-    from kproxy.sources.manifests import read_manifests
+def _cluster(
+    config: KubeProxyConfiguration, sources: tuple[str, ...]
+) -> tuple[Mapping[Kind, list[Object]], list[InvalidObject]]:
+    """Return the objects of the cluster, and what cannot be read of it. Raises Refused, SourceError."""
+    if missing := [path for path in sources if path != "-" and not os.path.lexists(path)]:
+        # A typing error rather than a fault of the cluster: what is left would be another cluster.
+        raise Refused([InvalidObject("manifest", path, "", "there is no such file or folder") for path in missing])
+    if sources:
+        from kproxy.sources.manifests import read_manifests
 
-    objects, problems = read_manifests(sources)
-    if problems:
-        # Report the problems of all other objects as well.
-        _, more = load(config.hostname_override, objects)
-        raise Refused([*problems, *more])
-    return objects
-
-
-def _from_api_server(config: KubeProxyConfiguration) -> Mapping[Kind, Iterable[Object]]:
-    """Return what the API server has. Raises Refused, SourceError."""
+        return read_manifests(sources)
     from kproxy.sources.api import read_cluster
     from kproxy.sources.client import ApiClient
     from kproxy.sources.credentials import ClientSettings
 
     client = ApiClient(ClientSettings(kubeconfig=config.client_connection.kubeconfig))
     try:
-        objects, problems = read_cluster(client, config.hostname_override)
+        return read_cluster(client, config.hostname_override)
     finally:
         client.close()
-    if problems:
-        raise Refused(problems)
-    return objects
 
 
 def _this_host() -> NodeInfo:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import click
 
+from kproxy.cli.exits import Refused
 from kproxy.cli.options import CONTEXT, Inputs, with_inputs
 from kproxy.config.fields import ProxyMode
 from kproxy.errors import InvalidConfig
@@ -59,14 +60,19 @@ FAMILIES = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 @click.option("--format", "form", type=click.Choice(["native", "json"]), default="native", show_default=True)
 @with_inputs
 def command(dry_run: bool, family: str, form: str, inputs: Inputs) -> None:
-    """Print what a node would program, and write nothing."""
+    """Print what a node would program, and write nothing.
+
+    Objects that cannot be used cost themselves alone: each is named on standard error, and the exit status is 2.
+    """
     renderer = RENDERERS.get(inputs.config.mode)
     if renderer is None:
         raise InvalidConfig([f"--mode: mode {inputs.config.mode} is not available yet"])
-    preview = inputs.preview()
+    preview, problems = inputs.preview()
     names = list(FAMILIES) if family == "all" else [family]
     outcomes = {name: renderer(preview, FAMILIES[name]) for name in names}
     click.echo(_text(outcomes, form, several=family == "all"), nl=False)
+    if problems:
+        raise Refused(problems)
 
 
 def _text(outcomes: Mapping[str, Rendered], form: str, several: bool) -> str:

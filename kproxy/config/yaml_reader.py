@@ -14,6 +14,8 @@ import yaml
 from kproxy.errors import one_line
 
 _SHALLOW, _DEEP = 5000, 200
+_MOST_REPEATED = 1_000_000
+"""Values that a text may have more than it has places for, by aliases. Some lines can stand for any number."""
 TOO_DEEP = "is nested too deeply"
 # In our own words by the type of the error, as PyYAML words its refusals anew with every version.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -33,7 +35,26 @@ class YamlError(Exception):
 
 
 class Loader(yaml.CSafeLoader):
-    """Safe YAML whose integers fit into 64 bits: a larger one is a float, as for Kubernetes, and so of a wrong type."""
+    """Safe YAML whose integers fit into 64 bits: a larger one is a float, as for Kubernetes, and so of a wrong type.
+
+    Its aliases may repeat a million values in all.
+    """
+
+    def __init__(self, text: str | bytes) -> None:
+        super().__init__(text)
+        aliased = ("&" in text and "*" in text) if isinstance(text, str) else (b"&" in text and b"*" in text)
+        self._repeated: int | None = 0 if aliased else None
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if self._repeated is not None:
+            sizes: dict[int, int] = {}
+            self._repeated += _size(node, sizes) - len(sizes)
+            if self._repeated > _MOST_REPEATED:
+                at = node.start_mark
+                raise YamlError(
+                    f"has aliases that repeat more than {_MOST_REPEATED} values", at.line + 1, at.column + 1
+                )
+        return super().construct_document(node)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int | float:  # type: ignore[override]
         try:
@@ -67,6 +88,21 @@ def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
     except Exception as error:  # KeyError of `!!bool x`; of other wrong tags whatever PyYAML's code runs into
         raise YamlError("has a value that does not fit its tag") from error
     return documents, loader
+
+
+def _size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The number of values that NODE stands for, aliases followed; SIZES has those of the nodes seen, by id."""
+    if (known := sizes.get(id(node))) is not None:
+        return known
+    sizes[id(node)] = _MOST_REPEATED + 2  # for an alias within its own anchor, which stands for itself without an end
+    inner: list[yaml.Node] = []
+    match node:
+        case yaml.MappingNode():
+            inner = [each for pair in node.value for each in pair]
+        case yaml.SequenceNode():
+            inner = node.value
+    sizes[id(node)] = 1 + sum(_size(each, sizes) for each in inner)
+    return sizes[id(node)]
 
 
 def _at(text: str | bytes, error: yaml.MarkedYAMLError) -> YamlError:

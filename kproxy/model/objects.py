@@ -51,6 +51,7 @@ class ServiceSpec(msgspec.Struct, gc=False, rename="camel"):
     type: str | None = None
     cluster_ip: str | None = msgspec.field(name="clusterIP", default=None)
     cluster_ips: list[str] | None = msgspec.field(name="clusterIPs", default=None)
+    ip_families: list[str] | None = None
     external_ips: list[str] | None = msgspec.field(name="externalIPs", default=None)
     ports: list[ServicePort] | None = None
     session_affinity: str | None = None

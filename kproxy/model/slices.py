@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from kproxy.errors import InvalidObject
+from kproxy.errors import InvalidObject, UnusedObject
 from kproxy.model import objects
 from kproxy.model.addresses import canonical_ip
 from kproxy.model.plans import FAMILIES, PROTOCOLS, Family, Protocol
@@ -66,7 +66,8 @@ class _Reader:
             return None
         service = labels.get(SERVICE_LABEL)
         if not service:
-            self._problem(f"metadata.labels[{SERVICE_LABEL}]", "is missing, so the slice belongs to no Service")
+            field, reason = f"metadata.labels[{SERVICE_LABEL}]", "is missing, so the slice belongs to no Service"
+            self.problems.append(UnusedObject("EndpointSlice", self._name, field, reason))
             return None
         if why := unusable_name(service):
             self._problem(f"metadata.labels[{SERVICE_LABEL}]", why)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from kproxy.errors import InvalidObject
 from kproxy.model import node_info, objects, services, slices
-from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage, Resolved
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind
 from kproxy.model.plans import ServicePlan
@@ -120,6 +120,8 @@ class ClusterState:
                 return []
             case Invalid(error):
                 return [error]
+            case Resolved():
+                return []
 
     def _take(self, items: Iterable[objects.Object]) -> list[InvalidObject]:
         return [problem for item in items for problem in self._change(item)]

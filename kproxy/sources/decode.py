@@ -16,6 +16,7 @@ import msgspec
 from kproxy.config.parse_errors import json_problem, mismatch, of_text
 from kproxy.config.yaml_reader import TOO_DEEP
 from kproxy.errors import InvalidObject, SourceError
+from kproxy.model.events import full_name
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.sources.intern import drop_unread_metadata
 
@@ -164,7 +165,7 @@ class Decoder:
             except InvalidObject as error:
                 page.problems.append(error)
                 if (identity := _identity(raw)).name:
-                    page.unreadable.add(key(identity.namespace, identity.name))
+                    page.unreadable.add(full_name(identity.namespace, identity.name))
         return page
 
     def line(self, line: bytes) -> WatchLine:
@@ -212,11 +213,6 @@ def object_of(kind: Kind, value: Any) -> Object:
     if not item.metadata.name:
         raise _nameless(kind)
     return item
-
-
-def key(namespace: str | None, name: str) -> str:
-    """The name of an object in events, "namespace/name"; kinds without a namespace have "default"."""
-    return f"{namespace or 'default'}/{name}"
 
 
 def split_lines(chunks: Iterator[bytes], limit: int) -> Iterator[bytes]:

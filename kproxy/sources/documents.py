@@ -18,8 +18,10 @@ from kproxy import logs
 from kproxy.config.parse_errors import json_problem
 from kproxy.config.yaml_reader import TOO_DEEP, Loader, YamlError, load_all
 from kproxy.errors import InvalidObject
+from kproxy.model.events import full_name
 from kproxy.model.objects import Kind, Object
-from kproxy.sources.decode import key, object_of
+from kproxy.sources import validation
+from kproxy.sources.decode import object_of
 from kproxy.sources.intern import Interner
 
 _log = logs.get("source")
@@ -110,6 +112,11 @@ def _take(content: Content, interner: Interner, name: str, where: str, document:
                 content.problems.append(InvalidObject("manifest", name, f"{path}{error.field}", error.reason))
             continue
         assert at is not None  # it has a name, or object_of had refused it
+        validation.set_defaults(item)
+        content.problems += (refused := validation.refusals(item)) + validation.remarks(kind, value, item)
+        if refused:
+            content.unreadable.add(at)
+            continue
         interner.intern(item)
         if at in content.objects:
             _log.warning("Object is in a manifest twice; the second is used", kind=kind, object=at[1], file=name)
@@ -134,6 +141,9 @@ def _relevant(content: Content, name: str, where: str, document: Any, default: s
     if name_of_kind.endswith("List") and isinstance(items, list):
         for number, item in enumerate(items):
             yield from _relevant(content, name, f"{where}items[{number}].", item, name_of_kind.removesuffix("List"))
+    elif meant := [kind for kind in Kind if kind != name_of_kind and kind.lower() == name_of_kind.lower()]:
+        reason = f"{name_of_kind!r} is no kind (is {meant[0]} meant?)"
+        content.problems.append(InvalidObject("manifest", name, f"{where}kind", reason))
     elif name_of_kind in list(Kind):
         kind = Kind(name_of_kind)
         if _is_known_version(content, kind, document):
@@ -170,7 +180,7 @@ def _object_id(kind: Kind, value: dict[str, Any]) -> ObjectId | None:
     name, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else ("", "")
     if not isinstance(name, str) or not name:
         return None
-    return kind, key(namespace if isinstance(namespace, str) else None, name)
+    return kind, full_name(namespace if isinstance(namespace, str) else None, name)
 
 
 def _json_type(value: Any) -> str:

@@ -17,7 +17,7 @@ from kproxy import logs
 from kproxy.containment import Containment
 from kproxy.errors import InvalidObject, SourceError
 from kproxy.files import LARGEST, read_file
-from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, Sink
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, Resolved, Sink
 from kproxy.model.objects import Kind, Object
 from kproxy.sources.documents import Content, ObjectId, parse
 from kproxy.sources.file_watcher import Files, FileWatcher, Signature, list_files, reason
@@ -98,7 +98,7 @@ class _File:
 
     state: Signature | str | None = None
     content: Content = field(default_factory=Content)
-    problems: frozenset[str] = frozenset()
+    problems: tuple[InvalidObject, ...] = ()
 
 
 class ManifestSource:
@@ -157,8 +157,9 @@ class ManifestSource:
                 self._stage.succeeded()
 
     def _take(self, files: Files) -> list[Event]:
-        """Read the files that changed; returns what is newly wrong."""
+        """Read the files that changed; returns what is newly wrong, and what no longer is."""
         events: list[Event] = []
+        before = self._wrong()
         missing = {path for path, state in files.items() if isinstance(state, str)}
         for path in [path for path in self._files if path not in files and not missing & {path.parent}]:
             del self._files[path]
@@ -166,6 +167,7 @@ class ManifestSource:
             file = self._files.setdefault(path, _File())
             if file.state != state:
                 events += self._reread(path, file, state)
+        events += [Resolved(kind, name) for kind, name in sorted(before - self._wrong())]
         # Objects of later names win, also when their files came later.
         self._files = {path: self._files[path] for path in sorted(self._files, key=self._order)}
         return events
@@ -180,8 +182,12 @@ class ManifestSource:
             file.content, problems = content, content.problems
         except InvalidObject as error:
             problems = [error]
-        before, file.problems = file.problems, frozenset(map(str, problems))
+        before, file.problems = {str(problem) for problem in file.problems}, tuple(problems)
         return [Invalid(problem) for problem in problems if str(problem) not in before]
+
+    def _wrong(self) -> set[tuple[str, str]]:
+        """The objects and files, by kind and name, that something is wrong with."""
+        return {(problem.kind, problem.name) for file in self._files.values() for problem in file.problems}
 
     def _order(self, path: Path) -> tuple[int, str]:
         for number, given in enumerate(self._paths):

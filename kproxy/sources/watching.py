@@ -14,11 +14,11 @@ from random import Random
 from kproxy import logs
 from kproxy.containment import Stage
 from kproxy.errors import ApiError, InvalidObject, SourceError
-from kproxy.model.events import Changed, Deleted, Invalid, Listed, ListPage, Sink
+from kproxy.model.events import Changed, Deleted, Invalid, Listed, ListPage, Sink, full_name
 from kproxy.model.objects import Object
 from kproxy.rate_limit import Backoff
 from kproxy.sources.client import ApiClient, Stream
-from kproxy.sources.decode import Bookmark, Broken, Decoder, Failure, Gone, Update, WatchLine, key, split_lines
+from kproxy.sources.decode import Bookmark, Broken, Decoder, Failure, Gone, Update, WatchLine, split_lines
 from kproxy.sources.listing import ANY_VERSION, Lister, Resource
 from kproxy.sources.source_thread import SourceThread
 
@@ -158,7 +158,7 @@ class Watcher:
             if page.more:
                 self.thread.put(ListPage(self._kind, tuple(page.objects)))
                 self._version = version  # should this list fail, the next one must not be older
-                delivered.update(key(o.metadata.namespace, o.metadata.name) for o in page.objects)
+                delivered.update(full_name(o.metadata.namespace, o.metadata.name) for o in page.objects)
             else:
                 rest = page.objects
         self.thread.put(Listed(self._kind, tuple(rest), frozenset(unreadable), frozenset(delivered)))

@@ -21,6 +21,7 @@ from kproxy.containment import Containment
 from kproxy.errors import InvalidObject, one_line
 from kproxy.healthz.proxier_health import FamilyHealth, Health, ProxierHealth
 from kproxy.model.conflicts import Conflict
+from kproxy.model.events import Superseded
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.status.rows import service_page
 from kproxy.status.schema import (
@@ -70,7 +71,7 @@ class StatusStore:
         self._syncs: dict[Family, deque[Sync]] = {family: deque(maxlen=KEPT) for family in Family}
         self._refused: dict[Family, Mapping[PortKey, str]] = {}
         self._conflicts: dict[Family, tuple[Conflict, ...]] = {}
-        self._unusable: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._unusable: OrderedDict[str, tuple[InvalidObject, str]] = OrderedDict()
 
     def listening(self) -> AbstractContextManager[None]:
         """Keep the warnings and errors that kproxy logs meanwhile."""
@@ -96,12 +97,14 @@ class StatusStore:
         with self._lock:
             self._conflicts[family] = tuple(found)
 
-    def unusable(self, problem: InvalidObject) -> None:
-        """Add an object that cannot be used."""
-        key = (problem.kind, problem.name, str(problem))
+    def unusable(self, superseded: Superseded, found: Iterable[InvalidObject]) -> None:
+        """Drop the problems in `superseded`, then add those that were found."""
         with self._lock:
-            self._unusable.pop(key, None)
-            self._unusable[key] = _seconds(self._clock.now())
+            for text in [text for text, (problem, _) in self._unusable.items() if problem in superseded]:
+                del self._unusable[text]
+            for problem in found:
+                self._unusable.pop(str(problem), None)
+                self._unusable[str(problem)] = problem, _seconds(self._clock.now())
             while len(self._unusable) > KEPT:
                 self._unusable.popitem(last=False)
 
@@ -112,7 +115,7 @@ class StatusStore:
             syncs = {family: tuple(self._syncs[family]) for family in families}
             refused = {(family, key): why for family, ports in self._refused.items() for key, why in ports.items()}
             conflicts = {(c.where, c.claimants): c for found in self._conflicts.values() for c in found}
-            unusable = [(*key, seen) for key, seen in reversed(self._unusable.items())]
+            unusable = list(reversed(self._unusable.items()))
         plans: Sequence[ServicePlan] = programmed.plans() if programmed else ()
         state = health.health()
         return Status(
@@ -134,7 +137,8 @@ class StatusStore:
             ),
             conflicts=tuple(Conflicting(where=c.where, services=c.claimants) for _, c in sorted(conflicts.items())),
             unusable=tuple(
-                Unusable(seen=seen, kind=kind, object=name, reason=why) for kind, name, why, seen in unusable
+                Unusable(seen=seen, kind=problem.kind, object=problem.name, reason=why)
+                for why, (problem, seen) in unusable
             ),
             log=self.lines.lines(),
             internal_errors=tuple(self._internal_errors()),

@@ -25,8 +25,8 @@ POLL_SECONDS = 0.2
 class Observer(Protocol):
     """Is told of the cluster's objects, one method per kind of news."""
 
-    def problems(self, found: Collection[InvalidObject]) -> None:
-        """Objects of the cluster cannot be used."""
+    def applied(self, events: Collection[Event], problems: Collection[InvalidObject]) -> None:
+        """These events were applied; `problems` is what is wrong with the objects in them."""
 
     def node(self, node: NodeInfo | None) -> None:
         """The Node object changed."""
@@ -90,8 +90,8 @@ class Controller:
     def _apply(self, events: list[Event]) -> bool:
         problems, changed = self._plans.add(events) if events else ([], False)
         again, late = self._plans.retry()
-        if problems or again:
-            self._report_stage.attempt(lambda: self._observer.problems([*problems, *again]), None)
+        if events or again:
+            self._report_stage.attempt(lambda: self._observer.applied(events, [*problems, *again]), None)
         return changed or late
 
     def _follow_node(self) -> bool:

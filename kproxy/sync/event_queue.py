@@ -9,8 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterable
 
-from kproxy.errors import InvalidObject
-from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage, Resolved, full_name
 from kproxy.model.objects import Kind, Object
 
 PAGES = 4
@@ -53,16 +52,18 @@ class EventQueue:
                 case Listed(kind, objects, unreadable, delivered):
                     # Each object by itself, so that one that cannot be used harms no other.
                     self._put_objects(kind, objects)
-                    names = delivered.union(_name(item.metadata.namespace, item.metadata.name) for item in objects)
+                    names = delivered.union(full_name(item.metadata.namespace, item.metadata.name) for item in objects)
                     self._put(kind, Listed(kind, (), unreadable, names))
                 case Changed(kind, item):
                     self._put_objects(kind, (item,))
                 case Deleted(kind, namespace, name):
-                    at = _name(namespace, name)
+                    at = full_name(namespace, name)
                     self._events.pop((kind.value, at, Invalid), None)
                     self._put((kind.value, at), event)
                 case Invalid(error):
-                    self._put(_key_of_invalid(error), event)
+                    self._put(_key_of_problem(error.kind, error.name), event)
+                case Resolved(kind_name, name):
+                    self._put(_key_of_problem(kind_name, name), event)
             self._condition.notify()
 
     def wake(self) -> None:
@@ -87,7 +88,7 @@ class EventQueue:
 
     def _put_objects(self, kind: Kind, objects: Iterable[Object]) -> None:
         for item in objects:
-            at = _name(item.metadata.namespace, item.metadata.name)
+            at = full_name(item.metadata.namespace, item.metadata.name)
             self._events.pop((kind.value, at, Invalid), None)
             self._put((kind.value, at), Changed(kind, item))
 
@@ -97,10 +98,5 @@ class EventQueue:
         self._events[key] = event
 
 
-def _name(namespace: str | None, name: str) -> str:
-    return f"{namespace or 'default'}/{name}"
-
-
-def _key_of_invalid(error: InvalidObject) -> Hashable:
-    namespace, _, name = error.name.rpartition("/")
-    return error.kind, _name(namespace, name), Invalid
+def _key_of_problem(kind: str, name: str) -> Hashable:
+    return kind, name if "/" in name else full_name(None, name), Invalid

@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 from kproxy import logs
 from kproxy.clocks import rfc3339
 from kproxy.config.fields import ProxyMode
-from kproxy.errors import InvalidObject, KernelError, RestoreError
+from kproxy.errors import InvalidObject, KernelError, RestoreError, UnusedObject
 from kproxy.events.series import Notice
 from kproxy.healthz.proxier_health import ProxierHealth
 from kproxy.metrics.registry import Metrics
 from kproxy.model.conflicts import Conflict, Conflicts
+from kproxy.model.events import Event, Superseded
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.plan_store import FamilyPlans
 from kproxy.model.plans import Family, PortKey
@@ -55,7 +56,7 @@ class Reporter:
         self._status = status
         self._notify = notify
         self._node_name = node_name
-        self._problems: OrderedDict[str, None] = OrderedDict()
+        self._problems: OrderedDict[str, InvalidObject] = OrderedDict()
         self._refused: dict[Family, dict[PortKey, str]] = {}
         self._conflicts: dict[Family, Conflicts] = {family: Conflicts() for family in Family}
         self._pending = (0, 0)
@@ -68,20 +69,29 @@ class Reporter:
             self._mode, self._families = mode, tuple(families)
             self._synced.clear()
 
-    def problems(self, found: Collection[InvalidObject]) -> None:
-        """Count each; log and post each text once, since a relist brings the same objects again."""
+    def applied(self, events: Collection[Event], problems: Collection[InvalidObject]) -> None:
+        """Count each problem; log and post each text once, since a relist brings the same objects again."""
+        if not (problems or self._problems):
+            return
         with self._lock:
-            for problem in found:
-                self._metrics.invalid_object(problem.kind)
-                self._status.unusable(problem)
-                text = str(problem)
+            superseded = Superseded(events)
+            self._status.unusable(superseded, [p for p in problems if not isinstance(p, UnusedObject)])
+            for told in [told for told, problem in self._problems.items() if superseded.gone(problem)]:
+                del self._problems[told]
+            for problem in problems:
+                text, unused = str(problem), isinstance(problem, UnusedObject)
+                if not unused:
+                    self._metrics.invalid_object(problem.kind)
                 if text not in self._problems:
-                    self._problems[text] = None
+                    self._problems[text] = problem
                     if len(self._problems) > REMEMBERED_PROBLEMS:
                         self._problems.popitem(last=False)
                     self._report_problem(problem, text)
 
     def _report_problem(self, problem: InvalidObject, text: str) -> None:
+        if isinstance(problem, UnusedObject):
+            _log.v(2).info("Object is not used", kind=problem.kind, object=problem.name, why=text)
+            return
         _log.warning("Object cannot be used", kind=problem.kind, object=problem.name, err=text)
         namespace, _, name = problem.name.rpartition("/")
         if problem.kind in ("Service", "EndpointSlice"):

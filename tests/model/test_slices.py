@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kproxy.errors import UnusedObject
 from kproxy.model.plans import Family, Protocol
 from kproxy.model.slices import MAX_ENDPOINTS, Slice, SliceAddress, parse
 from tests.model.builders import endpoint, slice_
@@ -202,11 +203,11 @@ def test_an_unknown_address_type_is_a_problem(kind: str | None) -> None:
     assert refused(endpoint("10.244.0.1"), addressType=kind) == (None, ["addressType"])
 
 
-def test_a_slice_without_a_service_is_a_problem() -> None:
+def test_a_slice_without_a_service_is_somebodys_right() -> None:
     for service in (None, ""):
         found, problems = parse(slice_("web-1", [endpoint("10.244.0.1")], service))
         assert found is None
-        assert [p.field for p in problems] == ["metadata.labels[kubernetes.io/service-name]"]
+        assert [(type(p), p.field) for p in problems] == [(UnusedObject, "metadata.labels[kubernetes.io/service-name]")]
 
 
 def test_a_slice_of_a_service_with_an_impossible_name_is_a_problem() -> None:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from kproxy import __version__
-from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage
+from kproxy.model.events import Changed, Deleted, Event, Invalid, Listed, ListPage, full_name
 from kproxy.model.objects import EndpointSlice, Kind
 from kproxy.sources.api import read_cluster
 from kproxy.sources.client import ApiClient
 from kproxy.sources.credentials import ClientSettings
-from kproxy.sources.decode import key
 from kproxy.sources.watching import Timing
 from tests.fakes.apifaults import CutBody, Fault, Forget, Refuse
 from tests.fakes.apiserver import ApiServer
@@ -82,7 +81,7 @@ def test_a_long_list_comes_in_pages(server: ApiServer, follow: Follow) -> None:
     assert [len(event.objects) for event in told] == [500, 500, 202], "each page is told as it comes"
     assert isinstance(told[2], Listed)
     assert told[2].delivered == {
-        key(o.metadata.namespace, o.metadata.name) for event in told[:2] for o in event.objects
+        full_name(o.metadata.namespace, o.metadata.name) for event in told[:2] for o in event.objects
     }
 
 

@@ -142,10 +142,10 @@ def test_absurd_nesting_is_refused_and_not_a_crash(tmp_path: Path, text: str) ->
 
 
 def test_a_long_list_on_one_line_is_not_deep(tmp_path: Path) -> None:
-    items = ", ".join(f"{{kind: Service, metadata: {{name: s{n}}}}}" for n in range(3000))
+    items = ", ".join(f"{{kind: Node, metadata: {{name: s{n}}}}}" for n in range(3000))
     (tmp_path / "long.yaml").write_text(f"kind: List\nitems: [{items}]")
     objects, problems = read_manifests([str(tmp_path)])
-    assert (len(objects[Kind.SERVICE]), problems) == (3000, [])
+    assert (len(objects[Kind.NODE]), problems) == (3000, [])
 
 
 def test_a_broken_file_leaves_the_others_readable(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from kproxy import logs
 from kproxy.cli.main import main
 from kproxy.errors import InvalidObject
-from kproxy.model.events import Invalid
+from kproxy.model.events import Deleted, Invalid, Resolved
 from kproxy.model.objects import Kind
 from kproxy.model.plans import Family
 from tests.model.builders import changed, deleted, endpoint, listed, service, slice_
@@ -139,6 +139,14 @@ def test_a_failed_sync_shows_with_its_reason_and_makes_the_node_unhealthy_in_tim
     assert "a change is overdue" in text
 
 
+OVER = (
+    Deleted(Kind.SERVICE, "shop", "odd"),
+    changed(service("odd", "shop")),
+    listed(Kind.SERVICE),
+    Resolved("Service", "shop/odd"),
+)
+
+
 def test_what_needs_attention_is_listed_until_it_is_over(node: OperatedNode) -> None:
     node.tables[Family.IPV4].refuse = lambda table, chain, rule: "bad/refused" in rule
     ports = [{"name": "http", "port": 80, "nodePort": 30080}]
@@ -159,6 +167,11 @@ def test_what_needs_attention_is_listed_until_it_is_over(node: OperatedNode) -> 
     found = status(node)
     assert (found["refused"], found["conflicts"]) == ([], [])
     assert "1 thing needs attention" in page_text(node)
+    for over in OVER:
+        node.step(Invalid(InvalidObject("Service", "shop/odd", "spec.ports[0].port", "must be 1 to 65535, is 0")))
+        assert len(status(node)["unusable"]) == 1
+        node.step(over)
+        assert status(node)["unusable"] == [], over
 
 
 def test_a_part_that_fails_unexpectedly_is_shown_until_it_works(

@@ -92,8 +92,9 @@ class Diary:
         entries, self.entries = self.entries, []
         return entries
 
-    def problems(self, found: Collection[InvalidObject]) -> None:
-        self.entries.append(f"problems {len(found)}")
+    def applied(self, events: Collection[Event], problems: Collection[InvalidObject]) -> None:
+        if problems:
+            self.entries.append(f"problems {len(problems)}")
 
     def node(self, node: NodeInfo | None) -> None:
         self.entries.append(f"node {node.zone if node else None}")
