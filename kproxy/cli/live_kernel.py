@@ -8,6 +8,7 @@ from kproxy.errors import KernelError
 from kproxy.kernel import interfaces
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.legacy_tables import loaded
+from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family
 from kproxy.netfilter.ruleset import Ruleset
 from kproxy.trace.live import Live, LiveOutcome, trace_live
@@ -21,7 +22,7 @@ class LiveKernel:
     """The rules of the network namespace that this process is in. Raises NetlinkError."""
 
     def __init__(self) -> None:
-        found = [each for each in interfaces.interfaces() if each.name != interfaces.SERVICE_DEVICE]
+        found = [each for each in interfaces.interfaces() if each.name != SERVICE_DEVICE]
         self._routes: dict[str, Route | None] = {}
         self._commands = Commands()
         self._rules = Ruleset()

@@ -111,7 +111,7 @@ def _rendered(inputs: Inputs) -> Subject:
 def _targets(to: str, protocol: Protocol | None, subject: Subject) -> Iterator[Target]:
     """What TO stands for. Raises InvalidInput."""
     if found := _SERVICE.fullmatch(to):
-        yield from _frontends(*found.groups(), protocol, subject)
+        yield from _frontends(found[1], found[2], found[3], protocol, subject)
         return
     ip, _, port = to.rpartition(":")
     ip = ip[1:-1] if ip.startswith("[") and ip.endswith("]") else "" if ":" in ip else ip
@@ -235,16 +235,16 @@ def _text(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> str:
         lines += _wrapped(f"depends on {step.table} {step.chain}: {step.rule}", "  ! ", f"not known: {why}")
     branches = [(b.probability, [*b.steps], b) for b in found.outcome.branches]
     lines += _tree(branches, Fraction(1), "  ", probe, host)
-    return "".join(f"{line}\\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _tree(
     branches: Sequence[tuple[Fraction, list[Step], Branch]], whole: Fraction, indent: str, probe: Probe, host: Host
 ) -> list[str]:
     """The lines for branches that share everything before their remaining steps. whole: their probability together."""
-    groups: dict[tuple[Step, ...] | str, list[tuple[Fraction, list[Step], Branch]]] = {}
+    groups: dict[Step | str, list[tuple[Fraction, list[Step], Branch]]] = {}
     for probability, steps, branch in branches:
-        key = (steps[0],) if steps else _end(branch, probe, host)
+        key = steps[0] if steps else _end(branch, probe, host)
         groups.setdefault(key, []).append((probability, steps, branch))
     lines: list[str] = []
     for key, members in groups.items():
@@ -254,9 +254,8 @@ def _tree(
         if isinstance(key, str):
             lines += _wrapped(f"{share}{key}", f"{indent}⇒ ")
             continue
-        (step,) = key
         mark = f"{indent}├ " if len(groups) > 1 else f"{indent}│ "
-        lines += _wrapped(f"{share}{step.table} {step.chain}: {step.rule}", mark, reason(step))
+        lines += _wrapped(f"{share}{key.table} {key.chain}: {key.rule}", mark, reason(key))
         rest = [(probability, steps[1:], branch) for probability, steps, branch in members]
         lines += _tree(rest, part, inner, probe, host)
     return lines

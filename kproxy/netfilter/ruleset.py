@@ -162,7 +162,7 @@ def _rule(attributes: Mapping[int, bytes]) -> LiveRule:
 
 
 def _comment(userdata: bytes) -> str:
-    """The comment in the userdata of a rule or element, which are nft's own: type, length, value (libnftnl, include/udata.h)."""
+    """The comment in a rule's or element's userdata, which are nft's own: type, length, value (libnftnl, udata.h)."""
     at = 0
     while at + 2 <= len(userdata):
         kind, length = userdata[at], userdata[at + 1]

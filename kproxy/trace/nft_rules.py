@@ -46,7 +46,8 @@ class Rules(Protocol):
 @dataclass(slots=True)
 class Registers:
     """The registers: 16 words of 32 bits, and which of their bytes are not known. fate: the end of the packet's way.
-    element: the comment of the element that was found last. doubt: why it is not known whether the rule matches, "" if it is."""
+    element: the comment of the element that was found last. doubt: why it is not known whether the rule matches, "" if
+    it is."""
 
     data: bytearray = field(default_factory=lambda: bytearray(64))
     unknown: bytearray = field(default_factory=lambda: bytearray(64))

@@ -28,6 +28,12 @@ STATUSES = {0x10: "snat", 0x20: "dnat"}
 ADDRESS_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast"}
 OPERATORS = ("", "!= ", "< ", "<= ", "> ", ">= ")  # enum nft_cmp_ops
 NETWORK = {(9, 1): ("ip protocol", "proto"), (6, 1): ("ip6 nexthdr", "proto")}
+_IMPLIED = (
+    *((f"meta l4proto {name} {name} ", f"{name} ") for name in PROTOCOL_NAMES.values()),
+    ("meta nfproto ipv4 ip ", "ip "),
+    ("meta nfproto ipv6 ip6 ", "ip6 "),
+)
+"""What nft leaves out, as the statement after it implies it."""
 CODES = {0: "drop", 1: "accept", -1: "continue", -2: "break", -5: "return"}
 LITTLE = sys.byteorder == "little"
 
@@ -48,6 +54,8 @@ def word_of(register: int) -> int:
 def rule_text(rule: LiveRule, family: str) -> str:
     """One rule in a table of FAMILY ("ip", "ip6", "inet")."""
     words = " ".join(filter(None, _Writer(family).write(rule.expressions)))
+    for implied, short in _IMPLIED:
+        words = words.replace(implied, short)
     return f'{words} comment "{rule.comment}"' if rule.comment else words
 
 
@@ -144,6 +152,8 @@ class _Writer:
             return self._hold(e.number(2), value._replace(mask=f"/{sum(byte.bit_count() for byte in mask)}"))
         if value.kind in ("state", "status"):
             return self._hold(e.number(2), value._replace(mask=shown(mask, value.kind)))
+        if any(xor) and not any(m & x for m, x in zip(mask, xor, strict=False)):
+            return self._hold(e.number(2), Value(f"{value.text} or {shown(xor, 'mark')}", value.kind))
         text = value.text
         if mask and mask != b"\xff" * len(mask):
             text = f"{text} and {shown(mask, 'mark')}"
