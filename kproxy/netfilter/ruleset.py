@@ -154,10 +154,9 @@ def _rule(attributes: Mapping[int, bytes]) -> LiveRule:
     for _, each in netlink.each_attribute(attributes.get(messages.RULE_EXPRESSIONS, b"")):
         parts = netlink.attributes(each)
         name = netlink.to_text(parts.get(nft.EXPR_NAME, b""))
-        attributes = netlink.attributes(parts.get(nft.EXPR_DATA, b""))
+        values = netlink.attributes(parts.get(nft.EXPR_DATA, b""))
         nested = DATA.get(name, ())
-        data = {number: data_of(value) for number, value in attributes.items() if number in nested}
-        found.append(Expression(name, attributes, data))
+        found.append(Expression(name, values, {n: data_of(value) for n, value in values.items() if n in nested}))
     return LiveRule(tuple(found), _comment(attributes.get(RULE_USERDATA, b"")))
 
 

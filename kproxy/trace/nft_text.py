@@ -39,11 +39,16 @@ LITTLE = sys.byteorder == "little"
 
 
 class Value(NamedTuple):
-    """What a register holds, in words, and the kind of value that it is."""
+    """What a register holds, in words, and the kind of value that it is. data: a constant, whose kind shows when it is
+    used."""
 
     text: str
     kind: str
     mask: str = ""
+    data: bytes = b""
+
+    def as_kind(self, kind: str) -> str:
+        return shown(self.data, kind) if self.data else self.text
 
 
 def word_of(register: int) -> int:
@@ -111,7 +116,7 @@ class _Writer:
             case "masq":
                 return "masquerade"
             case "redir":
-                return f"redirect to :{self._at(e.number(1)).text}" if e.number(1) else "redirect"
+                return f"redirect to :{self._at(e.number(1)).as_kind('port')}" if e.number(1) else "redirect"
             case "counter" | "last":
                 return None
             case "log" | "notrack" | "limit" | "quota" | "queue" | "socket" | "dynset" | "objref" | "connlimit":
@@ -130,7 +135,7 @@ class _Writer:
     def _meta(self, e: Expression) -> str | None:
         name, kind = META.get(e.number(2), (f"meta key {e.number(2)}", "int"))
         if 3 in e.attributes:  # it is set
-            return f"{name} set {self._at(e.number(3)).text}"
+            return f"{name} set {self._at(e.number(3)).as_kind(kind)}"
         return self._hold(e.number(1), Value(name, kind))
 
     def _payload(self, base: int, offset: int, length: int) -> Value:
@@ -148,17 +153,18 @@ class _Writer:
     def _bitwise(self, e: Expression) -> str | None:
         value = self._at(e.number(1))
         mask, xor = (e.value(n) for n in (4, 5))
-        if value.kind == "address" and mask and not any(xor):
+        bits = "".join(f"{byte:08b}" for byte in mask)
+        if value.kind == "address" and "01" not in bits and not any(xor):
             return self._hold(e.number(2), value._replace(mask=f"/{sum(byte.bit_count() for byte in mask)}"))
         if value.kind in ("state", "status"):
             return self._hold(e.number(2), value._replace(mask=shown(mask, value.kind)))
         if any(xor) and not any(m & x for m, x in zip(mask, xor, strict=False)):
-            return self._hold(e.number(2), Value(f"{value.text} or {shown(xor, 'mark')}", value.kind))
+            return self._hold(e.number(2), Value(f"{value.text} | {shown(xor, 'mark')}", value.kind))
         text = value.text
-        if mask and mask != b"\xff" * len(mask):
-            text = f"{text} and {shown(mask, 'mark')}"
+        if "0" in bits:
+            text = f"{text} & {shown(mask, value.kind if value.kind == 'address' else 'mark')}"
         if any(xor):
-            text = f"{text} xor {shown(xor, 'mark')}"
+            text = f"{text} ^ {shown(xor, 'mark')}"
         return self._hold(e.number(2), Value(text, value.kind))
 
     def _compare(self, value: Value, how: str, data: bytes) -> str | None:
@@ -166,6 +172,8 @@ class _Writer:
             return f"{value.text} {'' if how else '!= '}{value.mask}" if not any(data) else f"{value.text} {value.mask}"
         if value.text == "meta l4proto" and not how:
             self._protocol = shown(data, "proto")
+        if " & " in value.text and not how:
+            how = "== "
         return f"{value.text} {how}{shown(data, value.kind)}{value.mask}"
 
     def _key(self, first: int) -> str:
@@ -185,11 +193,11 @@ class _Writer:
         found = e.data[2]
         if found.verdict is not None:
             return verdict_text(found)
-        kind = {2: "port", 4: "address", 16: "address"}.get(len(found.value), "int")
-        return self._hold(e.number(1), Value(shown(found.value, kind), kind))
+        return self._hold(e.number(1), Value(shown(found.value, "int"), "int", "", found.value))
 
     def _nat(self, e: Expression) -> str:
-        parts = [self._at(e.number(at)).text for at in (3, 5) if at in e.attributes]
+        places = ((3, "address"), (5, "port"))
+        parts = [self._at(e.number(at)).as_kind(kind) for at, kind in places if at in e.attributes]
         return f"{'dnat' if e.number(1) else 'snat'} to {':'.join(part for part in parts if part != '?')}"
 
 
