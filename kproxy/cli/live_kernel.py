@@ -19,9 +19,10 @@ TIMEOUT = 60.0
 
 
 class LiveKernel:
-    """The rules of the network namespace that this process is in. Raises NetlinkError."""
+    """The rules of the network namespace of this thread. Close it after use."""
 
     def __init__(self) -> None:
+        """Raises NetlinkError."""
         found = [each for each in interfaces.interfaces() if each.name != SERVICE_DEVICE]
         self._routes: dict[str, Route | None] = {}
         self._commands = Commands()
@@ -34,6 +35,9 @@ class LiveKernel:
             {each.name: socket.if_nametoindex(each.name) for each in found},
             self._route,
         )
+
+    def close(self) -> None:
+        self._rules.close()
 
     def trace(self, probe: Probe) -> LiveOutcome:
         """Where the packet goes. Raises KernelError, also when the rules change while they are read."""

@@ -26,6 +26,7 @@ NODE = "node"
 WIDTH = 100
 _SERVICE = re.compile(r"([^/\s]+)/([^/:\s]+)(?::(\S+))?")
 _COMMENT = re.compile(r'--comment (?:"([^"]*)"|(\S+))|comment "([^"]*)"')
+_JUMP = re.compile(r"(?:jump|goto|-j|-g) (?!ACCEPT|DROP|REJECT|RETURN|MARK|DNAT|MASQUERADE|REDIRECT)(\S+)")
 _FATES = {Fate.DELIVERED: "forwarded", Fate.REJECTED: "rejected", Fate.DROPPED: "dropped"}
 
 
@@ -83,6 +84,7 @@ def _live(inputs: Inputs, needs_cluster: bool) -> Subject:
     from kproxy.cli.live_kernel import LiveKernel
 
     kernel = LiveKernel()
+    click.get_current_context().call_on_close(kernel.close)
     plans = [p for f in inputs.preview()[0].families.values() for p in f.plans.values()] if needs_cluster else []
     return Subject(kernel.host, kernel.own, kernel.trace, plans)
 
@@ -233,7 +235,7 @@ def _text(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> str:
     lines = [f"{probe.source} → {to}/{probe.protocol.lower()}{name}, {way}"]
     for step, why in found.unknown:
         lines += _wrapped(f"depends on {step.table} {step.chain}: {step.rule}", "  ! ", f"not known: {why}")
-    branches = [(b.probability, [*b.steps], b) for b in found.outcome.branches]
+    branches = [(b.probability, telling(b.steps), b) for b in found.outcome.branches]
     lines += _tree(branches, Fraction(1), "  ", probe, host)
     return "".join(f"{line}\n" for line in lines)
 
@@ -259,6 +261,16 @@ def _tree(
         rest = [(probability, steps[1:], branch) for probability, steps, branch in members]
         lines += _tree(rest, part, inner, probe, host)
     return lines
+
+
+def telling(steps: Sequence[Step]) -> list[Step]:
+    """The steps without jumps to chains in which nothing matched."""
+    kept: list[Step] = []
+    for step in reversed(steps):
+        jump = _JUMP.search(step.rule)
+        if not jump or (kept and kept[-1].chain == jump[1]):
+            kept.append(step)
+    return kept[::-1]
 
 
 def _wrapped(text: str, indent: str, why: str = "") -> list[str]:

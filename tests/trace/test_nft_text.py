@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kproxy.lab.namespaces import Namespace, unavailable
-from kproxy.netfilter.ruleset import Place, Ruleset
+from kproxy.netfilter.live_rules import Place
+from kproxy.netfilter.ruleset import Ruleset
 from kproxy.trace.nft_text import rule_text
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))]
