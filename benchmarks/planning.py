@@ -17,7 +17,6 @@ import msgspec
 from benchmarks.cluster import NODE, Shape, body, endpoint_slice
 from benchmarks.figures import Figure
 from kproxy.config.fields import KubeProxyConfiguration
-from kproxy.kernel.iptables import Backend
 from kproxy.model.events import Changed, Listed
 from kproxy.model.node_info import NodeInfo, merged
 from kproxy.model.objects import TYPES, EndpointSlice, Kind
@@ -28,6 +27,7 @@ from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings, render_port
 from kproxy.modes.settings import iptables_settings
 from kproxy.sources.decode import Decoder
+from tests.fakes.iptables import FakeTables
 from tests.fakes.plans import BothFamilies
 
 HOST = NodeInfo(ips=("192.0.2.10", "2001:db8::10"), addresses=("192.0.2.10", "2001:db8::10"))
@@ -36,13 +36,8 @@ EMPTY = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n"
 EMPTY += "*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n"
 
 
-class Sink:
+class Sink(FakeTables):
     """Tables that hold nothing and take everything."""
-
-    backend = Backend.NFT
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
 
     def save(self) -> str:
         return EMPTY

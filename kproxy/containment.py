@@ -11,6 +11,7 @@ more than once in `QUIET` seconds, so that a part that fails at every turn fills
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +29,10 @@ _log = logs.get("containment")
 
 QUIET = 60.0
 """Seconds for which a stage logs nothing more after it logged a failure, or logged that it works again."""
+
+
+RECENT = 600.0
+"""Seconds for which `kproxy status` shows that a page failed, unless the same page works again before."""
 
 
 class FailingStage(NamedTuple):
@@ -48,8 +53,18 @@ class Stage:
     The caller asks `ready` before it does something that can wait, and does it within `attempt`.
     """
 
-    def __init__(self, name: str, consequence: str, clock: Clock, totals: Counter[str], lock: threading.Lock) -> None:
-        """totals: failures by stage, to add to. lock: of all stages that share `totals`."""
+    def __init__(
+        self,
+        name: str,
+        consequence: str,
+        clock: Clock,
+        totals: Counter[str],
+        lock: threading.Lock,
+        shown_for: float,
+    ) -> None:
+        """totals: failures by stage, to add to. lock: of all stages that share `totals`. shown_for: seconds for which
+        a failure counts as present."""
+        self._shown_for, self._failed_at = shown_for, 0.0
         self.name, self._consequence, self._clock = name, consequence, clock
         self._totals, self._lock = totals, lock
         self._backoff = Backoff()
@@ -102,6 +117,7 @@ class Stage:
         now, kind = self._clock.monotonic(), type(error).__name__
         with self._lock:
             self._totals[self.name] += 1
+            self._failed_at = now
             self._since = self._since if self._backoff.failures else now
             self._error = one_line(f"{kind}: {error}", 200)
             wait = self._backoff.next()
@@ -127,8 +143,9 @@ class Stage:
     def failing(self) -> FailingStage | None:
         """How it fails at present; None when it works."""
         with self._lock:
-            failures = self._backoff.failures
-            return FailingStage(self.name, failures, self._error, self._since) if failures else None
+            failures, ago = self._backoff.failures, self._clock.monotonic() - self._failed_at
+            present = failures and ago < self._shown_for
+            return FailingStage(self.name, failures, self._error, self._since) if present else None
 
 
 class Containment:
@@ -140,13 +157,15 @@ class Containment:
         self._totals: Counter[str] = Counter()
         self._stages: WeakSet[Stage] = WeakSet()
 
-    def stage(self, name: str, consequence: str) -> Stage:
+    def stage(self, name: str, consequence: str, on_demand: bool = False) -> Stage:
         """A new stage. Several may share a name (one a family): they are counted together and wait each by itself.
 
         name: a label's value, such as "conntrack". consequence: what the failure costs until it is over and what
-        happens next, for the log: "stale flows stay until the next try".
+        happens next, for the log: "stale flows stay until the next try". on_demand: only somebody's request makes it
+        work again, which may never come, so a failure counts as present for RECENT seconds.
         """
-        stage = Stage(name, consequence, self._clock, self._totals, self._lock)
+        shown_for = RECENT if on_demand else math.inf
+        stage = Stage(name, consequence, self._clock, self._totals, self._lock, shown_for)
         with self._lock:
             self._totals.setdefault(name, 0)
             self._stages.add(stage)

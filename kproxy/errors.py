@@ -79,7 +79,12 @@ class ApiError(SourceError):
 
 
 class KernelError(KproxyError):
-    """The host refused something; the sync that asked for it is retried."""
+    """The host refused something; the sync that asked for it is retried.
+
+    refusals: a line for each change that the kernel refused during that sync, as in `kproxy.modes.base.Outcome`.
+    """
+
+    refusals: tuple[str, ...] = ()
 
 
 class CommandError(KernelError):

@@ -7,10 +7,12 @@ no knowledge of chains, sets or virtual servers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kproxy.errors import KernelError
 from kproxy.model.plans import Family, Frontend, PortKey, ServicePlan
 
 
@@ -20,9 +22,14 @@ class Outcome:
 
     rejected: the ports that the kernel refused, with one line of why; everything else is programmed.
     abandoned: frontends found in the kernel that belong to no Service any more (stale UDP flows to them are deleted).
-    rules_total, rules_written: per table, for the metrics; bytes_written and transactions for benchmarks.
+    rules_total, rules_written: per table, for the metrics, without jumps in built-in chains. bytes_written,
+    transactions: for benchmarks.
+    unreadable: what of the kernel's state could not be read by the last full check ("table filter"), each with one line
+    of why; the ports are programmed nevertheless, but what others change there may go unnoticed.
     repaired: a full check found differences that were not asked for (somebody else edited or flushed).
     faults: ports that could not be rendered because of an unexpected exception; they are in `rejected` too.
+    refusals: a line for each change that the kernel refused, whatever was done about it. It takes every change that is
+    in order, so each is a port that it cannot serve, another program's work, or a bug.
     """
 
     rejected: dict[PortKey, str] = field(default_factory=dict)
@@ -31,8 +38,19 @@ class Outcome:
     rules_written: dict[str, int] = field(default_factory=dict)
     bytes_written: int = 0
     transactions: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
     repaired: bool = False
     faults: dict[PortKey, Exception] = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """Adds `refusals` to a KernelError that ends the apply, as nobody sees this Outcome then."""
+        try:
+            yield
+        except KernelError as error:
+            error.refusals = (*self.refusals, *error.refusals)
+            raise
 
 
 class Dataplane(Protocol):

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig, KernelError
 from kproxy.kernel.commands import Commands
-from kproxy.kernel.iptables import Backend, Command, HostTables, Tables
+from kproxy.kernel.iptables import Backend, Command, Tables
 from kproxy.kernel.legacy_tables import LegacyDrift
+from kproxy.metrics.collectors import ForwarderStatistics
 from kproxy.metrics.registry import Metrics
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.plan_store import FamilyPlans
@@ -24,6 +26,7 @@ from kproxy.modes.base import Dataplane
 from kproxy.modes.settings import Features
 from kproxy.modes.xtables.chain_writer import Drift
 from kproxy.netfilter.changes import NftDrift, OwnTransactions, WatchedTables
+from kproxy.netfilter.iptables_compat import host_tables
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Equipment:
     command: Command | None
     features: Features
     metrics: Metrics
+    containment: Containment
     stack: ExitStack
     commits: OwnTransactions = field(default_factory=OwnTransactions)
 
@@ -49,12 +53,12 @@ class Equipment:
         """
         if self.command is None:
             raise KernelError("this mode uses no iptables")
-        host_tables = HostTables(self.commands, family, self.command)
+        tables = host_tables(self.commands, family, self.command)
         if self.command.backend is Backend.NFT:
             drift = NftDrift(family, lambda pid: pid in self.commands.recent_pids(), self.commits)
             self.stack.callback(drift.close)
-            return WatchedTables(host_tables, drift), drift
-        return host_tables, LegacyDrift(family)
+            return WatchedTables(tables, drift), drift
+        return tables, LegacyDrift(family)
 
 
 class Driver(ABC):
@@ -78,6 +82,15 @@ class Driver(ABC):
         """`plans` with those endpoints that connection tracking sees answer their flows. In a mode that translates
         addresses in the kernel these are the plans' own."""
         return plans
+
+    def forwarder_statistics(self) -> ForwarderStatistics:
+        """The counters of the forwarder, for metrics; in any thread. Raises KernelError where none runs."""
+        raise KernelError("this mode has no forwarder")
+
+    def localhost_rejected(self) -> Mapping[tuple[str, str], int]:
+        """The packets to node ports on loopback that the mode's rules refused, by family and protocol, if they count
+        them; for metrics, in any thread. Raises KernelError."""
+        return {}
 
     def finish(self, plans: Mapping[Family, FamilyPlans], node: NodeInfo) -> None:
         """Prepare for the end of the daemon, or of this mode, after at least one sync of each family in `plans`.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ipaddress
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from kproxy.config import gates
 from kproxy.config.fields import DetectLocalMode, KubeProxyConfiguration
-from kproxy.model.addresses import canonical_cidr, canonical_ip, is_link_local, is_loopback
+from kproxy.kernel.constants import LOOPBACK_NETWORK
+from kproxy.model.addresses import canonical_cidr, canonical_ip, contains, is_link_local, is_loopback
 from kproxy.model.node_info import (
     DetectLocal,
     DetectLocalBy,
@@ -19,9 +22,11 @@ from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.ipvs.fragments import Settings as IpvsSettings
 from kproxy.modes.nftables.fragments import Settings as NftablesSettings
+from kproxy.modes.userspace.listeners import LOOPBACK
 from kproxy.modes.userspace.render import Settings as UserspaceSettings
 
 DEFAULT_SCHEDULER = "rr"
+ANY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}
 LARGE_CLUSTER_ENDPOINTS = 1000  # beyond it, kube-proxy leaves out the comments of the Services' own chains
 
 
@@ -39,11 +44,12 @@ USUAL = Features()
 
 
 def node_ips(config: KubeProxyConfiguration, node: NodeInfo | None, found: Iterable[str]) -> tuple[str, ...]:
-    """The node's own address in each family: the bind address, else the Node object's, else what the host shows."""
+    """The node's own address in each family: the bind address, else the Node object's, else, if that has none at all,
+    what the host shows."""
     bind = canonical_ip(config.bind_address)
     given = [bind] if bind and bind not in ("0.0.0.0", "::") else []
     ips: dict[Family, str] = {}
-    for ip in (*given, *(node.ips if node else ()), *found):
+    for ip in (*given, *(node.ips if node and node.ips else found)):
         ips.setdefault(family_of(ip), ip)
     return tuple(ips.values())
 
@@ -84,15 +90,36 @@ def node_port_ips(config: KubeProxyConfiguration, family: Family, node: NodeInfo
     return found.ips
 
 
-def health_check_ips(config: KubeProxyConfiguration, node: NodeInfo) -> tuple[str, ...] | None:
-    """Where health check node ports listen; None for everywhere."""
-    ips: list[str] = []
-    for family in Family:
-        found = addresses_for_node_ports(config, family, node)
-        if found.match_all:
-            return None
-        ips += found.ips
-    return tuple(ips)
+def localhost_networks(config: KubeProxyConfiguration, family: Family) -> tuple[str, ...]:
+    """The networks on loopback where the forwarder serves TCP node ports, in modes whose rules cannot.
+
+    Those that nodePortAddresses names: one that merely contains loopback does not count. Empty with the feature gate
+    off. Source: KEP-6032.
+    """
+    if not config.gate_enabled(gates.LOCALHOST_NODE_PORTS):
+        return ()
+    named = LOOPBACK_NETWORK[family]
+    asked = {named if text == "localhost" else canonical_cidr(text) or "" for text in config.node_port_addresses}
+    if family is Family.IPV6:
+        return (named,) if named in asked else ()
+    networks = (ipaddress.IPv4Network(cidr) for cidr in asked if cidr and family_of(cidr) is family)
+    loopback = ipaddress.IPv4Network(named)
+    return tuple(str(n) for n in ipaddress.collapse_addresses(n for n in networks if n.subnet_of(loopback)))
+
+
+def serves_localhost(config: KubeProxyConfiguration, family: Family) -> bool:
+    """Whether the forwarder serves node ports on the address that it listens on, where no rules lead others to it."""
+    return any(contains(network, LOOPBACK[family]) for network in localhost_networks(config, family))
+
+
+def health_check_ips(config: KubeProxyConfiguration, node: NodeInfo, families: Collection[Family]) -> frozenset[str]:
+    """Where the health check node ports of a Service of these families listen: IPs; "0.0.0.0" and "::" for all of one
+    family, "" for all of both."""
+    found = {family: addresses_for_node_ports(config, family, node) for family in Family}
+    if all(each.match_all for each in found.values()):
+        return frozenset({""})
+    ips = ((ANY_ADDRESS[family],) if found[family].match_all else found[family].ips for family in families)
+    return frozenset(ip for some in ips for ip in some)
 
 
 def iptables_settings(
@@ -151,6 +178,8 @@ def nftables_settings(
         service_cidrs=tuple(c for c in cidrs if c and family_of(c) is family),
         tcp_be_liberal=config.conntrack.tcp_be_liberal,
         random_fully=features.random_fully,
+        refuses_localhost=config.gate_enabled(gates.LOCALHOST_NODE_PORTS),
+        localhost_networks=localhost_networks(config, family),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Iterator
+from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -37,9 +39,8 @@ SLOW_FOLDERS = frozenset({"badinput", "packaging", "sources"})
 SLOW_FILES = frozenset(
     {
         "test_cases_of_kube_proxy.py",
-        "test_driving_the_ipvs_steps.py",
+        "test_dataplane_after_random_trouble.py",
         "test_driving_the_steps.py",
-        "test_nftables_text.py",
         "test_random_changes.py",
     }
 )
@@ -70,8 +71,16 @@ def needs_root(item: pytest.Item) -> bool:
     return named or bool(fixtures) or item.get_closest_marker("ipvs_kernel") is not None
 
 
+@cache
+def named_for_the_machine(path: Path) -> bool:
+    """Whether scripts/run-tests gives this file to the session that runs the virtual machine."""
+    return any("ipvs_kernel" in each.read_text() for each in (path, path.with_name("conftest.py")) if each.exists())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("ipvs_kernel") and not named_for_the_machine(item.path):
+            raise pytest.UsageError(f"{item.path} must have the word ipvs_kernel, or make test would not run all of it")
         if needs_root(item):
             item.add_marker(pytest.mark.root)
         if item.path.parent.name in SLOW_FOLDERS or item.path.name in SLOW_FILES:

@@ -1,4 +1,4 @@
-"""Fixtures that give a test of the real kernel a network namespace of its own."""
+"""Network namespaces for tests of the real kernel: fixtures that give a test one of its own, and commands in one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import pytest
+
+from kproxy.kernel.commands import Commands, Completed
+from kproxy.lab.namespaces import Namespace, unavailable
 
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12
@@ -43,3 +47,26 @@ def shell(netns: None) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@contextmanager
+def fresh_namespace(name: str, *tools: str) -> Iterator[Namespace]:
+    """A namespace of that name, closed in the end; skips the test where it, or one of the tools, cannot be had."""
+    if reason := unavailable(tools):
+        pytest.skip(reason)
+    with closing(Namespace(name)) as space:
+        yield space
+
+
+class InNamespace:
+    """The host's commands, run inside a network namespace."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._commands = Commands()
+
+    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
+        return self._namespace.call(self._commands.run, argv, stdin, timeout)
+
+    def which(self, name: str) -> str | None:
+        return self._commands.which(name)

@@ -24,6 +24,10 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
+_WHOLE = ("comparison", "distribution")
+"""The plots that are about several quantities, and have sections of their own."""
+
+
 def write(run: Run, folder: Path) -> list[Path]:
     """Write FOLDER/suite.html and FOLDER/*.png; returns their paths, the page first. Replaces files of these names."""
     results = Results(run)
@@ -43,7 +47,7 @@ def page(run: Run, results: Results, drawn: Sequence[tuple[Plot, bytes]]) -> str
         run=run,
         results=results,
         sections=_sections(results, drawn),
-        distribution=next((_image(plot, data) for plot, data in drawn if plot.name == "distribution"), None),
+        **{name: next((_image(plot, data) for plot, data in drawn if plot.name == name), None) for name in _WHOLE},
         limits=LIMITS,
         amount=amount,
         number=number,
@@ -54,7 +58,7 @@ def page(run: Run, results: Results, drawn: Sequence[tuple[Plot, bytes]]) -> str
 
 def _sections(results: Results, drawn: Sequence[tuple[Plot, bytes]]) -> list[dict[str, Any]]:
     made = []
-    left = [(plot, data) for plot, data in drawn if plot.name != "distribution"]
+    left = [(plot, data) for plot, data in drawn if plot.name not in _WHOLE]
     for quantity in results.quantities:
         mine = [each for each in left if quantity in each[0].quantities]
         left = [each for each in left if each not in mine]

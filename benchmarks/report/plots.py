@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator, PercentFormatter
 
-from benchmarks.report.summaries import Results, Size, amount
+from benchmarks.report.summaries import Results, Size, amount, times
 from benchmarks.suite.results import Quantity
 
 MEMORY = (Quantity.MEMORY, Quantity.MEMORY_PEAK)
@@ -66,6 +66,8 @@ class Plot:
 
 def plots(results: Results) -> Iterator[Plot]:
     """All that the run has samples for."""
+    if shown := [quantity for quantity in results.quantities if any(_ratios(results, quantity))]:
+        yield Plot("comparison", "Beside the baseline", tuple(shown), comparison(results, shown))
     for quantity in COSTS:
         if quantity in results.quantities:
             yield Plot(
@@ -79,6 +81,38 @@ def plots(results: Results) -> Iterator[Plot]:
         yield Plot(
             "connections", "New connections a second, by cluster size", (Quantity.CONNECTIONS,), connections(results)
         )
+
+
+def comparison(results: Results, quantities: Sequence[Quantity]) -> Figure:
+    """A row for each quantity, a mark for each subject with a baseline in its mode: their ratio, 1.00 in the middle.
+
+    Of what is better when there is more of it the inverse is shown, so that left is always better.
+    """
+    with matplotlib.rc_context(matplotlib.rcParamsDefault), matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 1.2 + 0.4 * len(quantities)), layout="constrained")
+        axes = figure.subplots()
+        every = []
+        for pair in results.pairs:
+            found = [(results.against_baseline(quantity, pair), place) for place, quantity in enumerate(quantities)]
+            shown = [(1 / x if quantities[y].more_is_better else x, y) for x, y in found if x]
+            every += [x for x, _ in shown]
+            axes.plot([x for x, _ in shown], [y for _, y in shown], **_style(results, pair.subject) | {"ls": ""})
+        axes.axvline(1, color="#666666", lw=1)
+        reach = 10 ** math.ceil(max((abs(math.log10(x)) for x in every), default=1) + 1e-9)
+        axes.set_xlim(1 / reach, reach)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"× {times(value)}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(len(quantities) - 0.5, -0.5)
+        axes.set_yticks(range(len(quantities)))
+        axes.set_yticklabels([f"{each.label}{' (inverse)' if each.more_is_better else ''}" for each in quantities])
+        axes.set_xlabel("p50 over the baseline's in the same mode; left of the line is better")
+        _legend(figure, results, quantities, [], only=[pair.subject for pair in results.pairs])
+    return figure
+
+
+def _ratios(results: Results, quantity: Quantity) -> Iterator[float | None]:
+    return (results.against_baseline(quantity, pair) for pair in results.pairs)
 
 
 def cost(results: Results, quantity: Quantity) -> Figure:
@@ -244,10 +278,16 @@ def _decades(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _legend(
-    figure: Figure, results: Results, quantities: Sequence[Quantity], extra: Iterable[Line2D], markers: bool = True
+    figure: Figure,
+    results: Results,
+    quantities: Sequence[Quantity],
+    extra: Iterable[Line2D],
+    markers: bool = True,
+    only: Sequence[str] | None = None,
 ) -> None:
-    """Beside the plot, in the subjects' order."""
+    """Beside the plot, in the subjects' order. only: these, None for all."""
     names = [name for name in results.subjects if any(name in results.measured(quantity) for quantity in quantities)]
+    names = [name for name in names if only is None or name in only]
     handles = [Line2D([], [], **_style(results, name) | ({} if markers else {"marker": ""})) for name in names]
     extra = list(extra)
     labels = [_plain(name) for name in names] + [str(line.get_label()) for line in extra]

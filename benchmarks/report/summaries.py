@@ -56,6 +56,14 @@ class Growth:
         return self.largest.services / self.smallest.services
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A subject and the first baseline in the same mode."""
+
+    subject: str
+    baseline: str
+
+
 class Results:
     """A run, by quantity, subject and size. Subjects stay in the run's order; the first baseline, or else the first
     subject, is the reference of all ratios."""
@@ -74,6 +82,7 @@ class Results:
         self.subjects += tuple(sorted({subject for _, subject, _ in self._samples} - set(self.subjects)))
         self.quantities = [each for each in Quantity if any(each is quantity for quantity, _, _ in self._samples)]
         self.reference = _reference(run.subjects, self.subjects)
+        self.pairs = _pairs(run.subjects)
 
     def measured(self, quantity: Quantity) -> list[str]:
         """The subjects that have samples of it."""
@@ -106,6 +115,14 @@ class Results:
     def ratio(self, quantity: Quantity, subject: str, size: Size) -> float | None:
         """The subject's p50 over the reference's at that size; None where one is missing or the reference's is 0."""
         mine, other = self.summary(quantity, subject, size), self.summary(quantity, self.reference, size)
+        return mine.p50 / other.p50 if mine and other and other.p50 else None
+
+    def against_baseline(self, quantity: Quantity, pair: Pair) -> float | None:
+        """The subject's p50 over its baseline's, at the largest size that both have; None where there is none."""
+        sizes = {*self.sizes(quantity, pair.subject)} & {*self.sizes(quantity, pair.baseline)}
+        mine, other = (
+            self.summary(quantity, name, max(sizes)) if sizes else None for name in (pair.subject, pair.baseline)
+        )
         return mine.p50 / other.p50 if mine and other and other.p50 else None
 
     def growth(self, quantity: Quantity, subject: str) -> Growth | None:
@@ -148,6 +165,15 @@ def times(value: float) -> str:
     if not value or value >= 0.1:
         return f"{value:,.2f}"
     return f"{value:.{1 - math.floor(math.log10(value))}f}"
+
+
+def _pairs(subjects: Sequence[Subject]) -> tuple[Pair, ...]:
+    baselines = {subject.mode: subject.name for subject in reversed(subjects) if subject.baseline}
+    return tuple(
+        Pair(subject.name, baselines[subject.mode])
+        for subject in subjects
+        if not subject.baseline and subject.mode in baselines
+    )
 
 
 def _reference(subjects: Sequence[Subject], names: Sequence[str]) -> str:

@@ -32,7 +32,19 @@ def table(run: Run) -> RenderableType:
     problems = [
         Text(f"{p.subject}{f' at {p.services:,} Services' if p.services else ''}: {p.why}") for p in run.problems
     ]
-    return Group(made, *problems)
+    return Group(made, *([_ratios(results)] if results.pairs else []), *problems)
+
+
+def _ratios(results: Results) -> Table:
+    made = Table(title="p50 over the baseline's in the same mode, at the largest common size", title_justify="left")
+    made.add_column("", no_wrap=True)
+    for pair in results.pairs:
+        made.add_column(Text(f"{pair.subject} : {pair.baseline}"), justify="right")
+    for quantity in results.quantities:
+        ratios = [results.against_baseline(quantity, pair) for pair in results.pairs]
+        more = " (more is better)" if quantity.more_is_better else ""
+        made.add_row(Text(f"{quantity.label}{more}"), *("" if each is None else times(each) for each in ratios))
+    return made
 
 
 def _row(results: Results, quantity: Quantity, name: str, sizes: list[Size]) -> list[Text]:

@@ -57,6 +57,11 @@ def storm(services: int, endpoints: int, share: float, rate: float, seconds: flo
     return [(i * step + i * step // services) % services for i in range(count)]
 
 
+def created(item: dict[str, Any]) -> dict[str, Any]:
+    """ITEM as a client creates it: without what is the server's to say, such as a resourceVersion."""
+    return {**item, "metadata": {key: item["metadata"][key] for key in ("name", "labels")}}
+
+
 @dataclass(slots=True)
 class Objects:
     """The cluster as the writes so far have made it. namespace: where all of it is.
@@ -134,9 +139,8 @@ class Objects:
         return str(cluster.slice_name(number, Family.IPV4))
 
     def _placed(self, item: dict[str, Any]) -> dict[str, Any]:
-        """As a client creates it: without what is the server's to say."""
-        metadata = {key: item["metadata"][key] for key in ("name", "labels")}
-        return {**item, "metadata": {**metadata, "namespace": self.namespace}}
+        made = created(item)
+        return {**made, "metadata": {**made["metadata"], "namespace": self.namespace}}
 
     def _write(self, method: str, place: str, name: str, item: dict[str, Any] | None = None) -> Write:
         path = place.format(self.namespace) + (f"/{name}" if name else "")

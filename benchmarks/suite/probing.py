@@ -19,6 +19,8 @@ from types import TracebackType
 from benchmarks.suite.network import SERVICE_PORT, TARGET_PORT, World
 
 REFUSED = "refused"
+DROPPED = "dropped"
+SILENT = 3  # attempts in a row without an outcome are a drop: a single one may have waited for a processor
 BACKLOG = 4096
 ONE_ATTEMPT = 0.05  # seconds
 LOOK_UP = 0.1  # seconds between two looks at whether waiting still makes sense
@@ -51,7 +53,8 @@ class Prober:
     def await_proof(
         self, address: str, proof: Collection[str], end: float, pause: float, check: Callable[[], None]
     ) -> float:
-        """Ask ADDRESS until the outcome is in PROOF: endpoints' addresses or REFUSED; when that was, monotonic seconds.
+        """Ask ADDRESS until the outcome is in PROOF: endpoints' addresses, REFUSED or DROPPED; when that was, in
+        monotonic seconds. That of a drop is when the first of the attempts began that nobody answered.
 
         end: raises TimeoutError then. pause: seconds between attempts. check: called now and then, may raise.
         """
@@ -63,11 +66,15 @@ class Prober:
     def _await(
         self, address: str, proof: Collection[str], end: float, pause: float, check: Callable[[], None]
     ) -> float:
-        look = time.monotonic() + LOOK_UP
+        look, silent, since = time.monotonic() + LOOK_UP, 0, 0.0
         while True:
+            began = time.monotonic()
             outcome, now = self.attempt(address), time.monotonic()
             if outcome in proof:
                 return now
+            silent, since = (0, 0.0) if outcome else (silent + 1, since or began)
+            if silent >= SILENT and DROPPED in proof:
+                return since
             if now > end:
                 raise TimeoutError(f"{address} led to {outcome or 'nothing'} and not to {' or '.join(proof)}")
             if now > look:

@@ -23,7 +23,7 @@ import yaml
 
 from benchmarks.cluster import Shape, node
 from benchmarks.suite.network import API_ADDRESS
-from benchmarks.suite.objects import Objects, Write
+from benchmarks.suite.objects import Objects, Write, created
 from kproxy.errors import ApiError, InvalidConfig, KernelError, SourceError, one_line
 from kproxy.lab.namespaces import Namespace, tied
 from kproxy.lab.proxies import wait_for
@@ -32,6 +32,9 @@ from kproxy.sources.credentials import ClientSettings, Credentials
 NAMESPACE = "kproxy-benchmark"
 FILLING = 900.0  # seconds that a stand-in may take to make its objects
 AT_ONCE = 8  # requests, while a cluster is written to a real server
+LEAVING = 600.0  # seconds that a real server may take to delete what an earlier run left
+LOOK_AGAIN = 0.2
+_ABSENT, _BEING_DELETED = 404, 409
 TYPES = {"PATCH": "application/merge-patch+json"}
 
 
@@ -109,8 +112,8 @@ def stand_in(control: Namespace, shape: Shape, folder: Path) -> Iterator[Api]:
 def remote(control: Namespace, shape: Shape, folder: Path, given: Path, step: Callable[[], None]) -> Iterator[Api]:
     """The server that the kubeconfig GIVEN names, with a cluster of SHAPE in a namespace of its own while this lasts.
 
-    It gives the Services their cluster IPs. STEP is called for each Service that is in. Raises InvalidConfig,
-    SourceError, KernelError.
+    It gives the Services their cluster IPs. STEP is called for each Service that is in. What an earlier run left, or
+    is still being deleted, is waited for first. Raises InvalidConfig, SourceError, KernelError.
     """
     began = time.monotonic()
     content = _read(given)
@@ -119,9 +122,10 @@ def remote(control: Namespace, shape: Shape, folder: Path, given: Path, step: Ca
         _keep(kubeconfig, redirected(content, API_ADDRESS, port, given.resolve().parent))
         writer = stack.enter_context(contextlib.closing(Writer(control, kubeconfig)))
         objects = Objects(shape, NAMESPACE, addressed=False)
-        for write, undo in (_pair("/api/v1/namespaces", _space()), _pair("/api/v1/nodes", node())):
-            writer.send_now(write)
-            stack.callback(writer.send_now, undo)
+        for path, item in (("/api/v1/namespaces", _space()), ("/api/v1/nodes", created(node()))):
+            remove_leftover(writer, f"{path}/{item['metadata']['name']}", LEAVING)
+            stack.callback(_remove, writer, f"{path}/{item['metadata']['name']}")
+            writer.send_now(Write("POST", path, json.dumps(item).encode()))
         _fill(writer, objects, step)
         yield Api(kubeconfig, writer, objects, time.monotonic() - began)
 
@@ -211,9 +215,27 @@ def _fill(writer: Writer, objects: Objects, step: Callable[[], None]) -> None:
         step()
 
 
-def _pair(path: str, item: Mapping[str, Any]) -> tuple[Write, Write]:
-    """A write that makes ITEM and the one that removes it."""
-    return Write("POST", path, json.dumps(item).encode()), Write("DELETE", f"{path}/{item['metadata']['name']}")
+def remove_leftover(writer: Writer, path: str, seconds: float) -> None:
+    """Delete the object at PATH, if there is one, and wait until it is gone, which a namespace takes its time for.
+
+    Raises SourceError, also when that takes longer than SECONDS.
+    """
+    end = time.monotonic() + seconds
+    while _remove(writer, path):
+        if time.monotonic() > end:
+            raise SourceError(f"{path} of an earlier run is still being deleted after {seconds:.0f} s")
+        time.sleep(LOOK_AGAIN)
+
+
+def _remove(writer: Writer, path: str) -> bool:
+    """Delete the object at PATH; whether there was one. Raises SourceError."""
+    try:
+        writer.send_now(Write("DELETE", path))
+    except ApiError as error:
+        if error.status not in (_ABSENT, _BEING_DELETED):
+            raise
+        return error.status == _BEING_DELETED
+    return True
 
 
 def _space() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
-from kproxy.config import durations
+from kproxy.config import durations, minors
 from kproxy.config.fields import DetectLocalMode, LoggingFormat, ProxyMode, VModule
 from kproxy.config.validate import is_quantity
 
@@ -126,6 +126,7 @@ TYPES: dict[str, Callable[[str], Any]] = {
     "ipport": str,
     "Level": _level,
     "LocalMode": _one_of(DetectLocalMode),
+    "minor": minors.parse,
     "ProxyMode": _one_of(ProxyMode),
     "quantity": _quantity,
     "string": str,

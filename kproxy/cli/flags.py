@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kproxy.cli import flag_values
+from kproxy.config import minors
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,25 @@ FLAGS: tuple[Flag, ...] = (
         "manifests", "folder", "", "Follow Services, EndpointSlices and Nodes in this folder, without an API server."
     ),
     _kept("iptables-backend", "string", "auto", "Which iptables to use: auto (as the node does), nft or legacy."),
+    _kept(
+        "emulate-version",
+        "minor",
+        str(minors.DEFAULT),
+        f"The minor version of Kubernetes whose kube-proxy is followed: {minors.OLDEST} to {minors.NEWEST}, or newer.",
+        "emulate_version",
+    ),
+    _kept(
+        "hand-over-at-end",
+        "bool",
+        "",
+        "At the end leave rules of iptables mode and nothing of nftables or ipvs mode; userspace mode always does.",
+    ),
     _kept("hostname-override", "string", "", "The name of this Node; the host name by default.", "hostname_override"),
     _flag(
         "feature-gates",
         "mapStringBool",
         "",
-        "name=true|false pairs; only AllowServiceExternalIPs has an effect here.",
+        "name=true|false pairs; every gate of Kubernetes is known, few have an effect here.",
         "feature_gates",
     ),
     _flag("proxy-mode", "ProxyMode", "", "iptables (default), ipvs, nftables or userspace.", "mode"),
@@ -126,7 +140,7 @@ FLAGS: tuple[Flag, ...] = (
         "nodeport-addresses",
         "strings",
         "",
-        "CIDRs of the addresses that accept node ports, or primary.",
+        "The addresses that accept node ports: CIDRs, primary, localhost, all.",
         "node_port_addresses",
     ),
     # Modes

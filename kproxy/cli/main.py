@@ -14,6 +14,7 @@ import click
 from kproxy import __version__
 from kproxy.cli.exits import guard
 from kproxy.cli.options import CONTEXT
+from kproxy.config import minors
 
 # name: (module, attribute, what it does)
 COMMANDS = {
@@ -72,7 +73,8 @@ group = _Lazy(
     params=[],
     context_settings=CONTEXT,
 )
-click.version_option(__version__, prog_name="kproxy", message="%(prog)s %(version)s")(group)
+_FOLLOWS = f"follows kube-proxy {minors.DEFAULT}, with --emulate-version {minors.OLDEST} to {minors.NEWEST}"
+click.version_option(__version__, prog_name="kproxy", message=f"%(prog)s %(version)s ({_FOLLOWS})")(group)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -19,8 +19,9 @@ from msgspec.structs import replace as replace_fields
 
 from kproxy import logs
 from kproxy.cli.exits import Refused
-from kproxy.config import defaults, files
+from kproxy.config import defaults, files, minors
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.minors import KubernetesMinor
 from kproxy.config.options import node_name
 from kproxy.errors import InvalidObject, UnusedObject
 from kproxy.model.node_info import NodeInfo
@@ -37,6 +38,14 @@ HOST_HELP = (
     "  [default: this host]"
 )
 
+
+def _minor(context: click.Context, option: click.Parameter, text: str | None) -> KubernetesMinor | None:
+    try:
+        return minors.parse(text) if text is not None else None
+    except ValueError as error:
+        raise click.BadParameter(f'{error}, is "{text}"') from None
+
+
 verbosity_option = click.option(
     "-v", "--v", "verbosity", type=click.IntRange(min=0), default=0, help="How much is logged, 0 to 10."
 )
@@ -48,6 +57,12 @@ _INPUT_OPTIONS = (
     ),
     click.option("--node", help="The Node that is looked at.  [default: the configuration's, else this host's]"),
     click.option("--config", type=click.Path(path_type=Path), help="A KubeProxyConfiguration."),
+    click.option(
+        "--emulate-version",
+        "minor",
+        callback=_minor,
+        help=f"The minor version of Kubernetes whose kube-proxy is followed.  [default: {minors.DEFAULT}]",
+    ),
     click.option("--host", type=click.Path(path_type=Path), help=HOST_HELP),
     click.option(
         "-f",
@@ -76,7 +91,7 @@ class Inputs:
     def objects(
         self, more: tuple[str, ...] = (), every_node: bool = False
     ) -> tuple[Mapping[Kind, list[Object]], list[InvalidObject]]:
-        """The objects of the cluster, and what cannot be read of it. Raises SourceError.
+        """The objects of the cluster, and what cannot be read of it. Raises Refused, SourceError.
 
         more: manifests besides those of -f. every_node: also the Nodes of others.
         """
@@ -116,6 +131,7 @@ def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
         mode: str | None,
         node: str | None,
         config: Path | None,
+        minor: KubernetesMinor | None,
         host: Path | None,
         sources: tuple[str, ...],
         kubeconfig: str,
@@ -123,7 +139,7 @@ def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
         **own: object,
     ) -> object:
         logs.setup("text", verbosity)
-        found = _configuration(config, mode, node, kubeconfig)
+        found = _configuration(config, mode, minor, node, kubeconfig)
         return function(inputs=Inputs(found, host, sources, mode is not None), **own)
 
     command: Callable[..., object] = read
@@ -132,18 +148,25 @@ def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
     return command
 
 
-def read_config(path: Path, mode: ProxyMode | None = None) -> KubeProxyConfiguration:
-    """Read a configuration, and print what is ignored in it. mode: replaces the file's. Raises InvalidConfig."""
-    config, ignored = files.load(path, mode)
-    for line in ignored:
+def read_config(
+    path: Path, mode: ProxyMode | None = None, minor: KubernetesMinor | None = None
+) -> KubeProxyConfiguration:
+    """Read a configuration, and print what is ignored in it. mode, minor: as for `files.load`. Raises InvalidConfig."""
+    found = files.load(path, mode, minor)
+    for line in found.ignored:
         click.echo(f"kproxy: ignored in {path}: {line}", err=True)
-    return config
+    return found.config
 
 
-def _configuration(path: Path | None, mode: str | None, node: str | None, kubeconfig: str) -> KubeProxyConfiguration:
+def _configuration(
+    path: Path | None, mode: str | None, minor: KubernetesMinor | None, node: str | None, kubeconfig: str
+) -> KubeProxyConfiguration:
     """Return the configuration, in which the command line wins."""
     wanted = ProxyMode(mode) if mode else None
-    config = read_config(path, wanted) if path else defaults.default(wanted or ProxyMode.IPTABLES)
+    if path:
+        config = read_config(path, wanted, minor)
+    else:
+        config = replace_fields(defaults.default(wanted or ProxyMode.IPTABLES), emulate_version=minor or minors.DEFAULT)
     if kubeconfig:
         connection = replace_fields(config.client_connection, kubeconfig=kubeconfig)
         config = replace_fields(config, client_connection=connection)

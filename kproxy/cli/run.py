@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kproxy import KUBERNETES, __version__, logs
+from kproxy import __version__, logs
 from kproxy.cli import settings
 from kproxy.cli.flags import FLAGS
 from kproxy.cli.options import CONTEXT
@@ -17,15 +17,15 @@ from kproxy.config import options as log_settings
 def _run(ctx: click.Context, /, **given: tuple[str, ...]) -> int:
     request = settings.read({flag.name: given[flag.name.replace("-", "_")] for flag in FLAGS}, unknown_flags(ctx))
     if request.version:
-        # Tools read the second word of what kube-proxy prints, which is "Kubernetes v1.36.2".
-        click.echo(f"Kubernetes v{KUBERNETES} (kproxy {__version__})")
+        # Tools read the second word of what kube-proxy prints, which is "Kubernetes v1.37.0".
+        click.echo(f"Kubernetes v{request.options.config.emulate_version}.0 (kproxy {__version__})")
         return 0
     config = request.options.config
     log_settings.set_up(config.logging)
     for warning in request.options.warnings:
         logs.get("config").warning(warning)
     if request.write_config_to:
-        files.write(config, request.write_config_to)
+        files.write(request.to_write, request.write_config_to)
         logs.get("config").info("Wrote configuration", file=str(request.write_config_to))
         return 0
     if request.cleanup:

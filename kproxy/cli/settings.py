@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from kproxy.cli import flag_values
 from kproxy.cli.flags import BY_NAME, Flag, flag_layer
-from kproxy.config import defaults, files, validate
+from kproxy.config import defaults, files, minors, validate
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.config.options import Options, node_name
 from kproxy.errors import InvalidConfig
@@ -26,12 +26,25 @@ BACKENDS = ("auto", "nft", "legacy")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the command line asks for: to run with `options`, or one of the actions that end at once."""
+    """What the command line asks for: to run with `options`, or one of the actions that end at once.
+
+    to_write: the configuration for --write-config-to; --emulate-version is no part of it, as kube-proxy's has none.
+    """
 
     options: Options
+    to_write: KubeProxyConfiguration
     version: bool = False
     cleanup: bool = False
     write_config_to: Path | None = None
+
+
+class _Configured(NamedTuple):
+    """config: valid once `validate.problems` finds none. mode_given: whether flags or file name a mode. warnings: lines
+    about what is ignored in the flags or the file."""
+
+    config: KubeProxyConfiguration
+    mode_given: bool
+    warnings: tuple[str, ...]
 
 
 def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Request:
@@ -39,10 +52,11 @@ def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Req
 
     refused: a line for each unknown flag, to be reported with the other problems.
     """
-    given, problems = _parse({name: text for name, text in texts.items() if text})
+    blank = {name for name, text in texts.items() if not text or (name == "proxy-mode" and text[-1] == "")}
+    given, problems = _parse({name: text for name, text in texts.items() if name not in blank})
     problems = [*refused, *problems]
     try:
-        config, unused, unknown = _configuration(given)
+        config, mode_given, warnings = _configuration(given)
         problems += _lines(config, given, validate.problems(config))
     except InvalidConfig as error:
         problems += error.problems
@@ -58,12 +72,20 @@ def read(texts: Mapping[str, Sequence[str]], refused: Sequence[str] = ()) -> Req
         master=given.get("master", ""),
         config_file=Path(path) if path else None,
         iptables_backend=given.get("iptables-backend", "auto"),
+        hand_over_at_end=given.get("hand-over-at-end", False),
         init_only=given.get("init-only", False),
-        warnings=(*(f"ignored in {path}: {line}" for line in unknown), *_warnings(config, given, unused)),
+        warnings=(*warnings, *_without_effect(config, given)),
+        mode_given=mode_given,
         flags=flag_layer(texts),
         reread=(lambda: read(texts).options) if path else None,
     )
-    return Request(options, bool(given.get("version")), given.get("cleanup", False), Path(written) if written else None)
+    return Request(
+        options,
+        to_write=replace(config, emulate_version=minors.DEFAULT) if "emulate-version" in given else config,
+        version=bool(given.get("version")),
+        cleanup=given.get("cleanup", False),
+        write_config_to=Path(written) if written else None,
+    )
 
 
 def _parse(texts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
@@ -83,19 +105,32 @@ def _parse(texts: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str
     return given, problems
 
 
-def _configuration(given: Mapping[str, Any]) -> tuple[KubeProxyConfiguration, list[str], tuple[str, ...]]:
-    """Return the configuration, the flags that the file overrides, and lines about what is ignored in the file."""
+def _configuration(given: Mapping[str, Any]) -> _Configured:
+    """Return the configuration of the flags or, with --config, of the file and the flags that are kept."""
     if not given.get("config"):
-        mode = given.get("proxy-mode", ProxyMode.IPTABLES)
-        config = _apply(defaults.default(mode), given)
-        if mode is ProxyMode.NFTABLES and not config.node_port_addresses:
-            config = replace(config, node_port_addresses=defaults.PRIMARY)
-        return config, [], ()
-    config, unknown = files.load(Path(given["config"]))
+        config = _from_flags(given)
+        ignored = [f"ignored: {line}" for line in _lines(config, given, validate.passed_over(config))]
+        return _Configured(defaults.without_unused(config), "proxy-mode" in given, tuple(ignored))
+    path = given["config"]
+    config, lines, mode_given = files.load(Path(path), minor=given.get("emulate-version"))
+    warnings = [f"ignored in {path}: {line}" for line in lines]
     if "vmodule" in given:
         given = {**given, "vmodule": given["vmodule"] + config.logging.vmodule}
     kept = {name: value for name, value in given.items() if BY_NAME[name].kept}
-    return _apply(config, kept), [name for name in given if name not in kept], unknown
+    if unused := ", ".join(f"--{name}" for name in given if name not in kept):
+        warnings.append(f"these flags are ignored because --config is given: {unused}")
+    return _Configured(_apply(config, kept), mode_given, tuple(warnings))
+
+
+def _from_flags(given: Mapping[str, Any]) -> KubeProxyConfiguration:
+    mode = given.get("proxy-mode", ProxyMode.IPTABLES)
+    config = defaults.default(mode)
+    # As a flag this period has a default, which it has not in a file.
+    config = replace(config, ipvs=replace(config.ipvs, min_sync_period=defaults.MIN_SYNC_PERIOD))
+    config = _apply(config, given)
+    if mode is ProxyMode.NFTABLES and not config.node_port_addresses:
+        config = replace(config, node_port_addresses=defaults.PRIMARY)
+    return config
 
 
 def _apply(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> KubeProxyConfiguration:
@@ -154,14 +189,10 @@ def _path(field: tuple[str, ...]) -> str:
     return ".".join(names)
 
 
-def _warnings(config: KubeProxyConfiguration, given: Mapping[str, Any], unused: list[str]) -> list[str]:
+def _without_effect(config: KubeProxyConfiguration, given: Mapping[str, Any]) -> list[str]:
+    """Return warnings that name the settings without an effect here, and the minor when it is not known."""
     idle = validate.ignored(config) + [f"--{name}" for name in given if BY_NAME[name].idle]
-    warnings = []
-    if idle:
-        warnings.append(f"these settings have no meaning here and are ignored: {', '.join(idle)}")
-    if not given.get("config"):  # those of a file are among what it says in vain
-        warnings += [f"ignored: {line}" for line in _lines(config, given, validate.dormant(config))]
-    if unused:
-        names = ", ".join(f"--{name}" for name in unused)
-        warnings.append(f"these flags are ignored because --config is given: {names}")
+    warnings = [f"these settings have no meaning here and are ignored: {', '.join(idle)}"] if idle else []
+    if config.emulate_version > minors.NEWEST:
+        warnings.append(f"Kubernetes {config.emulate_version} is not known here: {minors.NEWEST} is followed")
     return warnings

@@ -16,10 +16,11 @@ from typing import Annotated, Any, get_args, get_origin
 import msgspec
 import yaml
 
-from kproxy.config import durations
-from kproxy.config.durations import Duration, NumericDuration
+from kproxy.config import durations, minors
+from kproxy.config.durations import Duration, Nanoseconds, NumericDuration
 from kproxy.config.fields import API_VERSION, KIND, KubeProxyConfiguration
-from kproxy.config.yaml_reader import Loader, YamlError, load_all
+from kproxy.config.minors import KubernetesMinor
+from kproxy.config.yaml_reader import Loader, YamlError, load_first
 from kproxy.errors import InvalidConfig
 
 NAMES = {
@@ -32,6 +33,13 @@ NAMES = {
     type(None): "null",
 }
 MISSING = object()
+_POINTERS = (
+    "conntrack.tcpEstablishedTimeout",
+    "conntrack.tcpCloseWaitTimeout",
+    "userspace.udpIdleTimeout",
+    "userspace.drainTimeout",
+)
+"""The durations that may be null."""
 
 
 class _Invalid(Exception):
@@ -65,21 +73,20 @@ class _Loader(Loader):
 
 
 def parse_text(text: str) -> tuple[Any, list[str]]:
-    """The plain values in TEXT, one JSON value or YAML document, and a line for each key that appears twice in one
-    mapping. Raises InvalidConfig when it is neither."""
+    """The plain values in TEXT, one JSON value or the first YAML document, and a line for each key that appears twice
+    in one mapping, and for what follows the document: kube-proxy looks at neither. Raises InvalidConfig when it is no
+    JSON or YAML."""
     if text.lstrip().startswith("{"):
         # Much faster than YAML, of which JSON is nearly a part; what fails here may still be YAML's flow style.
         with contextlib.suppress(ValueError, RecursionError):
             return _parse_json(text)
     try:
-        documents, loader = load_all(text, _Loader)
+        document, more, loader = load_first(text, _Loader)
     except YamlError as error:
         where = f"line {error.line}: " if error.line else ""
         raise InvalidConfig([f"{where}not YAML or JSON: {error.reason}"]) from error
-    documents = [d for d in documents if d is not None]
-    if len(documents) > 1:
-        raise InvalidConfig([f"must hold one YAML document, holds {len(documents)}"])
-    return (documents[0] if documents else {}), loader.twice
+    lines = [*loader.twice, *([f"line {more}: what follows the first YAML document"] if more else [])]
+    return ({} if document is None else document), lines
 
 
 def _parse_json(text: str) -> tuple[Any, list[str]]:
@@ -137,11 +144,12 @@ def _struct(values: Any, cls: Any, path: str, problems: Problems) -> Any:
             problems.unknown.append(f"{_join(path, name)}: unknown field{_suggestion(name, known)}")
     found = {}
     for name, (attribute, kind) in known.items():
-        value = values.get(name)
-        if value is None:  # null stands for an absent field, as in Go
+        value, here = values.get(name), _join(path, name)
+        # null stands for an absent field, as in Go, but for durations that are no pointers there.
+        if value is None and not (kind is Duration and name in values and here not in _POINTERS):
             continue
         try:
-            found[attribute] = _value(value, kind, _join(path, name), problems)
+            found[attribute] = _value(value, kind, here, problems)
         except _Invalid:
             continue
     return cls(**found)
@@ -152,8 +160,10 @@ def _value(value: Any, kind: Any, path: str, problems: Problems) -> Any:
         return _struct(value, kind, path, problems)
     if isinstance(kind, type) and issubclass(kind, Duration):
         if kind is NumericDuration and type(value) is int and abs(value) <= durations.LARGEST:
-            return NumericDuration(value)
+            return Nanoseconds(value)
         return _duration(value, path, problems)
+    if kind is KubernetesMinor:
+        return _minor(value, path, problems)
     origin = get_origin(kind)
     if origin is tuple:
         if not isinstance(value, list):
@@ -184,6 +194,14 @@ def _duration(value: Any, path: str, problems: Problems) -> Duration:
         return durations.parse(value)
     except ValueError as error:
         raise _problem(problems, path, f"{error}, is {_shown(value)}") from None
+
+
+def _minor(value: Any, path: str, problems: Problems) -> KubernetesMinor:
+    try:  # unquoted, 1.37 is a number, and 1.40 is 1.4
+        return minors.parse(str(value))
+    except ValueError as error:
+        hint = "; write it in quotes" if isinstance(value, float) else ""
+        raise _problem(problems, path, f"{error}, is {_shown(value)}{hint}") from None
 
 
 def _try(value: Any, kind: Any, path: str, problems: Problems) -> Any:

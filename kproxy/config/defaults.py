@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from msgspec.structs import replace
 
 from kproxy.config.durations import MINUTE, SECOND, Duration
 from kproxy.config.fields import IPVS, ClientConnection, IPTables, KubeProxyConfiguration, Logging, NFTables, ProxyMode
+from kproxy.model.addresses import canonical_ip
 
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
@@ -26,8 +25,8 @@ def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxy
     """CONFIG with defaults for its zero values.
 
     given: names of the top-level fields in the file; the healthz and metrics addresses, if not among them, follow the
-    family of bindAddress. Sync periods get defaults in the section of the mode in use, as the others have no effect. In
-    nftables mode the default of nodePortAddresses is the node's primary addresses.
+    family of bindAddress. Sync periods get defaults in the section of the mode in use, as the others have no effect; in
+    ipvs mode minSyncPeriod has none. In nftables mode the default of nodePortAddresses is the node's primary addresses.
     """
     bind = config.bind_address or "0.0.0.0"
     anywhere, loopback = ("[::]", "[::1]") if _is_ipv6(bind) else ("0.0.0.0", "127.0.0.1")
@@ -53,27 +52,43 @@ def complete(config: KubeProxyConfiguration, given: frozenset[str]) -> KubeProxy
             name: replace(
                 section,
                 sync_period=section.sync_period or SYNC_PERIOD,
-                min_sync_period=section.min_sync_period or MIN_SYNC_PERIOD,
+                min_sync_period=section.min_sync_period
+                or (Duration(0) if isinstance(section, IPVS) else MIN_SYNC_PERIOD),
             )
         },
     )
 
 
+def without_unused(config: KubeProxyConfiguration) -> KubeProxyConfiguration:
+    """CONFIG without the values that kube-proxy drops as it reads a file, and so does not write either.
+
+    These are the sync periods of other modes' sections, masqueradeAll of the one that the mode does not use, and
+    portRange, which userspace mode alone has.
+    """
+    iptables, ipvs, nftables = config.iptables, config.ipvs, config.nftables
+    none = Duration(0)
+    if iptables is not config.section:
+        iptables = replace(iptables, sync_period=none, min_sync_period=none)
+    if ipvs is not config.section:
+        ipvs = replace(ipvs, sync_period=none, min_sync_period=none)
+    if nftables is not config.section:
+        nftables = replace(nftables, sync_period=none, min_sync_period=none, masquerade_all=False)
+    else:
+        iptables = replace(iptables, masquerade_all=False)
+    ports = config.port_range if config.mode is ProxyMode.USERSPACE else ""
+    return replace(config, iptables=iptables, ipvs=ipvs, nftables=nftables, port_range=ports)
+
+
 def with_port(address: str, port: int) -> str:
     """ADDRESS, with PORT added if it is an IP alone; anything else is returned as it is and left to validation."""
     host = address[1:-1] if address.startswith("[") and address.endswith("]") else address
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
+    if canonical_ip(host) is None:
         return address
-    return f"[{host}]:{port}" if version == 6 else f"{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_ipv6(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).version == 6
-    except ValueError:
-        return False
+    return ":" in (canonical_ip(address) or "")
 
 
 def _section(config: KubeProxyConfiguration) -> tuple[str, IPTables | IPVS | NFTables]:

@@ -63,6 +63,12 @@ class NumericDuration(Duration):
     __slots__ = ()
 
 
+class Nanoseconds(NumericDuration):
+    """A NumericDuration that stood in a file as a number, and is written as one."""
+
+    __slots__ = ()
+
+
 def _decimal(value: int, size: int) -> str:
     whole, rest = divmod(value, size)
     digits = f"{rest:0{len(str(size)) - 1}d}".rstrip("0") if rest else ""

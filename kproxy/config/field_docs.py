@@ -36,9 +36,12 @@ _LEAST = "how far two syncs are apart at least; 0: 1s"
 FIELD_DOCS: Mapping[str, FieldDoc] = {
     "apiVersion": FieldDoc("must be kubeproxy.config.k8s.io/v1alpha1"),
     "kind": FieldDoc("must be KubeProxyConfiguration"),
+    "emulateVersion": FieldDoc(
+        "kproxy's own: the minor version of Kubernetes whose kube-proxy is followed, where defaults differ"
+    ),
     "featureGates": FieldDoc(
-        "every gate of Kubernetes is taken; AllowServiceExternalIPs: false takes external IPs away, no other gate "
-        "changes anything; unknown gates, and values that a locked gate does not have, are errors"
+        "every gate of Kubernetes 1.30 and later is taken; few have an effect (see below); unknown gates, and values "
+        "that a locked gate does not have, are errors"
     ),
     "clientConnection.kubeconfig": FieldDoc("how the API server is reached; empty: the pod's service account"),
     "clientConnection.acceptContentTypes": _idle(_JSON),
@@ -65,7 +68,7 @@ FIELD_DOCS: Mapping[str, FieldDoc] = {
     "metricsBindAddress": FieldDoc("where metrics and status pages are served; without a port: 10249"),
     "bindAddressHardFail": FieldDoc("end at the start when one of the two cannot be bound, instead of trying again"),
     "enableProfiling": _idle("there are no profiling pages"),
-    "showHiddenMetricsForVersion": _idle("no metric is hidden; must be empty or 1.35"),
+    "showHiddenMetricsForVersion": _idle("no metric is hidden; must be empty or the minor before"),
     "mode": FieldDoc("iptables, ipvs, nftables or userspace"),
     "iptables.masqueradeBit": FieldDoc("the bit of the packet mark that asks for masquerading; in ipvs mode as well"),
     "iptables.masqueradeAll": FieldDoc("masquerade all traffic to cluster IPs; in ipvs mode as well"),
@@ -73,8 +76,8 @@ FIELD_DOCS: Mapping[str, FieldDoc] = {
     "iptables.syncPeriod": FieldDoc(f"{_PERIOD}; in userspace mode as well"),
     "iptables.minSyncPeriod": FieldDoc(f"{_LEAST}; in userspace mode as well"),
     "ipvs.syncPeriod": FieldDoc(_PERIOD),
-    "ipvs.minSyncPeriod": FieldDoc(_LEAST),
-    "ipvs.scheduler": FieldDoc("how connections are spread; empty: rr"),
+    "ipvs.minSyncPeriod": FieldDoc("how far two syncs are apart at least; 0: every change at once"),
+    "ipvs.scheduler": FieldDoc("how connections are spread, by the name of a scheduler that the kernel has; empty: rr"),
     "ipvs.excludeCIDRs": FieldDoc("virtual servers in these CIDRs are somebody else's and stay"),
     "ipvs.strictARP": FieldDoc("set arp_ignore to 1 and arp_announce to 2; false leaves them as they are"),
     "ipvs.tcpTimeout": FieldDoc(f"of idle TCP connections; {_ZERO}"),
@@ -96,7 +99,8 @@ FIELD_DOCS: Mapping[str, FieldDoc] = {
     "detectLocal.interfaceNamePrefix": FieldDoc("how pods' interfaces begin, for InterfaceNamePrefix"),
     "clusterCIDR": FieldDoc("the pods' CIDR, or one of each family with a comma between, for ClusterCIDR"),
     "nodePortAddresses": FieldDoc(
-        "CIDRs of the node's addresses that take node ports, or primary; empty: all, in nftables mode primary"
+        "the node's addresses that take node ports: CIDRs, primary (the Node object's), localhost, all, in any "
+        "combination; empty: all, in nftables mode primary"
     ),
     "oomScoreAdj": FieldDoc("the process's oom_score_adj"),
     "conntrack.maxPerCore": FieldDoc("nf_conntrack_max for each processor core; 0: as it is"),

@@ -1,4 +1,4 @@
-"""The fields of KubeProxyConfiguration v1alpha1, with the defaults of kube-proxy 1.36.
+"""The fields of KubeProxyConfiguration v1alpha1, with the defaults of kube-proxy.
 
 The values are those of the file: a sync period of zero stands for "the default of the mode", which `defaults.complete`
 fills in. Properties of `KubeProxyConfiguration` resolve what depends on the mode in use.
@@ -13,7 +13,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, field
 
+from kproxy.config import gates, minors
 from kproxy.config.durations import HOUR, MILLISECOND, MINUTE, SECOND, Duration, NumericDuration
+from kproxy.config.minors import KubernetesMinor
 
 GROUP = "kubeproxy.config.k8s.io"
 API_VERSION = f"{GROUP}/v1alpha1"
@@ -151,10 +153,14 @@ class Logging(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields
 
 
 class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """The configuration as a whole. An empty healthz or metrics address means: not served."""
+    """The configuration as a whole. An empty healthz or metrics address means: not served.
+
+    emulate_version: kproxy's own field, not written while it has its default: the minor whose kube-proxy is followed.
+    """
 
     api_version: str = API_VERSION
     kind: str = KIND
+    emulate_version: KubernetesMinor = minors.DEFAULT
     feature_gates: dict[str, bool] = field(default_factory=dict)
     client_connection: ClientConnection = ClientConnection()
     logging: Logging = Logging()
@@ -206,10 +212,19 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True, rename="camel", forbid
         """The bit of the packet mark, 0 to 31."""
         return self._marking.masquerade_bit
 
+    def gate_enabled(self, name: str) -> bool:
+        """Whether the feature gate NAME, one of `gates.EFFECTIVE`, is on: as featureGates say, else by the minor."""
+        return gates.enabled(name, self.feature_gates, self.emulate_version)
+
     @property
     def external_ips(self) -> bool:
         """Whether Services' external IPs are served."""
-        return self.feature_gates.get("AllowServiceExternalIPs", True)
+        return self.gate_enabled(gates.ALLOW_EXTERNAL_IPS)
+
+    @property
+    def streamed_lists(self) -> bool:
+        """Whether lists of the API server are streamed, where it does that."""
+        return self.gate_enabled(gates.WATCH_LIST_CLIENT)
 
     @property
     def cluster_cidrs(self) -> tuple[str, ...]:

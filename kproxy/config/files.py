@@ -14,36 +14,41 @@ import msgspec
 import yaml
 from msgspec.structs import replace
 
-from kproxy.config import decode, defaults, validate
-from kproxy.config.durations import Duration
+from kproxy.config import decode, defaults, minors, validate
+from kproxy.config.durations import Duration, Nanoseconds
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode, Userspace
+from kproxy.config.minors import KubernetesMinor
 from kproxy.errors import InvalidConfig, KproxyError
 from kproxy.files import read_file
 
 # kube-proxy leaves these out when they are empty; every other field is always written.
 _OMIT_EMPTY = {"featureGates", "vmodule", "windowsRunAsService", "splitStream"}
 # kube-proxy does not know these: it can read a file that leaves them out.
-_OMIT_STANDARD = {"userspace": Userspace()}
+_OMIT_STANDARD = {"userspace": Userspace(), "emulateVersion": minors.DEFAULT}
 
 
 class Loaded(NamedTuple):
-    """A complete, valid configuration, and a line for each field of its file that is unknown, appears twice, or has an
-    invalid value that is not used."""
+    """A complete, valid configuration.
+
+    ignored: a line for each field of its file that is unknown, appears twice, or has an invalid value that is not used,
+    and for further YAML documents. mode_given: whether the mode is more than the default.
+    """
 
     config: KubeProxyConfiguration
-    unknown: tuple[str, ...]
+    ignored: tuple[str, ...]
+    mode_given: bool
 
 
 # ---------------------------------------------------------------- reading
 
 
-def load(path: Path, mode: ProxyMode | None = None) -> Loaded:
+def load(path: Path, mode: ProxyMode | None = None, minor: KubernetesMinor | None = None) -> Loaded:
     """The configuration in the file PATH. Raises InvalidConfig, each problem with the name of the file in front.
 
-    mode: replaces the file's before anything depends on it: defaults that differ by mode are MODE's.
+    mode, minor: replace the file's before anything depends on them, such as defaults and what is valid.
     """
     try:
-        return _load(read_file(path).decode(), mode)
+        return _load(read_file(path).decode(), mode, minor)
     except OSError as error:
         raise InvalidConfig([f"{path}: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
@@ -57,24 +62,29 @@ def read(path: Path) -> KubeProxyConfiguration:
     return load(path).config
 
 
-def from_text(text: str) -> KubeProxyConfiguration:
-    """The complete, valid configuration in TEXT (YAML or JSON). Raises InvalidConfig with every problem."""
-    return _load(text).config
+def from_text(text: str, minor: KubernetesMinor | None = None) -> KubeProxyConfiguration:
+    """The complete, valid configuration in TEXT (YAML or JSON). Raises InvalidConfig with every problem.
+
+    minor: as for `load`.
+    """
+    return _load(text, None, minor).config
 
 
-def _load(text: str, mode: ProxyMode | None = None) -> Loaded:
+def _load(text: str, mode: ProxyMode | None, minor: KubernetesMinor | None) -> Loaded:
     values, twice = decode.parse_text(text)
     config, problems = decode.decode(values)
     if mode is not None:
         config = replace(config, mode=mode)
-    config = defaults.complete(config, frozenset(values))
+    if minor is not None:
+        config = replace(config, emulate_version=minor)
     broken = {p.split(": ", 1)[0] for p in problems}
+    config = defaults.complete(config, frozenset(values))
     problems += [f"{field}: {reason}" for field, reason in validate.problems(config) if field not in broken]
-    dormant = (f"{field}: {reason}" for field, reason in validate.dormant(config) if field not in broken)
-    unknown = (*twice, *problems.unknown, *dormant)
+    passed_over = (f"{field}: {reason}" for field, reason in validate.passed_over(config) if field not in broken)
+    ignored = (*twice, *problems.unknown, *passed_over)
     if problems:  # whoever corrects the file will want to know of these too
-        raise InvalidConfig([*problems, *unknown])
-    return Loaded(config, unknown)
+        raise InvalidConfig([*problems, *ignored])
+    return Loaded(defaults.without_unused(config), ignored, mode_given=bool(mode or values.get("mode")))
 
 
 # ---------------------------------------------------------------- writing
@@ -113,7 +123,9 @@ def _written(name: str, value: Any) -> bool:
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return _struct(value)
-    if isinstance(value, (Duration, StrEnum)):
+    if isinstance(value, Nanoseconds):
+        return int(value)
+    if isinstance(value, (Duration, StrEnum, KubernetesMinor)):
         return str(value)
     if isinstance(value, tuple):
         return [_plain(v) for v in value] or None

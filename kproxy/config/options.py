@@ -22,6 +22,8 @@ class Options:
     kubeconfig, master: as in `sources.credentials.ClientSettings`.
     config_file: the file that `config` came from, None for none.
     iptables_backend: auto, nft or legacy.
+    mode_given: whether flags or file name a mode.
+    hand_over_at_end: leave rules of iptables mode at the end, in place of the mode's own.
     init_only: do what needs full privileges, then end.
     warnings: one line each, to be logged.
     flags: the text of every flag by name, given or default.
@@ -35,8 +37,10 @@ class Options:
     master: str = ""
     config_file: Path | None = None
     iptables_backend: str = "auto"
+    hand_over_at_end: bool = False
     init_only: bool = False
     warnings: tuple[str, ...] = ()
+    mode_given: bool = True
     flags: Mapping[str, str] = field(default_factory=dict, compare=False)
     reread: Callable[[], Options] | None = field(default=None, compare=False)
 

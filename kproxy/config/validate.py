@@ -1,36 +1,37 @@
 """Validates the values of a configuration, and finds those that have no effect.
 
 Every check is a small generator of (field, reason) pairs; `problems` runs them all, so that the output names everything
-that has to be corrected. The rules are kube-proxy 1.36's, and stricter where kube-proxy would only fail later.
+that has to be corrected. The rules are kube-proxy's.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from collections.abc import Iterator
 
 import msgspec
 
-from kproxy.config import gates
+from kproxy.config import gates, minors
 from kproxy.config.durations import Duration
 from kproxy.config.field_docs import FIELD_DOCS, leaves, value_at
 from kproxy.config.fields import IPVS, DetectLocalMode, IPTables, KubeProxyConfiguration, NFTables, ProxyMode
+from kproxy.config.minors import KubernetesMinor
+from kproxy.model.addresses import canonical_cidr, canonical_ip
 
 Problem = tuple[str, str]
 
-# The schedulers of the kernel's net/netfilter/ipvs.
-SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "mh", "fo", "ovf", "twos")
-HIDDEN_METRICS = "1.35"
+OLDEST_HIDING = KubernetesMinor(36)
+"""The minor from which on showHiddenMetricsForVersion of older ones is taken."""
+NODE_PORT_KEYWORDS = ("primary", "localhost", "all")
 DETECTED_BY = {
     "clusterCIDR": DetectLocalMode.CLUSTER_CIDR,
     "detectLocal.bridgeInterface": DetectLocalMode.BRIDGE_INTERFACE,
     "detectLocal.interfaceNamePrefix": DetectLocalMode.INTERFACE_NAME_PREFIX,
 }
 LONGEST_INTERFACE = 15  # IFNAMSIZ - 1
-_INTERFACE = re.compile(r"[^\s/:\"'+*!\\\x00-\x1f\x7f]+")
-_CIDR = re.compile(r"[0-9A-Fa-f:.]+/[0-9]{1,3}")
+_INTERFACE = re.compile(r"[^\s/:\"'*!\\\x00-\x1f\x7f]+")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]+)?")
 _QUANTITY = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
 _RANGE = re.compile(r"([0-9]{1,5})([-+][0-9]{1,5})?")
 
@@ -40,21 +41,35 @@ def problems(config: KubeProxyConfiguration) -> list[Problem]:
     return [problem for problem in _found(config) if not _unused(config, problem[0])]
 
 
-def dormant(config: KubeProxyConfiguration) -> list[Problem]:
-    """The problems of fields that the mode, or the way to detect local traffic, does not use. kube-proxy does not check
-    these, so a file that it starts with has to work here as well; they become problems once they are used."""
+def passed_over(config: KubeProxyConfiguration) -> list[Problem]:
+    """What is wrong with CONFIG and does no harm.
+
+    That is the problems of fields that the mode, or the way to detect local traffic, does not use: kube-proxy does not
+    check these, so a file that it starts with has to work here as well; they become problems once they are used. And
+    it is gates that no minor knows, when the minor that is followed is newer than those that are known.
+    """
     found = [(path, reason, use) for path, reason in _found(config) if (use := _unused(config, path))]
-    return [(path, f"{reason}; {use} does not use it") for path, reason, use in found]
+    lines = [(path, f"{reason}; {use} does not use it") for path, reason, use in found]
+    if config.port_range and config.mode is not ProxyMode.USERSPACE and "portRange" not in dict(lines):
+        lines.append(("portRange", f"mode {config.mode} does not use it"))
+    if config.emulate_version > minors.NEWEST:
+        lines += [
+            (f"featureGates.{name}", f"{reason}; the gates of Kubernetes {minors.NEWEST} and older are known")
+            for name, reason in gates.unknown(config.feature_gates)
+        ]
+    return lines
 
 
 def _found(config: KubeProxyConfiguration) -> Iterator[Problem]:
-    checks = (_gates, _client, _logging, _addresses, _sections, _detect_local, _cidrs, _node_ports, _limits)
+    checks = (_mode, _gates, _client, _logging, _addresses, _sections, _detect_local, _cidrs, _node_ports, _limits)
     for check in checks:
         yield from check(config)
 
 
 def _unused(config: KubeProxyConfiguration, path: str) -> str:
     """The setting that makes the field PATH unused; "" when it is used."""
+    if path == "portRange":
+        return "" if config.mode is ProxyMode.USERSPACE else f"mode {config.mode}"
     section, _, name = path.partition(".")
     periods = name in ("syncPeriod", "minSyncPeriod") and getattr(config, section) is not config.section
     if periods or (section in ("ipvs", "nftables", "userspace") and section != config.mode):
@@ -66,8 +81,13 @@ def _unused(config: KubeProxyConfiguration, path: str) -> str:
 # ---------------------------------------------------------------- checks
 
 
+def _mode(config: KubeProxyConfiguration) -> Iterator[Problem]:
+    if config.mode is ProxyMode.IPVS and not config.gate_enabled(gates.KUBE_PROXY_IPVS):
+        yield "mode", f'must not be "{ProxyMode.IPVS}" while the feature gate {gates.KUBE_PROXY_IPVS} is off'
+
+
 def _gates(config: KubeProxyConfiguration) -> Iterator[Problem]:
-    for name, reason in gates.problems(config.feature_gates):
+    for name, reason in gates.problems(config.feature_gates, config.emulate_version):
         yield f"featureGates.{name}", reason
 
 
@@ -117,9 +137,7 @@ def _sections(config: KubeProxyConfiguration) -> Iterator[Problem]:
         yield from _periods(name, section, in_use=section is config.section)
         if not isinstance(section, IPVS) and not 0 <= section.masquerade_bit <= 31:
             yield f"{name}.masqueradeBit", f"must be from 0 to 31, is {section.masquerade_bit}"
-    ipvs = config.ipvs
-    if ipvs.scheduler and ipvs.scheduler not in SCHEDULERS:
-        yield "ipvs.scheduler", f"must be one of {', '.join(SCHEDULERS)}, is {_quoted(ipvs.scheduler)}"
+    ipvs = config.ipvs  # whether there is such a scheduler, the kernel is asked when the mode starts
     for i, cidr in enumerate(ipvs.exclude_cidrs):
         yield from _cidr(f"ipvs.excludeCIDRs[{i}]", cidr)
     yield from _not_negative("ipvs.tcpTimeout", ipvs.tcp_timeout)
@@ -162,20 +180,26 @@ def _cidrs(config: KubeProxyConfiguration) -> Iterator[Problem]:
     cidrs = config.cluster_cidrs
     wrong = [problem for cidr in cidrs for problem in _cidr("clusterCIDR", cidr)]
     yield from wrong
-    if not wrong and (len(cidrs) > 2 or len({":" in c for c in cidrs}) < len(cidrs)):
+    families = {":" in (canonical_cidr(cidr) or "") for cidr in cidrs}
+    if not wrong and len(families) < len(cidrs):
         pair = "one CIDR, or one of IPv4 and one of IPv6 (10.244.0.0/16,fd00:244::/48)"
         yield "clusterCIDR", f"must be {pair}, is {_quoted(config.cluster_cidr)}"
 
 
 def _node_ports(config: KubeProxyConfiguration) -> Iterator[Problem]:
     asked = config.node_port_addresses
-    if "primary" in asked:
-        if len(asked) > 1:
-            shown = ", ".join(asked)
-            yield "nodePortAddresses", f"must hold nothing else when it holds primary, is {_quoted(shown)}"
-        return
-    for i, cidr in enumerate(asked):
-        yield from _cidr(f"nodePortAddresses[{i}]", cidr, other='"primary" alone or ')
+    minor = config.emulate_version
+    if minor.combines_keywords:
+        keywords: tuple[str, ...] = NODE_PORT_KEYWORDS
+    else:
+        keywords = ("primary",)
+        if "primary" in asked and len(asked) > 1:
+            shown = _quoted(", ".join(asked))
+            yield "nodePortAddresses", f"must hold nothing else when it holds primary, in {minor}, is {shown}"
+            return
+    for i, text in enumerate(asked):
+        if text not in keywords:
+            yield from _cidr(f"nodePortAddresses[{i}]", text, other=f"{', '.join(map(_quoted, keywords))} or ")
 
 
 def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:
@@ -185,9 +209,11 @@ def _limits(config: KubeProxyConfiguration) -> Iterator[Problem]:
     for field in msgspec.structs.fields(conntrack):
         if field.type is not bool:
             yield from _not_negative(f"conntrack.{field.encode_name}", getattr(conntrack, field.name))
-    if config.show_hidden_metrics_for_version not in ("", HIDDEN_METRICS):
-        shown = _quoted(config.show_hidden_metrics_for_version)
-        yield "showHiddenMetricsForVersion", f"must be {_quoted(HIDDEN_METRICS)}, the version before, is {shown}"
+    # No metric is hidden here, so what an older minor takes stays valid, and a file survives an upgrade.
+    minor, shown = config.emulate_version, config.show_hidden_metrics_for_version
+    valid = [str(KubernetesMinor(m).previous) for m in range(min(minor, OLDEST_HIDING), minor + 1)]
+    if shown and shown not in valid:
+        yield "showHiddenMetricsForVersion", f"must be {_quoted(valid[-1])}, the version before, is {_quoted(shown)}"
     if config.config_sync_period <= 0:
         yield "configSyncPeriod", f"must be greater than 0, is {config.config_sync_period}"
     if config.port_range and not (_RANGE.fullmatch(config.port_range) and _ports(config)):
@@ -216,21 +242,12 @@ def is_quantity(text: str) -> bool:
 
 
 def _cidr(field: str, value: str, other: str = "") -> Iterator[Problem]:
-    try:
-        # Python accepts more than a CIDR: bare addresses, netmasks and zones.
-        if _CIDR.fullmatch(value):
-            ipaddress.ip_network(value, strict=False)
-            return
-    except ValueError:
-        pass
-    yield field, f"must be {other}a CIDR such as 10.0.0.0/8 or fd00::/64, is {_quoted(value)}"
+    if not (_ADDRESS.fullmatch(value) and canonical_cidr(value)):
+        yield field, f"must be {other}a CIDR such as 10.0.0.0/8 or fd00::/64, is {_quoted(value)}"
 
 
 def _is_ip(value: str) -> bool:
-    try:
-        return "%" not in value and bool(ipaddress.ip_address(value))
-    except ValueError:
-        return False
+    return bool(_ADDRESS.fullmatch(value) and canonical_ip(value))
 
 
 def _quoted(value: str) -> str:
@@ -246,7 +263,8 @@ def ignored(config: KubeProxyConfiguration) -> list[str]:
     found = [
         path
         for path, attributes, _ in leaves()
-        if FIELD_DOCS[path].idle or (path == "portRange" and config.mode is not ProxyMode.USERSPACE)
-        if value_at(config, attributes) != value_at(standard, attributes)
+        if FIELD_DOCS[path].idle and value_at(config, attributes) != value_at(standard, attributes)
     ]
-    return sorted([*found, *(f"featureGates.{gate}" for gate in gates.idle(config.feature_gates))])
+    return sorted(
+        [*found, *(f"featureGates.{gate}" for gate in gates.idle(config.feature_gates, config.emulate_version))]
+    )

@@ -6,7 +6,9 @@ no sense. Here all of that is a YamlError with a place and a reason.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import yaml
@@ -72,11 +74,35 @@ L = TypeVar("L", bound=Loader)
 def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
     """The documents in TEXT, and the loader of KIND that read them. Raises YamlError."""
     documents: list[Any] = []
-    try:
-        _refuse_depth(text)
+    with _refusals(text):
         loader = kind(text)
         while loader.check_data():  # type: ignore[no-untyped-call]
             documents.append(loader.get_data())
+    return documents, loader
+
+
+def load_first(text: str | bytes, kind: type[L]) -> tuple[Any, int, L]:
+    """The first document in TEXT, None for none; the line where something follows it, 0 if nothing does; and the loader
+    of KIND that read it. Raises YamlError for the first document only."""
+    with _refusals(text):
+        loader = kind(text)
+        document = loader.get_data() if loader.check_data() else None  # type: ignore[no-untyped-call]
+    try:
+        while loader.check_node():
+            node = loader.get_node()
+            if node is not None and node.tag != "tag:yaml.org,2002:null":
+                return document, node.start_mark.line + 1, loader
+    except yaml.MarkedYAMLError as error:
+        return document, error.problem_mark.line + 1 if error.problem_mark else 1, loader
+    return document, 0, loader
+
+
+@contextlib.contextmanager
+def _refusals(text: str | bytes) -> Iterator[None]:
+    """Raise YamlError for everything that TEXT makes PyYAML raise, and for nesting that would crash it."""
+    try:
+        _refuse_depth(text)
+        yield
     except YamlError:
         raise
     except yaml.MarkedYAMLError as error:
@@ -87,7 +113,6 @@ def load_all(text: str | bytes, kind: type[L]) -> tuple[list[Any], L]:
         raise YamlError(TOO_DEEP) from error
     except Exception as error:  # KeyError of `!!bool x`; of other wrong tags whatever PyYAML's code runs into
         raise YamlError("has a value that does not fit its tag") from error
-    return documents, loader
 
 
 def _size(node: yaml.Node, sizes: dict[int, int]) -> int:

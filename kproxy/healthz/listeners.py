@@ -7,7 +7,6 @@ is answered is up to the handler.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from aiohttp import web
 from kproxy import logs
 from kproxy.containment import Stage
 from kproxy.errors import KernelError
+from kproxy.model.addresses import canonical_ip
 from kproxy.model.plans import address_port
 from kproxy.rate_limit import Backoff
 
@@ -37,7 +37,8 @@ _silent = logs.silent()
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address to listen on. ip: canonical text, "" for every address of both families. port: 0 for any free one."""
+    """An address to listen on. ip: canonical text, "0.0.0.0" and "::" for every address of one family, "" for every
+    address of both. port: 0 for any free one."""
 
     ip: str
     port: int
@@ -56,8 +57,10 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{text!r} is not IP:PORT")
     if not host:
         return Address("", int(port))
-    ip = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
-    return Address("" if ip.is_unspecified else str(ip), int(port))
+    ip = canonical_ip(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    if ip is None:
+        raise ValueError(f"{host!r} is not an IP address")
+    return Address("" if ip in ("0.0.0.0", "::") else ip, int(port))
 
 
 def open_socket(address: Address) -> socket.socket:
@@ -66,7 +69,7 @@ def open_socket(address: Address) -> socket.socket:
         if address.ip:
             return _listen(socket.AF_INET6 if ":" in address.ip else socket.AF_INET, address.ip, address.port)
         try:
-            return _listen(socket.AF_INET6, "::", address.port)
+            return _listen(socket.AF_INET6, "::", address.port, both=True)
         except OSError:
             if _ipv6_works():
                 raise
@@ -75,13 +78,14 @@ def open_socket(address: Address) -> socket.socket:
         raise KernelError(f"cannot listen on {address}: {error.strerror or error}") from error
 
 
-def _listen(family: socket.AddressFamily, ip: str, port: int) -> socket.socket:
+def _listen(family: socket.AddressFamily, ip: str, port: int, both: bool = False) -> socket.socket:
+    """both: families, on an IPv6 socket."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(ip != "::"))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         sock.bind((ip, port))
         sock.listen(socket.SOMAXCONN)
     except OSError:

@@ -1,8 +1,10 @@
 """The health of the proxy, and whether load balancers should send traffic to this node, as /healthz and /livez report.
 
 An IP family is healthy unless a change has been waiting to be programmed for longer than two sync periods. Nothing else
-makes it unhealthy, so a quiet cluster stays healthy. The node is eligible unless it is being deleted or the cluster
-autoscaler is about to remove it. The paths are in `kproxy.status.pages`.
+makes it unhealthy, so a quiet cluster stays healthy. What cannot be checked of the kernel is shown with the family
+(`degraded`): its Services are served, so load balancers and the kubelet should leave the node alone. The node is
+eligible unless it is being deleted or the cluster autoscaler is about to remove it. The paths are in
+`kproxy.status.pages`.
 """
 
 from __future__ import annotations
@@ -20,10 +22,17 @@ from kproxy.model.plans import Family
 
 @dataclass(frozen=True, slots=True)
 class FamilyHealth:
-    """The health of one IP family. last_updated: when its rules were last up to date, None for never."""
+    """The health of one IP family. last_updated: when its rules were last up to date, None for never. degraded: a line
+    for each part of the kernel's state that cannot be checked."""
 
     last_updated: datetime | None
     healthy: bool
+    degraded: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The family's part of the body; kube-proxy's, unless it is degraded."""
+        degraded = {"degraded": self.degraded} if self.degraded else {}
+        return {"lastUpdated": _time(self.last_updated), "healthy": self.healthy, **degraded}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +71,7 @@ class Health:
             "healthy": self.healthy,
         }
         if self.families:
-            body["status"] = {
-                family.value: {"lastUpdated": _time(state.last_updated), "healthy": state.healthy}
-                for family, state in sorted(self.families.items())
-            }
+            body["status"] = {family.value: state.as_json() for family, state in sorted(self.families.items())}
         return (200 if ok else 503), json.dumps(body, separators=(",", ":")).encode()
 
 
@@ -81,6 +87,7 @@ class ProxierHealth:
         self.expect(sync_period)
         self._last_updated: dict[Family, datetime] = {}
         self._waiting_since: dict[Family, float] = {}
+        self._degraded: dict[Family, tuple[str, ...]] = {}
         self._node_eligible = True
 
     def expect(self, sync_period: float) -> None:
@@ -101,6 +108,11 @@ class ProxierHealth:
             self._waiting_since.pop(family, None)
             self._last_updated[family] = self._clock.now()
 
+    def degraded(self, family: Family, lines: tuple[str, ...]) -> None:
+        """Set what cannot be checked of `family`, a line each; none when all can."""
+        with self._lock:
+            self._degraded[family] = lines
+
     def node_changed(self, node: NodeInfo | None) -> None:
         """Take this node's object, None when it was deleted. Until the first call the node is eligible."""
         eligible = node is not None and node.eligible
@@ -119,6 +131,7 @@ class ProxierHealth:
                 family: FamilyHealth(
                     last_updated=self._last_updated.get(family),
                     healthy=now - self._waiting_since.get(family, now) < self._longest_wait,
+                    degraded=self._degraded.get(family, ()),
                 )
                 for family in {*self._last_updated, *self._waiting_since}
             }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,11 +28,15 @@ STAGE = "health-checks"
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
-    """What a health check node port answers for: a Service, and how many ready endpoints of it are on this node."""
+    """What a health check node port answers for: a Service, and how many ready endpoints of it are on this node.
+
+    ips: where it listens, as in Address.ip.
+    """
 
     namespace: str
     name: str
     local_endpoints: int
+    ips: frozenset[str] = frozenset({""})
 
     @property
     def service(self) -> str:
@@ -71,14 +75,14 @@ class ServiceChecks:
         self._listeners: dict[Address, Listener] = {}
         self._updating = asyncio.Lock()
 
-    async def update(self, checks: Mapping[int, HealthCheck], ips: Collection[str]) -> None:
-        """Serve `checks` (by port) on each of `ips`, "" for every address, and close all other ports.
+    async def update(self, checks: Mapping[int, HealthCheck]) -> None:
+        """Serve `checks`, by port, and close all other ports.
 
         An address that fails unexpectedly costs no other: the first such error is raised once all were tried, and the
         same update may be given again.
         """
         async with self._updating:
-            wanted = {Address(ip, port) for port in checks for ip in ips}
+            wanted = {Address(ip, port) for port, check in checks.items() for ip in check.ips}
             moved = {port for port, check in checks.items() if self._service_of(port) not in (None, check.service)}
             self._checks = dict(checks)
             # A port that is not open yet and changes hands is closed, so that the failure is reported for both.
@@ -93,7 +97,7 @@ class ServiceChecks:
 
     async def close(self) -> None:
         """Close all of them."""
-        await self.update({}, ())
+        await self.update({})
 
     def _service_of(self, port: int) -> str | None:
         check = self._checks.get(port)
@@ -102,7 +106,8 @@ class ServiceChecks:
     async def _listen(self, address: Address) -> None:
         _log.info("Opening health check", service=self._checks[address.port].service, address=str(address))
         opening = self._containment.stage(STAGE, f"health checks on {address} are not answered until it can be opened")
-        answering = self._containment.stage(STAGE, f"this health check on {address} is answered with status 500")
+        consequence = f"this health check on {address} is answered with status 500"
+        answering = self._containment.stage(STAGE, consequence, on_demand=True)
         listener = Listener(
             address,
             contained(partial(self._answer, address.port), answering),

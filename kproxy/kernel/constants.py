@@ -23,6 +23,8 @@ NFPROTO = {family: int(number) for family, number in ADDRESS_FAMILY.items()}
 ADDRESS_BITS = {Family.IPV4: 32, Family.IPV6: 128}
 """The prefix length of a single address."""
 
+LOOPBACK_NETWORK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
+
 PROTOCOL_NUMBERS = {"tcp": int(socket.IPPROTO_TCP), "udp": int(socket.IPPROTO_UDP), "sctp": int(socket.IPPROTO_SCTP)}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 

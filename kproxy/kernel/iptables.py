@@ -1,8 +1,12 @@
 """The host's iptables tables of one family: reads them whole, changes them by iptables-restore.
 
-Decides: which of the two backends (nf_tables, legacy) the node uses, how its commands are called, whether their output
-can be read, and which line of a refused restore was at fault. Leaves out: what the rules mean, and what to do about a
-refusal.
+Decides: which of the two backends (nf_tables, legacy) the node uses, how its commands are called, which tables their
+output leaves out, and which line of a refused restore was at fault. Leaves out: what the rules mean, and what to do
+about a refusal.
+
+A table that holds something that iptables cannot read (a rule of nft's own, a match whose library is not installed) can
+still be changed by iptables-restore, and most of its chains can be read one by one. So such a table is not an error of
+`save`, which leaves it out.
 
 The legacy commands of both families, and those of other programs, share one lock (/run/xtables.lock). A command that
 hangs while it holds the lock makes the restores of the other family fail after LOCK_WAIT seconds, with a message that
@@ -14,13 +18,15 @@ without the lock costs the other family nothing. Saving takes no lock, nor does 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from kproxy.errors import CommandError, KernelError, RestoreError
-from kproxy.kernel.commands import Completed, Runner, checked
+from kproxy.kernel.commands import MISSING, NOT_EXECUTABLE, TIMED_OUT, Completed, Runner, checked
+from kproxy.kernel.legacy_tables import loaded
 from kproxy.model.plans import Family
 
 LOCK_WAIT = 5
@@ -50,7 +56,19 @@ class Tables(Protocol):
     def backend(self) -> Backend: ...
 
     def save(self) -> str:
-        """All tables that exist, as iptables-save prints them. Raises KernelError."""
+        """All tables that exist, as iptables-save prints them; for one that cannot be read whole there is a comment
+        instead (see `unreadable_tables`). Raises KernelError."""
+
+    def chains(self, table: str) -> Collection[str]:
+        """The names of all chains of TABLE, also when their rules cannot be read. Raises KernelError."""
+
+    def list_chain(self, table: str, chain: str) -> str:
+        """One chain's part of what `save` returns, its line ":CHAIN …" and its rules. Raises KernelError when there is
+        no such chain, or a rule of it cannot be read."""
+
+    def holds(self, table: str, chain: str, rule: str) -> bool:
+        """Whether CHAIN has RULE, as iptables -C answers, also when other rules of it cannot be read. Raises
+        KernelError."""
 
     def restore(self, text: bytes | str) -> None:
         """Apply TEXT as iptables-restore --noflush does: each table up to its COMMIT whole or not at all; a failure
@@ -94,15 +112,62 @@ class HostTables:
         return self._command.backend
 
     def save(self) -> str:
-        """Raises KernelError also when another program's nft rules hide a table from iptables, and when the output is
-        no iptables-save text: acting on a part of it would delete rules that are there."""
-        name = self._command.name(self._family, "save")
-        text = checked(self._runner, [name], timeout=TIMEOUT).stdout.decode(errors="surrogateescape")
+        """See Tables. Output that is no iptables-save text counts as unreadable: acting on a part of it would delete
+        rules that are there. Each table is read alone when they cannot be read together."""
+        try:
+            return self._saved()
+        except KernelError as error:
+            if _no_answer(error) or forbidden(error):
+                raise
+        return "".join(map(self._saved_or_why, self._tables()))
+
+    def chains(self, table: str) -> Collection[str]:
+        """See Tables. Of what the command prints before it gives up: names come first."""
+        done = self._list(table)
+        return [line.split(" ")[1] for line in done.stdout.decode(errors="replace").splitlines() if line[:3] in _HEADS]
+
+    def list_chain(self, table: str, chain: str) -> str:
+        done = self._list(table, chain)
+        head, *rules = [_as_saved(line) for line in done.stdout.decode(errors="surrogateescape").splitlines()] or [""]
+        whole = head.startswith(f":{chain} ") and all(rule.startswith(f"-A {chain} ") for rule in rules)
+        if not done.ok or not whole:
+            raise CommandError([self._command.name(self._family), "-S", chain], done.status, _one_line(done.stderr))
+        return "".join(f"{line}\n" for line in (head, *rules))
+
+    def holds(self, table: str, chain: str, rule: str) -> bool:
+        argv = [self._command.name(self._family), *self._lock_options(), "-t", table, "-C", chain, *shlex.split(rule)]
+        done = self._runner.run(argv, timeout=TIMEOUT)
+        if not done.ok and not _NO_RULE.search(done.stderr):
+            raise CommandError(argv, done.status, _one_line(done.stderr))
+        return done.ok
+
+    def accept_restores(self) -> None:
+        """Raises KernelError when the tables cannot be changed by iptables-restore; changes nothing."""
+        argv = [self._command.name(self._family, "restore"), "--noflush", "--test", *self._lock_options()]
+        checked(self._runner, argv, b"*nat\nCOMMIT\n*filter\nCOMMIT\n", timeout=TIMEOUT)
+
+    def _saved(self, *options: str) -> str:
+        argv = [self._command.name(self._family, "save"), *options]
+        text = checked(self._runner, argv, timeout=TIMEOUT).stdout.decode(errors="surrogateescape")
         if flaw := unreadable(text):
-            raise KernelError(f"{name}: its output cannot be read: {flaw}")
-        if hidden := re.search(r"^# Table `(filter|nat)' is incompatible", text, re.MULTILINE):
-            raise KernelError(f"table {hidden[1]} holds nft rules that iptables cannot read; remove them with nft")
+            raise KernelError(f"{argv[0]}: its output cannot be read: {flaw}")
         return text
+
+    def _saved_or_why(self, table: str) -> str:
+        try:
+            return self._saved("-t", table)
+        except KernelError as error:
+            if _no_answer(error):
+                raise
+            return f"# Table `{table}' cannot be read: {error}\n"
+
+    def _tables(self) -> list[str]:
+        """The tables that may hold chains of ours. Of legacy only those that are loaded: naming others loads them."""
+        there = loaded(self._family) if self.backend is Backend.LEGACY else _OURS
+        return [table for table in _OURS if table in there]
+
+    def _list(self, table: str, *chain: str) -> Completed:
+        return self._runner.run([self._command.name(self._family), "-t", table, "-S", *chain], timeout=TIMEOUT)
 
     def restore(self, text: bytes | str) -> None:
         argv = [self._command.name(self._family, "restore"), "--noflush", *self._lock_options()]
@@ -115,6 +180,33 @@ class HostTables:
         if self.backend is Backend.NFT or self._command.version < (1, 6, 2):
             return []  # the kernel's transactions need no lock; the older tools have no such option
         return ["-w", str(LOCK_WAIT), "-W", "100000"]  # the interval between two attempts in microseconds
+
+
+_OURS = ("mangle", "nat", "filter")  # the tables that kube-proxy and kproxy ever wrote to
+_HEADS = ("-P ", "-N ")
+_NO_RULE = re.compile("matching rule exist|No chain/target/match|does not exist|Couldn't load target")
+_UNREADABLE_TABLE = re.compile(r"^# Table `(\w+)' (?:is (incompatible)|cannot be read: (.*))", re.MULTILINE)
+
+
+def unreadable_tables(text: str) -> dict[str, str]:
+    """The tables that TEXT, which `save` returned, leaves out, each with a reason."""
+    by_nft = "it holds rules of nft's own, which iptables cannot read"
+    return {found[1]: by_nft if found[2] else found[3] for found in _UNREADABLE_TABLE.finditer(text)}
+
+
+def _no_answer(error: KernelError) -> bool:
+    """Whether a command did not run, or not to its end: that says nothing about the tables."""
+    return isinstance(error, CommandError) and error.status in (MISSING, NOT_EXECUTABLE, TIMED_OUT)
+
+
+def _as_saved(line: str) -> str:
+    """A line of iptables -S as iptables-save prints it."""
+    verb, _, rest = line.partition(" ")
+    return f":{rest} [0:0]" if verb == "-P" else f":{rest} - [0:0]" if verb == "-N" else line
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # What iptables-save prints: options, chains, tables and their ends, comments.
@@ -165,7 +257,7 @@ def forbidden(error: KernelError) -> bool:
 
 
 def _refusal(argv: Sequence[str], done: Completed, text: str) -> CommandError:
-    said = " ".join(done.stderr.split())
+    said = _one_line(done.stderr)
     if _LOCKED.search(done.stderr):
         said = f"another program has held the xtables lock (/run/xtables.lock) for over {LOCK_WAIT} s: {said}"
     line = faulty_line(done.stderr, text)
@@ -251,8 +343,8 @@ def _identify(runner: Runner, infix: str) -> tuple[Command | None, str]:
 
 
 def _quiet_save(runner: Runner, command: Command, family: Family) -> str:
-    """The tables of a backend, "" where there are none, as on a host without IPv6. No table is named on the command
-    line: naming one makes legacy load it into the kernel."""
+    """The tables of a backend as far as they can be read, "" where there are none, as on a host without IPv6. No table
+    is named on the command line: naming one makes legacy load it into the kernel."""
     name = command.name(family, "save")
     done = runner.run([name], timeout=TIMEOUT)
     if not done.ok and _FORBIDDEN.search(done.stderr):
@@ -260,7 +352,7 @@ def _quiet_save(runner: Runner, command: Command, family: Family) -> str:
             f"{name} may not read its tables (legacy needs the capability NET_RAW, both need NET_ADMIN); "
             "grant it, or name the backend with --iptables-backend"
         )
-    return done.stdout.decode(errors="replace") if done.ok else ""
+    return done.stdout.decode(errors="replace")
 
 
 def _hinted(text: str) -> bool:

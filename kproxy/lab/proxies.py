@@ -19,6 +19,7 @@ from kproxy.lab import probes
 from kproxy.lab.clusters import CLUSTER_CIDRS
 from kproxy.lab.namespaces import Namespace
 
+LONGEST_PAUSE = 0.2  # seconds between two looks at what is waited for
 LAST_SYNC = "kubeproxy_sync_proxy_rules_last_timestamp_seconds{"
 
 
@@ -79,7 +80,7 @@ class Proxy:
         self._process.send_signal(with_signal)
         return self._process.wait(timeout)
 
-    def await_ready(self, ready: Callable[[], bool], seconds: float = 150) -> None:
+    def await_ready(self, ready: Callable[[], bool], seconds: float = 300) -> None:
         """Wait until READY holds. Raises KernelError with the end of the log if that takes too long or it ends."""
         if not wait_for(lambda: ready() or not self.running(), seconds) or not self.running():
             raise KernelError(f"kproxy run did not come up: {self.tail(300)}")
@@ -105,10 +106,17 @@ def choose_backend(space: Namespace, backend: str) -> None:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, pause: float = 0.02) -> bool:
-    """Wait until CONDITION holds, at most so many seconds; returns whether it does."""
+    """Wait until CONDITION holds, at most so many seconds; returns whether it does.
+
+    pause: seconds between two looks, at the least: on a slow or busy processor looks would keep from its work what they
+    wait for, so they take no more than a third of the time.
+    """
     until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
+    while True:
+        began = time.monotonic()
+        if condition():
+            return True
+        now = time.monotonic()
+        if now > until:
             return False
-        time.sleep(pause)
-    return True
+        time.sleep(max(pause, min(2 * (now - began), LONGEST_PAUSE)))

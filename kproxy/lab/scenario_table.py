@@ -234,6 +234,16 @@ _TABLE: tuple[Scenario, ...] = (
         spec=LOCAL,
     ),
     Scenario(
+        "two-copies-that-terminate",
+        (End("a", False, True, True), End("a", False, False, True)),
+        (Probe("caller", IP, ("a",), KEPT),),
+    ),
+    Scenario(
+        "two-copies-that-terminate-in-two-slices",
+        (End("a", False, False, True), End("a", False, True, True, slice=2)),
+        (Probe("caller", IP, REFUSED),),
+    ),
+    Scenario(
         "zone-hints",
         (End("a", zone="zone-1"), End("b", zone="zone-2"), End("far", zone="zone-2")),
         (Probe("caller", IP, ("a",), KEPT), Probe("client", IP, ("a",), REWRITTEN)),

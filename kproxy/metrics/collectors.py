@@ -2,7 +2,8 @@
 
 - `InternalErrors`: failures that `kproxy.containment` contained.
 - `NfacctCollector`: kube-proxy's packet counters in the kernel.
-- `ForwardingCollector`: the statistics of userspace mode's forwarder.
+- `ForwardingCollector`: the statistics of the forwarder, if one runs.
+- `LocalhostRejectedCollector`: nftables mode's counters of refused packets in the kernel.
 - `ClientMetrics`: requests to the API server, as client-go counts them (k8s.io/component-base/metrics/prometheus).
 - `Slis`: the health checks of the metrics address, on /metrics/slis (KEP-3466). kube-proxy has one check there, "ping":
   whether the process answers at all. Whether Services are programmed in time is what healthzBindAddress answers.
@@ -38,7 +39,8 @@ class ContainedRegistry(CollectorRegistry):
         super().register(collector)  # refuses a second metric of the same name
         alone = CollectorRegistry(auto_describe=False)
         alone.register(collector)
-        self._parts.append((alone, self._containment.stage("metrics", "its metrics are missing from this scrape")))
+        stage = self._containment.stage("metrics", "its metrics are missing from this scrape", on_demand=True)
+        self._parts.append((alone, stage))
 
     def exposition(self) -> bytes:
         """Return the metrics of every collector that works, in the Prometheus text format 0.0.4."""
@@ -149,6 +151,34 @@ class ForwardingCollector(Collector):
 
     def describe(self) -> list[Metric]:
         return list(_forwarding(_Nothing()))
+
+
+LocalhostRejectedReader = Callable[[], Mapping[tuple[str, str], int]]
+"""Returns packet counts by family and protocol ("TCP"). May raise KernelError."""
+
+
+class LocalhostRejectedCollector(Collector):
+    """Reads at each scrape how many packets to node ports on loopback the rules of nftables mode refused."""
+
+    read: LocalhostRejectedReader = staticmethod(dict)
+
+    def collect(self) -> Iterator[Metric]:
+        (rejected,) = self.describe()
+        assert isinstance(rejected, CounterMetricFamily)
+        try:
+            counts = self.read()
+        except KernelError as error:
+            _log.v(2).info("Cannot read how many packets to node ports on loopback were refused", err=str(error))
+            return
+        for labels, packets in counts.items():
+            rejected.add_metric(labels, packets)
+        if counts:
+            yield rejected
+
+    def describe(self) -> list[Metric]:
+        name = "kubeproxy_nftables_localhost_nodeport_rejected_packets"
+        help_text = "Packets to a node port on loopback that were refused: no process serves it, or not this protocol."
+        return [CounterMetricFamily(name, help_text, labels=["ip_family", "protocol"])]
 
 
 class _Nothing:

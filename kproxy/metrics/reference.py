@@ -38,6 +38,16 @@ ALERTS: dict[str, tuple[str, str, str]] = {
         "5m",
         "the kernel refuses a Service port; the log and the status page say which and why",
     ),
+    "kproxy_refused_changes_total": (
+        "increase(kproxy_refused_changes_total[1h]) > 3",
+        "0m",
+        "the kernel keeps refusing changes, and each time everything is compared; `kproxy status` has the last one",
+    ),
+    "kproxy_unreadable_kernel_objects": (
+        "kproxy_unreadable_kernel_objects > 0",
+        "15m",
+        "another program's rules keep kproxy from checking a table; the log and the status page say which and why",
+    ),
     "kproxy_conflicting_frontends": (
         "kproxy_conflicting_frontends > 0",
         "15m",

@@ -29,6 +29,8 @@ from kproxy.metrics.collectors import (
     ForwarderStatistics,
     ForwardingCollector,
     InternalErrors,
+    LocalhostRejectedCollector,
+    LocalhostRejectedReader,
     NfacctCollector,
     NfacctReader,
     Slis,
@@ -83,6 +85,7 @@ class Metrics:
         self._registry = ContainedRegistry(containment)
         self._nfacct = NfacctCollector()
         self._forwarding = ForwardingCollector()
+        self._localhost_rejected = LocalhostRejectedCollector()
         self._internal_errors = InternalErrors(containment)
         for collector in self._collectors:
             self._registry.register(collector)
@@ -99,12 +102,13 @@ class Metrics:
         self.serves(families, mode)
 
     @property
-    def _collectors(self) -> tuple[NfacctCollector, ForwardingCollector, InternalErrors]:
+    def _collectors(self) -> tuple[NfacctCollector, ForwardingCollector, LocalhostRejectedCollector, InternalErrors]:
         """What is read at each scrape."""
-        return self._nfacct, self._forwarding, self._internal_errors
+        return self._nfacct, self._forwarding, self._localhost_rejected, self._internal_errors
 
     def serves(self, families: Collection[Family], mode: str) -> None:
         """Set what is served from now on: `families` in `mode`."""
+        self._families = len(families)
         before, self._serving = self._serving, (self._version, mode, platform.python_version())
         self._build.labels(*self._serving).set(1)
         if before not in ((), self._serving):
@@ -136,7 +140,9 @@ class Metrics:
         )
         registry = self._registry
         self._endpoints_seen = Counter(f"{sync}_endpoint_changes_total", "Endpoint changes seen.", registry=registry)
-        self._services_seen = Counter(f"{sync}_service_changes_total", "Service changes seen.", registry=registry)
+        self._services_seen = Counter(
+            f"{sync}_service_changes_total", "Service changes seen, each once per IP family.", registry=registry
+        )
         self._endpoints_pending = Gauge(
             f"{sync}_endpoint_changes_pending", "Endpoint changes not yet programmed.", registry=registry
         )
@@ -153,10 +159,12 @@ class Metrics:
         family = ["ip_family"]
         sync = "kubeproxy_sync_proxy_rules"
         self._rules_total = self._gauge(
-            f"{sync}_iptables_total", "iptables rules that kproxy owns.", ["table", *family]
+            f"{sync}_iptables_total",
+            "iptables rules in chains that kproxy owns; jumps in built-in chains do not count.",
+            ["table", *family],
         )
         self._rules_last = self._gauge(
-            f"{sync}_iptables_last", "iptables rules that the last sync wrote.", ["table", *family]
+            f"{sync}_iptables_last", "Those of them that the last sync wrote.", ["table", *family]
         )
         self._restore_failures = self._counter(
             f"{sync}_iptables_restore_failures_total", "Times that iptables-restore failed.", family
@@ -171,6 +179,15 @@ class Metrics:
         )
         self._nft_cleanup_failures = self._counter(
             f"{sync}_nftables_cleanup_failures_total", "Times that stale nftables chains could not be removed.", family
+        )
+        localhost = "kubeproxy_nftables_localhost_nodeport_listener"
+        self._localhost_listeners = self._gauge(
+            f"{localhost}s", "TCP node ports that are served on loopback by a process, in any mode.", family
+        )
+        self._localhost_failures = self._counter(
+            f"{localhost}_creation_failures_total",
+            "Attempts to serve a node port on loopback that failed; each is repeated.",
+            family,
         )
         self._conntrack_seconds = self._histogram(
             "kubeproxy_conntrack_reconciler_sync_duration_seconds",
@@ -205,6 +222,11 @@ class Metrics:
             "Syncs that repaired rules which another program had changed or removed.",
             family,
         )
+        self._refused = self._counter(
+            "kproxy_refused_changes_total",
+            "Changes that the kernel refused, whether they could be made in another way or not.",
+            family,
+        )
         self._rejected = self._gauge(
             "kproxy_rejected_service_ports",
             "Service ports not programmed because the kernel refuses them.",
@@ -213,6 +235,12 @@ class Metrics:
         self._conflicts = self._gauge(
             "kproxy_conflicting_frontends",
             "Node ports and external addresses that more than one Service claims.",
+            family,
+        )
+        self._unreadable = self._gauge(
+            "kproxy_unreadable_kernel_objects",
+            "Tables and sets that full checks cannot read because of what another program has in them; Services are "
+            "programmed nevertheless.",
             family,
         )
         self._coalesced = Counter(
@@ -230,16 +258,19 @@ class Metrics:
         )
 
     def _start_at_zero(self, families: Collection[Family], mode: str) -> None:
-        per_family = [self._sync_failures, self._repairs]
+        per_family = [self._sync_failures, self._repairs, self._refused]
         if mode in ("iptables", "ipvs", "userspace"):
             per_family.append(self._restore_failures)
         if mode in ("iptables", "userspace"):
             per_family.append(self._partial_restore_failures)
         if mode == "nftables":
-            per_family += [self._nft_failures, self._nft_cleanup_failures]
+            per_family += [self._nft_failures, self._nft_cleanup_failures, self._localhost_failures]
         for children in per_family:
             for family in families:
                 children[family,].inc(0)
+        if mode == "nftables":
+            for family in families:
+                self._localhost_listeners[family,].inc(0)
         for outcome in ("applied", "refused"):
             self._reloads[outcome,].inc(0)
         for code in ("200", "503"):
@@ -288,8 +319,11 @@ class Metrics:
         self._endpoints_pending.set(pending)
 
     def service_changes(self, seen: int, pending: int) -> None:
-        """Add `seen` Service changes, and set how many of all are pending."""
-        self._services_seen.inc(seen)
+        """Add `seen` Service changes, and set how many of all are pending.
+
+        As in kube-proxy, where each family's tracker counts every Service, whatever the Service's own families are.
+        """
+        self._services_seen.inc(seen * self._families)
         self._services_pending.set(pending)
 
     def coalesced(self, changes: int) -> None:
@@ -313,6 +347,14 @@ class Metrics:
         """Count an nftables transaction that failed. cleanup: it was to remove stale chains."""
         (self._nft_cleanup_failures if cleanup else self._nft_failures)[family,].inc()
 
+    def localhost_listeners(self, family: Family, number: int) -> None:
+        """Set how many node ports are served on loopback."""
+        self._localhost_listeners[family,].set(number)
+
+    def localhost_listener_failed(self, family: Family) -> None:
+        """Count a node port that could not be served on loopback."""
+        self._localhost_failures[family,].inc()
+
     def conntrack(self, family: Family, seconds: float, deleted: int) -> None:
         """Count a search for stale conntrack entries and how many it deleted."""
         self._conntrack_seconds[family,].observe(seconds)
@@ -326,9 +368,17 @@ class Metrics:
         """Count a full sync that repaired what another program had changed."""
         self._repairs[family,].inc()
 
+    def refused(self, family: Family, changes: int) -> None:
+        """Count changes that the kernel refused."""
+        self._refused[family,].inc(changes)
+
     def rejected(self, family: Family, ports: int) -> None:
         """Set how many Service ports the kernel refuses."""
         self._rejected[family,].set(ports)
+
+    def unreadable(self, family: Family, objects: int) -> None:
+        """Set how many tables and sets full checks cannot read."""
+        self._unreadable[family,].set(objects)
 
     def conflicts(self, family: Family, frontends: int) -> None:
         """Set how many node ports and external addresses are claimed by several Services."""
@@ -354,9 +404,13 @@ class Metrics:
         """Call `read` at each scrape and export the kernel's nfacct counters that it returns."""
         self._nfacct.read = read
 
-    def read_forwarder_with(self, read: Callable[[], ForwarderStatistics] | None) -> None:
-        """Call `read` at each scrape and export userspace mode's statistics; None to stop."""
+    def read_forwarder_with(self, read: Callable[[], ForwarderStatistics]) -> None:
+        """Call `read` at each scrape and export the forwarder's statistics, unless it raises KernelError."""
         self._forwarding.read = read
+
+    def read_localhost_rejected_with(self, read: LocalhostRejectedReader) -> None:
+        """Call `read` at each scrape and export what it returns."""
+        self._localhost_rejected.read = read
 
     def described(self) -> list[Described]:
         """Describe every metric of kproxy, /metrics/slis included, but not those of the process."""

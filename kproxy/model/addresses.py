@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Iterable
 
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 _MAPPED_BITS = 96
@@ -83,6 +84,13 @@ def contains(cidr: str, ip: str) -> bool:
     if (":" in cidr) != (":" in ip):
         return False
     return ipaddress.ip_address(ip) in ipaddress.ip_network(cidr)
+
+
+def collapsed(cidrs: Iterable[str]) -> tuple[str, ...]:
+    """The fewest CIDRs that hold the same addresses as CIDRS, which are canonical, of one family and may overlap."""
+    networks = [ipaddress.ip_network(cidr) for cidr in cidrs]
+    merged: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network] = ipaddress.collapse_addresses(networks)  # type: ignore[type-var]
+    return tuple(map(str, merged))
 
 
 def is_loopback(ip: str) -> bool:

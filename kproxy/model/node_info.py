@@ -6,7 +6,7 @@ What the node itself contributes to the rules: which traffic counts as local, an
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -136,15 +136,18 @@ def family_of(text: str) -> Family:
 
 
 def node_port_addresses(
-    family: Family, cidrs: Iterable[str], node_ips: Iterable[str], addresses: Iterable[str]
+    family: Family, asked: Iterable[str], node_ips: Iterable[str], addresses: Iterable[str]
 ) -> NodePortAddresses:
-    """Which of the host's `addresses` (without a prefix length) take node ports under --nodeport-addresses `cidrs`.
+    """Which of the host's `addresses` (without a prefix length) take node ports under --nodeport-addresses.
 
-    No CIDR of the family means all; the single word "primary" means the node's own IPs. A zero CIDR means all as well.
+    asked: CIDRs and the keywords "primary" (the node's own IPs), "localhost" and "all", in any combination. CIDRs of
+    the other family alone mean all of this one. A keyword is about both families: "primary" means nothing in a family
+    of which the node has no IP, where kube-proxy would take all.
     """
-    asked = [f"{ip}/{128 if ':' in ip else 32}" for ip in node_ips] if "primary" in cidrs else list(cidrs)
-    networks = [ipaddress.ip_network(c, strict=False) for c in asked if family_of(c) is family]
-    if not networks or any(n.prefixlen == 0 for n in networks):
+    asked = tuple(asked)
+    networks = [ipaddress.ip_network(c) for c in _cidrs(family, asked, node_ips)]
+    concerned = any(text in KEYWORDS or family_of(text) is family for text in asked)
+    if not concerned or any(n.prefixlen == 0 for n in networks):
         return NodePortAddresses()
     matched = sorted(
         {a for a in addresses if family_of(a) is family and any(ipaddress.ip_address(a) in n for n in networks)},
@@ -154,3 +157,22 @@ def node_port_addresses(
         n.network_address.is_loopback or ipaddress.ip_address("127.0.0.1") in n for n in networks
     )
     return NodePortAddresses(False, tuple(matched), loopback)
+
+
+KEYWORDS = frozenset({"primary", "localhost", "all"})
+_LOCALHOST = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1/128"}
+_ALL = {Family.IPV4: "0.0.0.0/0", Family.IPV6: "::/0"}
+
+
+def _cidrs(family: Family, asked: Iterable[str], node_ips: Iterable[str]) -> Iterator[str]:
+    """The CIDRs of one family that CIDRs and keywords stand for."""
+    for text in asked:
+        match text:
+            case "primary":
+                yield from (str(ipaddress.ip_network(ip)) for ip in node_ips if family_of(ip) is family)
+            case "localhost":
+                yield _LOCALHOST[family]
+            case "all":
+                yield _ALL[family]
+            case _ if (cidr := canonical_cidr(text)) and family_of(cidr) is family:
+                yield cidr

@@ -6,8 +6,10 @@ of a change does not grow with the cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.planner import plan_service
@@ -135,14 +137,28 @@ def health_checks(plans: FamilyPlans) -> HealthChecks:
     return {at: frozenset(ips) for at, ips in found.items()}
 
 
-def endpoint_counts(of_families: Iterable[HealthChecks]) -> dict[int, tuple[ServiceName, int]]:
-    """By health check node port: the Service, and how many ready endpoints of it this node has.
+class ServiceCheck(NamedTuple):
+    """What a health check node port answers for: a Service, how many ready endpoints of it this node has, and the
+    families that it asks for the port in."""
 
-    An endpoint has an address in each family; the family that has more tells how many endpoints there are.
+    service: ServiceName
+    endpoints: int
+    families: frozenset[Family]
+
+
+def checks_by_port(
+    of_families: Mapping[Family, HealthChecks], owners: Mapping[int, ServiceName] = MappingProxyType({})
+) -> dict[int, ServiceCheck]:
+    """What each health check node port answers for.
+
+    Of several Services that ask for one port, the one that OWNERS names keeps it, else the first by name gets it: as in
+    kube-proxy it is whoever opened the port, and never a mixture. An endpoint has an address in each family; the family
+    that has more tells how many endpoints there are.
     """
-    counts: dict[int, tuple[ServiceName, int]] = {}
-    for checks in of_families:
+    found: dict[int, dict[ServiceName, ServiceCheck]] = {}
+    for family, checks in of_families.items():
         for (port, service), ips in checks.items():
-            other = counts.get(port, (service, 0))[1]
-            counts[port] = (service, max(other, len(ips)))
-    return counts
+            claims = found.setdefault(port, {})
+            _, number, families = claims.get(service, (service, 0, frozenset()))
+            claims[service] = ServiceCheck(service, max(number, len(ips)), families | {family})
+    return {port: claims[owners[port] if owners.get(port) in claims else min(claims)] for port, claims in found.items()}

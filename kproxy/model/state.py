@@ -128,16 +128,17 @@ class ClusterState:
 
     def _list(self, event: Listed) -> list[InvalidObject]:
         problems = self._take(event.objects)
-        keep = {f"{o.metadata.namespace or 'default'}/{o.metadata.name}" for o in event.objects}
-        gone: list[tuple[str, str]] = []
-        for namespace, name in self._known(event.kind):
-            key = f"{namespace}/{name}"
-            if not (key in keep or key in event.delivered or key in event.unreadable):
-                gone.append((namespace, name))
+        gone = self.absent(event)
         self._listed.add(event.kind)
         for namespace, name in gone:
             self._delete(event.kind, namespace, name)
         return problems
+
+    def absent(self, event: Listed) -> list[tuple[str, str]]:
+        """Namespaces and names of the known objects that a list does not have."""
+        keep = {f"{o.metadata.namespace or 'default'}/{o.metadata.name}" for o in event.objects}
+        keep |= event.delivered | event.unreadable
+        return [known for known in self._known(event.kind) if "/".join(known) not in keep]
 
     def _known(self, kind: Kind) -> list[tuple[str, str]]:
         match kind:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -145,7 +145,7 @@ class OwnTransactions:
             return True
         return mark.generation != following(since.generation, mark.own - since.own)
 
-    def others_wrote_after_all(self, number: Callable[[], int], since: Mark | None = None) -> bool:
+    def await_whether_others_wrote(self, number: Callable[[], int], since: Mark | None = None) -> bool:
         """As `others_wrote`, but while the answer is None it asks again, for PATIENCE seconds at most; then True."""
         until = self._clock() + PATIENCE
         while (answer := self.others_wrote(number, since)) is None and self._clock() < until:
@@ -245,6 +245,15 @@ class WatchedTables:
 
     def save(self) -> str:
         return self._tables.save()
+
+    def chains(self, table: str) -> Collection[str]:
+        return self._tables.chains(table)
+
+    def list_chain(self, table: str, chain: str) -> str:
+        return self._tables.list_chain(table, chain)
+
+    def holds(self, table: str, chain: str, rule: str) -> bool:
+        return self._tables.holds(table, chain, rule)
 
     def restore(self, text: bytes | str) -> None:
         tables = text.count(b"\nCOMMIT\n") if isinstance(text, bytes) else text.count("\nCOMMIT\n")

@@ -24,6 +24,7 @@ DNAT, MAP_ADDRESS, MAP_PORT, RANDOM_FULLY = 1, 0x1, 0x2, 0x10  # NFT_NAT_DNAT, N
 FIB_ADDRTYPE, NUMGEN_RANDOM = 3, 1
 FIB_SADDR, FIB_DADDR = 0x1, 0x2
 DYNSET_UPDATE = 1
+COUNTER_PACKETS = 2  # NFTA_COUNTER_PACKETS
 
 Expressions = tuple[tuple[str, tuple[tuple[int, bytes], ...]], ...]
 """A rule in canonical form: equivalent rules are equal."""
@@ -160,6 +161,19 @@ def reject(type: int, code: int) -> bytes:
 def update(word: int, set: str) -> bytes:
     """Adds the key at WORD to SET, or restarts its timeout."""
     return _expression("dynset", netlink.be32(4, register(word)), netlink.be32(3, DYNSET_UPDATE), netlink.text(1, set))
+
+
+def counter() -> bytes:
+    return _expression("counter")
+
+
+def counted(listed: bytes) -> int | None:
+    """How many packets the first counter of a listed rule counted; None without one. Raises ValueError."""
+    for _, expression in netlink.each_attribute(listed):
+        parts = netlink.attributes(expression)
+        if netlink.to_text(parts.get(EXPR_NAME, b"")) == "counter":
+            return netlink.to_int(netlink.attributes(parts.get(EXPR_DATA, b"")).get(COUNTER_PACKETS, b""))
+    return None
 
 
 def _expression(name: str, *parts: bytes) -> bytes:

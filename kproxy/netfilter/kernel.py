@@ -170,9 +170,34 @@ class KernelNftables:
                     return found._replace(generation=before)
             return found
 
+    def chain_names(self, family: Family, table: str) -> list[str]:
+        """The names of the chains of any TABLE, none where there is no such table. Raises NetlinkError."""
+        with decoding(f"list chains of table {table}"):
+            return [messages.chain_of(attributes)[0] for attributes in self._dump(family, messages.GETCHAIN, table)]
+
+    def encoded_rules(self, family: Family, table: str, chain: str) -> list[bytes]:
+        """The bytes of each rule of CHAIN, whatever it consists of. Raises NetlinkError."""
+        with decoding(f"list rules of table {table}"):
+            return [
+                b"".join(attributes.values())
+                for attributes in self._dump(family, messages.GETRULE, table)
+                if netlink.to_text(attributes[messages.RULE_CHAIN]) == chain
+            ]
+
     def listen(self, family: Family, table: str) -> Monitor:
         place, ours = (NFT_FAMILY[family], table), self.portid
         return Monitor(lambda writer: writer == ours, [place], lambda event: True, by_portid=True, detailed=True)
+
+    def counts(self, family: Family, table: str, chain: str) -> list[int]:
+        """The packets that the rules of CHAIN counted, in their order, without those that do not count; empty when
+        there is no such chain. Raises NetlinkError."""
+        with decoding(f"read the counters of {table} {chain}"):
+            rules = [
+                attributes
+                for attributes in self._dump(family, messages.GETRULE, table, chain)
+                if netlink.to_text(attributes.get(messages.RULE_CHAIN, b"")) == chain
+            ]
+            return [count for attributes in rules if (count := messages.counted(attributes)) is not None]
 
     # ---- writing
 
@@ -250,7 +275,8 @@ class KernelNftables:
         return {name: chain._replace(rules=tuple(rules[name])) for name, chain in chains.items()}
 
     def _dump(self, family: Family, number: int, table: str, name: str = "") -> Iterator[dict[int, bytes]]:
-        """The attributes of each thing in TABLE that message NUMBER asks for; of elements, those of set NAME."""
+        """The attributes of each thing in TABLE that message NUMBER asks for; of elements, those of set NAME; of rules,
+        those of chain NAME, if the kernel looks at it."""
         payload = netlink.netfilter(NFPROTO[family]) + netlink.text(messages.TABLE, table)
         if name:
             payload += netlink.text(messages.OBJECT_NAME, name)

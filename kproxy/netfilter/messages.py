@@ -173,6 +173,11 @@ def chain_of(attributes: Mapping[int, bytes]) -> tuple[str, ListedChain]:
     return name, ListedChain(BaseChain(type_, found, priority), accepts)
 
 
+def counted(attributes: Mapping[int, bytes]) -> int | None:
+    """The packets that a listed rule counted; None when it counts none."""
+    return nft.counted(attributes.get(RULE_EXPRESSIONS, b""))
+
+
 def rule_of(attributes: Mapping[int, bytes]) -> tuple[str, Expressions]:
     """Decodes a listed rule: the name of its chain, and its expressions."""
     chain = netlink.to_text(attributes.get(RULE_CHAIN, b""))

@@ -180,6 +180,10 @@ class MarkClear(msgspec.Struct, frozen=True, gc=False, tag=True):
     mask: int
 
 
+class Count(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """`counter`: count the packets that come so far, and their bytes. Counts from 0 when the rule is written again."""
+
+
 class Update(msgspec.Struct, frozen=True, gc=False, tag=True):
     """`update @SET { KEY }`: add the element, or start its timeout (the set's) again. A full set ends the rule."""
 
@@ -218,7 +222,9 @@ class Masquerade(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 class Reject(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """`reject`: ICMP or ICMPv6 port unreachable."""
+    """`reject`: ICMP or ICMPv6 port unreachable. tcp_reset: `reject with tcp reset`, for packets that are TCP's."""
+
+    tcp_reset: bool = False
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False, tag=True):
@@ -238,7 +244,7 @@ class Goto(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 
 Match = AddressIn | InterfaceIs | ProtocolIs | FibLocal | InSet | CtInvalid | CtTranslated | MarkHas | OneIn
-Change = MarkSet | MarkClear | Update
+Change = MarkSet | MarkClear | Count | Update
 Final = Lookup | DnatByMap | Dnat | Masquerade | Reject | Drop | Jump | Goto
 Statement = Match | Change | Final
 

@@ -18,6 +18,7 @@ from kproxy.netfilter import expressions as nft
 from kproxy.netfilter.expressions import Base, Compare, CtKey, Expressions, MetaKey
 from kproxy.netfilter.objects import (
     AddressIn,
+    Count,
     CtInvalid,
     CtTranslated,
     Dnat,
@@ -55,7 +56,7 @@ DPORT_OFFSET, PORT_LENGTH = 2, 2
 RTN_LOCAL = 2  # include/uapi/linux/rtnetlink.h
 STATE_INVALID, STATUS_DST_NAT = 0x1, 0x20  # NF_CT_STATE_INVALID_BIT, IPS_DST_NAT
 INTERFACE_NAME = 16  # IFNAMSIZ
-ICMP_UNREACHABLE = 0  # NFT_REJECT_ICMP_UNREACH
+ICMP_UNREACHABLE, TCP_RESET = 0, 1  # NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST
 PORT_UNREACHABLE = {Family.IPV4: 3, Family.IPV6: 4}  # codes of ICMP and ICMPv6
 SECOND_REGISTER = 4  # the word where the second of the large registers begins
 
@@ -98,6 +99,8 @@ def _encode(family: Family, statement: Statement) -> bytes:
             return _mark(~mask & 0xFFFFFFFF, mask)
         case MarkClear(mask):
             return _mark(~mask & 0xFFFFFFFF, 0)
+        case Count():
+            return nft.counter()
         case Update(name, key):
             return _load(family, key) + nft.update(0, name)
         case Lookup(key, name):
@@ -109,6 +112,8 @@ def _encode(family: Family, statement: Statement) -> bytes:
             return _dnat(family, address, port)
         case Masquerade(fully_random):
             return nft.masquerade(fully_random)
+        case Reject(tcp_reset=True):
+            return nft.reject(TCP_RESET, 0)
         case Reject():
             return nft.reject(ICMP_UNREACHABLE, PORT_UNREACHABLE[family])
         case Drop():

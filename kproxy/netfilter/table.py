@@ -122,7 +122,7 @@ class Table:
         """
         if self._listener is None and self._others_wrote() is not None:
             self._listener = self._kernel.listen(self.family, self.name)
-            self._unknown |= self._own.others_wrote_after_all(self._kernel.generation)
+            self._unknown |= self._own.await_whether_others_wrote(self._kernel.generation)
 
     def changed(self) -> bool:
         """Whether anyone else changed the table since `read` or `changes`; true when that is unknown. Raises
@@ -182,7 +182,7 @@ class Table:
                 stack.enter_context(self._own.turn())
                 number = self._expected()
                 if _size(operations) > LARGE:
-                    stack.enter_context(self._deaf(number))
+                    stack.enter_context(self._without_listening(number))
                 transaction.append(stack.enter_context(self._own.under_way()))
                 return number
 
@@ -204,7 +204,7 @@ class Table:
         """The present generation, if the table is still the one that was read. Raises Outdated."""
         now = self._kernel.generation()
         if now != self._generation:
-            if self._listener is None and self._own.others_wrote_after_all(self._kernel.generation):
+            if self._listener is None and self._own.await_whether_others_wrote(self._kernel.generation):
                 self._listener, self._unknown = self._kernel.listen(self.family, self.name), True
             if self._listener is not None and self.changed():
                 raise Outdated
@@ -212,7 +212,7 @@ class Table:
         return now
 
     @contextmanager
-    def _deaf(self, number: int | None) -> Iterator[None]:
+    def _without_listening(self, number: int | None) -> Iterator[None]:
         """Stops listening during a large transaction of ours, which would flood the buffer. NUMBER: its generation."""
         if self._listener is None:
             yield
@@ -224,7 +224,7 @@ class Table:
             yield
         finally:
             self._listener = self._kernel.listen(self.family, self.name)
-            self._unknown |= mark is None or self._own.others_wrote_after_all(self._kernel.generation, mark)
+            self._unknown |= mark is None or self._own.await_whether_others_wrote(self._kernel.generation, mark)
 
 
 def _size(operations: Sequence[Operation]) -> int:

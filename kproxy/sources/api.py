@@ -20,11 +20,19 @@ class ApiSource:
     """Follows the cluster, one thread per kind. Puts into a sink first a Listed of each kind, then what changes."""
 
     def __init__(
-        self, client: ApiClient, node_name: str, containment: Containment, timing: Timing | None = None
+        self,
+        client: ApiClient,
+        node_name: str,
+        containment: Containment,
+        timing: Timing | None = None,
+        streamed: bool = True,
     ) -> None:
-        """client: may be shared. node_name: whose Node object is followed. timing: waits and timeouts."""
+        """client: may be shared. node_name: whose Node object is followed. timing: waits and timeouts.
+
+        streamed: whether lists are streamed, where the server does that.
+        """
         self._client, self._node_name, self._containment = client, node_name, containment
-        self._timing = timing or Timing()
+        self._timing, self._streamed = timing or Timing(), streamed
         self._watchers: tuple[Watcher, ...] = ()
 
     def start(self, sink: Sink) -> None:
@@ -38,6 +46,7 @@ class ApiSource:
                 self._containment.stage(STAGE, f"{resource.kind} objects stay as they are known until the next list"),
                 self._timing,
                 random,
+                self._streamed,
             )
             for resource in resources(self._node_name)
         )

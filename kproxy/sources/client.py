@@ -69,6 +69,12 @@ class Stream:
             while piece := self._response.read1(_PIECE):
                 yield piece
 
+    def allow_silence(self, seconds: float) -> None:
+        """Let so many SECONDS pass without a byte from now on. For the thread of `pieces`."""
+        sock = getattr(self._response.connection, "sock", None)
+        if sock is not None:
+            sock.settimeout(seconds)
+
     def interrupt(self) -> None:
         """Make `pieces` return or raise soon, in its own thread."""
         # The stream may end by itself, and give its connection back, at any moment.
@@ -112,10 +118,8 @@ class ApiClient:
         silence: how many seconds may pass without a byte. The answer has to begin within the usual read timeout.
         """
         response = self._send("GET", path, query, None, {})
-        sock = getattr(response.connection, "sock", None)
-        if sock is not None:
-            sock.settimeout(silence)
         stream = Stream(f"GET {path}", response)
+        stream.allow_silence(silence)
         try:
             yield stream
         finally:

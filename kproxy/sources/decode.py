@@ -16,7 +16,6 @@ import msgspec
 from kproxy.config.parse_errors import json_problem, mismatch, of_text
 from kproxy.config.yaml_reader import TOO_DEEP
 from kproxy.errors import InvalidObject, SourceError
-from kproxy.model.events import full_name
 from kproxy.model.objects import TYPES, Kind, Object
 from kproxy.sources.intern import drop_unread_metadata
 
@@ -26,18 +25,14 @@ _UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError)
 
 @dataclass(slots=True)
 class Page:
-    """One page of a list.
-
-    unreadable: the keys of those objects that are in `problems` instead of `objects`. restarts: the list begins with
-    this page, those before it do not count.
-    """
+    """One page of a list. restarts: the list begins with this page, those before it do not count."""
 
     version: str = ""
     more: str = ""
     """The token that gets the next page; "" on the last one."""
     objects: list[Object] = field(default_factory=list)
     problems: list[InvalidObject] = field(default_factory=list)
-    unreadable: set[str] = field(default_factory=set)
+    """What is wrong with the objects that could not be decoded."""
     restarts: bool = False
 
 
@@ -60,9 +55,13 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Bookmark:
-    """The watch has reached this version without further events."""
+    """The watch has reached this version without further events.
+
+    ends_list: all objects of a list that was asked for as a stream were sent by now.
+    """
 
     version: str
+    ends_list: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +74,12 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The server ends the watch. code: an HTTP status, 0 when it names none."""
+    """The server ends the watch. code: an HTTP status; 0 when it gives none, and no reason that stands for one."""
 
     code: int
     message: str
+    retry_after: float = 0.0
+    """Seconds that the server asks to be left alone."""
 
 
 WatchLine = Update | Gone | Bookmark | Broken | Failure
@@ -104,6 +105,11 @@ class _Identity(msgspec.Struct, rename="camel"):
     name: Any = None
     namespace: Any = None
     resource_version: Any = None
+    annotations: Any = None
+
+    @property
+    def ends_list(self) -> bool:
+        return isinstance(self.annotations, dict) and self.annotations.get(_INITIAL_EVENTS_END) == "true"
 
 
 class _Identified(msgspec.Struct):
@@ -114,6 +120,25 @@ class _Status(msgspec.Struct):
     code: int | None = None
     reason: str | None = None
     message: str | None = None
+    details: Any = None
+
+
+# What a Status without a code means by its reason, in apimachinery's words.
+_CODES = {
+    "Expired": 410,
+    "Gone": 410,
+    "Invalid": 422,
+    "BadRequest": 400,
+    "NotFound": 404,
+    "Forbidden": 403,
+    "Unauthorized": 401,
+    "TooManyRequests": 429,
+    "InternalError": 500,
+    "ServiceUnavailable": 503,
+    "Timeout": 504,
+    "ServerTimeout": 500,
+}
+_INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
 
 _raw_list = msgspec.json.Decoder(_RawList)
@@ -164,8 +189,6 @@ class Decoder:
                 page.objects.append(self._object(raw))
             except InvalidObject as error:
                 page.problems.append(error)
-                if (identity := _identity(raw)).name:
-                    page.unreadable.add(full_name(identity.namespace, identity.name))
         return page
 
     def line(self, line: bytes) -> WatchLine:
@@ -183,7 +206,7 @@ class Decoder:
             case "DELETED" if identity.name:
                 return Gone(identity.resource_version, identity.namespace, identity.name)
             case "BOOKMARK":
-                return Bookmark(identity.resource_version)
+                return Bookmark(identity.resource_version, identity.ends_list)
         raise SourceError(f"the watch of {self.kind} objects has an event of the unknown type {event.type!r}")
 
     def _update(self, raw: msgspec.Raw, identity: _Identity) -> WatchLine:
@@ -243,7 +266,10 @@ def _page(metadata: _ListMeta | None) -> Page:
 
 def _failure(raw: msgspec.Raw) -> Failure:
     status = _status.decode(raw)
-    return Failure(status.code or 0, status.message or status.reason or "no reason given")
+    code = status.code or _CODES.get(status.reason or "", 0)
+    retry_after = status.details.get("retryAfterSeconds") if isinstance(status.details, dict) else None
+    seconds = float(retry_after) if isinstance(retry_after, int) else 0.0
+    return Failure(code, status.message or status.reason or "no reason given", seconds)
 
 
 def _identity(raw: msgspec.Raw) -> _Identity:
@@ -257,7 +283,8 @@ def _identity(raw: msgspec.Raw) -> _Identity:
 def _identity_of(metadata: Any) -> _Identity:
     known = metadata if isinstance(metadata, dict) else {}
     values = [known.get(name) for name in ("name", "namespace", "resourceVersion")]
-    return _Identity(*[value if isinstance(value, str) else "" for value in values])
+    name, namespace, version = [value if isinstance(value, str) else "" for value in values]
+    return _Identity(name, namespace, version, known.get("annotations"))
 
 
 def _nameless(kind: Kind) -> InvalidObject:

@@ -1,12 +1,13 @@
-"""Which resources kproxy reads from the API server, and how a whole list is read page by page."""
+"""Which resources kproxy reads from the API server, how a list is read page by page, and the events that it becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kproxy.errors import ApiError
-from kproxy.model.objects import Kind
+from kproxy.errors import ApiError, InvalidObject
+from kproxy.model.events import Invalid, Listed, ListPage, full_name
+from kproxy.model.objects import Kind, Object
 from kproxy.model.services import PROXY_NAME_LABEL
 from kproxy.model.slices import HEADLESS_LABEL
 from kproxy.sources.client import ApiClient
@@ -114,8 +115,64 @@ class Lister:
         return self._decoder.page(self._client.get(self.path, {**self._resource.query, **query}, limited=first))
 
 
+class ListAssembly:
+    """Turns the objects of one list, which come in pages or one by one, into events. Pure; for one thread.
+
+    So the model has most of a large list before its end has come, and nobody holds all of it.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self.begin()
+
+    def begin(self) -> None:
+        """The list begins anew. What of it is with the model by now stays there until `end` says that it is gone."""
+        self._waiting: dict[str, Object] = {}
+        self._delivered: set[str] = set()
+        self._problems: dict[str, InvalidObject] = {}
+
+    def __len__(self) -> int:
+        """How many objects wait for the next page or the end."""
+        return len(self._waiting)
+
+    def add(self, item: Object) -> None:
+        """An object of the list, or a newer state of one."""
+        at = full_name(item.metadata.namespace, item.metadata.name)
+        self._waiting[at] = item
+        self._problems.pop(at, None)
+
+    def add_problem(self, problem: InvalidObject) -> None:
+        """An object that is in the list and cannot be decoded."""
+        self._problems[full_name(*_place(problem))] = problem
+
+    def remove(self, namespace: str, name: str) -> None:
+        """The object was deleted while the list came."""
+        at = full_name(namespace, name)
+        self._waiting.pop(at, None)
+        self._delivered.discard(at)
+        self._problems.pop(at, None)
+
+    def page(self) -> ListPage:
+        """The objects that wait, which do so no longer."""
+        found, self._waiting = self._waiting, {}
+        self._delivered.update(found)
+        return ListPage(self._kind, tuple(found.values()))
+
+    def end(self) -> Iterator[Listed | Invalid]:
+        """All events that end the list."""
+        rest = self._waiting
+        delivered = frozenset(self._delivered.difference(rest))
+        yield Listed(self._kind, tuple(rest.values()), frozenset(self._problems), delivered)
+        yield from map(Invalid, self._problems.values())
+
+
+def _place(problem: InvalidObject) -> tuple[str, str]:
+    """Namespace and name of the object that PROBLEM is about."""
+    namespace, _, name = problem.name.rpartition("/")
+    return namespace, name
+
+
 def _append(whole: Page, page: Page) -> None:
     whole.objects += page.objects
     whole.problems += page.problems
-    whole.unreadable |= page.unreadable
     whole.version, whole.more = page.version or whole.version, page.more

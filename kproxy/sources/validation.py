@@ -39,13 +39,7 @@ def set_defaults(item: Object) -> None:
 
 def refusals(item: Object) -> list[InvalidObject]:
     """What makes ITEM unusable."""
-    match item:
-        case Service():
-            return _problems(Kind.SERVICE, item.metadata, _service_refusals(item))
-        case Node():
-            return _problems(Kind.NODE, item.metadata, _node_refusals(item))
-        case _:
-            return []
+    return _problems(Kind.SERVICE, item.metadata, _service_refusals(item)) if isinstance(item, Service) else []
 
 
 def remarks(kind: Kind, value: dict[str, Any], item: Object) -> list[InvalidObject]:
@@ -81,12 +75,6 @@ def _service_refusals(service: Service) -> Found:
         yield from _one_of(f"status.loadBalancer.ingress[{i}].ipMode", ingress.ip_mode, ("VIP", "Proxy"))
 
 
-def _node_refusals(node: Node) -> Found:
-    known = ("InternalIP", "ExternalIP", "Hostname", "InternalDNS", "ExternalDNS")
-    for i, address in enumerate((node.status and node.status.addresses) or ()):
-        yield from _one_of(f"status.addresses[{i}].type", address.type, known)
-
-
 def _one_of(field: str, value: str | None, values: Sequence[str]) -> Found:
     if value and value not in values:
         yield field, f"{value!r} is not {', '.join(values[:-1])} or {values[-1]}"
@@ -102,16 +90,15 @@ def _idle(item: Object) -> Found:
         case EndpointSlice():
             if HEADLESS_LABEL in (item.metadata.labels or {}) or item.address_type == "FQDN":
                 return
-            if item.endpoints and not item.ports:
+            if item.endpoints and item.ports is None:  # an empty list is what a controller writes for no port
                 yield "ports", "is missing, so the endpoints serve no port of a Service"
-            for i, port in enumerate(item.ports or ()):
-                if port.port is None:
-                    yield f"ports[{i}].port", "is missing, so the endpoints serve no port of a Service by it"
         case ServiceCIDR():
             if not (item.spec and item.spec.cidrs):
                 yield "spec.cidrs", "is missing"
         case Node():
-            pass
+            known = ("InternalIP", "ExternalIP", "Hostname", "InternalDNS", "ExternalDNS")
+            for i, address in enumerate((item.status and item.status.addresses) or ()):
+                yield from _one_of(f"status.addresses[{i}].type", address.type, known)
 
 
 def _idle_service(spec: ServiceSpec) -> Found:

@@ -50,7 +50,10 @@ def metrics_handler(
 def _by_path(pages: Mapping[str, Page], containment: Containment, stages: Mapping[str, str]) -> Handler:
     """Return a handler that answers each path with its page, 404 for any other. stages: "status-page" if missing."""
     handlers = {
-        path: contained(page, containment.stage(stages.get(path, "status-page"), f"{path} is answered with status 500"))
+        path: contained(
+            page,
+            containment.stage(stages.get(path, "status-page"), f"{path} is answered with status 500", on_demand=True),
+        )
         for path, page in pages.items()
     }
 
@@ -98,7 +101,9 @@ def _metrics_pages(
 
     async def statusz(request: web.BaseRequest) -> web.Response:
         uptime = zpages.Uptime(started, int(clock.monotonic() - began))
-        return _zpage(request, "Statusz", lambda api: zpages.statusz(uptime, identity.version, pages, api))
+        return _zpage(
+            request, "Statusz", lambda api: zpages.statusz(uptime, identity.version, identity.emulates, pages, api)
+        )
 
     async def flagz(request: web.BaseRequest) -> web.Response:
         return _zpage(request, "Flagz", lambda api: zpages.flagz(identity.flags, api))

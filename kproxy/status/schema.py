@@ -16,6 +16,7 @@ class Sync(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """One sync of one family. full: it compared everything with the kernel.
 
     changed: Service ports that differed. bytes, transactions: what was written. refused: ports that the kernel refused.
+    refused_changes: changes that it refused at first, whatever became of them.
     repaired: changes of another program were undone. error: why it failed, "" when it did not.
     """
 
@@ -26,18 +27,25 @@ class Sync(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     bytes: int = 0
     transactions: int = 0
     refused: int = 0
+    refused_changes: int = 0
     repaired: bool = False
     error: str = ""
 
 
 class FamilyStatus(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """One IP family. last_updated: when its rules were last up to date, "" for never. syncs: the latest first."""
+    """One IP family. last_updated: when its rules were last up to date, "" for never. syncs: the latest first.
+
+    refused_changes: changes that the kernel refused since the start. last_refused: the last of them; refused_at: when.
+    """
 
     family: str
     healthy: bool
     last_updated: str
     ports: int
     endpoints: int
+    refused_changes: int = 0
+    last_refused: str = ""
+    refused_at: str = ""
     syncs: tuple[Sync, ...] = ()
 
 
@@ -86,6 +94,14 @@ class Refusal(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 
     family: str
     service: str
+    reason: str
+
+
+class Unreadable(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """A part of the kernel's state that full checks cannot read. Services are programmed nevertheless."""
+
+    family: str
+    what: str
     reason: str
 
 
@@ -144,6 +160,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     families: tuple[FamilyStatus, ...]
     services: ServicePage
     refused: tuple[Refusal, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
     conflicts: tuple[Conflicting, ...] = ()
     unusable: tuple[Unusable, ...] = ()
     log: tuple[LogLine, ...] = ()
@@ -154,11 +171,12 @@ class Status(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
 class Identity:
     """The identity of this process, which every page reads again, since a reload changes it.
 
-    mode: the proxy mode in use. config: the effective KubeProxyConfiguration, as JSON values. flags: every flag of the
-    command line with its value as text.
+    mode: the proxy mode in use. emulates: the minor of Kubernetes whose kube-proxy is followed. config: the effective
+    KubeProxyConfiguration, as JSON values. flags: every flag of the command line with its value as text.
     """
 
     version: str
     mode: str
+    emulates: str
     config: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +49,7 @@ class ServerSettings:
     hard_fail: bool = False
 
 
-Wanted = tuple[Mapping[int, HealthCheck], frozenset[str]]
+Wanted = Mapping[int, HealthCheck]
 """Health checks by port, and the addresses that they are served on, "" for all."""
 
 
@@ -140,16 +140,14 @@ class Servers:
                 self._stage.attempt(lambda: self._thread.submit(self._close()).result(HANG), None)
             self._thread.stop()
 
-    def update_health_checks(
-        self, checks: Mapping[int, HealthCheck], ips: Collection[str] | None = None
-    ) -> Future[None] | None:
-        """Serve `checks`, by port, on the node's addresses `ips` (None: on all), and no others. From any thread.
+    def update_health_checks(self, checks: Mapping[int, HealthCheck]) -> Future[None] | None:
+        """Serve `checks`, by port, and no others. From any thread.
 
         Never blocks and costs nothing without a difference; does nothing while stopped. An update that fails is retried
         until it has worked or another one replaces it. Returns a future that is done then, None without a difference; a
         port that cannot be opened does not delay it.
         """
-        wanted = (dict(checks), frozenset(ips) if ips is not None else frozenset({""}))
+        wanted = dict(checks)
         with self._lock:
             if wanted == self._wanted or not self._thread.running:
                 return None
@@ -159,7 +157,7 @@ class Servers:
     async def _update_checks(self, wanted: Wanted) -> None:
         while wanted is self._wanted:
             try:
-                await self._checks.update(*wanted)
+                await self._checks.update(wanted)
             except Exception as error:
                 self._checks_stage.failed(error)
                 await asyncio.sleep(self._checks_stage.retry_in)

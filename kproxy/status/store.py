@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Lock
 from typing import NamedTuple, Protocol
 
-from kproxy import EMULATED, logs
+from kproxy import logs
 from kproxy.clocks import Clock, rfc3339
 from kproxy.containment import Containment
 from kproxy.errors import InvalidObject, one_line
@@ -33,6 +33,7 @@ from kproxy.status.schema import (
     Refusal,
     Status,
     Sync,
+    Unreadable,
     Unusable,
 )
 
@@ -70,6 +71,8 @@ class StatusStore:
         self._families: tuple[Family, ...] = ()
         self._syncs: dict[Family, deque[Sync]] = {family: deque(maxlen=KEPT) for family in Family}
         self._refused: dict[Family, Mapping[PortKey, str]] = {}
+        self._refused_changes: dict[Family, _RefusedChanges] = {}
+        self._unreadable: dict[Family, Mapping[str, str]] = {}
         self._conflicts: dict[Family, tuple[Conflict, ...]] = {}
         self._unusable: OrderedDict[str, tuple[InvalidObject, str]] = OrderedDict()
 
@@ -92,6 +95,18 @@ class StatusStore:
         with self._lock:
             self._refused[family] = dict(ports)
 
+    def refused_changes(self, family: Family, refusals: Sequence[str]) -> None:
+        """Add changes of `family` that the kernel refused, a line each."""
+        with self._lock:
+            before = self._refused_changes.get(family, _NONE_REFUSED)
+            seen = _seconds(self._clock.now())
+            self._refused_changes[family] = _RefusedChanges(before.number + len(refusals), refusals[-1], seen)
+
+    def unreadable(self, family: Family, what: Mapping[str, str]) -> None:
+        """Set what full checks of `family` cannot read, with the reasons."""
+        with self._lock:
+            self._unreadable[family] = dict(what)
+
     def conflicts(self, family: Family, found: Iterable[Conflict]) -> None:
         """Set the conflicts of `family`."""
         with self._lock:
@@ -113,7 +128,13 @@ class StatusStore:
         with self._lock:
             programmed, families = self._programmed, self._families
             syncs = {family: tuple(self._syncs[family]) for family in families}
+            changes = {family: self._refused_changes.get(family, _NONE_REFUSED) for family in families}
             refused = {(family, key): why for family, ports in self._refused.items() for key, why in ports.items()}
+            unreadable = [
+                Unreadable(family=family.value, what=what, reason=why)
+                for family in families
+                for what, why in self._unreadable.get(family, {}).items()
+            ]
             conflicts = {(c.where, c.claimants): c for found in self._conflicts.values() for c in found}
             unusable = list(reversed(self._unusable.items()))
         plans: Sequence[ServicePlan] = programmed.plans() if programmed else ()
@@ -121,7 +142,7 @@ class StatusStore:
         return Status(
             program="kproxy",
             version=self._identity.version,
-            emulates=EMULATED,
+            emulates=self._identity.emulates,
             node=self._node,
             mode=self._identity.mode,
             started=_seconds(self._started),
@@ -129,12 +150,13 @@ class StatusStore:
             now=_seconds(state.now),
             healthy=state.healthy,
             node_eligible=state.node_eligible,
-            families=tuple(_family(family, state, plans, syncs[family]) for family in families),
+            families=tuple(_family(family, state, plans, syncs[family], changes[family]) for family in families),
             services=service_page(plans, programmed.names if programmed else _nameless, refused, query, page, size),
             refused=tuple(
                 Refusal(family=family.value, service=_port_name(key), reason=why)
                 for (family, key), why in sorted(refused.items())
             ),
+            unreadable=tuple(unreadable),
             conflicts=tuple(Conflicting(where=c.where, services=c.claimants) for _, c in sorted(conflicts.items())),
             unusable=tuple(
                 Unusable(seen=seen, kind=problem.kind, object=problem.name, reason=why)
@@ -151,7 +173,20 @@ class StatusStore:
             yield InternalError(stage=stage.stage, failures=stage.failures, error=stage.error, since=since)
 
 
-def _family(family: Family, state: Health, plans: Iterable[ServicePlan], syncs: tuple[Sync, ...]) -> FamilyStatus:
+class _RefusedChanges(NamedTuple):
+    """Changes that the kernel refused, since the start: how many, the last one, and when that was."""
+
+    number: int
+    last: str
+    at: str
+
+
+_NONE_REFUSED = _RefusedChanges(0, "", "")
+
+
+def _family(
+    family: Family, state: Health, plans: Iterable[ServicePlan], syncs: tuple[Sync, ...], refused: _RefusedChanges
+) -> FamilyStatus:
     health = state.families.get(family, FamilyHealth(None, True))
     endpoints = [plan.endpoint_count for plan in plans if plan.family is family]
     return FamilyStatus(
@@ -160,6 +195,9 @@ def _family(family: Family, state: Health, plans: Iterable[ServicePlan], syncs: 
         last_updated=_seconds(health.last_updated) if health.last_updated else "",
         ports=len(endpoints),
         endpoints=sum(endpoints),
+        refused_changes=refused.number,
+        last_refused=refused.last,
+        refused_at=refused.at,
         syncs=syncs,
     )
 

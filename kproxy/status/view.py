@@ -172,6 +172,13 @@ def _troubles(status: Status) -> Iterator[Section]:
             status.refused,
             lambda each: (_code(each.service, Tone.BAD), _text(each.family), _text(each.reason)),
         )
+    if status.unreadable:
+        yield _trouble(
+            "Degraded: cannot be checked, but Services are programmed",
+            (Column("What"), Column("Family", narrow=True), Column("Why")),
+            status.unreadable,
+            lambda each: (_code(each.what, Tone.WARN), _text(each.family), _text(each.reason)),
+        )
     if status.conflicts:
         yield _trouble(
             "Asked for by several Services; one of them gets the connections",
@@ -236,6 +243,9 @@ def _family(family: FamilyStatus) -> FamilySection:
         details.insert(0, "nothing written yet")
     if family.syncs:
         details.append(f"the last sync took {duration(family.syncs[0].seconds)}{' and failed' if failed else ''}")
+    if family.refused_changes:
+        number = f"{family.refused_changes:,} change{'s' if family.refused_changes > 1 else ''}"
+        details.append(f"the kernel refused {number}, last {time(family.refused_at)}: {family.last_refused}")
     syncs = Table(
         _SYNC_COLUMNS, tuple(Row(_sync(sync)) for sync in family.syncs), terminal_rows=TERMINAL_ROWS
     )  # fmt: skip
@@ -274,6 +284,8 @@ def _outcome(sync: Sync) -> Iterator[Span]:
         yield Span("put others' changes right", Tone.WARN, tag=True)
     if sync.refused:
         yield Span(f"{sync.refused} refused", Tone.WARN, tag=True)
+    elif sync.refused_changes:
+        yield Span("a change was refused", Tone.WARN, tag=True)
 
 
 # ---------------------------------------------------------------- Services

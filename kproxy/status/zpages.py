@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from kproxy import EMULATED
 from kproxy.clocks import rfc3339
 
 TEXT = "text/plain; charset=utf-8"
@@ -59,8 +58,12 @@ def negotiate(accept: str, kind: str) -> str | None:
     return None
 
 
-def statusz(uptime: Uptime, version: str, paths: Iterable[str], api: str = "") -> bytes:
-    """Return the page /statusz. version: kproxy's. paths: of this server. api: as `negotiate` returned it."""
+def statusz(uptime: Uptime, version: str, emulates: str, paths: Iterable[str], api: str = "") -> bytes:
+    """Return the page /statusz.
+
+    version: kproxy's. emulates: the minor of Kubernetes that is followed. paths: of this server. api: as `negotiate`
+    returned it.
+    """
     python = f"none (Python {platform.python_version()})"
     shown = sorted(path for path in paths if path != "/")
     if api:
@@ -71,7 +74,7 @@ def statusz(uptime: Uptime, version: str, paths: Iterable[str], api: str = "") -
             uptimeSeconds=uptime.seconds,
             goVersion=python,
             binaryVersion=version,
-            emulationVersion=EMULATED,
+            emulationVersion=emulates,
             paths=shown,
         )
     return _text(
@@ -81,7 +84,7 @@ def statusz(uptime: Uptime, version: str, paths: Iterable[str], api: str = "") -
         f"Up: {uptime}",
         f"Go version: {python}",
         f"Binary version: {version}",
-        f"Emulation version: {EMULATED}",
+        f"Emulation version: {emulates}",
         f"Paths: {' '.join(shown)}",
     )
 

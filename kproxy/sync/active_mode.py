@@ -6,8 +6,9 @@ What a change of mode does not touch (the cluster's state, metrics, servers, the
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kproxy import logs
@@ -16,13 +17,16 @@ from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.conntrack.reconciler import Reconciler
 from kproxy.conntrack.table import KernelConntrack
 from kproxy.containment import Containment
-from kproxy.errors import InvalidConfig, KernelError
+from kproxy.errors import InvalidConfig, KernelError, KproxyError
 from kproxy.kernel import host_checks
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, available, detect
 from kproxy.metrics.registry import Metrics
+from kproxy.model.node_info import NodeInfo
+from kproxy.model.plan_store import FamilyPlans
 from kproxy.model.plans import Family
 from kproxy.modes.drivers import Driver, Equipment, driver_of
+from kproxy.modes.iptables.driver import hand_over
 from kproxy.modes.settings import Features, excluded_networks
 from kproxy.sync import host_setup
 from kproxy.sync.plan_queue import PlanQueue
@@ -32,6 +36,11 @@ from kproxy.sync.schedule import Schedule
 from kproxy.sync.stale_rules import StaleRules, rules_left
 
 _log = logs.get("daemon")
+
+LAST_CONNECTIONS = 5.0
+"""Seconds at most that connections through IPVS get to end when the daemon hands over; a pod is killed 30 s after it
+was asked to end."""
+POLL_SECONDS = 0.5
 
 COUNTING = frozenset({ProxyMode.IPTABLES, ProxyMode.USERSPACE})
 """The modes whose rules count in nfacct counters; userspace mode hands over to such rules when it ends."""
@@ -74,7 +83,7 @@ def find_tools(commands: Commands, mode: ProxyMode, backend: str) -> Tools:
     """
     if not host_checks.may_administer_network():
         raise KernelError(f"{mode.value} mode cannot work: {host_checks.NEEDED}")
-    command = _backend(commands, mode, backend)
+    command = None if mode is ProxyMode.NFTABLES else find_iptables(commands, backend)
     return Tools(command, host_setup.families(commands, command), mode in COUNTING and host_setup.count_in_nfacct())
 
 
@@ -88,7 +97,9 @@ class ActiveMode:
         self.tools, self._shared = tools, shared
         features = Features(nfacct=tools.has_nfacct, random_fully=tools.random_fully)
         with ExitStack() as stack:
-            self._equipment = Equipment(config, shared.commands, tools.command, features, shared.metrics, stack)
+            self._equipment = Equipment(
+                config, shared.commands, tools.command, features, shared.metrics, shared.containment, stack
+            )
             self.driver: Driver = driver_of(config.mode)(self._equipment)
             left = rules_left(shared.commands, excluded_networks(config), config.mode)
             self.stale_rules = StaleRules(config.mode, left, tools.families, shared.containment)
@@ -130,10 +141,12 @@ class ActiveMode:
         for proxier in self.proxiers.values():
             proxier.resume()
 
-    def finish(self, seconds: float) -> None:
+    def finish(self, seconds: float, hand_over_by: str | None = None) -> None:
         """Stop, then have the driver finish, which may hand the Services over to other rules.
 
-        A family that does not stop within `seconds` is left as it is. A failure is logged: there is no later try.
+        hand_over_by: the iptables backend (auto, nft or legacy) whose rules replace this mode's; None leaves this
+        mode's. A family that does not stop within `seconds` is left as it is. A failure is logged: there is no later
+        try.
         """
         self.stale_rules.stop(0.0)
         until = time.monotonic() + seconds
@@ -145,14 +158,43 @@ class ActiveMode:
                 stopped[family] = proxier
             else:
                 _log.error("Rules are still being written after a long wait; shutting down anyway", family=family)
+        if hand_over_by is not None and not (self.stale_rules.established and len(stopped) == len(self.proxiers)):
+            _log.error("Not handed over to rules of iptables mode, as not all rules were written; those in place stay")
+            hand_over_by = None
         if not self.stale_rules.established or not stopped:
             return  # nothing of ours is in place yet
         node = next(iter(stopped.values())).node
+        plans = {family: proxier.programmed for family, proxier in stopped.items()}
         stage = self._shared.containment.stage("finish", "Services may be down until the next start")
         try:
-            stage.attempt(lambda: self.driver.finish({f: p.programmed for f, p in stopped.items()}, node), None)
+            stage.attempt(lambda: self.driver.finish(plans, node), None)
         except KernelError as error:
             _log.error("Could not hand the Services over to iptables rules; they are down until the next start", error)
+        if hand_over_by is not None:
+            stage.attempt(lambda: self._hand_over(plans, node, hand_over_by), None)
+
+    def _hand_over(self, plans: Mapping[Family, FamilyPlans], node: NodeInfo, backend: str) -> None:
+        """Write the rules of iptables mode, then remove this mode's, which act before them or after them."""
+        config, commands = self._equipment.config, self._shared.commands
+        rules = rules_left(commands, excluded_networks(config)).get(config.mode)
+        if rules is None:  # this mode has nothing but iptables rules
+            return
+        try:
+            tools = find_tools(commands, ProxyMode.IPTABLES, backend)
+            features = Features(nfacct=tools.has_nfacct, random_fully=tools.random_fully)
+            equipment = replace(self._equipment, command=tools.command, features=features)
+            for family in plans:
+                hand_over(equipment, family, node, plans[family])
+            until = time.monotonic() + LAST_CONNECTIONS
+            while rules.busy() and time.monotonic() < until:
+                time.sleep(POLL_SECONDS)
+            problems = rules.remove()
+        except KproxyError as error:
+            problems = [str(error)]
+        for problem in problems:
+            _log.error("Could not hand over to rules of iptables mode; what is in place stays and serves", err=problem)
+        if not problems:
+            _log.info("Handed over to rules of iptables mode, and removed this mode's", mode=config.mode.value)
 
     def close(self) -> None:
         """Release the kernel's sockets and the mode's processes; the rules stay."""
@@ -184,10 +226,8 @@ class ActiveMode:
         )
 
 
-def _backend(commands: Commands, mode: ProxyMode, wanted: str) -> Command | None:
-    """The iptables commands to work with; None in nftables mode, which needs none."""
-    if mode is ProxyMode.NFTABLES:
-        return None
+def find_iptables(commands: Commands, wanted: str) -> Command:
+    """The iptables commands of backend WANTED: auto, nft or legacy. Raises InvalidConfig, KernelError."""
     if wanted == "auto":
         return detect(commands)
     found = available(commands).get(Backend(wanted))

@@ -109,7 +109,7 @@ class ClusterSource:
         node = self._options.node_name
         client = ApiClient(client_settings(self._options), self._metrics.client)
         stack.callback(client.close)
-        source = ApiSource(client, node, self._containment)
+        source = ApiSource(client, node, self._containment, streamed=self._options.config.streamed_lists)
         source.start(self._queue)
         stack.callback(source.stop)
         recorder = EventRecorder(ApiSink(client), node, self._clock, self._containment, self._metrics.kubernetes_event)

@@ -7,6 +7,7 @@ cluster, metrics and open addresses are not touched.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import signal
 import sys
@@ -17,12 +18,11 @@ from types import FrameType
 from kproxy import __version__, logs
 from kproxy.clocks import SystemClock
 from kproxy.config import options as log_settings
-from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
+from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import to_values
 from kproxy.config.options import Options
 from kproxy.containment import Containment
 from kproxy.errors import InvalidConfig, KproxyError
-from kproxy.events.series import Notice
 from kproxy.healthz.proxier_health import ProxierHealth
 from kproxy.healthz.service_checks import check_failed
 from kproxy.kernel import nfacct
@@ -35,8 +35,8 @@ from kproxy.rate_limit import Backoff
 from kproxy.status.schema import Identity
 from kproxy.status.servers import Servers, ServerSettings
 from kproxy.status.store import StatusStore
-from kproxy.sync import host_setup
-from kproxy.sync.active_mode import ActiveMode, Shared, find_tools
+from kproxy.sync import host_setup, node_events
+from kproxy.sync.active_mode import ActiveMode, Shared, find_iptables, find_tools
 from kproxy.sync.cluster_source import ClusterSource, check_credentials
 from kproxy.sync.controller import Controller
 from kproxy.sync.event_queue import EventQueue
@@ -56,6 +56,7 @@ SWITCH_INTERVAL = 0.0005
 """Seconds that a busy thread keeps the interpreter while others wait for it. With Python's own 0.005 the thread that
 talks to the kernel waits that long after each system call while the next portion is made: a fifth of the time in which
 a large table is written (nftables mode)."""
+_M_ARENA_MAX = -8  # /usr/include/malloc.h
 
 
 def run(options: Options) -> int:
@@ -75,8 +76,7 @@ def run(options: Options) -> int:
         return 0
     queue = EventQueue()
     _stop_on_signals(queue)
-    _keep_collector_at_bay()
-    sys.setswitchinterval(SWITCH_INTERVAL)
+    _tune_interpreter()
     with ExitStack() as stack:
         Daemon(options, queue, stack, containment).run()
     return 0
@@ -90,13 +90,19 @@ def _stop_on_signals(queue: EventQueue) -> None:
         signal.signal(number, stop)
 
 
-def _keep_collector_at_bay() -> None:
-    """Make the garbage collector run rarely: a cluster's objects, which are many, live long and are hardly garbage.
+def _tune_interpreter() -> None:
+    """Set the garbage collector, the switching of threads and the C library's allocator for a large, long-lived heap.
 
-    With Python's own thresholds the collector takes half of the time in which a large cluster is decoded and written.
+    A cluster's objects are many, live long and are hardly garbage: with Python's own thresholds the collector takes
+    half of the time in which a large cluster is decoded and written. One arena (mallopt(3)) serves all threads, which
+    take turns in the interpreter anyway: an arena for each keeps some 5 MB free that no other thread can use.
     """
     gc.freeze()
     gc.set_threshold(50_000, 200, 100)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # a C library other than glibc may have none
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 class Daemon:
@@ -109,12 +115,20 @@ class Daemon:
         self._containment = containment
         commands = Commands()
         tools = find_tools(commands, self._config.mode, options.iptables_backend)
+        if options.hand_over_at_end:  # better known now than at the end
+            find_iptables(commands, options.iptables_backend)
         addresses = LiveAddresses()
         stack.callback(addresses.close)
         self._node_watcher = NodeWatcher(self._config, addresses, self._clock)
         self._metrics = Metrics(tools.families, self._config.mode, __version__, self._containment)
         self._health = ProxierHealth(self._config.sync_period.seconds, self._clock)
-        self._identity = Identity(__version__, self._config.mode.value, to_values(self._config), options.flags)
+        self._identity = Identity(
+            __version__,
+            self._config.mode.value,
+            str(self._config.emulate_version),
+            to_values(self._config),
+            options.flags,
+        )
         self._status = StatusStore(self._identity, options.node_name, self._clock, self._containment)
         stack.enter_context(self._status.listening())
         self._source = ClusterSource(options, queue, self._clock, self._metrics, self._containment)
@@ -139,6 +153,7 @@ class Daemon:
         self._file = self._config_file()
         self._reload_stage = self._containment.stage("reload", "the configuration in force stays in force")
         self._reload_backoff = Backoff()
+        self._warned: set[str] = set()
         self._pending: Options | InvalidConfig | None = None
         self._pending_at = 0.0
 
@@ -152,6 +167,8 @@ class Daemon:
             self._stack.callback(self._file.stop)
         self._announce_mode()
         _log.info("Started", version=__version__, **self._described())
+        self._source.notify(node_events.starting(self._options.node_name, __version__, self._config))
+        self._warn_of_mode(self._options.mode_given)
         self._mode.start()
         controller = Controller(
             self._state,
@@ -167,8 +184,9 @@ class Daemon:
             self._source.retry()
             if not self._queue.stopped:
                 self._look_for_new_configuration()
-        _log.info("Shutting down; the rules stay in place")
-        self._mode.finish(STOP_SECONDS)
+        hand_over = self._options.hand_over_at_end
+        _log.info("Shutting down; the rules stay in place" if not hand_over else "Shutting down; handing over")
+        self._mode.finish(STOP_SECONDS, self._options.iptables_backend if hand_over else None)
 
     # ---- parts
 
@@ -196,17 +214,26 @@ class Daemon:
         self._reporter.serves(self._config.mode, tools.families)
         self._status.show(Programmed(self._plans, self._mode), tools.families)
         self._metrics.serves(tools.families, self._config.mode)
-        if self._config.mode is not ProxyMode.USERSPACE:
-            self._metrics.read_forwarder_with(None)
+        self._metrics.read_forwarder_with(self._mode.driver.forwarder_statistics)
+        self._metrics.read_localhost_rejected_with(self._mode.driver.localhost_rejected)
         self._metrics.read_nfacct_with(
             (lambda: {name: c.packets for name, c in nfacct.counters().items()}) if tools.has_nfacct else dict
         )
+
+    def _warn_of_mode(self, mode_given: bool) -> None:
+        """Tell once, in the log and as an Event, what operators should know of the mode in use."""
+        for notice in node_events.mode_warnings(self._options.node_name, self._config, mode_given):
+            if notice.reason not in self._warned:
+                self._warned.add(notice.reason)
+                _log.warning(notice.note)
+                self._source.notify(notice)
 
     def _described(self) -> dict[str, str]:
         tools = self._mode.tools
         return {
             "node": self._options.node_name,
             "mode": self._config.mode.value,
+            "emulates": str(self._config.emulate_version),
             "backend": tools.backend,
             "families": ",".join(tools.families),
         }
@@ -261,6 +288,7 @@ class Daemon:
             return busy
         self._config = news.config
         log_settings.set_up(news.config.logging)
+        self._warn_of_mode(news.mode_given)
         for line in (*news.warnings, *unchangeable(self._options, news)):
             _log.warning(line)
         self._adopt(old)
@@ -304,6 +332,7 @@ class Daemon:
             host_setup.apply_sysctls(new)
         self._health.expect(new.sync_period.seconds)
         self._identity.mode, self._identity.config = new.mode.value, to_values(new)
+        self._identity.emulates = str(new.emulate_version)
         self._servers.rebind(server_settings(new))
 
     def _refuse(self, problems: Sequence[str]) -> None:
@@ -312,8 +341,7 @@ class Daemon:
             _log.error(
                 "The changed configuration file is refused; the previous configuration stays in force", err=problem
             )
-        note = f"the changed configuration is refused: {'; '.join(problems)}"
-        self._source.notify(Notice("Node", "", self._options.node_name, "InvalidConfiguration", "Reload", note))
+        self._source.notify(node_events.refused_configuration(self._options.node_name, "; ".join(problems)))
 
 
 class Programmed:

@@ -10,7 +10,7 @@ from kproxy.errors import KernelError
 from kproxy.kernel import nfacct, sysctl
 from kproxy.kernel.commands import Commands, Runner
 from kproxy.kernel.constants import NFACCT_COUNTERS
-from kproxy.kernel.iptables import Command, HostTables
+from kproxy.kernel.iptables import Command, HostTables, unreadable_tables
 from kproxy.kernel.sysctl import AS_ROOT
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.plans import Family
@@ -27,17 +27,23 @@ def families(runner: Runner, command: Command | None) -> tuple[Family, ...]:
     command: the iptables that has to work for them, None where none is used.
     """
     if command is not None:
-        HostTables(runner, Family.IPV4, command).save()
+        _check_tables(HostTables(runner, Family.IPV4, command))
     if not Path("/proc/net/if_inet6").exists():
         _log.info("This host has no IPv6; programming IPv4 only")
         return (Family.IPV4,)
     try:
         if command is not None:
-            HostTables(runner, Family.IPV6, command).save()
+            _check_tables(HostTables(runner, Family.IPV6, command))
     except KernelError as error:
         _log.warning("ip6tables does not work here; programming IPv4 only until the next start", err=str(error))
         return (Family.IPV4,)
     return (Family.IPV4, Family.IPV6)
+
+
+def _check_tables(tables: HostTables) -> None:
+    """Raises KernelError unless the tables can be read, or at least be written."""
+    if unreadable_tables(tables.save()):
+        tables.accept_restores()
 
 
 def conntrack_settings(config: KubeProxyConfiguration) -> sysctl.ConntrackSettings:
@@ -69,9 +75,8 @@ def prepare_for_unprivileged(config: KubeProxyConfiguration) -> None:
 
 
 def _loopback_takes_node_ports(config: KubeProxyConfiguration) -> bool:
-    if not config.iptables.localhost_node_ports or "primary" in config.node_port_addresses:
-        return False
-    return settings.addresses_for_node_ports(config, Family.IPV4, NodeInfo()).loopback
+    asked = settings.addresses_for_node_ports(config, Family.IPV4, NodeInfo())
+    return config.iptables.localhost_node_ports and asked.loopback
 
 
 def count_in_nfacct() -> bool:

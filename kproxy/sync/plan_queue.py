@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kproxy.containment import Containment
@@ -147,16 +147,31 @@ class PlanQueue:
     def _apply(self, event: Event, failures: list[Exception]) -> list[InvalidObject]:
         key = _key(event)
         if self._unapplied:  # hardly ever; this runs for every event
-            self._unapplied = {at: older for at, older in self._unapplied.items() if not _replaces(event, at)}
+            unapplied = {at: older for at, older in self._unapplied.items() if not _replaces(event, at)}
+            self._unapplied = {at: _without(older, key) for at, older in unapplied.items()}
         try:
             return self._state.apply(event)
         except Exception as error:
             failures.append(error)
+            if isinstance(event, Listed):
+                return self._delete_absent(event, failures)
             if key is None:
                 return []
             self._unapplied[key] = event
             kind, namespace, name = key
             return [InvalidObject(kind.value, f"{namespace}/{name}", "", f"unexpected {type(error).__name__}")]
+
+    def _delete_absent(self, event: Listed, failures: list[Exception]) -> list[InvalidObject]:
+        """Delete one by one what is not in a list that could not be applied; only what cannot be deleted waits for a
+        retry, and the list itself if it cannot be told what that is."""
+        try:
+            absent = self._state.absent(event)
+        except Exception as error:
+            failures.append(error)
+            self._unapplied[event.kind, "", ""] = event
+            return []
+        gone = (Deleted(event.kind, namespace, name) for namespace, name in absent)
+        return [problem for deletion in gone for problem in self._apply(deletion, failures)]
 
     def _plan(self, node: NodeInfo) -> None:
         dirty = self._state.take_dirty()
@@ -193,6 +208,13 @@ def _replaces(event: Event, at: tuple[Kind, str, str]) -> bool:
     if isinstance(event, Listed):  # an object that it does not name is gone, and those in it are newer
         return event.kind is kind and f"{namespace}/{name}" not in event.delivered | event.unreadable
     return _key(event) == at
+
+
+def _without(older: Event, key: tuple[Kind, str, str] | None) -> Event:
+    """OLDER, which could not be applied; if it is a list, an object KEY of which news came later is not its matter."""
+    if key is None or not isinstance(older, Listed) or older.kind is not key[0]:
+        return older
+    return replace(older, delivered=older.delivered | {"/".join(key[1:])})
 
 
 def _key(event: Event) -> tuple[Kind, str, str] | None:

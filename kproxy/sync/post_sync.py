@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Protocol
 
 from kproxy import logs
@@ -18,8 +19,9 @@ from kproxy.containment import Containment
 from kproxy.errors import KernelError
 from kproxy.healthz.service_checks import HealthCheck
 from kproxy.model.node_info import NodeInfo
-from kproxy.model.plan_store import FamilyPlans, HealthChecks, endpoint_counts, health_checks
+from kproxy.model.plan_store import FamilyPlans, HealthChecks, checks_by_port, health_checks
 from kproxy.model.plans import Family, Frontend, PortKey, ServicePlan
+from kproxy.model.state import ServiceName
 from kproxy.modes.settings import health_check_ips, node_port_ips
 from kproxy.rate_limit import Backoff
 from kproxy.sync.proxier import Report
@@ -31,8 +33,8 @@ _log = logs.get("conntrack")
 class Servers(Protocol):
     """Answers health checks (see kproxy.status.servers)."""
 
-    def update_health_checks(self, checks: Mapping[int, HealthCheck], ips: tuple[str, ...] | None) -> object:
-        """Answer these from now on, on `ips` (None: on every address). Returns at once."""
+    def update_health_checks(self, checks: Mapping[int, HealthCheck]) -> object:
+        """Answer these from now on. Returns at once."""
 
 
 class HealthCheckPorts:
@@ -42,14 +44,20 @@ class HealthCheckPorts:
         self._servers = servers
         self._lock = threading.Lock()
         self._families: dict[Family, HealthChecks] = {}
+        self._owners: dict[int, ServiceName] = {}
 
-    def update(self, family: Family, checks: HealthChecks, ips: tuple[str, ...] | None) -> None:
-        """Replace the health checks of one family."""
+    def update(self, family: Family, checks: HealthChecks, ips: Callable[[Collection[Family]], frozenset[str]]) -> None:
+        """Replace the health checks of one family. ips: where those of a Service of some families listen."""
         with self._lock:
             self._families[family] = checks
-            counts = endpoint_counts(self._families.values())
-            found = {port: HealthCheck(name.namespace, name.name, n) for port, (name, n) in counts.items()}
-            self._servers.update_health_checks(found, ips)
+            found = checks_by_port(self._families, self._owners)
+            self._owners = {port: check.service for port, check in found.items()}
+            self._servers.update_health_checks(
+                {
+                    port: HealthCheck(service.namespace, service.name, endpoints, ips(families))
+                    for port, (service, endpoints, families) in found.items()
+                }
+            )
 
 
 class Metrics(Protocol):
@@ -112,7 +120,7 @@ class FamilyPostSync:
             self._ports_stage.attempt(lambda: self._update_health_checks(plans, node), None)
 
     def _update_health_checks(self, plans: FamilyPlans, node: NodeInfo) -> None:
-        self._ports.update(self._family, health_checks(plans), health_check_ips(self._config(), node))
+        self._ports.update(self._family, health_checks(plans), partial(health_check_ips, self._config(), node))
 
     def _delete_stale_flows(self, plans: FamilyPlans, node: NodeInfo) -> None:
         """Delete stale flows, after the rules and never before: a packet in between would create the entry again."""

@@ -222,7 +222,7 @@ class Proxier:
         if not self._source.ready:
             return
         self._look_for_drift()
-        self._keep_house()
+        self._run_housekeeping()
         if work := self._schedule.due(self._clock.monotonic()):
             self._sync(work)
 
@@ -251,7 +251,7 @@ class Proxier:
             self._schedule.suspicious()
             self._report_stage.attempt(lambda: self._observer.drifted(self.family), None)
 
-    def _keep_house(self) -> None:
+    def _run_housekeeping(self) -> None:
         """Let the mode do what is due without any change, and retry what failed after a sync."""
         now = self._clock.monotonic()
         self._post_sync_stage.attempt(lambda: self._post_sync.retry(self._plans, self._node), None)
@@ -325,4 +325,5 @@ class Proxier:
             self._render_stage.succeeded()
         self._refused = frozenset(report.outcome.rejected)
         self._changes, self._triggers = {}, []
-        self._schedule.succeeded(now, report.work, left=bool(self._refused))
+        left = bool(self._refused or report.outcome.unreadable)
+        self._schedule.succeeded(now, report.work, left)

@@ -122,7 +122,7 @@ def needs_new_driver(old: KubeProxyConfiguration, new: KubeProxyConfiguration) -
 
 def needs_new_client(old: KubeProxyConfiguration, new: KubeProxyConfiguration) -> bool:
     """Whether the change needs a new client of the API server."""
-    paths = ("client_connection.kubeconfig", "client_connection.qps", "client_connection.burst")
+    paths = (*(f"client_connection.{name}" for name in ("kubeconfig", "qps", "burst")), "streamed_lists")
     return any(_differs(path, old, new) for path in paths)
 
 

@@ -58,6 +58,7 @@ class Reporter:
         self._node_name = node_name
         self._problems: OrderedDict[str, InvalidObject] = OrderedDict()
         self._refused: dict[Family, dict[PortKey, str]] = {}
+        self._unreadable: dict[Family, dict[str, str]] = {}
         self._conflicts: dict[Family, Conflicts] = {family: Conflicts() for family in Family}
         self._pending = (0, 0)
         self._synced: set[Family] = set()
@@ -68,6 +69,8 @@ class Reporter:
         with self._lock:
             self._mode, self._families = mode, tuple(families)
             self._synced.clear()
+            for family in Family:  # another mode reads other things
+                self._report_unreadable(family, {})
 
     def applied(self, events: Collection[Event], problems: Collection[InvalidObject]) -> None:
         """Count each problem; log and post each text once, since a relist brings the same objects again."""
@@ -129,12 +132,17 @@ class Reporter:
 
     def finished(self, report: Report, plans: FamilyPlans) -> None:
         full = report.work is Work.EVERYTHING
+        source = report.outcome or report.error
+        refusals = tuple(source.refusals) if source else ()
         with self._lock:
             if report.error is not None:
                 self._failed(report, report.error, full)
             elif report.outcome is not None:
                 self._succeeded(report, report.outcome, plans, full)
-        self._status.synced(report.family, _record(report, full))
+            if refusals:
+                self._metrics.refused(report.family, len(refusals))
+                self._status.refused_changes(report.family, refusals)
+        self._status.synced(report.family, _record(report, full, refusals))
 
     def _failed(self, report: Report, error: KernelError, full: bool) -> None:
         family = report.family
@@ -165,6 +173,7 @@ class Reporter:
         for when in report.triggers:
             self._metrics.network_programming(family, max(0.0, now - when))
         self._report_refused(family, outcome.rejected)
+        self._report_unreadable(family, outcome.unreadable)
         self._report_conflicts(family, self._conflicts[family].update(report.changes))
         if outcome.repaired and family in self._synced:
             self._metrics.repaired(family)
@@ -214,6 +223,27 @@ class Reporter:
         self._refused[family] = dict(refused)
         self._metrics.rejected(family, len(refused))
 
+    def _report_unreadable(self, family: Family, unreadable: dict[str, str]) -> None:
+        """Say it once for each part and reason, and once when it can be read again."""
+        before, self._unreadable[family] = self._unreadable.get(family, {}), dict(unreadable)
+        if before == unreadable:
+            return
+        for what, why in unreadable.items() - before.items():
+            _log.warning(
+                "Degraded: this cannot be checked because of what another program has in it; Services are programmed "
+                "all the same. Move that to a table of its own, or install what reads it; it is looked at again",
+                family=family,
+                what=what,
+                why=why,
+            )
+            note = f"{family} {what} cannot be checked, Services are programmed all the same: {why}"
+            self._notify(Notice("Node", "", self._node_name, "Degraded", "Sync", note))
+        for what in before.keys() - unreadable.keys():
+            _log.info("Can be read again", family=family, what=what)
+        self._status.unreadable(family, unreadable)
+        self._metrics.unreadable(family, len(unreadable))
+        self._health.degraded(family, tuple(f"{what}: {why}" for what, why in unreadable.items()))
+
     def _report_conflicts(self, family: Family, news: Collection[Conflict]) -> None:
         found = self._conflicts[family].found
         self._metrics.conflicts(family, len(found))
@@ -248,7 +278,7 @@ def _service(claimant: str) -> tuple[str, str]:
     return namespace, rest.split(" ", 1)[0].split(":", 1)[0]
 
 
-def _record(report: Report, full: bool) -> Sync:
+def _record(report: Report, full: bool, refusals: Sequence[str]) -> Sync:
     outcome = report.outcome or Outcome()
     return Sync(
         ended=rfc3339(datetime.now(UTC).replace(microsecond=0)),
@@ -258,6 +288,7 @@ def _record(report: Report, full: bool) -> Sync:
         bytes=outcome.bytes_written,
         transactions=outcome.transactions,
         refused=len(outcome.rejected),
+        refused_changes=len(refusals),
         repaired=outcome.repaired,
         error=str(report.error) if report.error else "",
     )

@@ -56,11 +56,14 @@ class Schedule:
         self._changed = True
 
     def suspicious(self) -> None:
-        """Note that others may have changed the kernel: everything is checked without waiting for the period."""
+        """Note that others may have changed the kernel: everything is checked without waiting for the period, and what
+        is left after that is tried again soon."""
         self._suspicious = True
+        self._refusal_backoff.reset()
 
     def succeeded(self, now: float, work: Work, left: bool = False) -> None:
-        """Note that a sync succeeded. left: the kernel refused parts; they are tried again, others need not wait."""
+        """Note that a sync succeeded. left: the kernel refused parts, or parts of it could not be read; they are tried
+        again, others need not wait."""
         self._last = now
         self._changed = self._suspicious = False
         self._backoff.reset()

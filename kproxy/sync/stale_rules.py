@@ -22,13 +22,14 @@ from kproxy.kernel import host_checks
 from kproxy.kernel.commands import Runner
 from kproxy.kernel.interfaces import own_addresses
 from kproxy.kernel.ipset import KernelIpSets
-from kproxy.kernel.iptables import HostTables, available, forbidden
+from kproxy.kernel.iptables import available, forbidden
 from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.kernel.service_device import KernelAddresses
 from kproxy.model.plans import Family
 from kproxy.modes.ipvs import cleanup
 from kproxy.modes.nftables.names import KUBE_PROXY_TABLE, TABLE
 from kproxy.modes.xtables.cleanup import clean
+from kproxy.netfilter.iptables_compat import host_tables
 from kproxy.netfilter.kernel import KernelNftables
 from kproxy.netfilter.table import delete_tables
 
@@ -215,7 +216,7 @@ def clean_chains(runner: Runner) -> Cleaned:
     cleaned = Cleaned([], [])
     for backend, command in available(runner).items():
         for family in Family:
-            tables = HostTables(runner, family, command)
+            tables = host_tables(runner, family, command)
             try:
                 tables.save()
             except KernelError as error:
@@ -233,4 +234,7 @@ def clean_chains(runner: Runner) -> Cleaned:
             else:
                 said = "Cleaned" if outcome.transactions else "Nothing to clean"
                 _log.info(said, backend=backend.value, family=family.value)
+                cleaned.problems.extend(
+                    f"{backend} {family}: {what}: {why}" for what, why in outcome.unreadable.items()
+                )
     return cleaned

@@ -157,6 +157,8 @@ class _Trace(HookTracer):
                 going.append(path.changed(mark=path.packet.mark | mask))
             case objects.MarkClear(mask):
                 going.append(path.changed(mark=path.packet.mark & ~mask))
+            case objects.Count():
+                going.append(path)
             case objects.Update(name, key):
                 memory = _affinity_entry(name, self._fields(key, path.packet))
                 (on if self._full(name, memory) else going).append(path.remembering(memory))

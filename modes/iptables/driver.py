@@ -12,7 +12,9 @@ from kproxy.modes.base import Dataplane
 from kproxy.modes.drivers import Driver, Equipment
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
-from kproxy.modes.settings import iptables_settings
+from kproxy.modes.settings import iptables_settings, serves_localhost
+from kproxy.modes.userspace.listeners import Statistics
+from kproxy.modes.userspace.localhost_ports import LocalhostNodePorts
 
 _log = logs.get("daemon")
 
@@ -23,23 +25,42 @@ class IptablesDriver(Driver):
     def __init__(self, equipment: Equipment) -> None:
         self._equipment = equipment
         self._dataplanes: dict[Family, IptablesDataplane] = {}
+        self._localhost = LocalhostNodePorts(equipment)
 
     def dataplane(self, family: Family) -> Dataplane:
         tables, drift = self._equipment.tables(family)
-        dataplane = IptablesDataplane(self._settings(family, NodeInfo(), FamilyPlans()), tables, drift)
+        settings = self._settings(family, NodeInfo(), FamilyPlans())
+        self._dataplanes[family] = dataplane = IptablesDataplane(settings, tables, drift)
+        return self._localhost.beside(dataplane)
 
-        self._dataplanes[family] = dataplane
-        return dataplane
+    def forwarder_statistics(self) -> Statistics:
+        return self._localhost.statistics()
 
     def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
         settings = self._settings(family, node, plans)
         if settings.serves_localhost:
             serve_localhost()
         self._dataplanes[family].configure(settings)
+        config = self._equipment.config
+        # IPv4's rules translate on loopback themselves, by route_localnet.
+        by_process = family is Family.IPV6 and config.iptables.localhost_node_ports
+        self._localhost.configure(family, by_process and serves_localhost(config, family))
 
     def _settings(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> Settings:
         config, features = self._equipment.config, self._equipment.features
         return iptables_settings(config, family, node, plans.endpoints, features)
+
+
+def hand_over(equipment: Equipment, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
+    """Write the rules of iptables mode in place of a mode that ends; they serve until the next proxy starts.
+
+    Raises KernelError.
+    """
+    wanted = iptables_settings(equipment.config, family, node, plans.endpoints, equipment.features)
+    if wanted.serves_localhost:
+        serve_localhost()
+    tables, _ = equipment.tables(family)
+    IptablesDataplane(wanted, tables).apply(plans.plans, None)
 
 
 def serve_localhost() -> None:

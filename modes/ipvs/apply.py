@@ -80,6 +80,7 @@ class IpvsDataplane:
         self._faults: dict[PortKey, Exception] = {}
         self._abandoned: dict[Frontend, None] = {}
         self._trusted = False
+        self._refusals: list[str] = []  # since the last apply
 
     @property
     def family(self) -> Family:
@@ -93,7 +94,16 @@ class IpvsDataplane:
             self._chains.rebase(render_base(settings, self._filled), _as_fragment)
 
     def apply(self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None) -> Outcome:
-        outcome = Outcome()
+        outcome = Outcome(refusals=self._refusals)
+        self._refusals = []
+        with outcome.kept_on_failure():
+            self._program(wanted, touched, outcome)
+        return self._done(outcome)
+
+    def _program(
+        self, wanted: Mapping[PortKey, ServicePlan], touched: Collection[PortKey] | None, outcome: Outcome
+    ) -> None:
+        """Write the difference if that is enough, else check everything."""
         trusted, self._trusted = self._trusted, False
         everything = touched is None or not trusted
         concerned = {*self._plans, *self._faults, *wanted} if everything else touched or ()
@@ -113,7 +123,6 @@ class IpvsDataplane:
             self._write(self._everything(), None, outcome)
             outcome.repaired |= trusted and touched is None and differed
         self._trusted = True
-        return self._done(outcome)
 
     def drifted(self) -> bool:
         return self._chains.drifted() or (self._trusted and self._drift.differs(self._state))
@@ -125,6 +134,7 @@ class IpvsDataplane:
         errors = self._ipvs.apply(operations) if operations else {}
         for index, (_, server, real) in enumerate(operations):
             if index in errors:
+                self._refusals.append(str(errors[index]))
                 _log.warning(
                     "A terminating real server could not be deleted; will retry",
                     server=str(server.key),
@@ -244,6 +254,8 @@ class IpvsDataplane:
         outcome.bytes_written += done.bytes_written
         outcome.transactions += done.transactions
         outcome.repaired |= done.repaired
+        outcome.refusals += done.refusals
+        outcome.unreadable.update(done.unreadable)
 
     def _settle(self, objects: Objects, everything: bool, writer: StepWriter) -> None:
         """Record which real servers terminate, and what was refused."""

@@ -22,6 +22,8 @@ from kproxy.modes.base import Dataplane
 from kproxy.modes.drivers import Driver, Equipment
 from kproxy.modes.ipvs.apply import IpvsDataplane
 from kproxy.modes.ipvs.fragments import Settings
+from kproxy.modes.userspace.listeners import Statistics
+from kproxy.modes.userspace.localhost_ports import LocalhostNodePorts
 
 _log = logs.get("daemon")
 
@@ -33,12 +35,13 @@ class IpvsDriver(Driver):
         """Raises KernelError when this kernel has no IPVS, or not the scheduler that is asked for."""
         self._equipment = equipment
         self._dataplanes: dict[Family, IpvsDataplane] = {}
+        self._localhost = LocalhostNodePorts(equipment)
         prepare_ipvs(equipment.commands, equipment.config)
 
     def dataplane(self, family: Family) -> Dataplane:
         stack = self._equipment.stack
         tables, drift = self._equipment.tables(family)
-        dataplane = IpvsDataplane(
+        self._dataplanes[family] = dataplane = IpvsDataplane(
             self._settings(family, NodeInfo()),
             stack.enter_context(KernelIpvs()),
             stack.enter_context(KernelIpSets()),
@@ -46,12 +49,14 @@ class IpvsDriver(Driver):
             tables,
             drift,
         )
+        return self._localhost.beside(dataplane)
 
-        self._dataplanes[family] = dataplane
-        return dataplane
+    def forwarder_statistics(self) -> Statistics:
+        return self._localhost.statistics()
 
     def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
         self._dataplanes[family].configure(self._settings(family, node))
+        self._localhost.configure(family, settings.serves_localhost(self._equipment.config, family))
 
     def _settings(self, family: Family, node: NodeInfo) -> Settings:
         return settings.ipvs_settings(self._equipment.config, family, node, self._equipment.features)

@@ -6,12 +6,13 @@ everything else needs.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kproxy import logs
-from kproxy.errors import KernelError
+from kproxy.errors import KernelError, NetlinkError
 from kproxy.kernel.ipset import HeldSet, IpSets
 from kproxy.kernel.ipset_codec import SetSpec, SetType
 from kproxy.kernel.ipvs import Held, Ipvs
@@ -100,15 +101,17 @@ def specs(family: Family) -> tuple[SetSpec, ...]:
 def ensure_sets(sets: IpSets, family: Family, drop_rules: Callable[[], None]) -> None:
     """Create the sets that are missing.
 
-    A set with one of our names but another type is of no use to anybody: it is destroyed. If rules use it, they are
-    deleted first (by drop_rules) and have to be written again. Raises KernelError.
+    A set with one of our names but another type, or with entries that cannot be read, is of no use to anybody: it is
+    destroyed. If rules use it, they are deleted first (by drop_rules) and have to be written again. Raises KernelError.
     """
     wanted = specs(family)
-    held = sets.held([spec.name for spec in wanted])
+    held = _held(sets, [spec.name for spec in wanted])
     wrong = [spec.name for spec in wanted if spec.name in held and not _is(held[spec.name], spec)]
     if wrong:
         _log.warning(
-            "Ipsets with our names have the wrong type; recreating them and the rules that use them", sets=wrong
+            "Ipsets with our names have the wrong type or entries that cannot be read; recreating them and the rules "
+            "that use them",
+            sets=wrong,
         )
         if sets.destroy(wrong):
             drop_rules()
@@ -117,6 +120,18 @@ def ensure_sets(sets: IpSets, family: Family, drop_rules: Callable[[], None]) ->
     missing = [spec for spec in wanted if spec.name not in held or spec.name in wrong]
     if missing:
         sets.create(missing)
+
+
+def _held(sets: IpSets, wanted: Collection[str]) -> dict[str, HeldSet]:
+    """As IpSets.held; a set that cannot be decoded is one of an unknown type."""
+    try:
+        return sets.held(wanted)
+    except NetlinkError as error:
+        if error.errno != errno.EBADMSG:
+            raise
+        if len(wanted) == 1:
+            return dict.fromkeys(wanted, HeldSet("", None, 0, frozenset()))
+    return {name: held for each in wanted for name, held in _held(sets, [each]).items()}
 
 
 def _is(held: HeldSet, spec: SetSpec) -> bool:

@@ -136,11 +136,18 @@ class StepWriter:
     def _refuse(self, object: Object, what: str, error: NetlinkError) -> None:
         """Record that a wanted object was refused."""
         self.surprised |= error.errno in SURPRISES
-        self.refused.setdefault(object, str(error) if what in str(error) else f"{what}: {error}")
+        self.refused.setdefault(object, self._noted(what, error))
 
     def _keep(self, what: str, error: NetlinkError) -> None:
         """Record that something could not be removed: it stays until the next full check."""
         self.surprised |= error.errno in SURPRISES
+        self._noted(what, error)
         _log.warning(
             "Could not remove an object from the kernel; will retry at the next full check", what=what, err=str(error)
         )
+
+    def _noted(self, what: str, error: NetlinkError) -> str:
+        """Count a refusal; returns the line for it."""
+        why = str(error) if what in str(error) else f"{what}: {error}"
+        self._outcome.refusals.append(why)
+        return why

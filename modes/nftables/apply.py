@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain as chained
 
 from kproxy import logs
@@ -27,11 +28,12 @@ from kproxy.modes.nftables.compare import Comparison, OtherForm, replacement
 from kproxy.modes.nftables.delta import Delta, by_set, difference, elements, transactions
 from kproxy.modes.nftables.fragments import Fragment, Settings
 from kproxy.modes.nftables.ownership import Place
-from kproxy.modes.nftables.refusals import contradicts, ports_at, refused_ports
+from kproxy.modes.nftables.refusals import OBSTACLES, contradicts, ports_at, refused_ports
 from kproxy.modes.nftables.render import lay_out, render_port, verdict_entries
 from kproxy.modes.nftables.repair import Wanted, repair
 from kproxy.modes.nftables.table_state import NOTHING, TableState, Unrenderable
 from kproxy.netfilter.kernel import Listing
+from kproxy.netfilter.objects import Chain
 from kproxy.netfilter.operations import DeleteTable, Operation
 from kproxy.netfilter.table import Outdated, Table, Unattributed
 
@@ -71,10 +73,11 @@ class NftablesDataplane:
         believed, self._trusted = self._trusted, False
         self._held.begin()
         try:
-            self._program(wanted, touched, believed, outcome)
-        except Unattributed as refusal:
-            self._distrust()
-            raise refusal.error from None
+            with outcome.kept_on_failure():
+                try:
+                    self._program(wanted, touched, believed, outcome)
+                except Unattributed as refusal:
+                    raise refusal.error from None
         except BaseException:
             self._distrust()
             raise
@@ -168,7 +171,7 @@ class NftablesDataplane:
                 places=len(set(delta.places)),
             )
             try:
-                if self._table.commit(self._at_once(delta)):
+                if self._commit(self._at_once(delta), outcome):
                     return False
             except Outdated:
                 more = self._table.changes()
@@ -196,7 +199,7 @@ class NftablesDataplane:
             refused: dict[PortKey, str] = {}
             unattributed = ""
             try:
-                errors = self._table.commit(operations)
+                errors = self._commit(operations, outcome)
             except Outdated:
                 self._held.restore(former, old, new)
                 raise
@@ -239,9 +242,20 @@ class NftablesDataplane:
         self._take_all(wanted, believed)
         last = self._last()
         attempts = ATTEMPTS
+        anew = False
         while True:
             try:
-                refused = self._compare_and_write(last, believed, known, outcome)
+                refused = self._compare_and_write(last, believed, known, outcome, anew)
+            except NetlinkError as error:
+                if anew or error.errno not in OBSTACLES:
+                    raise
+                _log.warning(
+                    "The table cannot be read or repaired because of what another program has in it; writing it anew",
+                    family=self.family.value,
+                    why=str(error),
+                )
+                anew = True
+                continue
             except Outdated:
                 attempts -= 1
                 known = False
@@ -275,12 +289,18 @@ class NftablesDataplane:
         return [DeleteTable(names.KUBE_PROXY_TABLE)]
 
     def _compare_and_write(
-        self, last: Sequence[Operation], believed: bool, known: bool, outcome: Outcome
+        self, last: Sequence[Operation], believed: bool, known: bool, outcome: Outcome, anew: bool
     ) -> dict[PortKey, str]:
         """Makes one attempt. Returns the ports because of which something was refused; then not all is written.
 
-        Raises Outdated, Unrenderable, Unattributed, KernelError.
+        anew: put all that is wanted in the place of the table, whatever it holds. Raises Outdated, Unrenderable,
+        Unattributed, KernelError.
         """
+        if anew:
+            with suppress(NetlinkError):  # what it holds does not matter, only that it does not change meanwhile
+                self._table.read(self._held.sizes())
+            outcome.repaired |= believed
+            return self._write(self._replacement(), last, outcome)
         listing = self._table.read(self._held.sizes())
         if listing is None:
             outcome.repaired |= believed
@@ -315,37 +335,45 @@ class NftablesDataplane:
 
     def _portions(self) -> Iterator[tuple[dict[PortKey, Fragment], Delta]]:
         """Yields all ports in portions, each with what it adds to the table."""
-        sets: set[str] = set()
         for ports in self._held.portions():
             needs = self._held.ownership.admit(ports)
-            delta = Delta(chains=needs.chains, missing=elements(needs, self._held.sets))
-            delta.sets = [found for found in needs.sets if found.name not in sets]
-            sets.update(found.name for found in delta.sets)
-            yield ports, delta
+            yield ports, Delta(sets=needs.sets, chains=needs.chains, missing=elements(needs, self._held.sets))
 
     def _compare(self, listing: Listing, known: bool) -> Delta:
         """The difference between LISTING and what all ports need; admits all ports."""
-        self._held.start_over()
-        comparison = Comparison(listing, self.family, sure=known)
-        sets, chains = dict(self._held.sets), {chain.name: chain for chain in self._held.base.chains}
         try:
-            for element in self._held.base.elements:
-                comparison.want({element.set: [element]}, sets)
-            for ports in self._held.portions():
-                needs = self._held.ownership.admit(ports)
-                sets.update((found.name, found) for found in needs.sets)
-                chains.update((chain.name, chain) for chain in needs.chains)
-                needed = elements(needs, self._held.sets)
-                comparison.want(needed, sets)
-                self._held.size += sum(map(len, needed.values()))
-            delta = comparison.delta(sets, chains)
+            delta, chains = self._difference(listing, known)
         except OtherForm:
-            layout = lay_out(self._held.base, self._held.fragments())
-            delta, chains = replacement(layout), layout.chains
-            self._held.size = sum(map(len, layout.elements.values())) - len(self._held.base.elements)
+            return self._replacement()
         self._held.size += len(self._held.base.elements)
         self._held.rules = Counter({name: len(chain.rules) for name, chain in chains.items()})
         return delta
+
+    def _difference(self, listing: Listing, known: bool) -> tuple[Delta, Mapping[str, Chain]]:
+        """Also returns all wanted chains. Raises OtherForm."""
+        self._held.start_over()
+        comparison = Comparison(listing, self.family, sure=known)
+        sets, chains = dict(self._held.sets), {chain.name: chain for chain in self._held.base.chains}
+        for element in self._held.base.elements:
+            comparison.want({element.set: [element]}, sets)
+        for ports in self._held.portions():
+            needs = self._held.ownership.admit(ports)
+            sets.update((found.name, found) for found in needs.sets)
+            chains.update((chain.name, chain) for chain in needs.chains)
+            needed = elements(needs, self._held.sets)
+            comparison.want(needed, sets)
+            self._held.size += sum(map(len, needed.values()))
+        return comparison.delta(sets, chains), chains
+
+    def _replacement(self) -> Delta:
+        """All that the ports need, in place of the table; admits all ports."""
+        self._held.start_over()
+        for ports in self._held.portions():
+            self._held.ownership.admit(ports)
+        layout = lay_out(self._held.base, self._held.fragments())
+        self._held.size = sum(map(len, layout.elements.values()))
+        self._held.rules = Counter({name: len(chain.rules) for name, chain in layout.chains.items()})
+        return replacement(layout)
 
     def _write_by_halves(
         self, wanted: Mapping[PortKey, ServicePlan], last: Sequence[Operation], outcome: Outcome
@@ -371,7 +399,7 @@ class NftablesDataplane:
             refused = self._write_new_table((), outcome)
         else:
             refused = self._write(self._compare(listing, known=True), (), outcome)
-        return not refused and self._change(wanted, suspects, outcome) and not self._table.commit(last)
+        return not refused and self._change(wanted, suspects, outcome) and not self._commit(last, outcome)
 
     def _write(
         self,
@@ -383,7 +411,7 @@ class NftablesDataplane:
         """Writes DELTA. Returns those of PORTS (None: of all) because of which the kernel refused something; then not
         all is written."""
         for operations in transactions(delta, self._held.sets, last):
-            if errors := self._table.commit(operations):
+            if errors := self._commit(operations, outcome):
                 refused = refused_ports(operations, errors, self._held.fragments() if ports is None else ports.items())
                 if not refused and not contradicts(errors):
                     raise Unattributed(next(iter(errors.values())))
@@ -392,6 +420,16 @@ class NftablesDataplane:
                 return refused
         self._count_written(delta, outcome)
         return {}
+
+    def _commit(self, operations: Sequence[Operation], outcome: Outcome) -> Mapping[int, NetlinkError]:
+        """See Table.commit; records a refusal."""
+        try:
+            errors = self._table.commit(operations)
+        except Unattributed as refusal:
+            outcome.refusals.append(str(refusal))
+            raise
+        outcome.refusals += [str(error) for error in errors.values()][:1]
+        return errors
 
     def _count_written(self, delta: Delta, outcome: Outcome) -> None:
         rules = sum(len(chain.rules) for chain in (*delta.chains, *delta.changed))

@@ -206,6 +206,8 @@ def elements(needs: Needs, sets: Mapping[str, Set]) -> dict[str, Sequence[Elemen
         found.setdefault(claim.verdict.set, []).append(claim.verdict)
         if claim.sources:
             found.setdefault(claim.sources[0].set, []).extend(claim.sources)
+        for element in claim.loopback:
+            found.setdefault(element.set, []).append(element)
     try:
         return {**found, **_encoded_targets(needs.claims, sets), **_encoded_shared(needs.shared, sets)}
     except ValueError:  # one of them is invalid; of values it can be told which

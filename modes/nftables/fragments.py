@@ -37,7 +37,8 @@ class Claim(NamedTuple):
     would not work. The keys of all elements contain the frontend, so those of different frontends never collide.
     targets: None when traffic is refused or dropped, or translated by chains of the fragment. sources: the only ones
     that may use it; empty for all. balancer: how traffic is treated; None when it is refused or dropped. own: a chain
-    of the fragment does that, not the one that all ports share.
+    of the fragment does that, not the one that all ports share. loopback: what packets to the node port on loopback
+    need.
     """
 
     frontend: Frontend
@@ -46,15 +47,16 @@ class Claim(NamedTuple):
     sources: tuple[Element, ...] = ()
     balancer: Balancer | None = None
     own: bool = False
+    loopback: tuple[Element, ...] = ()
 
     @property
     def elements(self) -> tuple[Element, ...]:
-        return (self.verdict, *(self.targets.elements if self.targets else ()), *self.sources)
+        return (self.verdict, *(self.targets.elements if self.targets else ()), *self.sources, *self.loopback)
 
     @property
     def size(self) -> int:
         """How many elements there are."""
-        return 1 + (len(self.targets.ends) if self.targets else 0) + len(self.sources)
+        return 1 + (len(self.targets.ends) if self.targets else 0) + len(self.sources) + len(self.loopback)
 
     @property
     def needs(self) -> Balancer | None:
@@ -102,7 +104,9 @@ class Settings:
     """All that rules depend on besides the plans.
 
     masquerade_mark: the bit of the packet mark that asks for masquerading, as a mask (1 << masqueradeBit).
-    node_port_addresses: where node ports answer; loopback never does, in either family.
+    node_port_addresses: where node ports answer by translation; loopback never does, in either family.
+    refuses_localhost: packets to node ports on loopback are refused and counted, unless localhost_networks serves them.
+    localhost_networks: the networks on loopback where TCP node ports are served by a process.
     service_cidrs: the ranges of cluster IPs in this family; traffic to an address in them that no Service has is
     dropped. Empty when they are not known.
     """
@@ -115,3 +119,5 @@ class Settings:
     service_cidrs: tuple[str, ...] = ()
     tcp_be_liberal: bool = False
     random_fully: bool = True
+    refuses_localhost: bool = False
+    localhost_networks: tuple[str, ...] = ()

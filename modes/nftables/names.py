@@ -21,6 +21,9 @@ CLUSTER_IPS = "cluster-ips"
 HAIRPINS = "hairpins"
 SERVICE_CIDRS = "service-cidrs"
 NODE_PORT_ADDRESSES = "node-port-addresses"
+LOCALHOST_PORTS = "localhost-ports"  # the map of node ports on loopback that a process serves
+LOCALHOST_REFUSED = "localhost-refused"  # the node ports to refuse there
+LOCALHOST, LOCALHOST_REFUSE = "localhost", "localhost-refuse"  # chains
 
 REFUSE = "refuse"  # "reject" is a word of nft's language
 

@@ -1,8 +1,9 @@
-"""Which Service ports need which frontend, shared element and shared chain, and what a change of some ports changes.
+"""Which Service ports need which frontend, shared element, chain and set, and what a change of some ports changes.
 
 Several ports may need the same: two Services may ask for one external IP and port, the ports of a Service share its
-cluster IP, all frontends with as many endpoints share a chain. A frontend is served as the first of its ports by name
-asks for, so that the result does not depend on the order in which they came. Pure.
+cluster IP, all frontends with as many endpoints share a chain, and all ports with one affinity timeout share a set of
+clients. A frontend is served as the first of its ports by name asks for, so that the result does not depend on the
+order in which they came. Pure.
 
 Fragments are only counted, not kept: they are rendered again from the plans when they are needed.
 """
@@ -28,7 +29,7 @@ Place = tuple[str, Key]
 
 TRANSPORTS = {protocol.lower(): protocol for protocol in Transport}
 BY_ADDRESS = frozenset({names.SERVICES, names.ENDPOINTS, names.SOURCES})
-BY_NODE_PORT = frozenset({names.NODE_PORTS, names.NODE_PORT_ENDPOINTS})
+BY_NODE_PORT = frozenset({names.NODE_PORTS, names.NODE_PORT_ENDPOINTS, names.LOCALHOST_PORTS, names.LOCALHOST_REFUSED})
 
 
 def frontend_of(place: Place) -> Frontend | None:
@@ -78,6 +79,7 @@ class Ownership:
         # How many need an element, by its set and the address of which its key is made.
         self._shared: dict[str, dict[str | int, int]] = {names.CLUSTER_IPS: {}, names.HAIRPINS: {}}
         self._balancers: Counter[Balancer] = Counter()
+        self._sets: Counter[Set] = Counter()
 
     def balancers(self) -> Collection[Balancer]:
         """The shared chains that any port needs."""
@@ -105,14 +107,16 @@ class Ownership:
         added = [b for b in self._count_balancers(served, 1) if b not in before]
         chains = {balancer.name: balancer_chain(balancer, self._settings) for balancer in added}
         chains.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
-        sets = {found.name: found for fragment in fragments.values() for found in fragment.sets}
+        needed_sets = Counter(found for fragment in fragments.values() for found in fragment.sets)
+        self._sets.update(needed_sets)
+        new_sets = [found for found, number in needed_sets.items() if self._sets[found] == number]
         cluster_ips = [fragment.cluster_ip for fragment in fragments.values() if fragment.cluster_ip]
         hairpins = [ip for fragment in fragments.values() for ip in fragment.hairpins]
         shared = {
             names.CLUSTER_IPS: self._fresh(names.CLUSTER_IPS, cluster_ips),
             names.HAIRPINS: self._fresh(names.HAIRPINS, hairpins),
         }
-        return Needs(served, shared, list(chains.values()), list(sets.values()))
+        return Needs(served, shared, list(chains.values()), new_sets)
 
     def _fresh(self, name: str, addresses: Sequence[str]) -> list[str]:
         """Counts the users of shared elements; returns the addresses that nobody needed before, each once."""
@@ -132,9 +136,11 @@ class Ownership:
         claims = (claim for fragments in (old, new) for fragment in fragments.values() for claim in fragment.claims)
         frontends = dict.fromkeys(claim.frontend for claim in claims)
         elements = dict.fromkeys(e for some in (old, new) for fragment in some.values() for e in fragment.shared)
+        sets = dict.fromkeys(found for some in (old, new) for fragment in some.values() for found in fragment.sets)
         before = self._served(frontends, old)
         balancers = self._count_balancers(before, -1)
         present = [element for element in elements if self.shares(element)]
+        sets_before = [found for found in sets if self._sets[found]]
         self._count(old, -1)
         self._count(new, 1)
         after = self._served(frontends, new)
@@ -142,8 +148,14 @@ class Ownership:
         shared_before = balancers.keys() | {b for b in needed if self._balancers[b] > needed[b]}
         shared_after = needed.keys() | {b for b in balancers if self._balancers[b]}
         return Change(
-            self._part(old, before, present, shared_before),
-            self._part(new, after, [element for element in elements if self.shares(element)], shared_after),
+            self._part(old, before, present, shared_before, sets_before),
+            self._part(
+                new,
+                after,
+                [element for element in elements if self.shares(element)],
+                shared_after,
+                [found for found in sets if self._sets[found]],
+            ),
         )
 
     def _served(self, frontends: Iterable[Frontend], fragments: Fragments) -> list[Claim]:
@@ -165,6 +177,10 @@ class Ownership:
                 self._claim(claim.frontend, key, step > 0)
             for element in fragment.shared:
                 self._count_shared(element, step)
+            for found in fragment.sets:
+                self._sets[found] += step
+                if not self._sets[found]:
+                    del self._sets[found]
 
     def _count_shared(self, element: Element, step: int) -> None:
         counts = self._shared[element.set]
@@ -191,10 +207,15 @@ class Ownership:
         return needed
 
     def _part(
-        self, fragments: Fragments, claims: Iterable[Claim], shared: Iterable[Element], balancers: Iterable[Balancer]
+        self,
+        fragments: Fragments,
+        claims: Iterable[Claim],
+        shared: Iterable[Element],
+        balancers: Iterable[Balancer],
+        sets: Iterable[Set],
     ) -> Part:
         elements = {(e.set, e.key): e for claim in claims for e in claim.elements}
         elements.update(((e.set, e.key), e) for e in shared)
         chains = {balancer.name: balancer_chain(balancer, self._settings) for balancer in balancers}
         chains.update((chain.name, chain) for fragment in fragments.values() for chain in fragment.chains)
-        return Part({s.name: s for fragment in fragments.values() for s in fragment.sets}, chains, elements)
+        return Part({found.name: found for found in sets}, chains, elements)

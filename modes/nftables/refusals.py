@@ -14,12 +14,18 @@ from kproxy.netfilter.operations import AddChain, AddElements, AddRules, AddSet,
 
 # Something exists that should not, or the other way around: the table is not as it was believed to be.
 SURPRISES = frozenset({errno.EEXIST, errno.ENOENT, errno.EBUSY, errno.ESRCH})
+OBSTACLES = SURPRISES | {errno.EBADMSG}
+"""Why a table that was just read cannot be repaired, or not be read: others have something in it that we do not
+know."""
 
 
 def contradicts(errors: Mapping[int, NetlinkError]) -> bool:
-    """Whether ERRORS say that the table is not as it was believed to be."""
-    found = (e for error in errors.values() for e in (_each(error) or [error]))
-    return any(error.errno in SURPRISES for error in found)
+    """Whether ERRORS, by the index of the operation, say that the table is not as it was believed to be.
+
+    The first of them decides, as the others may follow from it: of a set that is refused, every rule that uses it.
+    """
+    first = errors[min(errors)]
+    return any(error.errno in SURPRISES for error in (_each(first) or [first]))
 
 
 def refused_ports(

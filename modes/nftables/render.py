@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 
 import msgspec
 
-from kproxy.model.addresses import is_loopback
+from kproxy.kernel.constants import LOOPBACK_NETWORK
+from kproxy.model.addresses import collapsed, is_loopback
 from kproxy.model.plans import Endpoint, Family, Frontend, PortKey, ServicePlan
 from kproxy.modes.nftables import chains, names
 from kproxy.modes.nftables.chains import ADDRESS_KEY, NODE_PORT_KEY, balancer_chain
 from kproxy.modes.nftables.fragments import Base, Claim, Fragment, Settings, Targets
 from kproxy.modes.nftables.names import Balancer, Kind, PortNames
+from kproxy.modes.userspace.listeners import LOOPBACK, localhost_listener
 from kproxy.netfilter.objects import (
     AddressIn,
     BaseChain,
     Chain,
+    Count,
     CtInvalid,
     CtTranslated,
+    DnatByMap,
     Drop,
     Element,
     FibLocal,
     Field,
+    Goto,
     Hook,
     InSet,
     Jump,
@@ -35,6 +39,7 @@ from kproxy.netfilter.objects import (
     MarkClear,
     MarkHas,
     Masquerade,
+    ProtocolIs,
     Reject,
     Rule,
     Set,
@@ -47,6 +52,8 @@ MAX_COMMENT = 128  # characters, of nft's text; the names of a namespace, a Serv
 # Priorities. Just after kube-proxy's and iptables' -100: should kube-proxy take the node back, its translations win,
 # though it knows nothing of our table and leaves it.
 DSTNAT, FILTER, SRCNAT = -99, 0, 100
+COUNTED = ("tcp", "udp", "sctp")
+"""The protocols of the rules that refuse node ports on loopback and count the packets, in their order."""
 
 
 # ---------------------------------------------------------------- one Service port
@@ -54,7 +61,7 @@ DSTNAT, FILTER, SRCNAT = -99, 0, 100
 
 def render_port(plan: ServicePlan, settings: Settings) -> Fragment:
     """The elements that one Service port needs, and with client IP affinity its sets and chains."""
-    claims = tuple(_claims(plan))
+    claims = tuple(_claims(plan, settings))
     hairpins = tuple(dict.fromkeys([e.ip for e in plan.reachable])) if plan.has_endpoints else ()
     if not (plan.affinity_seconds and plan.has_endpoints):
         return Fragment(claims, plan.cluster_ip, hairpins)
@@ -70,7 +77,7 @@ def _own_chains(plan: ServicePlan, claims: Iterable[Claim], settings: Settings) 
     yield from chains.endpoint_chains(plan)
 
 
-def _claims(plan: ServicePlan) -> Iterator[Claim]:
+def _claims(plan: ServicePlan, settings: Settings) -> Iterator[Claim]:
     """One claim for each frontend of the port; an address that is given twice counts as the first kind it has."""
     seen = {plan.cluster_ip}
     yield _claim(plan, plan.cluster_ip, Kind.CLUSTER, plan.internal_endpoints)
@@ -81,7 +88,16 @@ def _claims(plan: ServicePlan) -> Iterator[Claim]:
                 seen.add(ip)
                 yield _claim(plan, ip, kind, plan.cluster, ranges)
     if plan.node_port:
-        yield _claim(plan, "", Kind.NODE_LOCAL if plan.external_local else Kind.NODE_EXTERNAL, plan.cluster)
+        claim = _claim(plan, "", Kind.NODE_LOCAL if plan.external_local else Kind.NODE_EXTERNAL, plan.cluster)
+        yield claim._replace(loopback=tuple(_on_loopback(plan, settings))) if settings.refuses_localhost else claim
+
+
+def _on_loopback(plan: ServicePlan, settings: Settings) -> Iterator[Element]:
+    """What packets to the node port on loopback need: to get to the process that serves it, or else to be refused."""
+    key = (plan.protocol.lower(), plan.node_port)
+    yield Element(names.LOCALHOST_REFUSED, key)
+    if settings.localhost_networks and localhost_listener(plan):
+        yield Element(names.LOCALHOST_PORTS, key, (LOOPBACK[plan.family], plan.node_port))
 
 
 def _claim(
@@ -123,18 +139,12 @@ def _ranges(plan: ServicePlan) -> tuple[str, ...] | None:
     if plan.node_in_source_ranges:
         # A load balancer may make its IP an address of the node, whose own traffic then carries it as source.
         allowed += plan.load_balancer_ips
-    return _collapsed(allowed, plan.family) or (() if plan.admits_nobody else None)
+    return _without_overlaps(allowed) or (() if plan.admits_nobody else None)
 
 
-def _collapsed(cidrs: list[str] | tuple[str, ...], family: Family) -> tuple[str, ...]:
+def _without_overlaps(cidrs: Iterable[str]) -> tuple[str, ...]:
     """CIDRS without overlaps, which the kernel's interval sets refuse; empty when they hold everything."""
-    parsed = [ip_network(cidr, strict=False) for cidr in cidrs]
-    merged: list[IPv4Network] | list[IPv6Network]
-    if family is Family.IPV4:
-        merged = list(collapse_addresses(n for n in parsed if isinstance(n, IPv4Network)))
-    else:
-        merged = list(collapse_addresses(n for n in parsed if isinstance(n, IPv6Network)))
-    return tuple(str(n) for n in merged if n.prefixlen)
+    return tuple(cidr for cidr in collapsed(cidrs) if not cidr.endswith("/0"))
 
 
 # ---------------------------------------------------------------- the node
@@ -144,10 +154,10 @@ def render_base(settings: Settings) -> Base:
     """The sets, maps and chains that a node needs whatever its Services are."""
     address = Type.IPV4 if settings.family is Family.IPV4 else Type.IPV6
     addresses = settings.node_port_addresses
-    sets, elements = list(_maps(address)), []
+    sets, elements = list(_maps(settings, address)), []
     if settings.service_cidrs:
         sets.append(Set(names.SERVICE_CIDRS, (address,), interval=True))
-        cidrs = _collapsed(settings.service_cidrs, settings.family)
+        cidrs = _without_overlaps(settings.service_cidrs)
         elements += [Element(names.SERVICE_CIDRS, (cidr,)) for cidr in cidrs]
     if not addresses.match_all:
         sets.append(Set(names.NODE_PORT_ADDRESSES, (address,)))
@@ -155,7 +165,7 @@ def render_base(settings: Settings) -> Base:
     return Base(settings, tuple(sets), tuple(_chains(settings)), tuple(elements))
 
 
-def _maps(address: Type) -> Iterator[Set]:
+def _maps(settings: Settings, address: Type) -> Iterator[Set]:
     """The sets and maps that hold elements of Service ports."""
     frontend = (address, Type.PROTO, Type.PORT)
     target = (address, Type.PORT)
@@ -166,11 +176,20 @@ def _maps(address: Type) -> Iterator[Set]:
     yield Set(names.SOURCES, (*frontend, address), interval=True)
     yield Set(names.CLUSTER_IPS, (address,))
     yield Set(names.HAIRPINS, (address, address))
+    if settings.refuses_localhost:
+        yield Set(names.LOCALHOST_REFUSED, frontend[1:])
+    if settings.localhost_networks:
+        yield Set(names.LOCALHOST_PORTS, frontend[1:], SetKind.MAP, target)
 
 
 def _chains(settings: Settings) -> Iterator[Chain]:
     services = ((Jump(names.SERVICES),),)
     yield Chain(names.REFUSE, ((Reject(),),))
+    if settings.refuses_localhost:
+        yield Chain(names.LOCALHOST, tuple(_localhost(settings)))
+        # A client on this node that gets an ICMPv6 error notices it only when it sends again, a second later.
+        refused = tuple((ProtocolIs(p), Count(), Reject(tcp_reset=p == "tcp")) for p in COUNTED)
+        yield Chain(names.LOCALHOST_REFUSE, refused)
     yield Chain(names.SERVICES, tuple(_services(settings)))
     yield Chain("nat-prerouting", services, BaseChain("nat", Hook.PREROUTING, DSTNAT))
     yield Chain("nat-output", services, BaseChain("nat", Hook.OUTPUT, DSTNAT))
@@ -186,12 +205,20 @@ def _services(settings: Settings) -> Iterator[Rule]:
     yield InSet((Field.DADDR,), names.CLUSTER_IPS), Reject()
     if settings.service_cidrs:
         yield InSet((Field.DADDR,), names.SERVICE_CIDRS), Drop()
+    if settings.refuses_localhost:
+        yield AddressIn(Field.DADDR, LOOPBACK_NETWORK[settings.family]), Goto(names.LOCALHOST)
     node_ports = Lookup(NODE_PORT_KEY, names.NODE_PORTS)
     if settings.node_port_addresses.match_all:
-        loopback = "127.0.0.0/8" if settings.family is Family.IPV4 else "::1/128"
-        yield AddressIn(Field.DADDR, loopback, negate=True), FibLocal(Field.DADDR), node_ports
+        yield AddressIn(Field.DADDR, LOOPBACK_NETWORK[settings.family], negate=True), FibLocal(Field.DADDR), node_ports
     else:
         yield InSet((Field.DADDR,), names.NODE_PORT_ADDRESSES), node_ports
+
+
+def _localhost(settings: Settings) -> Iterator[Rule]:
+    """Sends what is served on loopback to the one address that the process listens on, and refuses other node ports."""
+    for network in settings.localhost_networks:
+        yield AddressIn(Field.DADDR, network), DnatByMap(NODE_PORT_KEY, names.LOCALHOST_PORTS)
+    yield InSet(NODE_PORT_KEY, names.LOCALHOST_REFUSED), Goto(names.LOCALHOST_REFUSE)
 
 
 def _postrouting(settings: Settings) -> Iterator[Rule]:

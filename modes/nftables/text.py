@@ -10,6 +10,7 @@ from kproxy.modes.nftables.render import Layout
 from kproxy.netfilter.objects import (
     AddressIn,
     Chain,
+    Count,
     CtInvalid,
     CtTranslated,
     Dnat,
@@ -138,6 +139,8 @@ class Writer:
                 return f"meta mark set meta mark | {mask:#010x}"
             case MarkClear(mask):
                 return f"meta mark set meta mark & {WHOLE ^ mask:#010x}"
+            case Count():
+                return "counter"
             case Update(set_, key):
                 return f"update @{set_} {{ {self.key(key)} }}"
             case Lookup(key, map_):
@@ -148,8 +151,8 @@ class Writer:
                 return f"dnat to {address_port(address, port)}"
             case Masquerade(fully_random):
                 return "masquerade fully-random" if fully_random else "masquerade"
-            case Reject():
-                return "reject"
+            case Reject(tcp_reset):
+                return "reject with tcp reset" if tcp_reset else "reject"
             case Drop():
                 return "drop"
             case Jump(chain):

@@ -208,7 +208,7 @@ def _not_served(
     """Each port that is not served as it should be, with one line of why."""
     for key, error in faults.items():
         yield key, one_line(f"{key}: unexpected {type(error).__name__}: {error}")
-    for (key, reach), why in failed.items():
+    for (key, reach, _), why in failed.items():
         yield key, one_line(f"{key}: no listener for policy {reach.value}: {why}")
     for key in keys:
         if key in wanted and (reason := unserved(wanted[key])):

@@ -19,10 +19,10 @@ from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes import settings
 from kproxy.modes.base import Dataplane
 from kproxy.modes.drivers import Driver, Equipment
-from kproxy.modes.iptables.apply import IptablesDataplane
-from kproxy.modes.iptables.driver import serve_localhost
+from kproxy.modes.iptables.driver import hand_over
 from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.forwarder import ForwarderProcess
+from kproxy.modes.userspace.listeners import Statistics
 from kproxy.modes.userspace.messages import Settings as ForwarderSettings
 from kproxy.modes.userspace.render import Settings
 
@@ -52,16 +52,16 @@ class UserspaceDriver(Driver):
             )
         )
         equipment.stack.callback(self._forwarder.close)
-        equipment.metrics.read_forwarder_with(self._forwarder.statistics)
         self._dataplanes: dict[Family, UserspaceDataplane] = {}
 
     def dataplane(self, family: Family) -> Dataplane:
         tables, drift = self._equipment.tables(family)
         dataplane = UserspaceDataplane(self._settings(family, NodeInfo()), tables, self._forwarder, drift)
         self._dataplanes[family] = dataplane
-
-        self._dataplanes[family] = dataplane
         return dataplane
+
+    def forwarder_statistics(self) -> Statistics:
+        return self._forwarder.statistics()
 
     def configure(self, family: Family, node: NodeInfo, plans: FamilyPlans) -> None:
         self._dataplanes[family].configure(self._settings(family, node))
@@ -76,20 +76,12 @@ class UserspaceDriver(Driver):
 
     def finish(self, plans: Mapping[Family, FamilyPlans], node: NodeInfo) -> None:
         for family in plans:
-            self._hand_over(family, plans[family], node)
+            hand_over(self._equipment, family, node, plans[family])
         _log.info("Handed over to rules of iptables mode, which serve until the next start")
         time.sleep(LAST_ANSWERS)
         for family in plans:
             self._redirect_flows(family, plans[family], node)
         self._await_last_connections()
-
-    def _hand_over(self, family: Family, plans: FamilyPlans, node: NodeInfo) -> None:
-        config, features = self._equipment.config, self._equipment.features
-        wanted = settings.iptables_settings(config, family, node, plans.endpoints, features)
-        if wanted.serves_localhost:
-            serve_localhost()
-        tables, _ = self._equipment.tables(family)
-        IptablesDataplane(wanted, tables).apply(plans.plans, None)
 
     def _redirect_flows(self, family: Family, plans: FamilyPlans, node: NodeInfo) -> None:
         """Delete UDP flows that connection tracking sends to a proxy port, which is closed soon."""

@@ -74,6 +74,23 @@ class ForwarderProcess:
                 except AnswerOverdue as error:  # costs this reading only
                     raise ForwarderBusy(str(error)) from error
 
+    def end_unused(self) -> bool:
+        """End the workers when no family has a listener and no connection is open; the next `update` starts others.
+
+        Returns False while connections are open. Raises ForwarderBusy, or another KernelError when they have ended.
+        """
+        with self._exclusive():
+            if (workers := self._workers) is None or any(self._listening.values()):
+                return True
+            with self._losing():
+                counted = workers.count(STATISTICS_TIMEOUT)
+            if counted.connections or counted.sessions:
+                return False
+            workers.end()
+            self._workers = None
+            log.v(2).info("Forwarder ended, as nothing listens any more", pids=workers.pids)
+            return True
+
     @property
     def pids(self) -> tuple[int, ...]:
         """The processes' ids; none before they were started or after they were found to have ended."""

@@ -47,9 +47,13 @@ class ListenerTable:
         found = self._open.get(key)
         return found[1] if found else 0
 
+    def all(self) -> frozenset[ListenerKey]:
+        """The open listeners."""
+        return frozenset(self._open)
+
     def names(self) -> frozenset[PortKey]:
         """The Service ports that have a listener."""
-        return frozenset(key for key, _ in self._open)
+        return frozenset(listener.key for listener in self._open)
 
     def open(self, wanted: Mapping[ListenerKey, Listener]) -> dict[ListenerKey, str]:
         """Open these listeners, or change them to what is given. Returns those that failed, with the reason (one line).

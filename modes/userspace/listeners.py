@@ -1,7 +1,8 @@
-"""The interface between userspace mode's rules and its forwarder: listeners as values. Pure.
+"""The interface between a mode and the forwarder: listeners as values. Pure.
 
-A Service port has one listener for each list of endpoints that some of its traffic may reach (policy Cluster, policy
-Local). Each listens on a proxy port of its own, to which the portal rules redirect.
+In userspace mode a Service port has one listener for each list of endpoints that some of its traffic may reach (policy
+Cluster, policy Local). Each listens on a proxy port of its own, to which the portal rules redirect. In other modes a
+node port may have a listener on loopback (kproxy.modes.userspace.localhost_ports).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from kproxy.errors import KernelError
-from kproxy.model.plans import Endpoint, Family, PortKey
+from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
+from kproxy.model.plans import Protocol as Transport
 
 
 class Reach(StrEnum):
@@ -24,10 +26,14 @@ class Reach(StrEnum):
 
 
 class ListenerKey(NamedTuple):
-    """Identifies a listener within one IP family."""
+    """Identifies a listener within one IP family.
+
+    node_port: the port on loopback that it listens on; 0 for a proxy port, which the forwarder allocates.
+    """
 
     key: PortKey
     reach: Reach
+    node_port: int = 0
 
 
 class Listener(msgspec.Struct, frozen=True, gc=False):
@@ -36,6 +42,24 @@ class Listener(msgspec.Struct, frozen=True, gc=False):
     family: Family
     endpoints: tuple[Endpoint, ...]
     affinity_seconds: int = 0
+
+
+LOOPBACK: Mapping[Family, str] = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
+"""The address that node ports on loopback listen on."""
+
+
+def localhost_listener(plan: ServicePlan) -> tuple[ListenerKey, Listener] | None:
+    """The listener that the node port of PLAN needs on loopback; None without a TCP node port or an endpoint for it.
+
+    A client on the node gets the endpoints of the external traffic policy, as in KEP-6032: with policy Local only those
+    on this node.
+    """
+    if plan.protocol is not Transport.TCP or not plan.node_port or not plan.has_endpoints:
+        return None
+    if not (endpoints := plan.external_endpoints):
+        return None
+    reach = Reach.LOCAL if plan.external_local else Reach.CLUSTER
+    return ListenerKey(plan.key, reach, plan.node_port), Listener(plan.family, endpoints, plan.affinity_seconds)
 
 
 class Statistics(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec.structs import replace
 
+from kproxy.model.addresses import collapsed, contains
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, Protocol, ServicePlan, address_port
 from kproxy.modes.userspace.listeners import Listener, Reach
@@ -160,9 +161,15 @@ class _Port:
         plan, inward, host = self._plan, self._inward(), self._outward()
         for ip in plan.external_ips:
             yield from self._address(ip, "external IP", inward, host)
-        ranges = plan.source_ranges if self._rules.firewalled else ("",)
+        # Without overlaps, as ip6tables-nft compares source addresses without their masks (1.8.9): asked to delete
+        # fd00::/64 it may delete fd00::/32.
+        ranges = collapsed(plan.source_ranges) if self._rules.firewalled else ("",)
         # A load balancer may assign its IP to the node, whose own traffic then has it as source address.
-        own = tuple(f"{ip}/{self._rules.width}" for ip in plan.load_balancer_ips if plan.node_in_source_ranges)
+        own = tuple(
+            f"{ip}/{self._rules.width}"
+            for ip in plan.load_balancer_ips
+            if plan.node_in_source_ranges and not any(contains(cidr, ip) for cidr in ranges if cidr)
+        )
         for ip in plan.load_balancer_ips:
             for source in ranges:
                 yield from self._address(ip, "loadbalancer IP", inward, host, source)

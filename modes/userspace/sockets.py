@@ -1,4 +1,6 @@
-"""Sockets bound to proxy ports, on every address of the node, and how the kernel shares a port between workers."""
+"""Sockets bound to proxy ports, on every address of the node, or to node ports on loopback, and how the kernel shares a
+port between workers.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from kproxy.model.plans import Family, Protocol
+from kproxy.modes.userspace.listeners import LOOPBACK
 
 # A peer that vanished is noticed after two minutes; accepted sockets inherit these options.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
@@ -20,6 +23,7 @@ LOAD_WORD, TO_X, XOR_X, MULTIPLY, SHIFT_RIGHT, MODULO, RETURN_A = 0x20, 0x07, 0x
 NETWORK_HEADER = 2**32 - 0x100000  # SKF_NET_OFF
 IP_PKTINFO = 8  # include/uapi/linux/in.h
 ANY_ADDRESS = {Family.IPV4: (socket.AF_INET, "0.0.0.0"), Family.IPV6: (socket.AF_INET6, "::")}
+LOOPBACK_DEVICE = b"lo\0"
 _KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 
 
@@ -99,8 +103,19 @@ def _by_client(family: Family, workers: int) -> Iterator[tuple[int, int, int, in
     yield RETURN_A, 0, 0, 0
 
 
-def _bound(family: Family, protocol: Protocol, port: int, shared: bool = False) -> socket.socket:
-    number, everywhere = ANY_ADDRESS[family]
+def on_loopback(family: Family, port: int, shared: bool = False) -> socket.socket:
+    """A non-blocking TCP socket on PORT of the loopback address, not listening yet. shared: others have it already.
+
+    Only packets that come by the loopback interface reach it: with the sysctl route_localnet, which this program does
+    not need but others may set, the address alone would keep no neighbour on the link out. Raises OSError.
+    """
+    return _bound(family, Protocol.TCP, port, shared, loopback=True)
+
+
+def _bound(
+    family: Family, protocol: Protocol, port: int, shared: bool = False, loopback: bool = False
+) -> socket.socket:
+    number, address = ANY_ADDRESS[family]
     made = socket.socket(number, _KINDS[protocol] | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if number == socket.AF_INET6:
@@ -113,7 +128,10 @@ def _bound(family: Family, protocol: Protocol, port: int, shared: bool = False) 
             made.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         if shared:
             share(made)
-        made.bind((everywhere, port))
+        if loopback:
+            address = LOOPBACK[family]
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, LOOPBACK_DEVICE)
+        made.bind((address, port))
     except OSError as error:
         made.close()
         raise OSError(error.errno, os.strerror(error.errno or 0)) from error

@@ -114,9 +114,7 @@ class OpenListeners:
         counter = self._slot.counter(change.counter)
         if self._slot.first:
             counter.value = 0
-            bound = self._ports.open(family, transport)
-        else:
-            bound = sockets.join(family, transport, change.port)
+        bound = self._bound(family, change)
         port = bound.getsockname()[1]
         affinity = self._affinities.setdefault((family, change.key.key), Affinity())
         balancer = Balancer(targets, wanted.affinity_seconds, affinity, counter)
@@ -127,14 +125,21 @@ class OpenListeners:
             listener = made(self._resources, bound, balancer)
         except BaseException:
             bound.close()
-            self._release(family, transport, port)
+            self._release(family, change.key, port)
             raise
         self._resources.descriptors.left -= 1
         return listener
 
-    def _release(self, family: Family, transport: Transport, port: int) -> None:
-        if self._slot.first:
-            self._ports.release(family, transport, port)
+    def _bound(self, family: Family, change: Change) -> socket.socket:
+        """The socket for a listener, on a port that the first worker allocates and the others share. Raises OSError."""
+        transport, first = change.key.key.protocol, self._slot.first
+        if change.key.node_port:
+            return sockets.on_loopback(family, change.key.node_port, shared=not first)
+        return self._ports.open(family, transport) if first else sockets.join(family, transport, change.port)
+
+    def _release(self, family: Family, key: ListenerKey, port: int) -> None:
+        if self._slot.first and not key.node_port:
+            self._ports.release(family, key.key.protocol, port)
 
     def _balance(self, family: Family, key: ListenerKey, found: TcpListener | UdpListener, by_client: bool) -> None:
         """Send all connections of a client with affinity to the same worker, the one that remembers it."""
@@ -146,9 +151,9 @@ class OpenListeners:
         del self._open[family, key]
         self._by_client.discard((family, key))
         found.close()
-        self._release(family, key.key.protocol, found.port)
+        self._release(family, key, found.port)
         self._resources.descriptors.left += 1
-        if not any((family, ListenerKey(key.key, reach)) in self._open for reach in Reach):
+        if not any((family, key._replace(reach=reach)) in self._open for reach in Reach):
             self._affinities.pop((family, key.key), None)
 
 

@@ -6,6 +6,9 @@ kernel refuses (restore_writer).
 
 Of the rules only the values that they were rendered from are kept: rendering is a pure function, so the old rules of a
 port are rendered again when it changes. After any failure nothing is trusted and the next apply reads the kernel.
+
+Where a table cannot be read because of what others have in it, a full check writes the ports' chains without a
+comparison: at first, when others changed something, and now and then where that would go unnoticed.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from kproxy.kernel.iptables import Tables
 from kproxy.model.plans import Family, Frontend, PortKey
 from kproxy.modes.base import Outcome
 from kproxy.modes.xtables.cleanup import clean, superseded
+from kproxy.modes.xtables.reading import read
 from kproxy.modes.xtables.reconcile import Change, Reconciliation, delta
 from kproxy.modes.xtables.restore_writer import LIMITS, Writer
 from kproxy.modes.xtables.restores import NODE, Owner
-from kproxy.modes.xtables.rules import Base, Fragment
-from kproxy.modes.xtables.saved import Saved
+from kproxy.modes.xtables.rules import Base, Chain, Fragment
 
 _log = logs.get("iptables")
 
@@ -36,6 +39,8 @@ NOTHING = Fragment()
 READ_AT_LEAST = 3600.0
 """Seconds after which the tables are read even if the kernel notified of no change: trust must not rest on one
 source."""
+REWRITE_AFTER = 30.0
+"""Seconds after which chains that cannot be read are written again where others' changes may go unnoticed."""
 
 
 class RenderFault(Exception):
@@ -114,6 +119,8 @@ class ChainWriter(Generic[P]):
         self._totals: Counter[str] = Counter()
         self._trusted = False
         self._read_at: float | None = None
+        self._rewritten_at = float("-inf")
+        self._unreadable: dict[str, str] = {}
 
     def rebase(self, base: Base, render: Callable[[P], Fragment]) -> None:
         """Replace `base` and `render`: the next apply compares everything with the kernel."""
@@ -132,15 +139,20 @@ class ChainWriter(Generic[P]):
     def apply(self, wanted: Mapping[PortKey, P], touched: Collection[PortKey] | None) -> Outcome:
         """Bring the kernel to WANTED; touched: as in Dataplane.apply."""
         outcome = Outcome()
-        full, trusted = touched is None, self._trusted
-        known = trusted and not (full and self._drift.changed())
-        if known and self._change(wanted, touched, outcome) and not (full and self._reading_is_due()):
-            return self._done(outcome)
-        before = outcome.transactions
-        self._check(wanted, outcome)
+        full, trusted, whole = touched is None, self._trusted, not self._unreadable
+        drifted = full and self._drift.changed()
+        known = trusted and not drifted
+        with outcome.kept_on_failure():
+            if known and self._change(wanted, touched, outcome) and not (full and self._reading_is_due()):
+                return self._done(outcome)
+            before = outcome.transactions
+            self._check(wanted, outcome, believe=known and self._trusted and self._notices())
+        if drifted:  # who flushes one table flushes the next, while this was written
+            self._rewritten_at = float("-inf")
         # A refused port is written and deleted again at every check.
         refused = self._refused or self._faults
         outcome.repaired = full and trusted and not refused and outcome.transactions > before
+        outcome.repaired &= drifted or (whole and not self._unreadable)  # else it may have been as it should
         return self._done(outcome)
 
     # ---------------------------------------------------------------- by difference
@@ -201,36 +213,46 @@ class ChainWriter(Generic[P]):
 
     # ---------------------------------------------------------------- by comparison with the kernel
 
-    def _check(self, wanted: Mapping[PortKey, P], outcome: Outcome) -> None:
-        """Make the kernel equal to the wanted plans, except for ports that are refused: they keep what they had."""
+    def _check(self, wanted: Mapping[PortKey, P], outcome: Outcome, believe: bool) -> None:
+        """Make the kernel equal to the wanted plans, except for ports that are refused: they keep what they had.
+
+        believe: chains that cannot be read are as they were written last.
+        """
         self._trusted = False
         self._refused, self._faults = {}, {}
         target = dict(wanted)
-        refused = self._compare(target, outcome)
+        refused = self._compare(target, outcome, believe)
         if refused:
             self._refused = {key: (wanted[key], why) for key, why in refused.items()}
             for key in refused:
                 _replace(target, key, self._held.get(key))
             # This deletes what the refused ports had written before the line that was refused.
-            for key in self._compare(target, outcome):
+            for key in self._compare(target, outcome, believe=False):
                 del target[key]
         self._held = target
         self._trusted = True
 
-    def _compare(self, target: dict[PortKey, P], outcome: Outcome) -> dict[PortKey, str]:
+    def _compare(self, target: dict[PortKey, P], outcome: Outcome, believe: bool) -> dict[PortKey, str]:
         """Write what differs between the kernel and TARGET; returns the ports that the kernel refused."""
-        self._drift.reading()
-        saved = Saved(self._tables.save())
-        comparison = Reconciliation(saved, self._base, self.family, self._limit)
+        if not believe:  # else what others change meanwhile has to be noticed, as it is not read
+            self._drift.reading()
+        saved = read(self._tables, self._base)
+        ours = {table for table, _ in (*self._base.owned, *self._base.shared, *self._base.jumps)}
+        self._unreadable = {f"table {table}": why for table, why in saved.unreadable.items() if table in ours}
+        believed = self._believed if believe else _nothing
+        comparison = Reconciliation(saved, self._base, self.family, self._limit, believed)
         writer = Writer(self._tables, outcome, isolate=True)
         try:
             writer.run(comparison.restores(self._fragments(target)))
             writer.run(superseded(saved, self._base, self._limit, comparison.left))
         finally:
-            self._drift.wrote()
+            if not believe or outcome.transactions:
+                self._drift.wrote()
             # Kept until an apply succeeds: what is gone from the kernel is not found a second time.
             self._abandoned.update(dict.fromkeys(comparison.abandoned))
         self._read_at = self._clock()
+        if not believe:
+            self._rewritten_at = self._read_at
         self._totals = comparison.totals
         for why in writer.refused.values():
             _log.warning("The kernel refused rules", family=self.family.value, why=why)
@@ -251,6 +273,16 @@ class ChainWriter(Generic[P]):
                 _replace(target, key, held)
             yield key, fragment
 
+    def _believed(self, key: PortKey) -> Collection[Chain]:
+        try:
+            return self._fragment(key, self._held.get(key)).chains
+        except RenderFault:
+            return ()
+
+    def _notices(self) -> bool:
+        """Whether nothing that others change where nothing can be read stays unnoticed for long."""
+        return self._drift.proves or self._clock() - self._rewritten_at < REWRITE_AFTER
+
     # ---------------------------------------------------------------- small things
 
     @property
@@ -270,7 +302,7 @@ class ChainWriter(Generic[P]):
         return key in self._refused or key in self._faults
 
     def _reading_is_due(self) -> bool:
-        if not self._drift.proves or self._drift.changed() or self._read_at is None:
+        if not self._drift.proves or self._unreadable or self._drift.changed() or self._read_at is None:
             return True
         return self._clock() - self._read_at >= READ_AT_LEAST
 
@@ -282,7 +314,12 @@ class ChainWriter(Generic[P]):
         outcome.rejected |= {key: fault_reason(error) for key, error in self._faults.items()}
         outcome.faults = dict(self._faults)
         outcome.rules_total = dict(self._totals)
+        outcome.unreadable = dict(self._unreadable)
         return outcome
+
+
+def _nothing(key: PortKey) -> Collection[Chain]:
+    return ()
 
 
 def _count(totals: Counter[str], fragment: Fragment, sign: int) -> None:

@@ -14,8 +14,9 @@ from kproxy.modes.base import Outcome
 from kproxy.modes.xtables import names
 from kproxy.modes.xtables.canonical import canonical
 from kproxy.modes.xtables.node_rules import jump_target
+from kproxy.modes.xtables.reading import read
 from kproxy.modes.xtables.restore_writer import LIMITS, Writer
-from kproxy.modes.xtables.restores import Chore, Part, Restore, Section
+from kproxy.modes.xtables.restores import NodeRules, Part, Restore, Section
 from kproxy.modes.xtables.rules import GUARD, Base
 from kproxy.modes.xtables.saved import Saved
 
@@ -25,10 +26,18 @@ _log = logs.get("iptables")
 def clean(tables: Tables) -> Outcome:
     """Remove all that kube-proxy and kproxy wrote; nothing is written where there is nothing.
 
-    Chains that other programs' rules jump to stay, and so does what the kernel refuses to delete. Raises KernelError.
+    Chains that other programs' rules jump to stay, and so does what the kernel refuses to delete. Where a table cannot
+    be read, what stays is emptied, and named in the outcome. Raises KernelError.
     """
     outcome = Outcome()
-    Writer(tables, outcome, isolate=True).run(removals(Saved(tables.save()), LIMITS[tables.backend]))
+    writer = Writer(tables, outcome, isolate=True)
+    saved = read(tables, Base())
+    writer.run(removals(saved, LIMITS[tables.backend]))
+    for table, why in read(tables, Base()).unreadable.items() if saved.unreadable else ():
+        left = names.NODE_CHAINS.intersection(tables.chains(table)) - {names.MARK_MASQ}
+        if left:
+            writer.run([Restore((Section(table, (Part(NodeRules("stale chains"), declare=tuple(left)),)),))])
+            outcome.unreadable[f"table {table}"] = f"{', '.join(sorted(left))} emptied but not deleted: {why}"
     return outcome
 
 
@@ -72,7 +81,7 @@ def _without(
     chains = sorted(doomed, key=_jumping_first)
     for start in range(0, len(chains), limit):
         some = chains[start : start + limit]
-        yield Restore((Section(table, tuple(Part(Chore(f"chain {c}"), delete=(c,)) for c in some)),))
+        yield Restore((Section(table, tuple(Part(NodeRules(f"chain {c}"), delete=(c,)) for c in some)),))
 
 
 def _jumps(saved: Saved, table: str, doomed: set[str]) -> Iterator[Part]:
@@ -81,7 +90,7 @@ def _jumps(saved: Saved, table: str, doomed: set[str]) -> Iterator[Part]:
             continue
         for rule in saved.rules(table, chain):
             if jump_target(rule) in doomed:
-                yield Part(Chore(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
+                yield Part(NodeRules(f"rule in {chain}: {rule}"), unlink=(f"-D {chain} {rule}",))
 
 
 def _needed(saved: Saved, table: str, doomed: set[str], ours: Collection[str]) -> set[str]:
@@ -101,7 +110,7 @@ def _guards(saved: Saved, table: str) -> Iterator[Part]:
     if table == "filter" and not _emptied(saved, table):
         for rule in saved.rules(table, names.FIREWALL):
             if canonical(rule) == canonical(GUARD):
-                yield Part(Chore(f"rule in {names.FIREWALL}"), unlink=(f"-D {names.FIREWALL} {rule}",))
+                yield Part(NodeRules(f"rule in {names.FIREWALL}"), unlink=(f"-D {names.FIREWALL} {rule}",))
 
 
 def _emptied(saved: Saved, table: str) -> set[str]:

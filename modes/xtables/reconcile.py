@@ -10,15 +10,15 @@ alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from kproxy.model.plans import Family, Frontend, PortKey, Protocol
 from kproxy.modes.xtables.canonical import Rule, canonical
 from kproxy.modes.xtables.names import DISPATCHING, PORT_CHAINS
 from kproxy.modes.xtables.node_rules import repair_base
-from kproxy.modes.xtables.restores import NODE, Batches, Chore, Links, Owner, Part, Restore
-from kproxy.modes.xtables.rules import Base, Fragment
+from kproxy.modes.xtables.restores import NODE, Batches, Links, NodeRules, Owner, Part, Restore
+from kproxy.modes.xtables.rules import Base, Chain, Fragment
 from kproxy.modes.xtables.saved import Saved, as_saved, frontend, same_rules
 
 K = TypeVar("K", bound=Hashable)
@@ -98,12 +98,22 @@ def _link(links: Links, key: PortKey, old: Fragment, new: Fragment) -> None:
 class Reconciliation:
     """One full comparison. Consume `restores`, then read the results.
 
-    totals: rules of all ports and of the node, by table. abandoned: UDP and SCTP frontends that the kernel directs to a
-    Service and that no port has any more. left: chains of single ports that no port needs, but that chains of another
-    mode still jump to.
+    totals: rules of all ports and of the node by table, without jumps in built-in chains, which kube-proxy does not
+    count in its metrics either (sync_proxy_rules_iptables_total). abandoned: UDP and SCTP frontends that the kernel
+    directs to a Service and that no port has any more. left: chains of single ports that no port needs, but that
+    chains of another mode still jump to.
     """
 
-    def __init__(self, saved: Saved, base: Base, family: Family, limit: int) -> None:
+    def __init__(
+        self,
+        saved: Saved,
+        base: Base,
+        family: Family,
+        limit: int,
+        believed: Callable[[PortKey], Collection[Chain]] = lambda key: (),
+    ) -> None:
+        """believed: the chains that a port is believed to have; only used where the rules of these cannot be read."""
+        self._believed = believed
         self.totals: Counter[str] = Counter()
         self.abandoned: tuple[Frontend, ...] = ()
         self.left: tuple[str, ...] = ()
@@ -119,7 +129,7 @@ class Reconciliation:
         sections, bodies = repair_base(self._saved, self._base, self._family)
         if sections:
             yield Restore(sections)
-        for rules in (self._base.owned, self._base.shared, self._base.joint, self._base.jumps):
+        for rules in (self._base.owned, self._base.shared, self._base.joint):
             for (table, _), lines in rules.items():
                 self.totals[table] += len(lines)
         batches = Batches(self._limit)
@@ -136,14 +146,20 @@ class Reconciliation:
             if chain.name in self._needed:
                 continue
             self._needed.add(chain.name)
-            block = self._saved.block("nat", chain.name)
-            if not self._saved.has("nat", chain.name) or not same_rules(chain.name, block, chain.rules, self._family):
+            if not self._holds(key, chain):
                 differing.append(chain)
         for table, name, rule in fragment.shared:
             self.totals[table] += 1
             self._expected.setdefault((table, name), []).append((key, rule))
         if differing:
             yield from batches.fill(fill(key, differing))
+
+    def _holds(self, key: PortKey, chain: Chain) -> bool:
+        if not self._saved.has("nat", chain.name):
+            return False
+        if "nat" in self._saved.unreadable:
+            return chain in self._believed(key)
+        return same_rules(chain.name, self._saved.block("nat", chain.name), chain.rules, self._family)
 
     def _links(self, bodies: dict[tuple[str, str], list[str]]) -> Links:
         links = Links()
@@ -156,8 +172,10 @@ class Reconciliation:
             if left:
                 stale[where] = left
             if left or moved:
-                chores: list[tuple[Owner, str]] = [(Chore(f"stale rule in {where[1]}: {rule}"), rule) for rule in left]
-                links.remove[where] = [*chores, *moved]
+                rules: list[tuple[Owner, str]] = [
+                    (NodeRules(f"stale rule in {where[1]}: {rule}"), rule) for rule in left
+                ]
+                links.remove[where] = [*rules, *moved]
         self.abandoned = self._abandoned(stale)
         return links
 
@@ -189,7 +207,7 @@ class Reconciliation:
         for prefix in PORT_CHAINS:
             for chain in stale:
                 if chain.startswith(prefix):
-                    yield Part(Chore(f"stale chain {chain}"), delete=(chain,))
+                    yield Part(NodeRules(f"stale chain {chain}"), delete=(chain,))
 
     def _abandoned(self, stale: dict[tuple[str, str], list[str]]) -> tuple[Frontend, ...]:
         """TCP is left out, as its clients notice by themselves. All frontends of another mode's chains are

@@ -12,7 +12,7 @@ from kproxy.errors import KernelError, RestoreError, one_line
 from kproxy.kernel.iptables import Backend, Tables
 from kproxy.model.plans import PortKey
 from kproxy.modes.base import Outcome
-from kproxy.modes.xtables.restores import Chore, Owner, Restore, Section
+from kproxy.modes.xtables.restores import NodeRules, Owner, Restore, Section
 
 LIMITS = {Backend.NFT: 600, Backend.LEGACY: 60_000}
 """The number of chains in one restore. On nf_tables the time of a restore grows with its square, as the parser keeps
@@ -48,6 +48,7 @@ class Writer:
             try:
                 self._tables.restore(text)
             except RestoreError as error:
+                self._outcome.refusals.append(str(error))
                 if not self._isolate:
                     raise
                 restore = self._narrow(restore, error)
@@ -88,7 +89,7 @@ class Writer:
 
 
 def _required(owner: Owner) -> bool:
-    return isinstance(owner, Chore) and owner.required
+    return isinstance(owner, NodeRules) and owner.required
 
 
 def _reason(error: RestoreError) -> str:

@@ -15,16 +15,19 @@ from typing import NamedTuple
 from kproxy.model.plans import PortKey
 
 
-class Chore(NamedTuple):
+class NodeRules(NamedTuple):
     """The owner of lines that belong to no Service. required: nothing works without them; else they can be left out."""
 
     what: str
     required: bool = False
 
 
-Owner = PortKey | Chore
+Owner = PortKey | NodeRules
 
-NODE = Chore("the node's own rules", required=True)
+JUMPS = tuple(f"-I {chain} " for chain in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
+"""How lines begin that add rules to built-in chains."""
+
+NODE = NodeRules("the node's own rules", required=True)
 
 
 class Part(NamedTuple):
@@ -73,8 +76,9 @@ class Section(NamedTuple):
         return list(dict.fromkeys(part.owner for part in self.parts))
 
     def rules(self) -> int:
-        """The number of rules that are added or deleted."""
-        return sum(len(part.fill) + len(part.unlink) + len(part.link) for part in self.parts)
+        """The number of rules that are added, without jumps in built-in chains."""
+        linked = sum(not line.startswith(JUMPS) for part in self.parts for line in part.link)
+        return linked + sum(len(part.fill) for part in self.parts)
 
     def keep(self, wanted: Callable[[Owner], bool]) -> Section:
         """The section with the parts of the WANTED owners alone."""

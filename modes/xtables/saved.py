@@ -8,8 +8,9 @@ in the form in which the tools print it; only what differs is parsed. Leaves out
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 from kproxy.kernel.constants import PROTOCOL_NUMBERS
 from kproxy.model.plans import Family, Frontend, Protocol
@@ -31,7 +32,9 @@ class Saved:
     """The tables of one family as saved. Keeps the text and the position of each chain's rules in it, so that 170,000
     rules are read in a fraction of a second, and only chains that are asked for become strings of their own."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, unreadable: Mapping[str, str] = MappingProxyType({})) -> None:
+        """unreadable: the tables of which TEXT has only what `kproxy.modes.xtables.reading` found out, with reasons."""
+        self.unreadable = unreadable
         self._text = text if text.endswith("\n") else text + "\n"
         self._spans: dict[str, dict[str, tuple[int, int]]] = {}
         self._scattered: dict[tuple[str, str], str] = {}

@@ -104,5 +104,5 @@ def test_the_rules_show_the_difference(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_sync_periods_are_completed_for_the_mode_that_takes_the_files_place(tmp_path: Path) -> None:
     path = written(tmp_path, "config.json", HEADER | {"mode": "iptables", "iptables": {"syncPeriod": "7s"}})
-    config, _ = files.load(path, ProxyMode.IPVS)
+    config = files.load(path, ProxyMode.IPVS).config
     assert (config.mode, config.ipvs.sync_period) == (ProxyMode.IPVS, SYNC_PERIOD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -78,15 +77,23 @@ def test_kube_proxy_speaks_in_its_own_name(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--version"]) == main.main(["run", "--version"]) == main.kube_proxy_main(["--version"]) == 0
-    assert capsys.readouterr().out.count(f"kproxy {__version__}") == 3
+    out = capsys.readouterr().out
+    assert out.count(f"kproxy {__version__}") == 3
+    assert "follows kube-proxy 1.37, with --emulate-version 1.35 to 1.38" in out
 
 
-@pytest.mark.parametrize("args", [["--version"], ["--version=true"], ["--version=raw"], ["--version", "--v=2"]])
-def test_kube_proxys_version_is_where_tools_look_for_it(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("args", "version"),
+    [
+        *((args.split(), "v1.37.0") for args in ("--version", "--version=true", "--version=raw", "--version --v=2")),
+        (["--version", "--emulate-version=1.35"], "v1.35.0"),
+    ],
+)
+def test_kube_proxys_version_is_where_tools_look_for_it(
+    args: list[str], version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main.kube_proxy_main(args) == 0
-    words = capsys.readouterr().out.split()
-    assert words[0] == "Kubernetes"
-    assert re.fullmatch(r"v1\.36\.\d+", words[1])
+    assert capsys.readouterr().out == f"Kubernetes {version} (kproxy {__version__})\n"
 
 
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["run", "--help"], ["cleanup", "--help"]])

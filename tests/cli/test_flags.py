@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kproxy.cli import flags, pflags, settings
 from kproxy.cli.flags import BY_NAME
-from kproxy.config import defaults, files
+from kproxy.config import files
 from kproxy.config.durations import SECOND, parse
 from kproxy.config.fields import DetectLocalMode, LoggingFormat, ProxyMode, VModule
 from kproxy.errors import InvalidConfig
@@ -22,7 +22,9 @@ from kproxy.errors import InvalidConfig
 TABLE = Path(__file__).parent.parent / "config" / "kube-proxy-flags.tsv"
 KUBE_PROXYS = [row for row in (line.split("\t") for line in TABLE.read_text().splitlines()) if row[0] != "help"]
 OURS = {
+    "emulate-version",
     "manifests",
+    "hand-over-at-end",
     "iptables-backend",
     "proxy-port-range",
     "userspace-drain-timeout",
@@ -59,14 +61,14 @@ def test_each_flag_of_kube_proxy_is_taken(name: str, kind: str, default: str) ->
     assert flag.type == ("format" if name == "logging-format" else kind)
 
 
-def test_there_are_no_other_flags_than_kube_proxys_and_two_of_ours() -> None:
+def test_there_are_no_other_flags_than_kube_proxys_and_ours() -> None:
     assert BY_NAME.keys() == {row[0] for row in KUBE_PROXYS} | OURS
 
 
 @pytest.mark.parametrize("flag", [f for f in flags.FLAGS if f.field], ids=attrgetter("name"))
 def test_a_flags_default_is_its_fields_default(flag: flags.Flag) -> None:
     mode = ProxyMode.IPVS if flag.name.startswith("ipvs-") else ProxyMode.IPTABLES
-    value = attrgetter(".".join(flag.field))(defaults.default(mode))
+    value = attrgetter(".".join(flag.field))(read(f"--proxy-mode={mode}").options.config)
     if flag.default:
         assert str(value).lower() == flag.default or float(value) == float(flag.default)
     else:
@@ -86,6 +88,7 @@ SET = {
     "conntrack-udp-timeout": ("2s", 2 * SECOND),
     "conntrack-udp-timeout-stream": ("3s", 3 * SECOND),
     "detect-local-mode": ("NodeCIDR", DetectLocalMode.NODE_CIDR),
+    "emulate-version": ("v1.36.2", 36),
     "feature-gates": ("AllAlpha=true,AllBeta=false", {"AllAlpha": True, "AllBeta": False}),
     "healthz-bind-address": ("10.0.0.7", "10.0.0.7:10256"),
     "hostname-override": ("Node-1", "Node-1"),
@@ -136,7 +139,9 @@ def test_every_flag_with_a_field_is_in_the_table_below() -> None:
 @pytest.mark.parametrize("name", SET)
 def test_each_flag_sets_its_field_and_no_other(name: str) -> None:
     text, value = SET[name]
-    mode = ["--proxy-mode=ipvs"] if name.startswith("ipvs-") else []
+    # Elsewhere these have no effect.
+    modes = {"ipvs": "ipvs", "proxy": "userspace"} if name != "proxy-mode" else {}
+    mode = [f"--proxy-mode={modes[first]}"] if (first := name.split("-")[0]) in modes else []
     expected = attrgetter(".".join(BY_NAME[name].field))
     before, after = read(*mode).options.config, read(*mode, f"--{name}={text}").options.config
     assert expected(after) == value
@@ -256,8 +261,12 @@ WRONG = [
     ("iptables-sync-period=0", "must be greater than 0, is 0s"),
     ("iptables-min-sync-period=1m", "must not be longer than iptables.syncPeriod (30s), is 1m0s"),
     ("iptables-backend=ebtables", 'must be one of auto, nft, legacy, is "ebtables"'),
-    ("ipvs-scheduler=fair --proxy-mode=ipvs",
-     'must be one of rr, wrr, lc, wlc, lblc, lblcr, dh, sh, sed, nq, mh, fo, ovf, twos, is "fair"'),
+    ("emulate-version=1.34", 'must be 1.35 or newer, is "1.34"'),
+    ("feature-gates=KubeProxyIPV=true", "KubeProxyIPV: unrecognized feature gate (is KubeProxyIPVS meant?)"),
+    ("feature-gates=KubeProxyIPVS=yes", 'must be true or false, is "KubeProxyIPVS=yes"'),
+    ("proxy-mode=ipvs --feature-gates=KubeProxyIPVS=false",
+     'must not be "ipvs" while the feature gate KubeProxyIPVS is off'),
+    ("ipvs-tcp-timeout=-1s --proxy-mode=ipvs", "must not be negative, is -1s"),
     ('ipvs-exclude-cidrs="10.0.0.0/8', 'must be a comma separated list, is ""10.0.0.0/8"'),
     ("kube-api-qps=fast", 'must be a number, is "fast"'),
     ("kube-api-qps=nan", 'must be a finite number, is "nan"'),
@@ -311,9 +320,9 @@ def test_wrong_flags_and_a_wrong_file_are_reported_at_once(tmp_path: Path) -> No
 
 def test_a_wrong_value_that_the_mode_does_not_use_is_a_warning() -> None:
     assert any(
-        line.startswith("ignored: --ipvs-scheduler: must be one of")
+        line.startswith("ignored: --ipvs-tcp-timeout: must not be negative")
         and line.endswith("; mode iptables does not use it")
-        for line in read("--ipvs-scheduler=fair").options.warnings
+        for line in read("--ipvs-tcp-timeout=-1s").options.warnings
     )
 
 
@@ -376,9 +385,11 @@ def test_the_file_wins_over_a_flag(name: str, config_file: Path) -> None:
     assert f"these flags are ignored because --config is given: --{name}" in wish.options.warnings
 
 
-def test_flags_that_win_are_those_of_kube_proxy() -> None:
+def test_flags_that_win_are_those_of_kube_proxy_and_the_minor() -> None:
     kept = {name for name in SET if BY_NAME[name].kept}
-    assert kept == {"hostname-override", "v", "vmodule"} | {name for name in SET if name.startswith("log")}
+    assert kept == {"emulate-version", "hostname-override", "v", "vmodule"} | {
+        name for name in SET if name.startswith("log")
+    }
 
 
 def test_these_flags_win_over_the_file(config_file: Path) -> None:
@@ -441,14 +452,14 @@ def test_each_part_of_a_file_without_an_effect_is_a_warning(tmp_path: Path) -> N
     assert wish.options.warnings == (
         f"ignored in {path}: line 6: the key 'mode' stands twice",
         f"ignored in {path}: foo: unknown field",
-        "these settings have no meaning here and are ignored: winkernel.networkName",
         "these flags are ignored because --config is given: --masquerade-all",
+        "these settings have no meaning here and are ignored: winkernel.networkName",
     )
 
 
 def test_settings_without_meaning_come_as_one_warning() -> None:
-    wish = read("--profiling", "--feature-gates=AllAlpha=true", "--machine-id-file=/x", "--log-json-split-stream")
+    wish = read("--profiling", "--feature-gates=AllBeta=true", "--machine-id-file=/x", "--log-json-split-stream")
     assert wish.options.warnings == (
         "these settings have no meaning here and are ignored: "
-        "enableProfiling, featureGates.AllAlpha, logging.options.json.splitStream, --machine-id-file",
+        "enableProfiling, featureGates.AllBeta, logging.options.json.splitStream, --machine-id-file",
     )

@@ -223,6 +223,7 @@ def test_a_cluster_that_cannot_be_reached_ends_with_1(inputs: Files, capsys: pyt
 BAD_ARGUMENTS = [
     (["--mode=ebpf"], ["--mode", "ebpf", "iptables", "ipvs", "nftables", "userspace"]),
     (["--family=ipv5"], ["--family", "ipv5", "ipv4", "ipv6", "all"]),
+    (["--emulate-version=1.34"], ["--emulate-version", 'must be 1.35 or newer, is "1.34"']),
     (["--format=xml"], ["--format", "xml", "native", "json"]),
     (["--config=/no/such"], ["/no/such: No such file or directory"]),
     (["--host=/no/such"], ["/no/such: No such file or directory"]),
@@ -243,11 +244,18 @@ def test_a_missing_manifest_is_refused(inputs: Files, capsys: pytest.CaptureFixt
     assert "/no/such/file" in line
 
 
+def test_settings_are_validated_as_the_minor_does(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs.write("config.json", {**HEADER, "nodePortAddresses": ["primary", "10.0.0.0/8"]})
+    assert main.main(inputs.args("--emulate-version=1.37")) == 0
+    assert main.main(inputs.args("--emulate-version=1.36")) == 2
+    assert "nodePortAddresses: must hold nothing else when it holds primary, in 1.36" in capsys.readouterr().err
+
+
 def test_settings_of_a_mode_are_validated_in_that_mode(inputs: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    inputs.write("config.json", {**HEADER, "ipvs": {"scheduler": "fair"}})
+    inputs.write("config.json", {**HEADER, "ipvs": {"tcpTimeout": "-1s"}})
     assert main.main(inputs.args("--mode=iptables")) == 0
     assert main.main(inputs.args("--mode=ipvs")) == 2
-    assert f"kproxy: error: {inputs.config}: ipvs.scheduler: must be one of" in capsys.readouterr().err
+    assert f"kproxy: error: {inputs.config}: ipvs.tcpTimeout: must not be negative" in capsys.readouterr().err
 
 
 BAD_HOSTS = [

@@ -1,4 +1,4 @@
-"""The configuration without any setting is kube-proxy 1.36's."""
+"""The configuration without any setting is kube-proxy's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import yaml
 from kproxy.config import defaults, files
 from kproxy.config.durations import SECOND
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
-from kproxy.config.validate import ignored
 
 HERE = Path(__file__).parent
 HEADER = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -35,7 +34,7 @@ def test_kube_proxys_own_default_file_gives_the_defaults() -> None:
 def test_the_mode_in_use_has_sync_periods(mode: ProxyMode) -> None:
     config = files.from_text(f"{HEADER}mode: {mode}\n")
     assert config == defaults.default(mode)
-    assert (config.sync_period, config.min_sync_period) == (30 * SECOND, SECOND)
+    assert (config.sync_period, config.min_sync_period) == (30 * SECOND, 0 if mode is ProxyMode.IPVS else SECOND)
 
 
 EMPTY = [
@@ -102,8 +101,3 @@ def test_the_section_is_written_only_when_it_says_something() -> None:
     changed = files.from_text(HEADER + "userspace: {drainTimeout: 5s}\n")
     assert files.to_values(changed)["userspace"] == {"udpIdleTimeout": "250ms", "drainTimeout": "5s"}
     assert files.from_text(files.to_yaml(changed)) == changed
-
-
-def test_a_port_range_counts_in_userspace_mode_only() -> None:
-    assert "portRange" in ignored(files.from_text(HEADER + "portRange: 6000-6100\n"))
-    assert "portRange" not in ignored(files.from_text(HEADER + "mode: userspace\nportRange: 6000-6100\n"))

@@ -75,6 +75,7 @@ class Effect(NamedTuple):
 
 IPVS, NFTABLES, USERSPACE = ({"mode": mode} for mode in ("ipvs", "nftables", "userspace"))
 EFFECTS = {
+    "emulateVersion": Effect("1.38", lambda config: config.gate_enabled("KubeProxyNFTablesLocalhostNodePorts")),
     "featureGates": Effect({"AllowServiceExternalIPs": False}, attrgetter("external_ips")),
     "clientConnection.kubeconfig": Effect("/etc/kubeconfig", client),
     "clientConnection.qps": Effect(7, client),
@@ -179,16 +180,12 @@ def test_a_field_without_a_meaning_is_named_when_it_is_set(path: str) -> None:
     assert validate.ignored(read(written(path, IDLE_VALUES[path]))) == [path]
 
 
-@pytest.mark.parametrize("mode", ["iptables", "ipvs", "nftables"])
-def test_the_ports_of_userspace_mode_mean_nothing_elsewhere(mode: str) -> None:
-    assert validate.ignored(read({"mode": mode, "portRange": "6000-6100"})) == ["portRange"]
-
-
 # ---------------------------------------------------------------- flags
 
 NO_FIELD: dict[str, tuple[str, Callable[[settings.Request], object]]] = {
     "cleanup": ("true", attrgetter("cleanup")),
     "config": ("{config}", attrgetter("options.config_file")),
+    "hand-over-at-end": ("true", attrgetter("options.hand_over_at_end")),
     "init-only": ("true", attrgetter("options.init_only")),
     "iptables-backend": ("legacy", attrgetter("options.iptables_backend")),
     "manifests": ("{folder}", attrgetter("options.manifests")),

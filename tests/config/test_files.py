@@ -90,8 +90,19 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def test_every_field_is_read_and_written_back() -> None:
-    assert files.to_values(files.from_text(json.dumps(EVERYTHING))) == EVERYTHING
+def used_in(mode: str) -> dict[str, Any]:
+    """EVERYTHING in MODE, without what kube-proxy drops of other modes' sections; portRange is userspace mode's."""
+    values = json.loads(json.dumps(EVERYTHING | {"mode": mode, "portRange": "", "emulateVersion": "1.36"}))
+    for section in {"iptables", "ipvs", "nftables"} - {"iptables" if mode == "userspace" else mode}:
+        values[section] |= {"syncPeriod": "0s", "minSyncPeriod": "0s"}
+    values["iptables" if mode == "nftables" else "nftables"]["masqueradeAll"] = False
+    return dict(values) | ({"portRange": EVERYTHING["portRange"]} if mode == "userspace" else {})
+
+
+@pytest.mark.parametrize("mode", [mode.value for mode in ProxyMode])
+def test_every_field_is_read_and_written_back(mode: str) -> None:
+    given = EVERYTHING | {"mode": mode, "emulateVersion": "1.36"}
+    assert files.to_values(files.from_text(json.dumps(given))) == used_in(mode)
 
 
 def test_every_field_of_the_sample_differs_from_the_default() -> None:
@@ -173,14 +184,12 @@ def test_settings_without_meaning_are_named() -> None:
         "clientConnection.contentType",
         "configSyncPeriod",
         "enableProfiling",
-        "featureGates.AllAlpha",
         "featureGates.WatchList",
         "logging.flushFrequency",
         "logging.options.json.infoBufferSize",
         "logging.options.json.splitStream",
         "logging.options.text.infoBufferSize",
         "logging.options.text.splitStream",
-        "portRange",
         "showHiddenMetricsForVersion",
         "windowsRunAsService",
         "winkernel.enableDSR",

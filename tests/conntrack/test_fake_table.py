@@ -6,25 +6,12 @@ import pytest
 from msgspec.structs import replace
 
 from kproxy.conntrack.stale_flows import Flow
-from kproxy.errors import KernelError
 from kproxy.model.plans import Family, Protocol
 from tests.fakes.conntrack import FakeConntrack
 
 ONE = Flow(Protocol.UDP, "10.0.0.1", 1000, "10.96.0.10", 53, "10.244.0.1", 53)
 SIX = Flow(Protocol.UDP, "fd00::1", 1000, "fd00::10", 53, "fd00::2", 53)
 SCTP = replace(ONE, protocol=Protocol.SCTP)
-
-
-def test_every_entry_has_an_id_of_its_own() -> None:
-    table = FakeConntrack()
-    assert len({table.add(flow).id for flow in (ONE, SIX, SCTP)}) == 3
-
-
-def test_family_and_protocol_select() -> None:
-    table = FakeConntrack([ONE, SIX, SCTP])
-    assert {f.protocol for f in table.flows(Family.IPV4)} == {Protocol.UDP, Protocol.SCTP}
-    assert [f.destination for f in table.flows(Family.IPV6)] == ["fd00::10"]
-    assert [f.protocol for f in table.flows(Family.IPV4, {Protocol.SCTP})] == [Protocol.SCTP]
 
 
 def test_an_entry_exists_once_in_a_zone() -> None:
@@ -48,14 +35,3 @@ def test_exactly_the_named_entries_are_deleted_and_counted_once() -> None:
     assert successor in table.flows(Family.IPV4)
     assert table.delete([successor, *table.flows(Family.IPV6)]) == 2
     assert [f.zone for f in table.flows(Family.IPV4)] == [7]
-
-
-def test_while_it_fails_nothing_changes() -> None:
-    table = FakeConntrack([ONE])
-    table.failure = KernelError("no")
-    with pytest.raises(KernelError, match="no"):
-        table.flows(Family.IPV4)
-    with pytest.raises(KernelError, match="no"):
-        table.delete([ONE])
-    table.failure = None
-    assert (len(table.flows(Family.IPV4)), table.dumps) == (1, 1)

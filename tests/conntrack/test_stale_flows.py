@@ -16,9 +16,10 @@ CLUSTER, EXTERNAL, BALANCER, NODE = "10.96.0.10", "192.0.2.50", "203.0.113.9", "
 NODE_IPS = {NODE, "127.0.0.1"}
 LIVE, DEAD = ("10.244.0.5", 5353), ("10.244.0.99", 5353)
 DNS = PortKey("kube-system", "dns", "dns", UDP)
+Target = tuple[str, int]
 
 
-def plan(key: PortKey = DNS, endpoints: tuple[tuple[str, int], ...] = (LIVE,), **changes: Any) -> ServicePlan:
+def plan(key: PortKey = DNS, endpoints: tuple[Target, ...] = (LIVE,), **changes: Any) -> ServicePlan:
     reachable = tuple(Endpoint(ip, port) for ip, port in endpoints)
     fields: dict[str, Any] = {
         "cluster_ip": CLUSTER,
@@ -33,7 +34,7 @@ def plan(key: PortKey = DNS, endpoints: tuple[tuple[str, int], ...] = (LIVE,), *
     return ServicePlan(key=key, family=Family.IPV4, **{**fields, **changes})
 
 
-def flow(to: str, port: int, answers: tuple[str, int] | None = None, protocol: Protocol = UDP, **changes: Any) -> Flow:
+def flow(to: str, port: int, answers: Target | None = None, protocol: Protocol = UDP, **changes: Any) -> Flow:
     """From a client to TO; ANSWERS is what it was translated to, None when it was not."""
     return Flow(protocol, "10.244.0.7", 4000, to, port, *(answers or (to, port)), **changes)
 
@@ -55,29 +56,24 @@ FRONTENDS = [
 
 @pytest.mark.parametrize(("ip", "port"), FRONTENDS)
 @pytest.mark.parametrize("protocol", [UDP, SCTP])
-class TestAtALiveFrontend:
-    def plan(self, protocol: Protocol, endpoints: tuple[tuple[str, int], ...] = (LIVE,)) -> ServicePlan:
-        return plan(PortKey("default", "a", "", protocol), endpoints)
-
-    def test_a_flow_to_a_serving_endpoint_lives(self, ip: str, port: int, protocol: Protocol) -> None:
-        assert not is_stale(flow(ip, port, LIVE, protocol), self.plan(protocol))
-
-    def test_a_flow_to_a_gone_endpoint_goes(self, ip: str, port: int, protocol: Protocol) -> None:
-        assert is_stale(flow(ip, port, DEAD, protocol), self.plan(protocol))
-
-    def test_a_flow_to_another_port_of_an_endpoint_goes(self, ip: str, port: int, protocol: Protocol) -> None:
-        assert is_stale(flow(ip, port, (LIVE[0], 53), protocol), self.plan(protocol))
-
-    def test_a_flow_that_was_not_translated_goes(self, ip: str, port: int, protocol: Protocol) -> None:
-        assert is_stale(flow(ip, port, None, protocol), self.plan(protocol))
-
-    def test_without_endpoints_every_flow_goes(self, ip: str, port: int, protocol: Protocol) -> None:
-        assert is_stale(flow(ip, port, LIVE, protocol), self.plan(protocol, ()))
-        assert is_stale(flow(ip, port, None, protocol), self.plan(protocol, ()))
-
-    def test_a_flow_of_another_protocol_lives(self, ip: str, port: int, protocol: Protocol) -> None:
-        other = SCTP if protocol is UDP else UDP
-        assert not is_stale(flow(ip, port, DEAD, other), self.plan(protocol))
+@pytest.mark.parametrize(
+    ("answers", "endpoints", "stale"),
+    [
+        pytest.param(LIVE, (LIVE,), False, id="to a serving endpoint"),
+        pytest.param(DEAD, (LIVE,), True, id="to a gone endpoint"),
+        pytest.param((LIVE[0], 53), (LIVE,), True, id="to another port of an endpoint"),
+        pytest.param(None, (LIVE,), True, id="not translated"),
+        pytest.param(LIVE, (), True, id="without endpoints"),
+        pytest.param(None, (), True, id="without endpoints, not translated"),
+    ],
+)
+def test_a_flow_at_a_live_frontend(
+    ip: str, port: int, protocol: Protocol, answers: Target | None, endpoints: tuple[Target, ...], stale: bool
+) -> None:
+    served = plan(PortKey("default", "a", "", protocol), endpoints)
+    assert is_stale(flow(ip, port, answers, protocol), served) is stale
+    other = SCTP if protocol is UDP else UDP
+    assert not is_stale(flow(ip, port, answers, other), served), "another protocol is another frontend"
 
 
 @pytest.mark.parametrize(

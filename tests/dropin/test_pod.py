@@ -78,6 +78,13 @@ def tells_apart(pod: Pod, cidr: str) -> bool:
     return f"! -s {cidr}" in pod.rules()
 
 
+def started(server: ApiServer) -> list[set[Any]]:
+    """The reasons of the Events that are posted, then the objects and actions."""
+    events = server.events
+    objects = {(e["regarding"]["kind"], e["regarding"]["name"], e["action"]) for e in events}
+    return [{e["reason"] for e in events}, objects]
+
+
 def programmed(pod: Pod, address: str) -> bool:
     return f"--to-destination {address}" in pod.rules()
 
@@ -89,13 +96,16 @@ def test_the_config_map_of_kubeadm_works_as_it_stands(pod: Pod) -> None:
     pod.start(ARGUMENTS)
     assert wait_for(lambda: programmed(pod, "10.244.0.7:8080"), SOON), pod.said()
     assert "! -s 10.244.0.0/16" in pod.rules(), "clusterCIDR counts"
+    # Its `mode: ""` is the default, which changes in 1.40.
+    posted = [{"Starting", "ProxyModeUnset"}, {("Node", "node1", "StartKubeProxy")}]
+    assert wait_for(lambda: started(pod.server) == posted, SOON), pod.server.events
     host = pod.server.url.removeprefix("https://")
     _, _, scraped = pod.node.call(probes.http_status, "127.0.0.1", METRICS_PORT, "/metrics")
     assert f'\nrest_client_requests_total{{code="200",host="{host}",method="GET"}} ' in scraped
     assert f'\nrest_client_request_duration_seconds_count{{host="{host}",verb="GET"}} ' in scraped
 
     # The kubelet renews the token; the server forgets the old one. What is under way goes on.
-    lists, watches = pod.server.served["list", "Service"], pod.server.served["watch", "Service"]
+    streams, watches = pod.server.served["stream", "Service"], pod.server.served["watch", "Service"]
     pod.trust("second")
     pod.server.tokens = {"second"}
     pod.server.apply(endpoint_slice("web", "10.244.0.7", "10.244.0.8"))
@@ -105,7 +115,7 @@ def test_the_config_map_of_kubeadm_works_as_it_stands(pod: Pod) -> None:
     pod.server.apply(service("later", ip="10.96.0.11"))
     pod.server.apply(endpoint_slice("later", "10.244.0.9"))
     assert wait_for(lambda: programmed(pod, "10.244.0.9:8080"), SOON), pod.said()
-    assert pod.server.served["list", "Service"] == lists, "a new token is no reason to list again"
+    assert pod.server.served["stream", "Service"] == streams, "a new token is no reason to list again"
 
     # The ConfigMap is edited: a mode that is wrong, then another one.
     pod.config.put(edited(pod, mode="ebpf"))
@@ -114,7 +124,7 @@ def test_the_config_map_of_kubeadm_works_as_it_stands(pod: Pod) -> None:
     pod.config.put(edited(pod, mode="nftables"))
     assert wait_for(lambda: not programmed(pod, "10.244.0.7:8080"), SOON), pod.said()
     assert "table ip kproxy" in pod.node.run(["nft", "list", "tables"])
-    assert pod.server.served["list", "Service"] == lists, "the watches are not touched"
+    assert pod.server.served["stream", "Service"] == streams, "the watches are not touched"
     assert pod.stop() == 0
     assert "Traceback" not in pod.said()
 
@@ -140,10 +150,10 @@ def test_another_kubeconfig_takes_effect_in_place(pod: Pod) -> None:
     client = {**yaml.safe_load(files["config.conf"])["clientConnection"], "kubeconfig": f"{CONFIG}/other.conf"}
     pod.config.put(edited(pod, clientConnection=client))  # which is not there
     assert wait_for(lambda: "other.conf: No such file or directory" in pod.said(), SOON), pod.said()
-    lists = pod.server.served["list", "Service"]
+    streams = pod.server.served["stream", "Service"]
     # A kubeconfig that appears is no change of the configuration; whoever puts it there changes both.
     pod.config.put({**edited(pod, clientConnection={**client, "qps": 6}), "other.conf": files["kubeconfig.conf"]})
-    assert wait_for(lambda: pod.server.served["list", "Service"] > lists, SOON), pod.said()
+    assert wait_for(lambda: pod.server.served["stream", "Service"] > streams, SOON), pod.said()
     pod.server.apply(endpoint_slice("web", "10.244.0.8"))
     assert wait_for(lambda: programmed(pod, "10.244.0.8:8080"), SOON), pod.said()
 

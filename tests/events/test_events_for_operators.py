@@ -55,6 +55,8 @@ class Reporting:
 def reporting() -> Iterator[Reporting]:
     with ExitStack() as stack:
         server = stack.enter_context(ApiServer())
+        for name in ("shop", "bad"):
+            server.apply({"kind": "Namespace", "metadata": {"name": name}})
         client = ApiClient(ClientSettings(master=server.url))
         stack.callback(client.close)
         clock, outcomes = ManualClock(), Counter[str]()

@@ -146,6 +146,7 @@ def test_the_thread_outlives_errors_that_nobody_foresaw(monkeypatch: pytest.Monk
 @pytest.fixture
 def server() -> Iterator[ApiServer]:
     with ApiServer() as server:
+        server.apply({"kind": "Namespace", "metadata": {"name": "shop"}})
         yield server
 
 

@@ -60,7 +60,12 @@ class Garbled:
     after: int = 0
 
 
-Fault = Refuse | Hang | CutBody | Forget | Silent | EndAtOnce | ErrorEvent | Cut | Garbled
+@dataclass(frozen=True, slots=True)
+class Unended:
+    """A watch that begins with a streamed list: all is sent, and never that this is all."""
+
+
+Fault = Refuse | Hang | CutBody | Forget | Silent | EndAtOnce | ErrorEvent | Cut | Garbled | Unended
 
 
 class Faults:

@@ -1,9 +1,10 @@
 """A stand-in for the API server, over real HTTP and HTTPS, for tests, benchmarks and demos.
 
 It keeps Services, EndpointSlices, Nodes, ServiceCIDRs, Namespaces and Events; lists with selectors, pages and resource
-versions; watches with bookmarks and timeouts; checks bearer tokens and client certificates; and acts out the faults
-that it is told to (see apifaults). It does not validate objects, and gives them no defaults but the cluster IP of a
-Service that is created over HTTP without one. It forgets everything when it stops.
+versions; watches with bookmarks, timeouts and streamed lists; checks bearer tokens and client certificates; and acts
+out the faults that it is told to (see apifaults). What comes over HTTP is validated and refused as by a real server,
+and given its defaults; `apply` takes any object as it is, like one that was stored before validation became stricter.
+It forgets everything when it stops.
 
     with ApiServer() as server:
         server.apply({"kind": "Service", "metadata": {"name": "web"}, "spec": {...}})
@@ -22,12 +23,12 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from tests.fakes.apifaults import Fault
-from tests.fakes.apihandler import Handler, Request
+from tests.fakes.apihandler import Handler, Request, Rules
 from tests.fakes.apistore import Selection, Store
 from tests.fakes.apiwatch import Watches
 
@@ -40,9 +41,7 @@ class ApiServer:
 
     address: of this host, IPv4, to listen at. tls: serve HTTPS with a certificate authority of its own (`ca_file`).
     tokens: the bearer tokens that are accepted, None for any client; may be changed at any time. history: changes of
-    each kind that are kept. gone_as: how a watch from a forgotten version is refused, by HTTP status 410 or by an ERROR
-    event. bookmark_seconds: between bookmarks. service_cidrs: the version of networking.k8s.io in which they are
-    served, "" for not at all.
+    each kind that are kept. bookmark_seconds: between bookmarks. rules: see apihandler; may be changed at any time.
     """
 
     def __init__(
@@ -52,15 +51,14 @@ class ApiServer:
         tls: bool = False,
         tokens: Iterable[str] | None = None,
         history: int = 10_000,
-        gone_as: Literal["status", "event"] = "event",
         bookmark_seconds: float = 60.0,
-        service_cidrs: Literal["v1", "v1beta1", ""] = "v1",
+        rules: Rules | None = None,
     ) -> None:
         self.address, self.port = address, 0
         self._loop = asyncio.new_event_loop()
         self._watches = Watches(self._loop, bookmark_seconds)
         self.store = Store(history, self._watches.wake)
-        self._handler = Handler(self.store, self._watches, tokens, gone_as, service_cidrs)
+        self._handler = Handler(self.store, self._watches, tokens, rules or Rules())
         self._tls = tls
         self._files: tempfile.TemporaryDirectory[str] | None = None
         self._context: ssl.SSLContext | None = None
@@ -102,11 +100,11 @@ class ApiServer:
     # ---- objects and requests
 
     def apply(self, item: dict[str, Any]) -> int:
-        """Create or replace an object, named by its kind and metadata; the version that it got. Raises ValueError."""
+        """Create or replace an object, named by its kind and metadata; the version that it got. Raises Refusal."""
         return self.store.put(item).version
 
     def delete(self, kind: str, namespace: str, name: str) -> bool:
-        """Delete an object (namespace "" for kinds without); whether there was one."""
+        """Delete an object (namespace "" for kinds without), a Namespace with its content; whether it existed."""
         return self.store.remove(kind, namespace, name) is not None
 
     @property
@@ -135,15 +133,15 @@ class ApiServer:
         self._handler.tokens = tokens
 
     @property
-    def gone_as(self) -> Literal["status", "event"]:
-        return self._handler.gone_as
+    def rules(self) -> Rules:
+        return self._handler.rules
 
-    @gone_as.setter
-    def gone_as(self, gone_as: Literal["status", "event"]) -> None:
-        self._handler.gone_as = gone_as
+    @rules.setter
+    def rules(self, rules: Rules) -> None:
+        self._handler.rules = rules
 
     def inject(self, fault: Fault, verb: str = "", kind: str = "", times: int = 1) -> None:
-        """Let the next TIMES requests of VERB (list, watch, create...; "" any) on KIND ("" any) meet FAULT."""
+        """Let the next TIMES requests of VERB (list, watch, stream...; "" any) on KIND ("" any) meet FAULT."""
         self._handler.faults.add(fault, verb, kind, times)
 
     @property

@@ -2,21 +2,23 @@
 
 It has the semantics that clients depend on: every write gets the next version, a list is a
 snapshot, a page of it can be continued until the history is compacted, and a change that takes an object out of a
-selector is a deletion for clients that watch with that selector.
+selector is a deletion for clients that watch with that selector. It keeps any object that has a kind and a name, also
+one that a client could not create; which ones those are is the business of apivalidation.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
+
+from tests.fakes.apiselectors import FIELDS, fields_match, labels_match
+from tests.fakes.apistatus import Subject, bad_request, expired
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,10 @@ class Resource:
     def prefix(self) -> str:
         return f"/apis/{self.api}" if "/" in self.api else f"/api/{self.api}"
 
+    def named(self, name: str) -> Subject:
+        """An object of this kind as refusals speak of it."""
+        return Subject(self.api, self.plural, self.kind, name)
+
 
 RESOURCES = (
     Resource("v1", "services", "Service"),
@@ -44,14 +50,12 @@ RESOURCES = (
     Resource("v1", "namespaces", "Namespace", namespaced=False),
 )
 _NAMESPACED = {resource.kind: resource.namespaced for resource in RESOURCES}
-
-
-class Expired(Exception):
-    """The version, or the continue token, is older than the history that is kept."""
-
-
-class Conflict(Exception):
-    """The object exists already."""
+_BY_KIND = {resource.kind: resource for resource in reversed(RESOURCES)}
+NAMESPACES = ("default", "kube-node-lease", "kube-public", "kube-system")
+"""There from the beginning."""
+ACTIVE: dict[str, Any] = {"spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}
+"""Spec and status of a Namespace that is not being deleted."""
+_MODIFIED = "the object has been modified; please apply your changes to the latest version and try again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Stored:
     name: str
     labels: Mapping[str, str]
     body: bytes
+    terminating: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,50 +85,6 @@ class _Kind:
     """Changes up to this version are no longer in the history."""
 
 
-_TERM = re.compile(
-    r"\s*(?:!\s*(?P<absent>[\w./-]+)|(?P<key>[\w./-]+)"
-    r"(?:\s*(?P<op>==|!=|=|\bin\b|\bnotin\b)\s*(?:\((?P<values>[^)]*)\)|(?P<value>[\w./-]*)))?)\s*(?:,|$)"
-)
-
-
-class _Term(NamedTuple):
-    key: str
-    op: str
-    values: frozenset[str]
-
-    def met(self, labels: Mapping[str, str]) -> bool:
-        found = labels.get(self.key)
-        match self.op:
-            case "!":
-                return found is None
-            case "":
-                return found is not None
-            case "!=" | "notin":
-                return found not in self.values
-        return found in self.values
-
-
-@lru_cache(64)  # a list asks for each of its objects
-def _terms(selector: str) -> tuple[_Term, ...]:
-    """The parts of a label or field selector. Raises ValueError for one that cannot be read."""
-    found, at = list[_Term](), 0
-    while at < len(selector):
-        term = _TERM.match(selector, at)
-        if term is None:
-            raise ValueError(f"unable to parse selector {selector!r}")
-        at = term.end()
-        if term["absent"]:
-            found.append(_Term(term["absent"], "!", frozenset()))
-            continue
-        values = term["values"] if term["values"] is not None else term["value"] or ""
-        found.append(_Term(term["key"], term["op"] or "", frozenset(v.strip() for v in values.split(","))))
-    return tuple(found)
-
-
-def _matches(selector: str, labels: Mapping[str, str]) -> bool:
-    return all(term.met(labels) for term in _terms(selector))
-
-
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which objects of a kind a client asked for; "" selects all."""
@@ -134,14 +95,12 @@ class Selection:
     fields: str = ""
 
     def takes(self, item: Stored) -> bool:
-        """Raises ValueError for a selector that cannot be read."""
+        """Raises Refusal for a selector that cannot be read."""
         if self.namespace and item.namespace != self.namespace:
             return False
-        if self.labels and not _matches(self.labels, item.labels):
+        if self.labels and not labels_match(self.labels, item.labels):
             return False
-        return not self.fields or _matches(
-            self.fields, {"metadata.name": item.name, "metadata.namespace": item.namespace}
-        )
+        return not self.fields or fields_match(self.kind, self.fields, _field_values(self.kind, item))
 
 
 class Store:
@@ -156,32 +115,44 @@ class Store:
         self._kinds = {resource.kind: _Kind() for resource in RESOURCES}
         self._snapshots: OrderedDict[int, tuple[int, list[Stored]]] = OrderedDict()
         self._next_snapshot = 0
+        for name in NAMESPACES:
+            self._make_namespace(name)
 
     @property
     def version(self) -> int:
         return self._version
 
-    def put(self, item: dict[str, Any], new: bool = False) -> Stored:
-        """Create or replace an object. Raises Conflict when it has to be NEW and is not, ValueError for a bad one."""
+    def put(self, item: dict[str, Any], new: bool = False, expected: str = "") -> Stored:
+        """Create or replace an object, with its namespace if that is missing. Raises Refusal.
+
+        new: it must not exist yet. expected: the version that it must have, "" for any.
+        """
         kind, metadata = item.get("kind"), dict(item.get("metadata") or {})
         if kind not in self._kinds:
-            raise ValueError(f"the kind {kind!r} is not served")
+            raise bad_request(f"the kind {kind!r} is not served")
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = f"{metadata['generateName']}{self._version:x}"
         if not metadata.get("name"):
-            raise ValueError("metadata.name is missing")
+            raise bad_request("metadata.name is missing")
         if _NAMESPACED[kind]:
-            metadata.setdefault("namespace", "default")
+            self._make_namespace(metadata.setdefault("namespace", "default"))
+        subject = _BY_KIND[kind].named(metadata["name"])
         with self._lock:
             space, place = self._kinds[kind], (metadata.get("namespace", ""), metadata["name"])
             before = space.objects.get(place)
             if before and new:
-                raise Conflict(f"{kind} {metadata['name']!r} already exists")
+                raise subject.already_exists(before.terminating)
+            if expected and (before is None or expected != str(before.version)):
+                raise subject.conflict(_MODIFIED)
             stored = self._encode(item, metadata, place)
             space.objects[place] = stored
             self._remember(space, _Change(stored.version, before, stored))
         self._on_change(kind)
         return stored
+
+    def _make_namespace(self, name: str) -> None:
+        if ("", name) not in self._kinds["Namespace"].objects:
+            self.put({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}, **ACTIVE})
 
     def remove(self, kind: str, namespace: str, name: str) -> Stored | None:
         """Delete an object; its last state, at the version of its deletion, or None when there is none.
@@ -218,14 +189,14 @@ class Store:
     def page(self, selection: Selection, limit: int, token: str) -> tuple[int, list[Stored], str, int]:
         """Version, objects, token of the next page ("" at the end), and how many are left after this page.
 
-        Raises Expired for a TOKEN from before a compaction.
+        Raises Refusal for a TOKEN from before a compaction.
         """
         if token:
             number, _, start = token.partition(".")
             with self._lock:
                 snapshot = self._snapshots.get(int(number) if number.isdecimal() else -1)
             if snapshot is None or not start.isdecimal():
-                raise Expired("the provided continue parameter is too old")
+                raise expired("The provided continue parameter is too old to display a consistent list result.")
             version, items, at = *snapshot, int(start)
         else:
             (version, items), at, number = self.objects(selection), 0, ""
@@ -237,12 +208,12 @@ class Store:
     def since(self, selection: Selection, version: int) -> tuple[int, list[tuple[str, Stored]]]:
         """The version now, and what happened after VERSION to the objects of SELECTION: event type and object.
 
-        Raises Expired when the history does not reach back that far.
+        Raises Refusal when the history does not reach back that far.
         """
         with self._lock:
             space = self._kinds[selection.kind]
             if version < space.forgotten:
-                raise Expired(f"too old resource version: {version} ({space.forgotten + 1})")
+                raise expired(f"too old resource version: {version} ({space.forgotten + 1})")
             changes = space.history[bisect_right(space.history, version, key=lambda change: change.version) :]
             now = self._version
         return now, [event for change in changes if (event := _event(selection, change))]
@@ -268,7 +239,8 @@ class Store:
         metadata["resourceVersion"] = str(self._version)
         metadata.setdefault("uid", f"00000000-0000-4000-8000-{self._version:012x}")
         body = msgspec.json.encode({**item, "metadata": metadata})
-        return Stored(self._version, *place, metadata.get("labels") or {}, body)
+        terminating = "deletionTimestamp" in metadata
+        return Stored(self._version, *place, metadata.get("labels") or {}, body, terminating)
 
     def _remember(self, space: _Kind, change: _Change) -> None:
         space.history.append(change)
@@ -301,4 +273,20 @@ def _at(item: Stored, version: int) -> Stored:
         return item
     value = msgspec.json.decode(item.body)
     value["metadata"]["resourceVersion"] = str(version)
-    return Stored(version, item.namespace, item.name, item.labels, msgspec.json.encode(value))
+    return Stored(version, item.namespace, item.name, item.labels, msgspec.json.encode(value), item.terminating)
+
+
+def _field_values(kind: str, item: Stored) -> dict[str, str]:
+    """The fields of ITEM by which it can be selected."""
+    found = {"metadata.name": item.name, "metadata.namespace": item.namespace}
+    if more := FIELDS.get(kind):
+        value = msgspec.json.decode(item.body)
+        value.setdefault("involvedObject", value.get("regarding"))
+        found |= {path: _text(value, path) for path in more}
+    return found
+
+
+def _text(value: Any, path: str) -> str:
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return str(value).lower() if isinstance(value, bool) else str(value or "")

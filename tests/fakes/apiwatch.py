@@ -6,13 +6,31 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from aiohttp import web
 
-from tests.fakes.apifaults import Cut, EndAtOnce, ErrorEvent, Fault, Garbled, Silent
-from tests.fakes.apistore import Expired, Selection, Store, Stored
+from tests.fakes.apifaults import Cut, EndAtOnce, ErrorEvent, Fault, Garbled, Silent, Unended
+from tests.fakes.apistatus import Refusal, by_code
+from tests.fakes.apistore import Selection, Store, Stored
+from tests.fakes.apivalidation import is_true
 
+INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+"""The annotation of the bookmark after the objects of a streamed list."""
 _LONGEST = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a watch begins. api: of the resource. version: after this one; 0: first comes what there is.
+
+    streamed: what there is ends with a bookmark that says so.
+    """
+
+    api: str
+    selection: Selection
+    version: int
+    streamed: bool
 
 
 class _Watch:
@@ -57,10 +75,8 @@ class Watches:
         await response.prepare(request)
         return response
 
-    async def serve(
-        self, request: web.Request, store: Store, selection: Selection, version: int, fault: Fault | None
-    ) -> web.StreamResponse:
-        """Write what happens after VERSION (0: what there is, first) until the client's timeoutSeconds are over."""
+    async def serve(self, request: web.Request, store: Store, start: Start, fault: Fault | None) -> web.StreamResponse:
+        """Write what happens from START until the client's timeoutSeconds are over."""
         response = await self.begin(request)
         match fault:
             case Silent():
@@ -68,23 +84,25 @@ class Watches:
             case EndAtOnce():
                 return response
             case ErrorEvent(code):
-                await response.write(failure_line(code, "told to fail"))
+                await response.write(failure_line(by_code(code, "told to fail")))
                 return response
-        writer = _Writer(request, response, fault)
-        with self._registered(selection.kind) as watch:
+        writer = _Writer(request, response, start, fault)
+        with self._registered(start.selection.kind) as watch:
+            version = start.version
             if not version:
-                version, items = store.objects(selection)
+                version, items = store.objects(start.selection)
                 await writer.events([("ADDED", item) for item in items])
+                if start.streamed and writer.bookmarks and not isinstance(fault, Unended):
+                    await writer.bookmark(version, {INITIAL_EVENTS_END: "true"})
             try:
-                await self._follow(request, store, selection, version, watch, writer)
-            except Expired as error:
-                await response.write(failure_line(410, str(error)))
+                await self._follow(request, store, start.selection, version, watch, writer)
+            except Refusal as error:
+                await response.write(failure_line(error))
         return response
 
     async def _follow(
         self, request: web.Request, store: Store, selection: Selection, version: int, watch: _Watch, writer: _Writer
     ) -> None:
-        bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
         end = self._loop.time() + min(_LONGEST, float(request.query.get("timeoutSeconds") or _LONGEST))
         due = self._loop.time() + self._bookmark_seconds
         while not writer.broken:
@@ -92,8 +110,8 @@ class Watches:
             version, events = store.since(selection, version)
             await writer.events(events)
             now = self._loop.time()
-            if bookmarks and not writer.broken and (watch.bookmark or now >= due or now >= end):
-                await writer.bookmark(selection.kind, version)
+            if writer.bookmarks and (watch.bookmark or now >= due or now >= end):
+                await writer.bookmark(version)
                 watch.bookmark, due = False, now + self._bookmark_seconds
             if now >= end:
                 return
@@ -115,11 +133,17 @@ class Watches:
 class _Writer:
     """Writes lines, until the fault's turn comes."""
 
-    def __init__(self, request: web.Request, response: web.StreamResponse, fault: Fault | None) -> None:
-        self._request, self._response = request, response
+    def __init__(self, request: web.Request, response: web.StreamResponse, start: Start, fault: Fault | None) -> None:
+        self._request, self._response, self._start = request, response, start
         self._fault = fault if isinstance(fault, (Cut, Garbled)) else None
         self._left = self._fault.after if self._fault else 0
+        self._wanted = is_true(request.query, "allowWatchBookmarks")
         self.broken = False
+
+    @property
+    def bookmarks(self) -> bool:
+        """Whether one can be written."""
+        return self._wanted and not self.broken
 
     async def events(self, events: list[tuple[str, Stored]]) -> None:
         if not events or self.broken:
@@ -133,9 +157,11 @@ class _Writer:
         if self._left < 0:
             await self._break(lines[len(whole)])
 
-    async def bookmark(self, kind: str, version: int) -> None:
-        value = {"type": "BOOKMARK", "object": {"kind": kind, "metadata": {"resourceVersion": str(version)}}}
-        await self._response.write(json.dumps(value).encode() + b"\n")
+    async def bookmark(self, version: int, annotations: dict[str, str] | None = None) -> None:
+        metadata = {"resourceVersion": str(version), "creationTimestamp": None}
+        noted = {"annotations": annotations} if annotations else {}
+        item = {"kind": self._start.selection.kind, "apiVersion": self._start.api, "metadata": metadata | noted}
+        await self._response.write(json.dumps({"type": "BOOKMARK", "object": item}).encode() + b"\n")
 
     async def _break(self, line: bytes) -> None:
         self.broken = True
@@ -148,7 +174,6 @@ class _Writer:
                 self._request.transport.close()  # what was written still gets there
 
 
-def failure_line(code: int, message: str) -> bytes:
+def failure_line(error: Refusal) -> bytes:
     """The event of type ERROR that ends a watch."""
-    status = {"kind": "Status", "status": "Failure", "message": message, "code": code}
-    return json.dumps({"type": "ERROR", "object": status}).encode() + b"\n"
+    return json.dumps({"type": "ERROR", "object": error.status()}).encode() + b"\n"

@@ -30,7 +30,7 @@ class FakeForwarder:
         self._next = first_port
         self._refused: dict[Place, str] = {}
         self._lost: set[Family] = set()
-        self._running = True
+        self._running = False
         self._closed = False
         self._lock = threading.Lock()
 
@@ -69,8 +69,21 @@ class FakeForwarder:
     def alive(self, family: Family) -> bool:
         return not self._closed and family not in self._lost
 
+    def end_unused(self) -> bool:
+        if self.busy:
+            raise ForwarderBusy("the forwarder is busy")
+        if self.ports or not self._running:
+            return True
+        self._running = self.counted.connections > 0
+        return not self._running
+
+    @property
+    def running(self) -> bool:
+        """Whether its processes run."""
+        return self._running
+
     def statistics(self) -> Statistics:
-        if self._closed or not self._running:
+        if self._closed or self._lost:
             raise KernelError("the forwarder has ended")
         return self.counted
 
@@ -88,12 +101,17 @@ class FakeForwarder:
             self.ports.pop(place, None)
             return None
         if place not in self.ports:
-            if reason := self._refused.get(place):
+            if reason := self._refused.get(place) or self._taken(family, key):
                 return reason
-            self.ports[place] = self._next
+            self.ports[place] = key.node_port or self._next
             self._next += 1
         self.listeners[place] = wanted
         return self.ports[place]
+
+    def _taken(self, family: Family, key: ListenerKey) -> str:
+        """Why the key's node port cannot be listened on; "" when it can."""
+        taken = key.node_port and any(of is family and key.node_port == k.node_port for of, k in self.ports)
+        return "Address already in use" if taken else ""
 
     def _forget(self) -> None:
         self._lost |= {family for family, _ in self.ports}

@@ -53,8 +53,9 @@ class FakeIpSets:
 
     Faults to inject: `most`, the entries that a hash may have; `refuse`, which gives the errno for a change or 0;
     `fail_at`, the numbers of the applies (from 1) of which only the first half is done before the kernel cannot be
-    talked to; `unreadable`, whether reading fails; `absent`, whether the kernel has no ipset. users: the tables whose
-    rules match on sets; a set that one matches on stays.
+    talked to; `unreadable`, whether reading fails; `garbled`, the sets that cannot be decoded until they are destroyed;
+    `absent`, whether the kernel has no ipset. users: the tables whose rules match on sets; a set that one matches on
+    stays.
 
     applied: every change that was asked for, in order. lists: how often `held` was asked.
     """
@@ -64,6 +65,7 @@ class FakeIpSets:
         self.refuse: Callable[[Change], int] = accept
         self.fail_at: set[int] = set()
         self.unreadable = False
+        self.garbled: set[str] = set()
         self.absent = False
         self.users: list[SavedTables] = []
         self.applied: list[Change] = []
@@ -97,6 +99,8 @@ class FakeIpSets:
         self._present("list sets")
         if self.unreadable:
             raise NetlinkError("list sets", errno.ENOBUFS)
+        if not self.garbled.isdisjoint(names):
+            raise NetlinkError("list sets", errno.EBADMSG)
         self.lists += 1
         references = self._references()
         return {
@@ -141,6 +145,7 @@ class FakeIpSets:
                 stay[name] = NetlinkError(f"destroy ipset {name}", errno.EBUSY)
             else:
                 self._sets.pop(name, None)
+                self.garbled.discard(name)
         return stay
 
     # ---- inside

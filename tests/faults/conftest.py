@@ -30,6 +30,7 @@ from kproxy.model.objects import TYPES, Kind
 from kproxy.model.plans import Family
 from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import Features
+from tests.fakes.apihandler import Rules
 from tests.fakes.apiserver import ApiServer
 from tests.fakes.apistore import Selection
 
@@ -162,7 +163,7 @@ class Site:
 
     def served(self, kind: str) -> int:
         """How many lists and watches of KIND were asked for."""
-        return self.server.served["list", kind] + self.server.served["watch", kind]
+        return sum(self.server.served[verb, kind] for verb in ("list", "stream", "watch"))
 
     def start(self) -> None:
         self.proxy.start()
@@ -221,7 +222,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def following(site: Site) -> Site:
     """The same, with the proxy at work, all rules right, and no trouble left over."""
     site.server.clear_faults()
-    site.server.gone_as = "event"
+    site.server.rules = Rules()
     if not site.proxy.running():
         site.start()
     # Two changes of both kinds: the second comes by a watch, so that the proxy forgets how long it had to wait before.

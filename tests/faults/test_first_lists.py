@@ -31,11 +31,11 @@ def stopped(following: Site) -> Site:
 
 def start_with_a_hanging_list(site: Site, kind: str) -> None:
     """Returns when the list of KIND hangs and all the others are in."""
-    before = {each: site.server.served["watch", each] for each in (OTHER[kind], "Node")}
-    site.server.inject(Hang(), verb="list", kind=kind)
+    before = {each: site.server.served["stream", each] for each in (OTHER[kind], "Node")}
+    site.server.inject(Hang(), verb="stream", kind=kind)
     site.start()
     assert wait_for(lambda: site.server.faults_left == 0, SOON), site.proxy.tail()
-    assert wait_for(lambda: all(site.server.served["watch", each] > n for each, n in before.items()), SOON)
+    assert wait_for(lambda: all(site.server.served["stream", each] > n for each, n in before.items()), SOON)
 
 
 def rules(site: Site) -> list[str]:

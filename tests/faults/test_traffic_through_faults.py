@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -53,13 +54,18 @@ def watches(fault: Fault, times: int = 1) -> Callable[[Site], None]:
     return act
 
 
-def lists(fault: Fault, times: int = 1) -> Callable[[Site], None]:
-    """The server forgot its history, so everything has to be listed anew, and that meets FAULT."""
+def lists(fault: Fault, times: int = 1, verb: str = "list") -> Callable[[Site], None]:
+    """The server forgot its history, so everything has to be listed anew, and that meets FAULT.
+
+    verb: stream, or list, which comes in pages once a stream has failed.
+    """
 
     def act(site: Site) -> None:
         for kind in KINDS:
             site.server.inject(ErrorEvent(410), verb="watch", kind=kind)
-            site.server.inject(fault, verb="list", kind=kind, times=times)
+            if verb == "list":
+                site.server.inject(Refuse(503), verb="stream", kind=kind)
+            site.server.inject(fault, verb=verb, kind=kind, times=times)
         site.server.break_connections()
         change(site)
         assert met(site)
@@ -67,17 +73,17 @@ def lists(fault: Fault, times: int = 1) -> Callable[[Site], None]:
     return act
 
 
-def forgets(gone_as: str) -> Callable[[Site], None]:
+def forgets(gone_as: Literal["status", "event"]) -> Callable[[Site], None]:
     """Away for a moment, and back without the history that the proxy would go on from."""
 
     def act(site: Site) -> None:
-        site.server.gone_as = gone_as  # type: ignore[assignment]
-        before = site.server.served["list", "Service"]
+        site.server.rules = replace(site.server.rules, gone_as=gone_as)
+        before = site.server.served["stream", "Service"]
         site.server.go_down()
         change(site)
         site.server.compact()
         site.server.come_up()
-        assert wait_for(lambda: site.server.served["list", "Service"] > before, SOON)
+        assert wait_for(lambda: site.server.served["stream", "Service"] > before, SOON)
 
     return act
 
@@ -87,7 +93,7 @@ def hangs(verb: str) -> Callable[[Site], None]:
 
     def act(site: Site) -> None:
         for kind in KINDS:
-            if verb == "list":
+            if verb == "stream":
                 site.server.inject(ErrorEvent(410), verb="watch", kind=kind)
             site.server.inject(Hang(), verb=verb, kind=kind)
         site.server.break_connections()
@@ -143,7 +149,8 @@ FAULTS: dict[str, Callable[[Site], None]] = {
     "500 for lists": lists(Refuse(500), 2),
     "429 for watches": watches(Refuse(429, retry_after=1)),
     "429 for lists": lists(Refuse(429, retry_after=1)),
-    "lists that hang": hangs("list"),
+    "streamed lists cut in the middle of a line": lists(Cut(3), verb="stream"),
+    "streamed lists that hang": hangs("stream"),
     "watches that hang": hangs("watch"),
     "connections reset": resets,
     "down for a while": goes_down,

@@ -8,15 +8,27 @@ run here, and its tests are told last.
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from _pytest.assertion import rewrite
 
-from tests.guest.machine import INSIDE, PYTHON, Machine, MachineError, kernel_has_ipvs, unavailable
+from tests.guest.machine import (
+    CHECKOUT,
+    INSIDE,
+    PYTHON,
+    TEST_MODULES,
+    Machine,
+    MachineError,
+    kernel_has_ipvs,
+    unavailable,
+)
 
 __all__: list[str] = []
 
@@ -101,7 +113,7 @@ class Conversation:
             *self._files,
         ]
         try:
-            self._machine = Machine(self._share, argv)
+            self._machine = Machine(self._share, argv, _rewritten(self._config))
         except MachineError as error:
             self._over = f"no virtual machine: {error}"
 
@@ -131,6 +143,21 @@ class Conversation:
         self._reports.setdefault(report.nodeid, {})[report.when] = report
         if report.when == "teardown":
             self._running = ""
+
+
+def _rewritten(config: pytest.Config) -> Iterator[tuple[Path, bytes]]:
+    """pytest's byte code of the test modules that were imported here, which it writes itself only to where they lie.
+
+    Rewriting assertions takes ten seconds in the machine, which does it still should pytest come to cache otherwise.
+    """
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    with TemporaryDirectory() as folder, suppress(AttributeError, TypeError):
+        made = Path(folder, "module")
+        for path in {Path(file) for file in files if file}:
+            if path.is_relative_to(CHECKOUT / "tests") and path.name.startswith(TEST_MODULES):
+                about, code = rewrite._rewrite_test(path, config)
+                rewrite._write_pyc(config.stash[rewrite.assertstate_key], code, about, made)
+                yield path.parent / "__pycache__" / (path.stem + rewrite.PYC_TAIL), made.read_bytes()
 
 
 class InGuest(pytest.Item):

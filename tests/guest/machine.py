@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import py_compile
+import re
 import shlex
 import shutil
 import signal
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tarfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ INSIDE = Path("/run/share")  # the shared folder, as the machine sees it
 TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "modprobe": "kmod", "busybox": "busybox-static"}
 PYTHON = Path(sys.executable).parent.resolve() / Path(sys.executable).name  # as the machine sees it
 SOURCES = ("kproxy", "modes", "tests", "benchmarks")
+TEST_MODULES = ("test_", "conftest")  # how their names begin: pytest has byte code of its own of them
 PASSED_ON = ("CI", "HYPOTHESIS_PROFILE", "LANG", "PATH", "PYTHONPATH")
 CONSOLE_LINES = 60
 # The machine mounts folders of its own over /tmp, /run and others, and its kernel's command line takes no path with a
@@ -89,12 +91,13 @@ def unavailable() -> str:
 class Machine:
     """A running machine. Close it to end it, whatever it does."""
 
-    def __init__(self, share: Path, argv: Sequence[str]) -> None:
+    def __init__(self, share: Path, argv: Sequence[str], rewritten: Iterable[tuple[Path, bytes]] = ()) -> None:
         """Start it. ARGV runs in the checkout's folder, as root; SHARE is a folder, inside it is INSIDE.
 
-        Raises MachineError where there is no kernel to be had.
+        rewritten: files that the machine has besides, such as byte code of test modules, which is not among what it
+        has anyway. Raises MachineError where there is no kernel to be had.
         """
-        _fill(share, argv)
+        _fill(share, argv, rewritten)
         self._process = subprocess.Popen(
             tied([*LIMIT, *_command(share, "--script-sh")], "TERM"),
             stdin=subprocess.DEVNULL,
@@ -132,14 +135,18 @@ def shell() -> int:
     if reason := unavailable():
         sys.exit(reason)
     with TemporaryDirectory(prefix="kproxy-guest-") as folder:
-        _fill(Path(folder), ["/bin/bash"])
+        _fill(Path(folder), ["/bin/bash"], ())
         return subprocess.call(_command(Path(folder), "--shell"))
 
 
-def _fill(share: Path, argv: Sequence[str]) -> None:
+def _fill(share: Path, argv: Sequence[str], rewritten: Iterable[tuple[Path, bytes]]) -> None:
     (share / "command").write_text(_script(argv, os.environ))
     (share / "checkout").write_text(str(CHECKOUT))
-    _compiled(share / "compiled.tar")
+    with tarfile.open(share / "compiled.tar", "w") as tar:
+        for path, data in (*_compiled(), *rewritten):
+            entry = tarfile.TarInfo(str(path.relative_to(CHECKOUT)))
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
 
 
 def _home() -> Path:
@@ -166,7 +173,7 @@ def _command(share: Path, session: str) -> list[str]:
         *("--kimg", str(kernel), "--mods=auto", "--memory", "2G", "--cpus", "1"),
         *("--force-9p", "--disable-microvm", "--overlay-rwdir", "/lib", "--show-boot-console", "--verbose"),
         *(() if fast else ("--disable-kvm",)),
-        *(part for option in KERNEL_OPTIONS for part in ("--kopt", option)),
+        *(part for option in (*KERNEL_OPTIONS, *(() if fast else _clock())) for part in ("--kopt", option)),
         *(session, str(home / "tests/guest/start")),
         *("--qemu-opts", *(() if fast else EMULATED)),
         *_folder("host", Path("/"), ",readonly=on"),
@@ -189,27 +196,31 @@ def _can_virtualize() -> bool:
     return bool(flags & {"vmx", "svm"}) and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
+def _clock() -> tuple[str, ...]:
+    """The frequency of an emulated processor's time stamps, which is this one's: half its bogomips, in megahertz.
+
+    On a busy host the kernel would measure less than half of it, and its clocks would run fast: patience ends too soon.
+    """
+    found = re.search(r"^bogomips\s*: ([\d.]+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return (f"tsc_early_khz={round(float(found[1]) * 500)}",) if found else ()
+
+
 def _script(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     passed = {"HOME": "/root"} | {name: environment[name] for name in PASSED_ON if name in environment}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in passed.items())
     return f"cd {shlex.quote(str(CHECKOUT))}\n{exports}exec {shlex.join(argv)}\n"
 
 
-def _compiled(archive: Path) -> None:
-    """Byte code of all our modules, for the machine to lay over the checkout: there, compiling takes half a minute."""
-    with tarfile.open(archive, "w") as tar, TemporaryDirectory() as folder:
-        for source in _python_files(SOURCES):
-            cache = source.parent.relative_to(CHECKOUT) / "__pycache__"
-            made = py_compile.compile(str(source), cfile=f"{folder}/module", doraise=False, quiet=2)
-            if made:  # else the test that imports it says what is wrong with it
-                data = Path(made).read_bytes()
-                entry = tarfile.TarInfo(str(cache / f"{source.stem}.{sys.implementation.cache_tag}.pyc"))
-                entry.size, entry.mtime = len(data), int(source.stat().st_mtime)
-                tar.addfile(entry, io.BytesIO(data))
-
-
-def _python_files(folders: Sequence[str]) -> Iterator[Path]:
-    return (path for folder in folders for path in sorted((CHECKOUT / folder).rglob("*.py")))
+def _compiled() -> Iterator[tuple[Path, bytes]]:
+    """Byte code of all our modules but those of tests, for the machine to lay over the checkout: compiling takes half a
+    minute there."""
+    with TemporaryDirectory() as folder:
+        for source in (path for name in SOURCES for path in sorted((CHECKOUT / name).rglob("*.py"))):
+            if not source.name.startswith(TEST_MODULES):
+                made = py_compile.compile(str(source), cfile=f"{folder}/module", doraise=False, quiet=2)
+                if made:  # else the test that imports it says what is wrong with it
+                    name = f"{source.stem}.{sys.implementation.cache_tag}.pyc"
+                    yield source.parent / "__pycache__" / name, Path(made).read_bytes()
 
 
 if __name__ == "__main__":

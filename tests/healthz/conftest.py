@@ -7,7 +7,7 @@ import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -51,8 +51,9 @@ class Node:
         return ask(self.servers.metrics_port, path)
 
     def check(self, checks: dict[int, HealthCheck], ips: list[str] | None) -> bool:
-        """Update the health checks and wait until it is done; False without a difference."""
-        done = self.servers.update_health_checks(checks, ips)
+        """Update the health checks, on IPS (None: all), and wait until it is done; False without a difference."""
+        where = frozenset({""} if ips is None else ips)
+        done = self.servers.update_health_checks({port: replace(check, ips=where) for port, check in checks.items()})
         if done is None:
             return False
         done.result(10)
@@ -85,7 +86,9 @@ def start() -> Iterator[Callable[[ServerSettings], Node]]:
         containment = Containment(clock)
         metrics = Metrics([Family.IPV4, Family.IPV6], "iptables", "1.2.3", containment)
         failures: list[tuple[int, HealthCheck, str]] = []
-        identity = Identity("1.2.3", "iptables", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"})
+        identity = Identity(
+            "1.2.3", "iptables", "1.36", {"mode": "iptables", "iptables": {"masqueradeBit": 14}}, {"v": "2"}
+        )
         servers = Servers(
             settings,
             identity,

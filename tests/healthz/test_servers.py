@@ -58,7 +58,7 @@ def test_metrics_page_is_prometheus_text(node: Any) -> None:
     answer = node.status("/metrics")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert b"\nkubeproxy_sync_proxy_rules_service_changes_total 3.0\n" in answer.body
+    assert b"\nkubeproxy_sync_proxy_rules_service_changes_total 6.0\n" in answer.body
 
 
 @pytest.mark.parametrize(("path", "text"), [("/healthz", b"ok"), ("/proxyMode", b"iptables")])
@@ -150,6 +150,8 @@ def test_an_impossible_address_is_named(start: Callable[[ServerSettings], Any], 
     [
         ("127.0.0.1:80", Address("127.0.0.1", 80)),
         ("[FD00::0:1]:80", Address("fd00::1", 80)),
+        ("010.0.0.1:80", Address("10.0.0.1", 80)),
+        ("[::ffff:10.0.0.1]:80", Address("10.0.0.1", 80)),
         ("0.0.0.0:80", Address("", 80)),
         ("[::]:80", Address("", 80)),
         (":80", Address("", 80)),

@@ -98,6 +98,17 @@ def test_without_addresses_it_listens_on_all(node: Any, get: Callable[..., Any],
     assert [get(port, "/", ip=ip).status for ip in ("127.0.0.1", "127.0.0.2", "::1")] == [200, 200, 200]
 
 
+@pytest.mark.parametrize(("ip", "answers", "silent"), [("0.0.0.0", "127.0.0.2", "::1"), ("::", "::1", "127.0.0.1")])
+def test_all_addresses_of_one_family_are_none_of_the_other(
+    node: Any, get: Callable[..., Any], free_port: Callable[[], int], ip: str, answers: str, silent: str
+) -> None:
+    port = free_port()
+    node.check({port: HealthCheck("shop", "web", 1)}, [ip])
+    assert get(port, "/", ip=answers).status == 200
+    with pytest.raises(ConnectionRefusedError):
+        get(port, "/", ip=silent)
+
+
 def test_it_listens_on_the_given_addresses_only(
     node: Any, get: Callable[..., Any], free_port: Callable[[], int]
 ) -> None:
@@ -119,7 +130,7 @@ def test_a_taken_port_is_reported_once_and_opened_when_free(
     fine = free_port()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        check = HealthCheck("shop", "taken", 1)
+        check = HealthCheck("shop", "taken", 1, frozenset(LOOPBACK))
         node.check({port: check, fine: HealthCheck("shop", "fine", 1)}, LOOPBACK)
         assert get(fine, "/").status == 200
         node.check({port: HealthCheck("shop", "taken", 2), fine: HealthCheck("shop", "fine", 2)}, LOOPBACK)
@@ -171,11 +182,11 @@ def test_an_update_that_fails_unexpectedly_is_retried_until_it_has_worked(
             super().__init__(address, *others)
 
     monkeypatch.setattr(service_checks, "Listener", Odd)
-    checks = {port: HealthCheck("shop", f"web-{port}", 1) for port in (fine, odd)}
-    done = node.servers.update_health_checks(checks, LOOPBACK)
+    checks = {port: HealthCheck("shop", f"web-{port}", 1, frozenset(LOOPBACK)) for port in (fine, odd)}
+    done = node.servers.update_health_checks(checks)
     assert wait_for(lambda: node.containment.counts()[service_checks.STAGE] >= 1, 10)
     assert (get(fine, "/").status, is_open(odd), done.done()) == (200, False, False)
-    assert node.servers.update_health_checks(checks, LOOPBACK) is None  # remembered, and still tried again
+    assert node.servers.update_health_checks(checks) is None  # remembered, and still tried again
     broken = False
     node.clock.advance(60)
     done.result(10)
@@ -189,7 +200,7 @@ def test_a_newer_update_replaces_one_that_fails(
     port = free_port()
     with monkeypatch.context() as context:
         context.setattr(service_checks, "Listener", None)
-        older = node.servers.update_health_checks({port: HealthCheck("shop", "web", 1)}, LOOPBACK)
+        older = node.servers.update_health_checks({port: HealthCheck("shop", "web", 1, frozenset(LOOPBACK))})
         assert wait_for(lambda: node.containment.counts()[service_checks.STAGE] >= 1, 10)
     assert node.check({port: HealthCheck("shop", "web", 2)}, LOOPBACK)
     assert is_open(port)
@@ -220,12 +231,14 @@ def test_after_any_updates_the_last_one_holds(
     node: Any, get: Callable[..., Any], free_port: Callable[[], int], updates: list[dict[int, int]]
 ) -> None:
     ports = [free_port() for _ in range(4)]
-    for update in updates:
+    done = [
         node.servers.update_health_checks(
-            {ports[i]: HealthCheck("ns", f"s{n}", n) for i, n in update.items()}, LOOPBACK
+            {ports[i]: HealthCheck("ns", f"s{n}", n, frozenset(LOOPBACK)) for i, n in update.items()}
         )
-    node.check({}, None)
-    node.check({ports[i]: HealthCheck("ns", f"s{n}", n) for i, n in updates[-1].items()}, LOOPBACK)
+        for update in updates
+    ]
+    for future in filter(None, done):
+        future.result(10)
     for i, port in enumerate(ports):
         if i in updates[-1]:
             assert json.loads(get(port, "/").body)["localEndpoints"] == updates[-1][i]

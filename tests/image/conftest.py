@@ -22,6 +22,7 @@ from tests.image.containers import TOOLS
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache/image"
+WHEELS = CACHE / "wheels"
 EPOCH = 1_700_000_000  # any moment does
 TREE = ("kproxy", "modes", "manifests", "requirements", "scripts")
 BUILD_SECONDS = 1800
@@ -82,24 +83,25 @@ class Builder:
             shutil.copy(ROOT / name, copy)
         return copy
 
-    def build(self, name: str, *options: str) -> Image:
-        """Build the image, with nothing kept of earlier ones but the base and the wheels."""
+    def build(self, name: str, *options: str, wheels: Path | None = WHEELS, **environment: str) -> Image:
+        """Build the image, with nothing kept of earlier ones but the base and the WHEELS; None: from the network."""
         archive = self.folder / f"{name}.tar"
-        command = [str(self.tree / "scripts/build-image"), "--base", "bootstrap", "--output", str(archive)]
-        stores = ["--store", str(CACHE / "store"), "--wheels", str(CACHE / "wheels")]
-        environment = {**os.environ, "PYTHON": sys.executable, "SOURCE_DATE_EPOCH": str(EPOCH)}
-        done = subprocess.run(
-            [*command, *stores, *options],
-            env=environment,
+        local = ["--wheels", str(wheels)] if wheels else []
+        done = self.run("--output", str(archive), *local, *options, **environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (self.folder / name).mkdir()
+        return Image(archive, done.stdout.split()[-1], self.folder / name)
+
+    def run(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self.tree / "scripts/build-image"), "--base", "bootstrap", "--store", str(CACHE / "store"), *options],
+            env={**os.environ, "PYTHON": sys.executable, "SOURCE_DATE_EPOCH": str(EPOCH), **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=BUILD_SECONDS,
             check=False,
         )
-        assert done.returncode == 0, done.stderr[-3000:]
-        (self.folder / name).mkdir()
-        return Image(archive, done.stdout.split()[-1], self.folder / name)
 
 
 @pytest.fixture(scope="session")

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import strategies as st
 
 from kproxy.config.files import from_text
-from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
-from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import Family, Protocol, ServicePlan
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.preview import Preview, load
 from kproxy.modes.settings import Features, iptables_settings
 from kproxy.modes.xtables.saved import Saved
+from tests.network_namespaces import InNamespace, fresh_namespace
+from tests.plans import Plans, any_plans, build_plan
 
 DATA = Path(__file__).parent / "data"
 SHARED = {"KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-FIREWALL"}
@@ -32,63 +31,15 @@ CONFIGURATION = {
 }
 LAST = "this must be the last rule"
 
-Plans = dict[PortKey, ServicePlan]
-
-
-def build_plan(name: str = "web", protocol: Protocol = Protocol.TCP, **fields: Any) -> ServicePlan:
-    """A plan with an address of its own; `cluster` and `local` list endpoints by their last byte."""
-    number = 1 + sum(name.encode()) % 200
-    cluster = tuple(Endpoint(f"10.244.1.{n}", 8080) for n in fields.pop("cluster", (1, 2)))
-    local = tuple(Endpoint(f"10.244.1.{n}", 8080, local=True) for n in fields.pop("local", ()))
-    reachable = tuple(sorted({str(e): e for e in (*cluster, *local)}.values(), key=str))
-    values: dict[str, Any] = {
-        "key": PortKey("default", name, "http", protocol),
-        "family": Family.IPV4,
-        "cluster_ip": f"10.96.0.{number}",
-        "port": 80,
-        "cluster": cluster,
-        "local": local,
-        "reachable": reachable,
-        "has_endpoints": bool(reachable),
-    }
-    return ServicePlan(**(values | fields))
-
 
 @pytest.fixture(scope="session")
 def plan() -> Callable[..., ServicePlan]:
     return build_plan
 
 
-@st.composite
-def _plans(draw: st.DrawFn, name: str, protocol: Protocol) -> ServicePlan:
-    some = st.lists(st.integers(1, 5), max_size=3, unique=True).map(sorted)
-    local = draw(some)
-    load_balancer = draw(st.sampled_from([(), ("203.0.113.5",)]))
-    return build_plan(
-        name,
-        protocol,
-        # Whoever serves local traffic serves all.
-        cluster=sorted({*draw(some), *local}),
-        local=local,
-        node_port=draw(st.sampled_from([0, 30000 + sum(name.encode()) % 100])),
-        external_ips=draw(st.sampled_from([(), ("198.51.100.7",)])),
-        load_balancer_ips=load_balancer,
-        source_ranges=draw(st.sampled_from([(), ("172.30.0.0/24",)])) if load_balancer else (),
-        affinity_seconds=draw(st.sampled_from([0, 10800])),
-        internal_local=draw(st.booleans()),
-        external_local=draw(st.booleans()),
-        health_check_node_port=draw(st.sampled_from([0, 32000])),
-    )
-
-
 @pytest.fixture(scope="session")
 def clusters() -> st.SearchStrategy[Plans]:
-    """Sets of up to five ports out of the same eight, so that one set is often a change of another."""
-    names = [(name, protocol) for name in "abcd" for protocol in (Protocol.TCP, Protocol.UDP)]
-    ports = st.lists(st.sampled_from(names), unique=True, max_size=5)
-    return ports.flatmap(lambda chosen: st.tuples(*(_plans(*port) for port in chosen))).map(
-        lambda plans: {plan.key: plan for plan in plans}
-    )
+    return any_plans(*((name, protocol) for name in "abcd" for protocol in (Protocol.TCP, Protocol.UDP)))
 
 
 @pytest.fixture(scope="session")
@@ -132,30 +83,11 @@ def taken_over() -> Callable[[Family], tuple[str, Settings, Plans]]:
     return read
 
 
-class InNamespace:
-    """The host's commands, run inside a network namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._commands = Commands()
-
-    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-        return self._namespace.call(self._commands.run, argv, stdin, timeout)
-
-    def which(self, name: str) -> str | None:
-        return self._commands.which(name)
-
-
 @pytest.fixture
 def host() -> Iterator[InNamespace]:
     """Commands in a network namespace of this test's own."""
-    if reason := unavailable(("iptables-nft-restore", "iptables-legacy-restore")):
-        pytest.skip(reason)
-    namespace = Namespace("xtables")
-    try:
-        yield InNamespace(namespace)
-    finally:
-        namespace.close()
+    with fresh_namespace("xtables", "iptables-nft-restore", "iptables-legacy-restore") as space:
+        yield InNamespace(space)
 
 
 @pytest.fixture(params=list(Backend))

@@ -30,7 +30,7 @@ def test_the_same_state_is_adopted_without_a_write(taken_over: Callable[..., Any
 
 
 def rules(text: str, table: str) -> int:
-    return text.partition(f"*{table}\n")[2].partition("COMMIT\n")[0].count("\n-A ")
+    return text.partition(f"*{table}\n")[2].partition("COMMIT\n")[0].count("\n-A KUBE-")
 
 
 def test_its_text_is_adopted_as_saved_by_the_real_tools(taken_over: Callable[..., Any], real: HostTables) -> None:

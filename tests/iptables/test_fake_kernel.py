@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from kproxy.errors import CommandError, KernelError, RestoreError
+from kproxy.errors import KernelError, RestoreError
 from kproxy.kernel.iptables import Backend, HostTables
 from kproxy.model.plans import Family
 from tests.fakes.iptables import FakeTables
@@ -90,20 +90,6 @@ def test_declaring_a_chain_empties_it_but_not_a_built_in_one(fake: FakeTables) -
 def test_a_chain_can_be_deleted_together_with_the_chain_that_jumps_to_it(fake: FakeTables) -> None:
     fake.restore("*nat\n:OLD - [0:0]\n:LED - [0:0]\n-X LED\n-X OLD\nCOMMIT\n")
     assert "OLD" not in fake.save()
-
-
-def test_a_lock_that_is_held_is_no_fault_of_a_rule(fake: FakeTables) -> None:
-    fake.fail_at = {2}
-    with pytest.raises(CommandError, match="lock") as failed:
-        fake.restore("*nat\nCOMMIT\n")
-    assert not isinstance(failed.value, RestoreError)
-
-
-def test_refused_rules_are_chosen_by_the_test(fake: FakeTables) -> None:
-    fake.refuse = lambda table, chain, rule: "10.0.0.1" in rule
-    fake.restore("*nat\n-A OLD -s 10.0.0.2/32 -j ACCEPT\nCOMMIT\n")
-    with pytest.raises(RestoreError):
-        fake.restore("*nat\n-A OLD -s 10.0.0.1/32 -j ACCEPT\nCOMMIT\n")
 
 
 RULES = {

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from kproxy.errors import KernelError
 from kproxy.kernel.iptables import HostTables
-from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
 from kproxy.modes.xtables.cleanup import clean
 from kproxy.modes.xtables.saved import Saved
 from tests.fakes.iptables import FakeTables
-
-Plans = dict[PortKey, ServicePlan]
+from tests.plans import Plans, changed
 
 # A namespace is made once for all examples of a test: each example starts by removing what the last one left.
 FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -86,9 +85,9 @@ def test_random_changes_end_where_the_kernel_in_memory_ends(
     for dataplane in dataplanes:
         dataplane.apply(held, None)
     for wanted in data.draw(st.lists(clusters, min_size=1, max_size=3)):
-        touched = {key for key in {*held, *wanted} if held.get(key) != wanted.get(key)}
         for dataplane in dataplanes:
-            assert dataplane.apply(wanted, touched).rejected == {}
+            outcome = dataplane.apply(wanted, changed(held, wanted))
+            assert (outcome.rejected, outcome.refusals) == ({}, [])
         held = wanted
         assert shape(real.save()) == shape(memory.save())
     assert dataplanes[0].apply(held, None).transactions == 0, "what was written reads as what is wanted"

@@ -9,12 +9,11 @@ import pytest
 
 from kproxy.errors import CommandError, KernelError
 from kproxy.kernel.iptables import Backend, HostTables
-from kproxy.model.plans import Family, PortKey, ServicePlan
+from kproxy.model.plans import Family, ServicePlan
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings
 from tests.fakes.iptables import FakeTables
-
-Plans = dict[PortKey, ServicePlan]
+from tests.plans import Plans
 
 
 @pytest.fixture
@@ -43,6 +42,7 @@ def test_refused_services_are_named_and_the_others_are_programmed(
     tables.refuse = refuse(*bad)
     outcome = IptablesDataplane(settings, tables).apply(plans, None)
     assert {key.name for key in outcome.rejected} == set(bad)
+    assert len(outcome.refusals) >= len(bad)
     for key, why in outcome.rejected.items():
         assert str(key) in why
         assert "\n" not in why
@@ -108,8 +108,9 @@ def test_a_refused_service_that_is_changed_or_deleted_is_no_longer_refused(
 @BOTH
 def test_the_nodes_own_rules_are_needed(tables: FakeTables, plans: Plans, settings: Settings) -> None:
     tables.refuse = lambda table, chain, rule: "MASQUERADE" in rule
-    with pytest.raises(KernelError, match=r"node's own rules|MASQUERADE"):
+    with pytest.raises(KernelError, match=r"node's own rules|MASQUERADE") as failure:
         IptablesDataplane(settings, tables).apply(plans, None)
+    assert failure.value.refusals
 
 
 @BOTH

@@ -13,12 +13,13 @@ from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings, render_port
 from kproxy.modes.ipvs.render import render_port as render_ipvs
 from tests.fakes.iptables import FakeTables
-from tests.ipvs_mode.rigs import Plans, Rig, by_key, plan
+from tests.ipvs_mode.rigs import Rig
+from tests.plans import Plans, build_plan, by_key, changed
 
 Shape = Callable[[str], object]
 
-A, B, C = (plan(name, cluster_ip=f"10.96.0.{n}", node_port=30000 + n) for n, name in enumerate("abc", 1))
-OTHER_B = plan("b", cluster_ip="10.96.0.2", node_port=30009, cluster=(1, 2, 3))
+A, B, C = (build_plan(name, cluster_ip=f"10.96.0.{n}", node_port=30000 + n) for n, name in enumerate("abc", 1))
+OTHER_B = build_plan("b", cluster_ip="10.96.0.2", node_port=30009, cluster=(1, 2, 3))
 
 
 class Saboteur:
@@ -87,9 +88,8 @@ CASES = {
 @pytest.mark.parametrize("full", [False, True], ids=["change", "full check"])
 def test_the_port_is_rejected_and_the_others_are_programmed(node: Node, case: Case, full: bool) -> None:
     node.apply(case.before, None)
-    touched = {key for key in {*case.before, *case.wanted} if case.before.get(key) != case.wanted.get(key)}
     node.saboteur.faulty = case.faulty
-    outcome = node.apply(case.wanted, None if full else touched)
+    outcome = node.apply(case.wanted, None if full else changed(case.before, case.wanted))
     assert list(outcome.rejected) == list(outcome.faults) == ([case.rejected.key] if case.rejected else [])
     for key, why in outcome.rejected.items():
         assert why.startswith("unexpected ZeroDivisionError: ")

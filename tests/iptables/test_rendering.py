@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
-from kproxy.model.plans import Endpoint, Family, PortKey, ServicePlan
+from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.iptables.render import Settings, render_base, render_port, text
 from kproxy.modes.xtables import names
-from kproxy.modes.xtables.rules import GUARD
 from tests.parity import compare
 
 V4, V6 = Family.IPV4, Family.IPV6
@@ -22,13 +21,6 @@ PODS = DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16")
 CHAINS_OF_WEB = "CDGGSHYLG3RE2FKL"
 
 Plan = Callable[..., ServicePlan]
-
-
-def chain(plan: ServicePlan, kind: str, **settings: Any) -> list[str] | None:
-    """The rules of the port's chain KUBE-kind-…, None when it has none."""
-    found = dict(render_port(plan, Settings(plan.family, **settings)).chains)
-    rules = found.get(f"KUBE-{kind}-{CHAINS_OF_WEB}")
-    return None if rules is None else list(rules)
 
 
 def shared(plan: ServicePlan, name: str, **settings: Any) -> list[str]:
@@ -97,32 +89,8 @@ def test_masquerading(random_fully: bool, end: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "guarded"),
-    [
-        ({}, True),
-        ({"localhost_node_ports": False}, False),
-        ({"node_port_addresses": NodePortAddresses(False, ("172.18.0.2",), False)}, False),
-        ({"node_port_addresses": NodePortAddresses(False, ("127.0.0.1",), True)}, True),
-        ({"family": V6}, False),
-    ],
-)
-def test_localhost_is_guarded_where_routing_to_it_is_allowed(settings: dict[str, Any], guarded: bool) -> None:
-    assert base("filter", names.FIREWALL, **settings) == ([GUARD] if guarded else [])
-
-
-SOME = NodePortAddresses(False, ("127.0.0.1", "172.18.0.2"), True)
-
-
-@pytest.mark.parametrize(
     ("settings", "matches"),
     [
-        pytest.param({}, [""], id="everywhere"),
-        pytest.param({"localhost_node_ports": False}, ["! -d 127.0.0.0/8 "], id="everywhere but on localhost"),
-        pytest.param({"family": V6}, ["! -d ::1/128 "], id="IPv6, never on localhost"),
-        pytest.param({"node_port_addresses": SOME}, ["-d 127.0.0.1/32 ", "-d 172.18.0.2/32 "], id="on two addresses"),
-        pytest.param(
-            {"node_port_addresses": SOME, "localhost_node_ports": False}, ["-d 172.18.0.2/32 "], id="not on localhost"
-        ),
         pytest.param(
             {"family": V6, "node_port_addresses": NodePortAddresses(False, ("::1", "fd00::2"), False)},
             ["-d fd00::2/128 "],
@@ -141,7 +109,7 @@ def test_where_node_ports_answer(settings: dict[str, Any], matches: list[str]) -
 
 
 def test_a_large_cluster_has_no_comments_in_a_ports_own_chains(plan: Plan) -> None:
-    web = plan(node_port=30080, affinity_seconds=60)
+    web = plan(node_port=30080, affinity_seconds=60, external_local=True, local=(1,))
     loud, quiet = (render_port(web, Settings(V4, detect_local=PODS, comments=c)) for c in (True, False))
     assert loud.shared == quiet.shared
     assert [name for name, _ in loud.chains] == [name for name, _ in quiet.chains]
@@ -154,96 +122,7 @@ def test_a_large_cluster_has_no_comments_in_a_ports_own_chains(plan: Plan) -> No
     assert loud != quiet
 
 
-# ---------------------------------------------------------------- who is masqueraded, who is local
-
-
-@pytest.mark.parametrize(
-    ("settings", "head"),
-    [
-        ({}, []),
-        ({"detect_local": PODS}, ["! -s 10.244.0.0/16 -d "]),
-        ({"detect_local": DetectLocal(DetectLocalBy.INTERFACE, "veth+")}, ["-d "]),
-        ({"masquerade_all": True, "detect_local": PODS}, ["-d "]),
-    ],
-)
-def test_who_is_masqueraded_on_the_cluster_ip(plan: Plan, settings: dict[str, Any], head: list[str]) -> None:
-    rules = chain(plan(), "SVC", **settings)
-    assert rules is not None
-    marks = [rule for rule in rules if rule.endswith("-j KUBE-MARK-MASQ")]
-    assert [rule[: len(start)] for rule, start in zip(marks, head, strict=True)] == head
-    by_interface = settings.get("detect_local", PODS).by is DetectLocalBy.INTERFACE
-    assert all(("! -i veth+ " in rule) is by_interface for rule in marks)
-
-
-def test_policy_local_lets_pods_and_the_node_go_anywhere_and_outsiders_only_here(plan: Plan) -> None:
-    web = plan(node_port=30080, external_local=True, cluster=(1, 2), local=(1,))
-    by_interface = DetectLocal(DetectLocalBy.INTERFACE, "veth+")
-    for detect, source in ((PODS, "-s 10.244.0.0/16"), (by_interface, "-i veth+")):
-        rules = chain(web, "EXT", detect_local=detect, comments=False)
-        assert rules == [
-            f"{source} -j KUBE-SVC-{CHAINS_OF_WEB}",
-            "-m addrtype --src-type LOCAL -j KUBE-MARK-MASQ",
-            f"-m addrtype --src-type LOCAL -j KUBE-SVC-{CHAINS_OF_WEB}",
-            f"-j KUBE-SVL-{CHAINS_OF_WEB}",
-        ]
-
-
-def test_the_chances_are_even(plan: Plan) -> None:
-    rules = chain(plan(cluster=(1, 2, 3)), "SVC", comments=False)
-    assert rules is not None
-    assert [rule.partition(" -j")[0] for rule in rules[:-1]] == [
-        "-m statistic --mode random --probability 0.3333333333",
-        "-m statistic --mode random --probability 0.5000000000",
-    ]
-    assert rules[-1].startswith("-j KUBE-SEP-")
-
-
-def test_affinity_is_looked_up_before_chance_and_noted_at_the_endpoint(plan: Plan) -> None:
-    web = plan(cluster=(1,), affinity_seconds=60)
-    (sep,) = (name for name, _ in render_port(web, Settings(V4)).chains if name.startswith("KUBE-SEP-"))
-    assert chain(web, "SVC", comments=False) == [
-        f"-m recent --rcheck --seconds 60 --reap --name {sep} -j {sep}",
-        f"-j {sep}",
-    ]
-    rules = dict(render_port(web, Settings(V4, comments=False)).chains)[sep]
-    assert rules[1] == f"-p tcp -m recent --set --name {sep} -m tcp -j DNAT --to-destination 10.244.1.1:8080"
-
-
-# ---------------------------------------------------------------- chains that are not there
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        pytest.param({}, {"SVC", "SEP"}, id="cluster IP only"),
-        pytest.param({"cluster": ()}, set(), id="no endpoint anywhere"),
-        pytest.param({"cluster": (), "node_port": 30080}, set(), id="node port, no endpoint anywhere"),
-        pytest.param({"node_port": 30080}, {"SVC", "SEP", "EXT"}, id="node port"),
-        pytest.param({"cluster": (), "local": (1,), "internal_local": True}, {"SVL", "SEP"}, id="inside Local"),
-        pytest.param(
-            {"cluster": (), "internal_local": True, "has_endpoints": True}, set(), id="inside Local, none here"
-        ),
-        pytest.param(
-            {"node_port": 30080, "external_local": True}, {"SVC", "SEP", "EXT"}, id="outside Local, none here"
-        ),
-        pytest.param(
-            {"load_balancer_ips": ("203.0.113.1",), "source_ranges": ("10.0.0.0/8",)},
-            {"SVC", "SEP", "EXT", "FW"},
-            id="source ranges",
-        ),
-        pytest.param(
-            {"node_port": 1, "source_ranges": ("10.0.0.0/8",)}, {"SVC", "SEP", "EXT"}, id="ranges, no address"
-        ),
-        pytest.param(
-            {"load_balancer_ips": ("203.0.113.1",), "source_ranges": ("10.0.0.0/8",), "cluster": ()},
-            set(),
-            id="ranges, but nothing to protect",
-        ),
-    ],
-)
-def test_which_chains_a_port_has(plan: Plan, fields: dict[str, Any], expected: set[str]) -> None:
-    chains = render_port(plan(**fields), Settings(V4)).chains
-    assert {name.split("-")[1] for name, _ in chains} == expected
+# ---------------------------------------------------------------- whole tables
 
 
 @given(st.data(), st.booleans())
@@ -259,21 +138,6 @@ def test_every_jump_has_an_existing_target(
         assert jumps <= set(chains)
 
 
-def test_ipv6_rules_carry_ipv6_lengths_and_brackets(plan: Plan) -> None:
-    pod = (Endpoint("fd00:244::1", 8080),)
-    key = plan().key
-    web = ServicePlan(
-        key=key, family=V6, cluster_ip="fd00:96::1", port=80, cluster=pod, reachable=pod, has_endpoints=True
-    )
-    rules = [rule for _, lines in render_port(web, Settings(V6)).chains for rule in lines]
-    assert any(rule.startswith("-s fd00:244::1/128 ") for rule in rules)
-    assert any(rule.endswith("--to-destination [fd00:244::1]:8080") for rule in rules)
-    assert shared(web, names.SERVICES)[0].startswith("-d fd00:96::1/128 ")
-
-
-# ---------------------------------------------------------------- whole tables
-
-
 def test_the_text_does_not_depend_on_the_order_of_the_ports(plan: Plan) -> None:
     settings = Settings(V4)
     fragments = [
@@ -282,10 +146,22 @@ def test_the_text_does_not_depend_on_the_order_of_the_ports(plan: Plan) -> None:
     assert text(render_base(settings), fragments) == text(render_base(settings), fragments[::-1])
 
 
-def test_the_jump_to_node_ports_stays_last(plan: Plan) -> None:
-    settings = Settings(V4)
-    whole = text(render_base(settings), [(p.key, render_port(p, settings)) for p in (plan("a"), plan("z"))])
-    nat = whole.partition("*nat")[2]
-    rules = [line for line in nat.splitlines() if line.startswith("-A KUBE-SERVICES ")]
-    assert len(rules) == 3
-    assert rules[-1].endswith("-j KUBE-NODEPORTS")
+# ---------------------------------------------------------------- names
+
+LONGEST = 28  # XT_EXTENSION_MAXNAMELEN of linux/netfilter/x_tables.h, with its final zero byte
+label = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", max_size=63)
+keys = st.builds(PortKey, label, label, label, st.sampled_from(Protocol))
+
+
+@given(keys, keys)
+def test_names_fit_and_differ(one: PortKey, other: PortKey) -> None:
+    def all_of(key: PortKey) -> set[str]:
+        chains = names.PortChains(key)
+        endpoint = names.endpoint_chain(key, Endpoint("fd00::1", 65535))
+        return {chains.cluster, chains.local, chains.external, chains.firewall, endpoint}
+
+    assert len(all_of(one)) == 5
+    assert all(len(name) < LONGEST for name in all_of(one))
+    # What a chain is named after is the text of the key, as in kube-proxy, and the protocol.
+    same = str(one) == str(other) and one.protocol == other.protocol
+    assert same is bool(all_of(one) & all_of(other))

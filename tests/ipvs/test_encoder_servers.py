@@ -1,19 +1,21 @@
-"""Virtual servers that we write, ipvsadm and pyroute2 read; those that ipvsadm writes, we read."""
+"""Virtual servers that we write, ipvsadm, pyroute2 and gnlpy read; those that ipvsadm and gnlpy write, we read."""
 
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 
 import pytest
 
+from kproxy.kernel.constants import ADDRESS_FAMILY, PROTOCOL_NUMBERS
 from kproxy.kernel.ipvs import Held, KernelIpvs
 from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
 from kproxy.kernel.virtual_servers import PERSISTENT, SOURCE_PORT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family, Protocol
-from tests.ipvs.readers import by_ipvsadm, by_pyroute2
+from tests.ipvs.readers import by_gnlpy, by_ipvsadm, by_pyroute2, gnlpy, gnlpy_client
 
 pytestmark = pytest.mark.ipvs_kernel
 
@@ -70,15 +72,20 @@ def ipvsadm(servers: Wanted) -> set[str]:
     return lines
 
 
+def rows(servers: Wanted) -> dict[tuple[object, ...], set[tuple[object, ...]]]:
+    """As pyroute2 and gnlpy say it."""
+    return {
+        (*server.key, server.scheduler, server.flags, server.timeout): {(*real.key, real.weight, 0) for real in reals}
+        for server, reals in servers.items()
+    }
+
+
 def test_what_we_write_all_readers_agree_on(space: Namespace, ipvs: KernelIpvs) -> None:
     servers = wanted()
     assert ipvs.apply(additions(servers)) == {}
     assert listed(ipvs) == held(servers)
     assert by_ipvsadm(space) == ipvsadm(servers)
-    assert by_pyroute2(space) == {
-        (*server.key, server.scheduler, server.flags, server.timeout): {(*r.key, r.weight, 0) for r in reals}
-        for server, reals in servers.items()
-    }
+    assert by_pyroute2(space) == by_gnlpy(space) == rows(servers)
 
 
 def test_each_verb_does_what_it_says(space: Namespace, ipvs: KernelIpvs) -> None:
@@ -148,6 +155,70 @@ def test_what_others_wrote_is_listed_and_firewall_marks_are_not(space: Namespace
     ours = VirtualServer(nets, "rr", PERSISTENT, 60)
     assert ipvs.apply([Operation(Verb.EDIT_SERVER, ours)]) == {}
     assert ipvs.servers(Family.IPV4)[nets] == Held(ours, {}, per_client=True), "an edit sets the mask of one client"
+
+
+def test_what_gnlpy_writes_is_listed_and_each_edits_what_the_other_wrote(space: Namespace, ipvs: KernelIpvs) -> None:
+    library = gnlpy()
+    masquerading, elsewhere = library.IPVS_MASQUERADING, RealState(65535, masqueraded=False)
+    with gnlpy_client(space) as client:
+        for family, (vip, one, two) in ADDRESSES.items():
+            servers: dict[VirtualServer, tuple[RealServer, ...]] = {}
+            for protocol in (Protocol.TCP, Protocol.UDP):
+                number = PROTOCOL_NUMBERS[protocol.lower()]
+                for port, scheduler in enumerate(SCHEDULERS, start=80):
+                    client.add_service(vip, port, number, scheduler)
+                    client.add_dest(vip, port, one, 8080, number, port, masquerading)
+                    key = ServerKey(protocol, vip, port)
+                    servers[VirtualServer(key, scheduler)] = (RealServer(RealKey(one, 8080), port),)
+            client.add_fwm_service(7, "rr", ADDRESS_FAMILY[family])
+            assert ipvs.servers(family) == held(servers)
+
+            key = ServerKey(Protocol.TCP, vip, 80)
+            ours = VirtualServer(key, "sh", PERSISTENT, 300)
+            client.add_dest(vip, 80, two, 81, weight=65535, method=library.IPVS_TUNNELING)
+            client.add_dest(vip, 80, two, 82, weight=65535, method=library.IPVS_ROUTING)
+            added = Operation(Verb.ADD_REAL, ours, RealServer(RealKey(two, 8080), 5))
+            assert ipvs.apply([Operation(Verb.EDIT_SERVER, ours), added]) == {}
+            client.update_dest(vip, 80, two, 8080, weight=0, method=masquerading)
+            client.del_dest(vip, 80, one, 8080)
+            assert ipvs.servers(family)[key] == Held(
+                ours, {RealKey(two, 8080): RealState(0), RealKey(two, 81): elsewhere, RealKey(two, 82): elsewhere}
+            )
+            assert ipvs.apply([Operation(Verb.DELETE_SERVER, server) for server in servers]) == {}
+            with pytest.raises(OSError, match="No such process"):
+                client.del_service(vip, 80)
+            assert ipvs.apply([Operation(Verb.ADD_SERVER, ours)]) == {}
+            client.del_service(vip, 80)
+            assert ipvs.servers(family) == {}
+        marks = [(pool.service().fwmark(), pool.service().af()) for pool in client.get_pools()]
+        assert sorted(marks) == [(7, family) for family in sorted(ADDRESS_FAMILY.values())]
+
+
+def test_persistence_written_by_gnlpys_messages_is_listed(space: Namespace, ipvs: KernelIpvs) -> None:
+    """Its client knows of none."""
+    library = gnlpy()
+    with gnlpy_client(space) as client:
+        for family, (vip, *_) in ADDRESSES.items():
+            af, address = ADDRESS_FAMILY[family], socket.inet_pton(ADDRESS_FAMILY[family], vip).ljust(16, b"\0")
+            whole, network = (0xFFFFFFFF, 0x00FFFFFF) if family is Family.IPV4 else (128, 64)
+            found = {}
+            for port, (flags, netmask) in enumerate([(1, whole), (0x11, whole), (1, network)], start=80):
+                service = library.IpvsServiceAttrList(
+                    af=af,
+                    protocol=socket.IPPROTO_SCTP,
+                    addr=address,
+                    port=port,
+                    sched_name="mh",
+                    flags=struct.pack("=II", flags, 0xFFFFFFFF),
+                    timeout=60 * port,
+                    netmask=netmask,
+                )
+                client.nlsock.execute(
+                    library.IpvsMessage("new_service", attr_list=library.IpvsCmdAttrList(service=service))
+                )
+                key = ServerKey(Protocol.SCTP, vip, port)
+                found[key] = Held(VirtualServer(key, "mh", flags, 60 * port), {}, per_client=netmask == whole)
+            assert ipvs.servers(family) == found
 
 
 def test_refusals_name_the_operation_and_all_others_are_done(space: Namespace, ipvs: KernelIpvs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ from kproxy.lab.namespaces import Namespace
 from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family, Protocol
 from tests.ipvs.nodes import Node, server, with_pods
-from tests.ipvs.readers import by_ipvsadm, shown
+from tests.ipvs.readers import by_ipvsadm, gnlpy_client, shown
 
 pytestmark = pytest.mark.ipvs_kernel
 
@@ -22,6 +23,7 @@ SERVERS = """\
 -A -t 172.30.0.11:30999 -s rr
 -A -f 7 -s rr
 """
+GNLPYS = (("192.0.2.78", "10.244.1.12"), ("2001:db8:78::1", "fd00:244:1::c"))
 SETS = "create SOMEONES hash:ip\nadd SOMEONES 192.0.2.77\ncreate KUBE-SOMEONES hash:ip family inet6\n"
 RULE = "INPUT -s 192.0.2.99/32 -m set --match-set SOMEONES dst -j DROP"
 
@@ -33,6 +35,10 @@ def others(node: Node) -> Iterator[Namespace]:
         node.cleanup(family)
     space = node.space
     space.run(["ipvsadm", "-R"], SERVERS)
+    with gnlpy_client(space) as client:
+        for vip, real in GNLPYS:
+            client.add_service(vip, 53, socket.IPPROTO_UDP, "nq")
+            client.add_dest(vip, 53, real, 5353, socket.IPPROTO_UDP, weight=7)
     space.run(["ipset", "restore"], SETS)
     space.run(["iptables-nft", "-A", *RULE.split()])
     space.run(["ip", "link", "add", "others", "type", "dummy"])
@@ -45,11 +51,14 @@ def others(node: Node) -> Iterator[Namespace]:
     for line in SERVERS.splitlines():
         if line.startswith("-A "):
             space.run(["ipvsadm", "-D", *line.split()[1:3]])
+    with gnlpy_client(space) as client:
+        for vip, _ in GNLPYS:
+            client.del_service(vip, 53, socket.IPPROTO_UDP)
 
 
 def test_it_survives_all_that_the_mode_does(node: Node, others: Namespace) -> None:
     before = shown(others)
-    assert len(before.servers) == len(SERVERS.splitlines())
+    assert len(before.servers) == len(SERVERS.splitlines()) + 2 * len(GNLPYS)
     assert before.addresses == frozenset()
     for family in Family:
         plans = node.all_kinds(family)

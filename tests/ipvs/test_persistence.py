@@ -13,7 +13,6 @@ from tests.ipvs.nodes import CLIENTS, Node, soon, with_pods
 pytestmark = pytest.mark.ipvs_kernel
 
 FAMILIES = pytest.mark.parametrize("family", list(Family), ids=lambda f: f.value)
-EXPIRING = {"conntrack": "1", "expire_nodest_conn": "1", "expire_quiescent_template": "1"}
 
 
 @FAMILIES
@@ -42,12 +41,6 @@ def test_a_client_of_a_removed_endpoint_is_scheduled_anew_except_for_open_connec
         assert connection.alive()
         node.change(plan)
         assert node.ask(plan, 2) == [stays] * 2, "it is there now"
-
-
-def test_the_kernel_is_set_to_forget_persistence_of_quiescent_servers(node: Node) -> None:
-    names = " ".join(f"net.ipv4.vs.{name}" for name in EXPIRING)
-    said = node.space.run(["sysctl", *names.split()])
-    assert dict(line.removeprefix("net.ipv4.vs.").split(" = ") for line in said.splitlines()) == EXPIRING
 
 
 def test_a_client_that_is_gone_for_long_enough_is_forgotten(node: Node) -> None:

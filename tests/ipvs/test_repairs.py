@@ -6,12 +6,12 @@ import pytest
 
 from kproxy.model.plans import Family, ServicePlan
 from tests.ipvs.nodes import Node
-from tests.ipvs.readers import by_pyroute2, shown, wanted
+from tests.ipvs.readers import by_gnlpy, by_pyroute2, gnlpy_client, shown, wanted
 
 pytestmark = pytest.mark.ipvs_kernel
 
 EDITS = (
-    "ipvsadm -C",
+    "gnlpy flush",
     "ipset flush",
     "ipset flush KUBE-CLUSTER-IP",
     "ip address flush dev kube-ipvs0",
@@ -29,11 +29,12 @@ def test_other_tools_read_what_was_asked_for(node: Node, plans: dict[Family, lis
     for family in Family:
         assert node.serve(family, *plans[family]).rejected == {}
     assert shown(node.space) == wanted(node.wanted())
-    assert by_pyroute2(node.space) == {
+    held = {
         (*server.key, server.scheduler, server.flags, server.timeout): {(*each.key, each.weight, 0) for each in reals}
         for outcome in node.wanted()
         for server, reals in outcome.served
     }
+    assert by_pyroute2(node.space) == by_gnlpy(node.space) == held
     for family in Family:
         assert node.check(family).transactions == 0
 
@@ -45,7 +46,11 @@ def test_what_others_break_is_noticed_and_repaired(
     for family in Family:
         node.serve(family, *plans[family])
         assert not node.notices(family, 2)
-    node.space.run(edit.split())
+    if edit.startswith("gnlpy"):
+        with gnlpy_client(node.space) as client:
+            client.flush()
+    else:
+        node.space.run(edit.split())
     assert shown(node.space) != wanted(node.wanted())
     for family in Family:
         broken = not (edit.endswith("CLUSTER-IP") and family is Family.IPV6)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import cache
-from typing import Any
 
 from hypothesis import strategies as st
 
 from kproxy.kernel.ipvs_codec import Operation, RealState, Verb
 from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey, VirtualServer
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.ipvs import names
 from kproxy.modes.ipvs.apply import IpvsDataplane
@@ -21,39 +20,13 @@ from tests.fakes.ipset import FakeIpSets, SavedTables
 from tests.fakes.iptables import FakeTables
 from tests.fakes.ipvs import FakeIpvs
 from tests.fakes.service_device import FakeAddresses
+from tests.plans import NODE_IP, Plans, any_plans
 
-Plans = dict[PortKey, ServicePlan]
-
-NODE_IP = "172.30.0.11"
 SETTINGS = Settings(
     Family.IPV4, node_addresses=frozenset({NODE_IP, "172.30.0.12"}), node_port_ips=(NODE_IP, "172.30.0.12")
 )
 FOREIGN = VirtualServer(ServerKey(Protocol.TCP, "192.0.2.77", 443), "wlc")
 FOREIGN_REAL = RealServer(RealKey("192.0.2.99", 443), 5)
-
-
-def plan(name: str = "web", port: int = 80, protocol: Protocol = Protocol.TCP, **fields: Any) -> ServicePlan:
-    """A plan whose cluster IP depends on `name`; `cluster` and `local` list endpoints by their last byte."""
-    number = 1 + sum(name.encode()) % 200
-    cluster = tuple(Endpoint(f"10.244.1.{n}", 8080) for n in fields.pop("cluster", (1, 2)))
-    local = tuple(Endpoint(f"10.244.1.{n}", 8080, local=True) for n in fields.pop("local", ()))
-    reachable = tuple(sorted({str(e): e for e in (*cluster, *local)}.values(), key=str))
-    values: dict[str, Any] = {
-        "key": PortKey("default", name, f"p{port}", protocol),
-        "family": Family.IPV4,
-        "cluster_ip": f"10.96.0.{number}",
-        "port": port,
-        "cluster": cluster,
-        "local": local,
-        "reachable": reachable,
-        "all_local": tuple(e for e in reachable if e.local),
-        "has_endpoints": bool(reachable),
-    }
-    return ServicePlan(**(values | fields))
-
-
-def by_key(*plans: ServicePlan) -> Plans:
-    return {each.key: each for each in plans}
 
 
 def server(each: ServicePlan, ip: str = "", port: int = 0) -> ServerKey:
@@ -148,40 +121,6 @@ def _loaded(rules: str) -> list[str]:
     return _shape(tables.save())
 
 
-@st.composite
-def _plans(draw: st.DrawFn, name: str, port: int, protocol: Protocol) -> ServicePlan:
-    some = st.lists(st.integers(1, 5), max_size=3, unique=True).map(sorted)
-    local = draw(some)
-    load_balancer = draw(st.sampled_from([(), ("203.0.113.5",)]))
-    ranges = draw(st.sampled_from([(), ("172.30.0.0/24",)])) if load_balancer else ()
-    return plan(
-        name,
-        port,
-        protocol,
-        cluster=sorted({*draw(some), *local}),
-        local=local,
-        node_port=draw(st.sampled_from([0, 30000 + sum(name.encode()) % 100 + port])),
-        # Two Services may ask for one address and port.
-        external_ips=draw(st.sampled_from([(), ("198.51.100.7",), (NODE_IP,)])),
-        load_balancer_ips=load_balancer,
-        source_ranges=ranges,
-        admits_nobody=not ranges and draw(st.booleans()),
-        node_in_source_ranges=draw(st.booleans()),
-        affinity_seconds=draw(st.sampled_from([0, 10800])),
-        internal_local=draw(st.booleans()),
-        external_local=draw(st.booleans()),
-        health_check_node_port=draw(st.sampled_from([0, 32000])),
-    )
-
-
 def clusters() -> st.SearchStrategy[Plans]:
-    """Sets of up to five ports out of the same eight, so that one set is often a change of another."""
-    ports = [(name, port, protocol) for name in "ab" for port in (53, 80) for protocol in (Protocol.TCP, Protocol.UDP)]
-    chosen = st.lists(st.sampled_from(ports), unique=True, max_size=5)
-    return chosen.flatmap(lambda found: st.tuples(*(_plans(*port) for port in found))).map(
-        lambda plans: {each.key: each for each in plans}
-    )
-
-
-def changed(old: Plans, new: Plans) -> set[PortKey]:
-    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
+    protocols = (Protocol.TCP, Protocol.UDP)
+    return any_plans(*((name, protocol, port) for name in "ab" for port in (53, 80) for protocol in protocols))

@@ -16,9 +16,13 @@ from kproxy.modes.xtables.cleanup import clean as clean_rules
 from tests.fakes.ipset import FakeIpSets
 from tests.fakes.ipvs import FakeIpvs
 from tests.fakes.service_device import FakeAddresses
-from tests.ipvs_mode.rigs import FOREIGN, FOREIGN_REAL, SETTINGS, Rig, by_key, plan, real, server
+from tests.ipvs_mode.rigs import FOREIGN, FOREIGN_REAL, SETTINGS, Rig, real, server
+from tests.plans import build_plan, by_key
 
-PLANS = by_key(plan(node_port=30080, external_ips=("198.51.100.7",)), plan("dns", 53, Protocol.UDP, node_port=30053))
+PLANS = by_key(
+    build_plan(node_port=30080, external_ips=("198.51.100.7",)),
+    build_plan("dns", Protocol.UDP, port=53, node_port=30053),
+)
 MINE = SetSpec("MY-SET", SetType.HASH_IP, Family.IPV4)
 
 
@@ -86,6 +90,9 @@ class TestHostsWithoutIt:
     def test_nothing_is_there(self) -> None:
         ipvs, sets = FakeIpvs(), FakeIpSets()
         ipvs.absent = sets.absent = True
+        for read in (ipvs.servers, lambda family: sets.held([])):
+            with pytest.raises(NetlinkError):
+                read(Family.IPV4)
         assert clean(ipvs, sets, FakeAddresses(), ()) == []
         assert (ipvs.applies, sets.applies) == (0, 0)
 

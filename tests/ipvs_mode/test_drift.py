@@ -9,11 +9,12 @@ import pytest
 from kproxy.kernel.ipset import Change
 from kproxy.kernel.ipvs_codec import Operation, Verb
 from kproxy.kernel.virtual_servers import RealServer
-from tests.ipvs_mode.rigs import Plans, Rig, by_key, plan, real, server
+from tests.ipvs_mode.rigs import Rig, real, server
+from tests.plans import Plans, build_plan, by_key
 
 POLL = 0.2
 PLANS: Plans = by_key(
-    *(plan(f"s{n}", cluster_ip=f"10.96.0.{n}", load_balancer_ips=("203.0.113.5",)) for n in range(40))
+    *(build_plan(f"s{n}", cluster_ip=f"10.96.0.{n}", load_balancer_ips=("203.0.113.5",)) for n in range(40))
 )
 LAST = list(PLANS.values())[-1]
 
@@ -65,7 +66,7 @@ def test_edits_are_seen_and_healed(rig: Rig, edit: Callable[[Rig], None], second
 
 def test_own_changes_are_no_drift(rig: Rig) -> None:
     rig.ipvs.connect(server(LAST), real(2), 1)
-    less = plan(LAST.key.name, cluster_ip=LAST.cluster_ip, cluster=(1,))
+    less = build_plan(LAST.key.name, cluster_ip=LAST.cluster_ip, cluster=(1,))
     rig.apply(PLANS | by_key(less), [less.key])
     assert not seconds_until_seen(rig, 60)
     rig.ipvs.connect(server(LAST), real(2))

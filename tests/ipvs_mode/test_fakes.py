@@ -9,7 +9,7 @@ import pytest
 from kproxy.errors import NetlinkError
 from kproxy.kernel.ipset import Change, HeldSet
 from kproxy.kernel.ipset_codec import SetSpec, SetType
-from kproxy.kernel.ipvs_codec import Operation, RealState, Timeouts, Verb
+from kproxy.kernel.ipvs_codec import Operation, RealState, Verb
 from kproxy.kernel.virtual_servers import HASHED, PERSISTENT, RealKey, RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Protocol
 from tests.fakes.ipset import FakeIpSets, SavedTables
@@ -80,29 +80,6 @@ class TestIpvs:
         assert held.server == edited._replace(flags=PERSISTENT)
         assert held.reals == {ONE.key: RealState(0, 2, 1)}
         assert not held.reals[ONE.key].idle
-
-    def test_families_are_apart(self, ipvs: FakeIpvs) -> None:
-        ipvs.apply([Operation(Verb.ADD_SERVER, DNS)])
-        assert set(ipvs.servers(Family.IPV6)) == {DNS.key}
-        ipvs.clear(Family.IPV4)
-        assert (ipvs.servers(Family.IPV4), set(ipvs.servers(Family.IPV6))) == ({}, {DNS.key})
-
-    def test_failures_that_are_asked_for(self, ipvs: FakeIpvs) -> None:
-        ipvs.fail_at = {2}
-        with pytest.raises(NetlinkError):
-            ipvs.apply([Operation(Verb.ADD_SERVER, DNS), Operation(Verb.DELETE_SERVER, WEB)])
-        assert (set(ipvs.servers(Family.IPV4)), set(ipvs.servers(Family.IPV6))) == ({WEB.key}, {DNS.key})
-        ipvs.refuse = lambda operation: errno.ENOMEM
-        assert ipvs.apply([Operation(Verb.DELETE_SERVER, WEB)])[0].errno == errno.ENOMEM
-        ipvs.absent = True
-        with pytest.raises(NetlinkError) as absent:
-            ipvs.servers(Family.IPV4)
-        assert absent.value.errno == errno.ENOENT
-
-    def test_timeouts_of_zero_change_nothing(self, ipvs: FakeIpvs) -> None:
-        ipvs.set_timeouts(Timeouts(tcp_fin=5))
-        assert ipvs.timeouts == Timeouts(900, 5, 300)
-        assert (ipvs.has_scheduler("rr"), ipvs.has_scheduler("best")) == (True, False)
 
 
 SPECS = {
@@ -182,16 +159,6 @@ class TestIpSets:
         assert sets.unknown("-m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT")
         assert not sets.unknown("-m set --match-set KUBE-IPS dst -j ACCEPT")
 
-    def test_failures_that_are_asked_for(self, sets: FakeIpSets) -> None:
-        sets.fail_at = {1}
-        with pytest.raises(NetlinkError):
-            sets.apply([Change("KUBE-IPS", f"10.0.0.{n}", True) for n in (1, 2)])
-        assert sets.held(["KUBE-IPS"])["KUBE-IPS"].entries == {"10.0.0.1"}
-        sets.absent = True
-        with pytest.raises(NetlinkError) as absent:
-            sets.held(["KUBE-IPS"])
-        assert absent.value.errno == errno.EPROTONOSUPPORT
-
 
 class TestAddresses:
     def test_addresses_are_added_and_removed(self) -> None:
@@ -210,13 +177,3 @@ class TestAddresses:
         device.flush(Family.IPV6)
         assert [set(device.held(family)) for family in Family] == [{"10.96.0.1"}, set()]
         assert (device.remove(), device.remove(), device.held(Family.IPV4)) == (True, False, frozenset())
-
-    def test_failures_that_are_asked_for(self) -> None:
-        device = FakeAddresses()
-        device.ensure()
-        device.refuse = lambda address: errno.EADDRNOTAVAIL if address == "10.96.0.9" else 0
-        device.fail_at = {2}
-        assert device.change(["10.96.0.9", "10.96.0.1"], ())["10.96.0.9"].errno == errno.EADDRNOTAVAIL
-        with pytest.raises(NetlinkError):
-            device.change(["10.96.0.2"], ["10.96.0.1"])
-        assert device.held(Family.IPV4) == {"10.96.0.1", "10.96.0.2"}

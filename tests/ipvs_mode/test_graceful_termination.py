@@ -10,9 +10,10 @@ from kproxy.errors import KernelError
 from kproxy.kernel.ipvs_codec import Operation, Verb
 from kproxy.kernel.virtual_servers import RealServer
 from kproxy.model.plans import Protocol
-from tests.ipvs_mode.rigs import SETTINGS, Plans, Rig, by_key, plan, real, server
+from tests.ipvs_mode.rigs import SETTINGS, Rig, real, server
+from tests.plans import Plans, build_plan, by_key
 
-BOTH, ONE = plan(cluster=(1, 2)), plan(cluster=(1,))
+BOTH, ONE = build_plan(cluster=(1, 2)), build_plan(cluster=(1,))
 WEB = server(BOTH)
 QUARTER = 15 * 60.0
 
@@ -110,7 +111,7 @@ def test_one_that_is_removed_again_has_its_whole_grace_again() -> None:
 @pytest.mark.parametrize("protocol", [Protocol.UDP, Protocol.SCTP])
 def test_endpoints_of_other_protocols_are_deleted_at_once(protocol: Protocol) -> None:
     rig = Rig()
-    both, one = plan(protocol=protocol, cluster=(1, 2)), plan(protocol=protocol, cluster=(1,))
+    both, one = build_plan(protocol=protocol, cluster=(1, 2)), build_plan(protocol=protocol, cluster=(1,))
     rig.apply(by_key(both))
     rig.ipvs.connect(server(both), real(2), 3)
     rig.apply(by_key(one), [one.key])
@@ -120,7 +121,7 @@ def test_endpoints_of_other_protocols_are_deleted_at_once(protocol: Protocol) ->
 
 def test_with_the_last_endpoint_gone_the_server_stays_and_ends_its_connections() -> None:
     rig = Rig()
-    none = plan(cluster=())
+    none = build_plan(cluster=())
     rig.apply(by_key(ONE))
     rig.ipvs.connect(WEB, real(1), 1)
     rig.apply(by_key(none), [none.key])
@@ -158,9 +159,9 @@ def test_after_a_restart_the_time_begins_anew() -> None:
 
 def test_a_check_costs_one_query_a_server() -> None:
     rig = Rig()
-    plans = by_key(*(plan(f"s{n}") for n in range(20)))
+    plans = by_key(*(build_plan(f"s{n}") for n in range(20)))
     rig.apply(plans)
-    gone = plan("s7", cluster=(1,))
+    gone = build_plan("s7", cluster=(1,))
     rig.ipvs.connect(server(gone), real(2), 1)
     rig.apply(plans | by_key(gone), [gone.key])
     reads, lists = rig.ipvs.reads, rig.ipvs.lists
@@ -174,8 +175,8 @@ def test_a_check_costs_one_query_a_server() -> None:
 def test_very_many_are_checked_a_few_at_a_time() -> None:
     rig = Rig()
     names = [f"s{n}" for n in range(200)]
-    plans = {p.key: p for n, name in enumerate(names) for p in [plan(name, cluster_ip=f"10.97.0.{n}")]}
-    fewer = {key: plan(key.name, cluster_ip=p.cluster_ip, cluster=(1,)) for key, p in plans.items()}
+    plans = {p.key: p for n, name in enumerate(names) for p in [build_plan(name, cluster_ip=f"10.97.0.{n}")]}
+    fewer = {key: build_plan(key.name, cluster_ip=p.cluster_ip, cluster=(1,)) for key, p in plans.items()}
     rig.apply(plans)
     rig.apply(fewer, fewer.keys())
     rounds = 1

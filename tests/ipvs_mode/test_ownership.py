@@ -11,13 +11,14 @@ from kproxy.kernel.ipset import Change
 from kproxy.kernel.ipvs_codec import Operation, RealState, Verb
 from kproxy.kernel.virtual_servers import RealServer, ServerKey, VirtualServer
 from kproxy.model.plans import Family, Frontend, Protocol
-from tests.ipvs_mode.rigs import NODE_IP, SETTINGS, Plans, Rig, by_key, plan, real, server
+from tests.ipvs_mode.rigs import SETTINGS, Rig, real, server
+from tests.plans import NODE_IP, Plans, build_plan, by_key
 
-WEB = plan(
+WEB = build_plan(
     node_port=30080, external_ips=("198.51.100.7",), load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",)
 )
-DNS = plan("dns", 53, Protocol.UDP, node_port=30053)
-SCTP = plan("sig", 2905, Protocol.SCTP, node_port=30029)
+DNS = build_plan("dns", Protocol.UDP, port=53, node_port=30053)
+SCTP = build_plan("sig", Protocol.SCTP, port=2905, node_port=30029)
 PLANS = by_key(WEB, DNS, SCTP)
 
 
@@ -137,7 +138,7 @@ def test_servers_at_wanted_addresses_are_ours_even_without_sets_and_addresses() 
 
 def test_a_server_at_an_address_of_the_node_is_found_after_a_restart() -> None:
     rig = Rig()
-    own = plan(external_ips=(NODE_IP,))
+    own = build_plan(external_ips=(NODE_IP,))
     rig.apply(by_key(own))
     assert NODE_IP not in rig.addresses.held(Family.IPV4)
     rig.restarted()
@@ -184,7 +185,7 @@ class TestExcludedCidrs:
         rig = Rig(self.SETTINGS)
         add(rig, server(WEB, "198.51.100.7"))
         rig.apply(PLANS)
-        fewer = plan(node_port=30080, external_ips=("198.51.100.7",), cluster=(2,))
+        fewer = build_plan(node_port=30080, external_ips=("198.51.100.7",), cluster=(2,))
         rig.apply(PLANS | by_key(fewer), [fewer.key])
         rig.dataplane.housekeeping()
         assert rig.reals(server(WEB, "198.51.100.7")) == {real(2): 1}
@@ -194,7 +195,7 @@ class TestExcludedCidrs:
         rig.apply(PLANS)
         key = server(WEB, "198.51.100.7")
         rig.ipvs.connect(key, real(2), 1)
-        fewer = plan(external_ips=("198.51.100.7",), cluster=(1,))
+        fewer = build_plan(external_ips=("198.51.100.7",), cluster=(1,))
         rig.apply(PLANS | by_key(fewer), [fewer.key])
         rig.apply({}, PLANS.keys())
         rig.clock.advance(3600)
@@ -221,7 +222,7 @@ def test_the_other_family_is_left_alone() -> None:
     six.ipvs, six.sets, six.addresses = rig.ipvs, rig.sets, rig.addresses
     six.restarted()
     rig.apply(PLANS)
-    dual = plan(family=Family.IPV6, cluster_ip="fd00:96::1", cluster=(), node_port=30080, has_endpoints=True)
+    dual = build_plan(family=Family.IPV6, cluster_ip="fd00:96::1", cluster=(), node_port=30080, has_endpoints=True)
     six.apply(by_key(dual))
     rig.assert_holds(PLANS)
     rig.apply({})

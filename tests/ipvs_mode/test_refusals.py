@@ -14,9 +14,14 @@ from kproxy.kernel.virtual_servers import RealServer
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.ipvs.names import set_name
 from tests.fakes import ipset, ipvs, service_device
-from tests.ipvs_mode.rigs import Plans, Rig, by_key, plan, real, server
+from tests.ipvs_mode.rigs import Rig, real, server
+from tests.plans import Plans, build_plan, by_key
 
-A, B, C = plan("a", cluster_ip="10.96.0.1"), plan("b", cluster_ip="10.96.0.2"), plan("c", cluster_ip="10.96.0.3")
+A, B, C = (
+    build_plan("a", cluster_ip="10.96.0.1"),
+    build_plan("b", cluster_ip="10.96.0.2"),
+    build_plan("c", cluster_ip="10.96.0.3"),
+)
 PLANS = by_key(A, B, C)
 
 
@@ -62,6 +67,7 @@ def test_the_port_is_named_and_the_others_are_programmed(refuse: Callable[[Rig],
     outcome = rig.apply(PLANS, None if full else PLANS.keys())
     assert set(outcome.rejected) == {B.key}
     assert named in outcome.rejected[B.key]
+    assert [named in line for line in outcome.refusals] == [True]
     assert "\n" not in outcome.rejected[B.key]
     for other in (A, C):
         assert rig.reals(server(other)) == {real(1): 1, real(2): 1}
@@ -87,7 +93,7 @@ def test_it_is_tried_when_its_plan_changes(refuse: Callable[[Rig], None], named:
     refuse(rig)
     rig.apply(PLANS)
     permit(rig)
-    other = plan("b", cluster_ip=B.cluster_ip, affinity_seconds=9)
+    other = build_plan("b", cluster_ip=B.cluster_ip, affinity_seconds=9)
     lists = rig.ipvs.lists
     assert rig.apply(PLANS | by_key(other), [B.key]).rejected == {}
     assert rig.ipvs.lists == lists, "what was refused is known to be missing"
@@ -106,7 +112,7 @@ def test_a_refused_port_can_be_deleted(refuse: Callable[[Rig], None], named: str
 def test_all_ports_that_need_a_refused_address_are_named() -> None:
     rig = Rig()
     refuse_address(rig)
-    second = plan("b", 443, cluster_ip=B.cluster_ip)
+    second = build_plan("b", port=443, cluster_ip=B.cluster_ip)
     assert set(rig.apply(PLANS | by_key(second)).rejected) == {B.key, second.key}
 
 
@@ -123,7 +129,7 @@ def test_an_edit_that_is_refused_leaves_what_was_there() -> None:
     rig = Rig()
     rig.apply(PLANS)
     rig.ipvs.refuse = lambda op: errno.ENOMEM if op.verb is Verb.EDIT_SERVER else 0
-    sticky = plan("b", cluster_ip=B.cluster_ip, affinity_seconds=9)
+    sticky = build_plan("b", cluster_ip=B.cluster_ip, affinity_seconds=9)
     assert set(rig.apply(PLANS | by_key(sticky), [B.key]).rejected) == {B.key}
     assert rig.servers()[server(B)][0].timeout == 0
     rig.ipvs.refuse = ipvs.accept
@@ -137,7 +143,8 @@ def test_what_could_not_be_removed_is_tried_by_the_next_check() -> None:
     rig = Rig()
     rig.apply(PLANS)
     rig.ipvs.refuse = lambda op: errno.EPERM
-    assert rig.apply(by_key(A, C), [B.key]).rejected == {}
+    outcome = rig.apply(by_key(A, C), [B.key])
+    assert (outcome.rejected, len(outcome.refusals)) == ({}, 1)
     assert server(B) in rig.servers()
     rig.ipvs.refuse = ipvs.accept
     rig.apply(by_key(A, C))
@@ -171,7 +178,7 @@ def test_a_kernel_in_an_unexpected_state_is_compared_whole(surprise: Callable[[R
     rig.apply(PLANS)
     surprise(rig)
     wanted: Plans = PLANS | by_key(
-        plan("b", cluster_ip=B.cluster_ip, cluster=(1, 2, 3), load_balancer_ips=("203.0.113.5",))
+        build_plan("b", cluster_ip=B.cluster_ip, cluster=(1, 2, 3), load_balancer_ips=("203.0.113.5",))
     )
     outcome = rig.apply(wanted, [B.key])
     assert (outcome.rejected, outcome.repaired) == ({}, False)
@@ -231,8 +238,8 @@ class TestSetsOfAnotherType:
 def test_of_two_services_at_one_address_the_first_by_name_has_it() -> None:
     """The first by name has it, whoever came first; when it goes, the other one does."""
     rig = Rig()
-    first = plan("a", external_ips=("203.0.113.9",), cluster=(1,))
-    second = plan("b", external_ips=("203.0.113.9",), cluster=(2,))
+    first = build_plan("a", external_ips=("203.0.113.9",), cluster=(1,))
+    second = build_plan("b", external_ips=("203.0.113.9",), cluster=(2,))
     shared = server(first, "203.0.113.9")
     rig.apply(by_key(second))
     rig.apply(by_key(first, second), [first.key])

@@ -8,18 +8,21 @@ from typing import Any
 import pytest
 
 from kproxy.model.plans import PortKey, ServicePlan
-from tests.ipvs_mode.rigs import Plans, Rig, by_key, plan
+from tests.ipvs_mode.rigs import Rig
+from tests.plans import Plans, build_plan, by_key
 
-NEW = plan("new", node_port=30080, load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",))
+NEW = build_plan("new", node_port=30080, load_balancer_ips=("203.0.113.5",), source_ranges=("10.0.0.0/8",))
 
 
 def services(count: int) -> Plans:
-    plans = (plan(f"s{n}", cluster_ip=f"10.97.{n // 250}.{1 + n % 250}", node_port=31000 + n) for n in range(count))
-    return by_key(*plans, plan("first", cluster_ip="10.98.0.1"))
+    plans = (
+        build_plan(f"s{n}", cluster_ip=f"10.97.{n // 250}.{1 + n % 250}", node_port=31000 + n) for n in range(count)
+    )
+    return by_key(*plans, build_plan("first", cluster_ip="10.98.0.1"))
 
 
 def first(**fields: Any) -> ServicePlan:
-    return plan("first", cluster_ip="10.98.0.1", **fields)
+    return build_plan("first", cluster_ip="10.98.0.1", **fields)
 
 
 CHANGES: dict[str, Callable[[Plans], tuple[Plans, PortKey]]] = {
@@ -52,17 +55,17 @@ def test_the_cost_does_not_depend_on_the_number_of_services(change: Callable[[Pl
 
 
 def test_an_endpoint_is_one_operation() -> None:
-    wanted: Plans = by_key(plan())
+    wanted: Plans = by_key(build_plan())
     rig = Rig()
     rig.apply(wanted)
     asked = rig.asked()
-    more = plan(cluster=(1, 2, 3))
+    more = build_plan(cluster=(1, 2, 3))
     outcome = rig.apply(by_key(more), [more.key])
     assert (rig.asked() - asked, outcome.transactions) == (1, 1)
 
 
 def test_a_port_that_shares_its_address_takes_only_its_own_along() -> None:
-    web, tls = plan("web", 80), plan("web", 443)
+    web, tls = build_plan("web", port=80), build_plan("web", port=443)
     rig = Rig()
     rig.apply(by_key(web, tls))
     rig.apply(by_key(web), [tls.key])
@@ -89,3 +92,15 @@ def test_the_first_entry_of_a_set_brings_its_rules_and_the_last_takes_them_along
     assert "--match-set KUBE-LOAD-BALANCER-FW" in rig.tables.save()
     rig.apply(services(2), [NEW.key])
     rig.assert_holds(services(2))
+
+
+def test_a_ports_own_rules_change_without_a_look_at_the_others() -> None:
+    fields: dict[str, Any] = {"load_balancer_ips": ("203.0.113.5",), "source_ranges": ("172.30.0.0/24",)}
+    first, second = build_plan("a", **fields), build_plan("b", port=53, **fields)
+    rig = Rig()
+    rig.apply(by_key(first, second))
+    for wanted in (by_key(build_plan("a"), second), by_key(first, second)):
+        saves = rig.tables.saves
+        assert rig.apply(wanted, [first.key]).transactions > 0
+        assert rig.tables.saves == saves
+        rig.assert_holds(wanted)

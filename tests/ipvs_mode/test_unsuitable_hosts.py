@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kproxy.kernel.ipvs import KernelIpvs
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import Namespace
 from tests.guest.machine import kernel_has_ipvs
+from tests.network_namespaces import fresh_namespace
 
 NO_IPVS = "open IPVS: No such file or directory: the kernel has no IPVS (module ip_vs)"
 NO_SCHEDULER = "ipvs.scheduler: this kernel has no scheduler twos, nor a module ip_vs_twos"
@@ -22,9 +22,7 @@ UNPRIVILEGED = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /pr
 
 @pytest.fixture
 def netns() -> Iterator[Namespace]:
-    if reason := unavailable():
-        pytest.skip(reason)
-    with closing(Namespace("unfit")) as space:
+    with fresh_namespace("unfit", "iptables-save", "iptables-restore") as space:
         yield space
 
 

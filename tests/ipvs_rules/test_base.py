@@ -1,28 +1,23 @@
-"""The rules of a node in IPVS mode, which do not depend on its Services."""
+"""The rules of a node in IPVS mode, which do not depend on its Services: what the kube-proxy cases do not show."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from kproxy.model.node_info import DetectLocal, DetectLocalBy
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.render import text
 from kproxy.modes.ipvs import names
-from kproxy.modes.ipvs.fragments import Settings
 from kproxy.modes.ipvs.rules import render_base
 from kproxy.modes.xtables.node_rules import repair_base
 from kproxy.modes.xtables.rules import Base
 from kproxy.modes.xtables.saved import Saved, as_saved
+from tests.ipvs_rules.plans import node_settings
 
 V4, V6 = Family.IPV4, Family.IPV6
 FAMILIES = pytest.mark.parametrize("family", [V4, V6], ids=lambda f: f.value)
 SETS = re.compile(r"--match-set (\S+) (\S+)")
-
-MakeSettings = Callable[..., Settings]
 
 
 def all_sets(family: Family) -> dict[str, str]:
@@ -37,13 +32,11 @@ def rules(base: Base) -> list[tuple[str, str, str]]:
 
 @FAMILIES
 @pytest.mark.parametrize("filled", [False, True])
-def test_rules_match_on_sets_that_exist_with_as_many_parts_as_the_set_has(
-    family: Family, filled: bool, settings: MakeSettings
-) -> None:
+def test_rules_match_on_sets_that_exist_with_as_many_parts_as_the_set_has(family: Family, filled: bool) -> None:
     known = all_sets(family)
     found = [
         match
-        for _, _, rule in rules(render_base(settings(family), known if filled else ()))
+        for _, _, rule in rules(render_base(node_settings(family), known if filled else ()))
         for match in SETS.findall(rule)
     ]
     assert found
@@ -53,16 +46,18 @@ def test_rules_match_on_sets_that_exist_with_as_many_parts_as_the_set_has(
 
 
 @FAMILIES
-def test_every_set_is_matched_by_some_rule(family: Family, settings: MakeSettings) -> None:
+def test_every_set_is_matched_by_some_rule(family: Family) -> None:
     known = all_sets(family)
-    matched = {name for _, _, rule in rules(render_base(settings(family), known)) for name, _ in SETS.findall(rule)}
+    matched = {
+        name for _, _, rule in rules(render_base(node_settings(family), known)) for name, _ in SETS.findall(rule)
+    }
     assert matched == set(known)
 
 
 @FAMILIES
 @pytest.mark.parametrize("filled", [False, True])
-def test_every_jump_has_an_existing_target(family: Family, filled: bool, settings: MakeSettings) -> None:
-    base = render_base(settings(family), all_sets(family) if filled else ())
+def test_every_jump_has_an_existing_target(family: Family, filled: bool) -> None:
+    base = render_base(node_settings(family), all_sets(family) if filled else ())
     chains = {*base.owned, *base.shared}
     for table, _, rule in rules(base):
         target = rule.rpartition("-j ")[2].split()[0]
@@ -70,74 +65,26 @@ def test_every_jump_has_an_existing_target(family: Family, filled: bool, setting
 
 
 @FAMILIES
-def test_rules_of_empty_sets_are_left_out(family: Family, settings: MakeSettings) -> None:
+def test_rules_of_empty_sets_are_left_out(family: Family) -> None:
     """But for those of the access filter and of health checks, as kube-proxy has them."""
     always = {("filter", names.IPVS_FILTER), ("filter", names.NODE_PORT)}
-    found = {(table, chain) for table, chain, rule in rules(render_base(settings(family), ())) if SETS.search(rule)}
+    found = {
+        (table, chain) for table, chain, rule in rules(render_base(node_settings(family), ())) if SETS.search(rule)
+    }
     assert found == always
 
 
 @FAMILIES
-def test_a_set_that_fills_up_adds_its_own_rules_only(family: Family, settings: MakeSettings) -> None:
-    empty = rules(render_base(settings(family), ()))
+def test_a_set_that_fills_up_adds_its_own_rules_only(family: Family) -> None:
+    empty = rules(render_base(node_settings(family), ()))
     for name in all_sets(family):
-        added = [rule for rule in rules(render_base(settings(family), {name})) if rule not in empty]
+        added = [rule for rule in rules(render_base(node_settings(family), {name})) if rule not in empty]
         assert all(f"--match-set {name} " in rule for _, _, rule in added)
 
 
-CLUSTER_IP = '-m comment --comment "Kubernetes service cluster ip + port for masquerade purpose" -m set --match-set'
-PODS = DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16")
-MASQUERADE: dict[str, tuple[dict[str, Any], str]] = {
-    "not from pods": ({"detect_local": PODS}, f"! -s 10.244.0.0/16 {CLUSTER_IP} KUBE-CLUSTER-IP dst,dst"),
-    "not by the pods' interfaces": (
-        {"detect_local": DetectLocal(DetectLocalBy.INTERFACE, "veth+")},
-        f"! -i veth+ {CLUSTER_IP} KUBE-CLUSTER-IP dst,dst",
-    ),
-    "pods unknown: what the node itself sends": ({}, f"{CLUSTER_IP} KUBE-CLUSTER-IP src,dst"),
-    "all": ({"masquerade_all": True}, f"{CLUSTER_IP} KUBE-CLUSTER-IP dst,dst"),
-    "all, whatever is known of pods": (
-        {"masquerade_all": True, "detect_local": PODS},
-        f"{CLUSTER_IP} KUBE-CLUSTER-IP dst,dst",
-    ),
-}
-
-
-@pytest.mark.parametrize(("chosen", "rule"), MASQUERADE.values(), ids=MASQUERADE)
-def test_traffic_to_cluster_ips_is_masqueraded(chosen: dict[str, Any], rule: str, settings: MakeSettings) -> None:
-    base = render_base(settings(**chosen), {"KUBE-CLUSTER-IP"})
-    assert base.owned["nat", "KUBE-SERVICES"] == (
-        "-s 127.0.0.0/8 -j RETURN",
-        f"{rule} -j KUBE-MARK-MASQ",
-        "-m addrtype --dst-type LOCAL -j KUBE-NODE-PORT",
-        "-m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT",
-    )
-
-
-def test_the_order_of_the_rules_of_kube_services(settings: MakeSettings) -> None:
-    """Cluster IPs are local addresses (of kube-ipvs0): node ports come last of what marks, and accepting at the end."""
-    base = render_base(settings(V6, detect_local=PODS), all_sets(V6))
-    found = [
-        (SETS.findall(rule) or [("", "")])[0][0].removeprefix("KUBE-6-") + " " + rule.rpartition("-j ")[2]
-        for rule in base.owned["nat", "KUBE-SERVICES"]
-    ]
-    assert found == [
-        " RETURN",
-        "LOAD-BALANCER KUBE-LOAD-BALANCER",
-        "CLUSTER-IP KUBE-MARK-MASQ",
-        "EXTERNAL-IP KUBE-MARK-MASQ",
-        "EXTERNAL-IP ACCEPT",
-        "EXTERNAL-IP ACCEPT",
-        "EXTERNAL-IP-LOCAL ACCEPT",
-        "EXTERNAL-IP-LOCAL ACCEPT",
-        " KUBE-NODE-PORT",
-        "CLUSTER-IP ACCEPT",
-        "LOAD-BALANCER ACCEPT",
-    ]
-
-
 @pytest.mark.parametrize(("fully", "tail"), [(True, " --random-fully"), (False, "")])
-def test_the_mark_is_set_masqueraded_and_cleared(fully: bool, tail: str, settings: MakeSettings) -> None:
-    base = render_base(settings(masquerade_mark=1 << 20, random_fully=fully), ())
+def test_the_mark_is_set_masqueraded_and_cleared(fully: bool, tail: str) -> None:
+    base = render_base(node_settings(masquerade_mark=1 << 20, random_fully=fully), ())
     assert base.owned["nat", "KUBE-MARK-MASQ"] == ("-j MARK --set-xmark 0x100000/0x100000",)
     assert base.owned["nat", "KUBE-POSTROUTING"] == (
         "-m mark ! --mark 0x100000/0x100000 -j RETURN",
@@ -162,17 +109,17 @@ def saved(base: Base, family: Family) -> str:
 
 
 @FAMILIES
-def test_a_node_that_has_it_all_needs_nothing(family: Family, settings: MakeSettings) -> None:
-    base = render_base(settings(family), all_sets(family))
+def test_a_node_that_has_it_all_needs_nothing(family: Family) -> None:
+    base = render_base(node_settings(family), all_sets(family))
     sections, bodies = repair_base(Saved(saved(base, family)), base, family)
     assert sections == ()
     assert bodies == {("filter", names.IPVS_OUT_FILTER): []}
 
 
 @pytest.mark.parametrize("chain", ["INPUT", "FORWARD", "OUTPUT"])
-def test_a_duplicate_jump_is_deleted_once(chain: str, settings: MakeSettings) -> None:
+def test_a_duplicate_jump_is_deleted_once(chain: str) -> None:
     """Whichever comment kube-proxy gives it."""
-    base = render_base(settings(), ())
+    base = render_base(node_settings(), ())
     for jump in base.jumps["filter", chain]:
         doubled = saved(base, V4).replace(f"-A {chain} {jump}\n", f"-A {chain} {jump}\n" * 2)
         sections, _ = repair_base(Saved(doubled), base, V4)

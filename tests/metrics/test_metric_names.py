@@ -1,15 +1,18 @@
-"""The exported metrics are kube-proxy's, by name, type, labels and buckets."""
+"""The exported metrics are kube-proxy's, by name, type, labels and buckets, and docs/metrics.md has each of them."""
 
 from __future__ import annotations
 
 import platform
 import re
+from pathlib import Path
 
 import pytest
 
 from kproxy.containment import Containment
+from kproxy.metrics.reference import ALERTS, text
 from kproxy.metrics.registry import Metrics
 from kproxy.model.plans import Family
+from kproxy.modes.userspace.listeners import Statistics
 from tests.fakes.clocks import ManualClock
 
 SYNC = "kubeproxy_sync_proxy_rules_"
@@ -19,10 +22,11 @@ PROGRAMMING = " ".join(
     ["0", "0.25", "0.5", *map(str, range(1, 60)), *map(str, range(60, 116, 5)), *map(str, range(120, 301, 30)), "+Inf"]
 )
 
+LOCALHOST = "kubeproxy_nftables_localhost_nodeport"
 V4, V6 = 'ip_family="IPv4"', 'ip_family="IPv6"'
 SERVER = 'host="10.0.0.1:6443"'
 Row = tuple[str, str, str, float]
-# (name, type, labels of a sample, its value after `used`), as a scrape of kube-proxy 1.36 shows them.
+# (name, type, labels of a sample, its value after `used`), as a scrape of kube-proxy 1.37 shows them.
 KUBE_PROXY: list[Row] = [
     (f"{SYNC}duration_seconds", "histogram", V4, 2),
     (f"{SYNC}duration_seconds", "histogram", V6, 1),
@@ -49,6 +53,9 @@ KUBE_PROXY: list[Row] = [
     ("kubeproxy_conntrack_reconciler_deleted_entries_total", "counter", V4, 11),
     ("kubeproxy_iptables_ct_state_invalid_dropped_packets_total", "counter", "", 7),
     ("kubeproxy_iptables_localhost_nodeports_accepted_packets_total", "counter", "", 9),
+    (f"{LOCALHOST}_listeners", "gauge", V4, 5),
+    (f"{LOCALHOST}_listener_creation_failures_total", "counter", V4, 1),
+    (f"{LOCALHOST}_rejected_packets_total", "counter", f'{V4},protocol="UDP"', 12),
 ]
 # Those of all components of Kubernetes that have a meaning here.
 COMMON: list[Row] = [
@@ -65,7 +72,9 @@ OWN: list[Row] = [
     ("kproxy_invalid_objects_total", "counter", 'kind="Service"', 1),
     ("kproxy_foreign_changes_repaired_total", "counter", V4, 1),
     ("kproxy_rejected_service_ports", "gauge", V4, 2),
+    ("kproxy_refused_changes_total", "counter", V4, 3),
     ("kproxy_conflicting_frontends", "gauge", V4, 3),
+    ("kproxy_unreadable_kernel_objects", "gauge", V4, 3),
     ("kproxy_coalesced_changes_total", "counter", "", 4),
     ("kproxy_config_reloads_total", "counter", 'outcome="applied"', 1),
     ("kproxy_kubernetes_events_total", "counter", 'outcome="posted"', 1),
@@ -88,6 +97,9 @@ def used() -> Metrics:
     metrics = new()
     v4 = Family.IPV4
     metrics.read_nfacct_with(lambda: {"ct_state_invalid_dropped_pkts": 7, "localhost_nps_accepted_pkts": 9, "other": 1})
+    metrics.read_localhost_rejected_with(lambda: {("IPv4", "UDP"): 12})
+    metrics.localhost_listeners(v4, 5)
+    metrics.localhost_listener_failed(v4)
     metrics.queued(v4, at=1000.5)
     metrics.sync_started(v4)
     metrics.sync_finished(v4, 0.003, full=True, at=1001.5)
@@ -109,7 +121,9 @@ def used() -> Metrics:
     metrics.invalid_object("Service")
     metrics.repaired(v4)
     metrics.rejected(v4, 2)
+    metrics.refused(v4, 3)
     metrics.conflicts(v4, 3)
+    metrics.unreadable(v4, 3)
     metrics.healthz(200)
     metrics.livez(503)
     metrics.config_reloaded("applied")
@@ -203,3 +217,43 @@ def test_failures_of_the_mode_in_use_start_at_zero(mode: str, there: str, absent
 def test_two_sets_of_metrics_do_not_meet() -> None:
     used()
     assert samples(new())[f"{SYNC}service_changes_total"] == "0.0"
+
+
+def test_service_changes_count_once_for_each_family_as_in_kube_proxy() -> None:
+    metrics = new()
+    for families in ((Family.IPV4,), tuple(Family)):
+        metrics.serves(families, "nftables")
+        metrics.service_changes(3, 1)
+    found = samples(metrics)
+    assert (found[f"{SYNC}service_changes_total"], found[f"{SYNC}service_changes_pending"]) == ("9.0", "1.0")
+
+
+# ---------------------------------------------------------------- docs/metrics.md
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == text(), "write it again: python -m kproxy.metrics.reference > docs/metrics.md"
+
+
+def test_it_has_every_metric_that_a_scrape_shows_with_its_type() -> None:
+    metrics = new()
+    metrics.read_forwarder_with(lambda: Statistics(refused={"descriptors": 1}))
+    metrics.read_nfacct_with(lambda: {"ct_state_invalid_dropped_pkts": 7, "localhost_nps_accepted_pkts": 9})
+    pages = (metrics.exposition() + metrics.slis.exposition()).decode()
+    scraped = dict(re.findall(r"^# TYPE ((?:k|rest_)\S+) (\S+)$", pages, re.M))
+    listed = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", text(), re.M))
+    assert scraped
+    assert {name: kind for name, kind in scraped.items() if name in listed} == scraped
+    assert listed.keys() == {metric.name for metric in metrics.described()}
+
+
+def test_alerts_are_about_metrics_that_exist() -> None:
+    names = {metric.name for metric in new().described()}
+    for about, (expression, duration, _) in ALERTS.items():
+        used = {re.sub("_bucket$", "", name) for name in re.findall(r"\bk(?:ube)?proxy_\w+", expression)}
+        assert about in used
+        assert used <= names
+        assert re.fullmatch(r"\d+m", duration)
+        assert f"`{expression}`" in text()

@@ -127,10 +127,26 @@ NODE_IPS = ["172.18.0.9", "fd00:18::2"]
         (["::1/128"], V6, NodePortAddresses(False, ("::1",), False)),
         (["primary"], V4, NodePortAddresses(False, ("172.18.0.9",), False)),
         (["primary"], V6, NodePortAddresses(False, ("fd00:18::2",), False)),
+        (["localhost"], V4, NodePortAddresses(False, ("127.0.0.1",), True)),
+        (["localhost"], V6, NodePortAddresses(False, ("::1",), False)),
+        (["all"], V4, ALL),
+        (["all"], V6, ALL),
+        (["primary", "all"], V6, ALL),
+        (["localhost", "primary"], V4, NodePortAddresses(False, ("127.0.0.1", "172.18.0.9"), True)),
+        (["localhost", "primary"], V6, NodePortAddresses(False, ("::1", "fd00:18::2"), False)),
+        (["primary", "192.168.0.0/16"], V4, NodePortAddresses(False, ("172.18.0.9", "192.168.9.7"), False)),
+        (["primary", "192.168.0.0/16"], V6, NodePortAddresses(False, ("fd00:18::2",), False)),
+        (["primary", "localhost", "::/0"], V6, ALL),
+        (["primary", "localhost", "::/0"], V4, NodePortAddresses(False, ("127.0.0.1", "172.18.0.9"), True)),
     ],
 )
 def test_node_port_addresses(cidrs: list[str], family: Family, expected: NodePortAddresses) -> None:
     assert node_port_addresses(family, cidrs, NODE_IPS, HOST) == expected
+
+
+@pytest.mark.parametrize("asked", [["primary"], ["primary", "192.168.0.0/16"]])
+def test_primary_is_nothing_in_a_family_of_which_the_node_has_no_ip(asked: list[str]) -> None:
+    assert node_port_addresses(V6, asked, NODE_IPS[:1], HOST) == NodePortAddresses(False, (), False)
 
 
 def test_an_address_on_two_interfaces_counts_once() -> None:

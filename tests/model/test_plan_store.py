@@ -9,8 +9,8 @@ import pytest
 from kproxy.model.events import Event
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Object
-from kproxy.model.plan_store import Changes, FamilyPlans, endpoint_counts, health_checks, merge
-from kproxy.model.plans import Endpoint, Family
+from kproxy.model.plan_store import Changes, FamilyPlans, checks_by_port, health_checks, merge
+from kproxy.model.plans import Family
 from kproxy.model.state import ClusterState, ServiceName
 from tests.fakes.plans import BothFamilies, FaultyState
 from tests.model.builders import DUAL, NODE, ZONE, changed, cluster, deleted, endpoint, node, service, slice_
@@ -68,22 +68,6 @@ def shown(changes: Changes) -> dict[str, tuple[int | None, int | None]]:
 def test_changes_are_the_plans_that_really_differ(event: Event, expected: dict[str, Any]) -> None:
     changes = update(*planned(service(), ONE), event)
     assert (shown(changes[V4]), shown(changes[V6])) == (expected, {})
-
-
-def test_changes_hold_the_plans_before_and_after() -> None:
-    state, both = planned(service(), ONE)
-    before = dict(both.families[V4].plans)
-    ((key, (old, new)),) = update(state, both, changed(TWO))[V4].items()
-    assert old == before[key]
-    assert new is not None
-    assert new.cluster == (Endpoint("10.244.0.1", 8080, True), Endpoint("10.244.0.2", 8080))
-
-
-def test_a_dual_stack_service_has_plans_in_both_families() -> None:
-    state, both = planned(service(clusterIPs=DUAL), ONE)
-    assert [len(plans.plans) for plans in both.families.values()] == [1, 1]
-    changes = update(state, both, changed(service()))
-    assert (shown(changes[V4]), shown(changes[V6])) == ({}, {"default/web:http": (0, None)})
 
 
 def test_an_unchanged_plan_of_a_changed_service_stays_the_same_object() -> None:
@@ -187,7 +171,8 @@ def balanced(name: str = "web", port: int = 32000, **spec: Any) -> Any:
 
 
 def checks(both: BothFamilies) -> dict[int, tuple[ServiceName, int]]:
-    return endpoint_counts(health_checks(plans) for plans in both.families.values())
+    found = checks_by_port({family: health_checks(plans) for family, plans in both.families.items()})
+    return {port: (check.service, check.endpoints) for port, check in found.items()}
 
 
 def test_health_checks_count_ready_endpoints_here_once_over_ports_and_families() -> None:
@@ -197,12 +182,3 @@ def test_health_checks_count_ready_endpoints_here_once_over_ports_and_families()
     v6 = slice_("web-6", [endpoint("fd00::1"), endpoint("fd00::2")], ports=targets, addressType="IPv6")
     _, both = planned(balanced(clusterIPs=DUAL, ports=ports), v4, v6)
     assert checks(both) == {32000: (WEB, 2)}
-
-
-def test_health_checks_follow_the_services() -> None:
-    state, both = planned(balanced(), balanced("api", 32001), ONE)
-    assert checks(both) == {32000: (WEB, 1), 32001: (ServiceName("default", "api"), 0)}
-    update(state, both, changed(balanced("web", 32002)), deleted(service("api")))
-    assert checks(both) == {32002: (WEB, 1)}
-    update(state, both, changed(balanced(externalTrafficPolicy="Cluster")))
-    assert checks(both) == {}

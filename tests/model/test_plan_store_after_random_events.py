@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import Kind, Object
-from kproxy.model.plan_store import endpoint_counts, health_checks
+from kproxy.model.plan_store import checks_by_port, health_checks
 from kproxy.model.planner import plan_service
 from kproxy.model.plans import PortKey, ServicePlan
 from kproxy.model.state import ClusterState, ServiceName
@@ -103,7 +103,8 @@ def here(state: ClusterState) -> NodeInfo:
 
 
 def checks(both: BothFamilies) -> dict[int, tuple[ServiceName, int]]:
-    return endpoint_counts(health_checks(plans) for plans in both.families.values())
+    found = checks_by_port({family: health_checks(plans) for family, plans in both.families.items()})
+    return {port: (check.service, check.endpoints) for port, check in found.items()}
 
 
 class Following(RuleBasedStateMachine):

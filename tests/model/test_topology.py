@@ -174,41 +174,19 @@ policies = st.sampled_from([(True, False), (False, True), (True, True)])
 
 
 @given(candidate_lists, policies, zone_names)
-def test_reachable_is_the_union_sorted_and_without_duplicates(
-    found: list[Candidate], uses: tuple[bool, bool], zone: str
-) -> None:
+def test_what_holds_for_every_choice(found: list[Candidate], uses: tuple[bool, bool], zone: str) -> None:
     choice = choose(found, *uses, NODE, zone)
+    ready = {c.endpoint for c in found if c.address.ready}
+    alive = ready | {c.endpoint for c in found if c.address.serving and c.address.terminating}
     assert set(choice.reachable) == {*choice.cluster, *choice.local}
+    assert alive.issuperset(choice.reachable)
+    assert choice.anywhere is bool(alive)
+    assert all(endpoint.local for endpoint in choice.local)
     for endpoints in choice[:3]:
         assert list(endpoints) == sorted(set(endpoints), key=str)
-
-
-@given(candidate_lists, policies, zone_names)
-def test_a_policy_that_nothing_uses_has_no_endpoints(
-    found: list[Candidate], uses: tuple[bool, bool], zone: str
-) -> None:
-    choice = choose(found, *uses, NODE, zone)
-    assert uses[0] or not choice.cluster
-    assert uses[1] or not choice.local
-
-
-@given(candidate_lists, policies, zone_names)
-def test_every_chosen_endpoint_is_alive_and_local_ones_are_local(
-    found: list[Candidate], uses: tuple[bool, bool], zone: str
-) -> None:
-    choice = choose(found, *uses, NODE, zone)
-    alive = {c.endpoint for c in found if c.address.ready or (c.address.serving and c.address.terminating)}
-    assert alive.issuperset(choice.reachable)
-    assert all(endpoint.local for endpoint in choice.local)
-
-
-@given(candidate_lists, policies, zone_names)
-def test_anywhere_says_whether_any_endpoint_is_alive(
-    found: list[Candidate], uses: tuple[bool, bool], zone: str
-) -> None:
-    choice = choose(found, *uses, NODE, zone)
-    assert choice.anywhere is any(c.address.ready or (c.address.serving and c.address.terminating) for c in found)
-    assert choice.anywhere or not choice.reachable
+    for used, endpoints in zip(uses, (choice.cluster, choice.local), strict=True):
+        assert used or not endpoints, "a policy that nothing uses has none"
+        assert ready.issuperset(endpoints) or ready.isdisjoint(endpoints), "ready and draining ones never mix"
 
 
 @given(candidate_lists, zone_names)
@@ -218,14 +196,6 @@ def test_hints_never_leave_policy_cluster_without_an_endpoint(found: list[Candid
     assert bool(hinted.cluster) == bool(unhinted.cluster)
     assert set(hinted.cluster) <= set(unhinted.cluster)
     assert hinted.local == unhinted.local
-
-
-@given(candidate_lists, policies)
-def test_ready_and_draining_endpoints_never_mix(found: list[Candidate], uses: tuple[bool, bool]) -> None:
-    ready = {c.endpoint for c in found if c.address.ready}
-    choice = choose(found, *uses, NODE, ZONE)
-    for endpoints in (choice.cluster, choice.local):
-        assert ready.issuperset(endpoints) or ready.isdisjoint(endpoints)
 
 
 @given(candidate_lists, policies, zone_names, st.randoms(use_true_random=False))

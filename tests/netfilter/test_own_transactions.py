@@ -79,7 +79,7 @@ def test_whether_others_wrote(name: str) -> None:
     for step in steps:
         getattr(world, step)()
     assert world.others_wrote() is expected
-    patient = world.own.others_wrote_after_all(lambda: world.generation)
+    patient = world.own.await_whether_others_wrote(lambda: world.generation)
     assert patient is (expected is not False)
 
 
@@ -104,7 +104,7 @@ def test_patience_outlasts_an_answer_that_is_late_by_moments() -> None:
     world.kernel_takes_it()
     answered: list[Callable[[], None]] = [world.end]
     world.own._pause = lambda seconds: answered.pop()()
-    assert world.own.others_wrote_after_all(lambda: world.generation) is False
+    assert world.own.await_whether_others_wrote(lambda: world.generation) is False
 
 
 def test_the_kernels_numbers_leave_out_zero() -> None:

@@ -15,7 +15,6 @@ from kproxy.netfilter.element_codec import coder, packed
 from kproxy.netfilter.kernel import LISTED_AT_MOST, OUTDATED, KernelNftables, Nftables
 from kproxy.netfilter.notifications import Event
 from kproxy.netfilter.objects import (
-    Chain,
     DnatByMap,
     Drop,
     Element,
@@ -58,8 +57,8 @@ from tests.netfilter.values import (
     elements,
     emptied,
     everything,
+    listed,
     sets,
-    table,
 )
 
 V4 = Family.IPV4
@@ -239,8 +238,7 @@ def test_each_transaction_has_a_number_and_may_expect_the_last_one(nftables: Nft
         nftables.apply(V4, [AddChain(TABLE, "two")], first)
     assert raised.value.errno == OUTDATED
     assert nftables.apply(V4, [AddChain(TABLE, "two")], first + 1) == {}
-    listing = nftables.listing(V4, TABLE)
-    assert listing is not None
+    listing = listed(nftables)
     assert listing.generation == first + 2
     assert {"one", "two"} <= set(listing.chains)
 
@@ -248,8 +246,7 @@ def test_each_transaction_has_a_number_and_may_expect_the_last_one(nftables: Nft
 @pytest.mark.parametrize("family", Family)
 def test_what_was_made_is_listed(nftables: Nftables, family: Family) -> None:
     assert nftables.apply(family, everything(family)) == {}
-    listing = nftables.listing(family, TABLE)
-    assert listing is not None
+    listing = listed(nftables, family)
     assert {name: listed.spec for name, listed in listing.sets.items()} == sets(family)
     for name, wanted in elements(family).items():
         assert difference(listing.sets[name], wanted) == ([], [])
@@ -271,8 +268,7 @@ def test_a_listing_shows_what_was_changed(nftables: Nftables) -> None:
         DeleteElements(TABLE, SETS["networks"], [WIDE]),
     ]
     assert nftables.apply(V4, changes) == {}
-    listing = nftables.listing(V4, TABLE)
-    assert listing is not None
+    listing = listed(nftables)
     assert [c.name for c in chains(V4) if not listing.chains[c.name].same_as(V4, c)] == ["forward"]
     assert difference(listing.sets["services"], elements(V4)["services"]) == ([ABSENT], [DNS])
     assert difference(listing.sets["networks"], elements(V4)["networks"]) == ([], [WIDE])
@@ -289,14 +285,12 @@ def test_filling_a_set_leaves_nothing_else_in_it(nftables: Nftables, number: int
     spec = SETS["services"]
     wanted = [Element("services", (f"10.7.{n >> 8}.{n & 255}", "tcp", 80), Verdict("lb")) for n in range(number)]
     assert nftables.apply(V4, [FillSet(TABLE, spec, [*packed(coder(spec).encode(wanted))], number)]) == {}
-    listing = nftables.listing(V4, TABLE)
-    assert listing is not None
+    listing = listed(nftables)
     assert difference(listing.sets["services"], wanted) == ([], [])
 
 
 def test_sets_that_are_too_large_are_not_listed(nftables: Nftables) -> None:
-    listing = nftables.listing(V4, TABLE, {"services": LISTED_AT_MOST + 1, "cluster-ips": LISTED_AT_MOST})
-    assert listing is not None
+    listing = listed(nftables, V4, {"services": LISTED_AT_MOST + 1, "cluster-ips": LISTED_AT_MOST})
     assert (listing.sets["services"].spec, listing.sets["services"].elements) == (SETS["services"], None)
     assert listing.sets["cluster-ips"].elements
 
@@ -326,53 +320,6 @@ def test_the_fake_compares_types_where_the_kernel_compares_lengths() -> None:
     ):
         assert numbers(memory.check(V4, [AddRules(TABLE, "lb", (rule,))])) == {0: errno.EINVAL}
     assert numbers(memory.check(V4, [AddSet(TABLE, Set("services", (Type.IPV4,)))])) == {0: errno.EEXIST}
-
-
-def test_the_fake_takes_faults() -> None:
-    memory = FakeNftables()
-    assert memory.apply(V4, everything(V4)) == {}
-    memory.refuse = lambda operation, element: errno.ENOMEM if element == ABSENT else 0
-    assert numbers(memory.apply(V4, [AddElements(TABLE, SETS["services"], [ABSENT])])) == {0: {0: errno.ENOMEM}}
-    memory.refuse = lambda operation, element: errno.EPERM if isinstance(operation, AddChain) else 0
-    assert numbers(memory.apply(V4, [AddChain(TABLE, "new")])) == {0: errno.EPERM}
-    memory.refuse_all = lambda operations: errno.E2BIG if len(operations) > 1 else 0
-    with pytest.raises(NetlinkError, match="too long"):
-        memory.apply(V4, [AddTable(TABLE), AddTable(TABLE)])
-    memory.refuse_all = lambda operations: 0
-    memory.fail_at = {memory.applies + 1}
-    with pytest.raises(NetlinkError, match="No buffer space"):
-        memory.apply(V4, [AddTable(TABLE)])
-    assert memory.apply(V4, [AddTable(TABLE)]) == {}
-    memory.unreadable = True
-    with pytest.raises(NetlinkError, match="list table kproxy"):
-        memory.listing(V4, TABLE)
-
-
-def test_the_fake_has_others_that_change_it() -> None:
-    memory = FakeNftables()
-    memory.edit(V4, *table(SETS.values(), [Chain("lb"), Chain("other")], elements(V4)))
-    assert (memory.foreign, memory.applied, memory.bytes_written) == (1, [], 0)
-    assert memory.tables() == {(V4, TABLE)}
-    assert memory.sets(V4, TABLE) == SETS
-    assert memory.chains(V4, TABLE) == {"lb": Chain("lb"), "other": Chain("other")}
-    assert memory.elements(V4, TABLE, "services") == (WEB, DNS, SCTP)
-    with pytest.raises(NetlinkError, match="delete chain kproxy lb"):
-        memory.edit(V4, DeleteChain(TABLE, "lb"))
-    memory.meanwhile = lambda family: memory.edit(V4, AddChain(TABLE, "theirs"))
-    with pytest.raises(NetlinkError) as caught:
-        memory.apply(V4, [DeleteTable(TABLE)], memory.generation)
-    assert caught.value.errno == OUTDATED
-    memory.flush()
-    assert (memory.foreign, memory.tables(), memory.generation()) == (3, frozenset(), 4)
-
-
-def test_the_fake_lists_no_more_than_its_limit() -> None:
-    memory = FakeNftables()
-    memory.edit(V4, *everything(V4))
-    memory.list_at_most = 2
-    listing = memory.listing(V4, TABLE, {"services": 0})
-    assert listing is not None
-    assert (listing.sets["services"].elements, bool(listing.sets["cluster-ips"].elements)) == (None, True)
 
 
 WHAT_OTHERS_DO: dict[str, list[Operation]] = {

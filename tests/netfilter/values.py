@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from kproxy.model.plans import Family
 from kproxy.netfilter.element_codec import coder
-from kproxy.netfilter.kernel import ListedSet
+from kproxy.netfilter.kernel import ListedSet, Listing, Nftables
 from kproxy.netfilter.objects import (
     AddressIn,
     BaseChain,
     Chain,
+    Count,
     CtInvalid,
     CtTranslated,
     Dnat,
@@ -113,7 +114,7 @@ def rules(family: Family) -> dict[str, tuple[Rule, ...]]:
             (ProtocolIs("sctp"), Dnat(address(family, 9), 8080)),
         ),
         "postrouting": ((MarkHas(0x4000), Masquerade()), (CtTranslated(), Masquerade(False))),
-        "forward": ((CtInvalid(), Drop()), (Reject(),)),
+        "forward": ((CtInvalid(), Drop()), (ProtocolIs("tcp"), Count(), Reject(tcp_reset=True)), (Reject(),)),
         "output": (),
         "other": ((InSet((Field.PROTO,), "protocols"), Drop()),),
     }
@@ -163,6 +164,13 @@ def _settled(value: Any) -> Any:
             kept["elem"] = sorted(json.dumps(item, sort_keys=True) for item in kept["elem"])
         return kept
     return [_settled(item) for item in value] if isinstance(value, list) else value
+
+
+def listed(nftables: Nftables, family: Family = Family.IPV4, sizes: Mapping[str, int] | None = None) -> Listing:
+    """The table, which is there."""
+    found = nftables.listing(family, TABLE, sizes or {})
+    assert found is not None
+    return found
 
 
 def difference(listed: ListedSet, wanted: Sequence[Element]) -> tuple[list[Element], list[Element]]:

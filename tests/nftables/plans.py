@@ -14,6 +14,7 @@ from kproxy.modes.nftables.render import Layout, lay_out, render_base, render_po
 from kproxy.netfilter.objects import Chain, Element, Goto, Jump, Verdict
 
 POD_CIDR = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
+LOCALHOST = {Family.IPV4: ("127.0.0.1/32", "127.0.4.0/30"), Family.IPV6: ("::1/128",)}
 NODE_IP = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
 
 
@@ -96,6 +97,7 @@ def subsets(values: list[str], most: int = 2) -> st.SearchStrategy[tuple[str, ..
 @st.composite
 def any_plan(draw: st.DrawFn, name: str, family: Family) -> ServicePlan:
     """A plan as the planner makes them, with addresses that other plans may have as well."""
+    own = build_plan(name, family=family).cluster_ip
     local = draw(st.lists(st.integers(1, 5), max_size=3, unique=True))
     cluster = sorted({*draw(st.lists(st.integers(1, 5), max_size=3, unique=True)), *local})
     balancers = draw(subsets(OUTSIDE[family]))
@@ -106,13 +108,17 @@ def any_plan(draw: st.DrawFn, name: str, family: Family) -> ServicePlan:
         protocol=draw(st.sampled_from(Protocol)),
         cluster=cluster,
         local=sorted(local),
+        all_local=tuple(Endpoint(address(family, 244, n), 8080, True) for n in sorted(local)),
+        # One that was taken from another Service, whose deletion is not known yet.
+        cluster_ip=draw(st.sampled_from([own, own, address(family, 96, 250)])),
         node_port=draw(st.sampled_from([0, 30000, 30001])),
-        external_ips=draw(subsets(OUTSIDE[family])),
+        external_ips=draw(subsets([*OUTSIDE[family], NODE_IP[family]])),
+        health_check_node_port=draw(st.sampled_from([0, 32000])),
         load_balancer_ips=balancers,
         source_ranges=ranges,
         admits_nobody=not ranges and draw(st.booleans()),
         node_in_source_ranges=draw(st.booleans()),
-        affinity_seconds=draw(st.sampled_from([0, 0, 60, 10800])),
+        affinity_seconds=draw(st.sampled_from([0, 60, 10800])),
         internal_local=draw(st.booleans()),
         external_local=draw(st.booleans()),
     )
@@ -146,4 +152,6 @@ def any_settings(draw: st.DrawFn, family: Family) -> Settings:
         ),
         tcp_be_liberal=draw(st.booleans()),
         random_fully=draw(st.booleans()),
+        refuses_localhost=(served := draw(st.sampled_from([None, (), LOCALHOST[family]]))) is not None,
+        localhost_networks=served or (),
     )

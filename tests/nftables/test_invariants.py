@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter
 from itertools import combinations
 
 from hypothesis import given
@@ -32,24 +31,23 @@ def test_the_order_of_ports_has_no_meaning(state: State) -> None:
 
 
 @given(STATES)
-def test_every_key_is_unique(state: State) -> None:
-    for elements in whole(state).elements.values():
-        keys = Counter(e.key for e in elements)
-        assert max(keys.values(), default=0) <= 1
-
-
-@given(STATES)
-def test_elements_have_the_fields_of_their_set(state: State) -> None:
+def test_elements_fit_their_set_have_keys_of_their_own_and_overlap_nowhere(state: State) -> None:
     layout = whole(state)
     for name, elements in layout.elements.items():
         found = layout.sets[name]
         assert not found.timeout
+        assert len({e.key for e in elements}) == len(elements)
         for element in elements:
             assert len(element.key) == len(found.key)
             assert isinstance(element.data, Verdict) is (found.kind is SetKind.VERDICTS)
             if found.kind is SetKind.MAP:
                 assert isinstance(element.data, tuple)
                 assert len(element.data) == len(found.data)
+    ranges: dict[tuple[str | int, ...], list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
+    for element in layout.elements.get("sources", ()):
+        ranges.setdefault(element.key[:-1], []).append(ipaddress.ip_network(str(element.key[-1])))
+    for networks in ranges.values():
+        assert not any(a.overlaps(b) for a, b in combinations(networks, 2))
 
 
 @given(STATES)
@@ -87,15 +85,6 @@ def test_every_slot_that_a_chain_may_draw_has_an_endpoint(state: State) -> None:
                         first = random.offset
                         drawn |= {(*element.key, n) for n in range(first, first + random.modulus)}
         assert drawn == filled
-
-
-@given(STATES)
-def test_sources_of_a_frontend_do_not_overlap(state: State) -> None:
-    ranges: dict[tuple[str | int, ...], list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
-    for element in whole(state).elements.get("sources", ()):
-        ranges.setdefault(element.key[:-1], []).append(ipaddress.ip_network(str(element.key[-1])))
-    for networks in ranges.values():
-        assert not any(a.overlaps(b) for a, b in combinations(networks, 2))
 
 
 @given(STATES)

@@ -40,7 +40,11 @@ def test_a_figure_is_the_codes(phrase: str) -> None:
 def test_every_set_and_chain_is_described() -> None:
     plan = build_plan(node_port=30000, external_local=True, affinity_seconds=60)
     layout = layout_of(
-        plan, service_cidrs=("10.96.0.0/16",), node_port_addresses=NodePortAddresses(False, ("172.30.0.11",))
+        plan,
+        service_cidrs=("10.96.0.0/16",),
+        node_port_addresses=NodePortAddresses(False, ("172.30.0.11",)),
+        refuses_localhost=True,
+        localhost_networks=("127.0.0.0/8",),
     )
     for name in (*layout.sets, *(chain for chain in layout.chains if not chain.startswith("affinity-"))):
         assert f"`{name}`" in PAGE or f" {name} " in PAGE, name

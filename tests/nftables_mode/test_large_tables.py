@@ -15,6 +15,7 @@ from kproxy.netfilter.operations import (
     ELEMENTS_AT_ONCE,
     AddChain,
     AddElements,
+    AddSet,
     AddTable,
     DeleteElements,
     DeleteTable,
@@ -79,6 +80,15 @@ def test_a_cold_start_that_is_disturbed_begins_anew() -> None:
 
     rig.kernel.meanwhile = disturb
     assert not rig.check().rejected
+    assert rig.held() == rig.wanted()
+
+
+def test_a_table_of_another_form_is_replaced_and_changed_afterwards() -> None:
+    rig = rig_of(*(service(n, 20) for n in range(600)))
+    other = msgspec.structs.replace(SETS["services"], key=SETS["services"].key[:1])
+    rig.kernel.edit(Family.IPV4, AddTable(TABLE), AddSet(TABLE, other))
+    assert not rig.check().rejected
+    assert rig.want(service(599, 10), gone=[service(598, 20)]).transactions == 1
     assert rig.held() == rig.wanted()
 
 

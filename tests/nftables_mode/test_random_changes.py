@@ -46,11 +46,17 @@ class Changes(RuleBasedStateMachine):
 
     @rule(plans=st.lists(PLANS, max_size=3, unique_by=lambda plan: plan.key))
     def some_come_or_change(self, plans: list[ServicePlan]) -> None:
-        self._noted(self.rig.want(*plans))
+        expected = self.sound and not self.rejected
+        outcome = self.rig.want(*plans)
+        assert outcome.refusals == [] or not expected
+        self._noted(outcome)
 
     @rule(name=NAMES)
     def some_go(self, name: str) -> None:
-        self._noted(self.rig.want(gone=[p for p in self.rig.plans.values() if p.key.name == name]))
+        expected = self.sound and not self.rejected
+        outcome = self.rig.want(gone=[p for p in self.rig.plans.values() if p.key.name == name])
+        assert outcome.refusals == [] or not expected
+        self._noted(outcome)
 
     @rule()
     def everything_is_checked(self) -> None:

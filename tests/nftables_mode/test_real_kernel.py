@@ -9,9 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as tuned
-from hypothesis import strategies as st
 
 from kproxy.errors import NetlinkError
 from kproxy.lab.namespaces import Namespace, unavailable
@@ -25,7 +22,7 @@ from kproxy.netfilter.changes import OwnTransactions
 from kproxy.netfilter.kernel import Expected, KernelNftables
 from kproxy.netfilter.operations import AddElements, Operation
 from kproxy.netfilter.table import LARGE, Table, delete_tables
-from tests.nftables.plans import address, any_plan, build_plan, settings
+from tests.nftables.plans import address, build_plan, settings
 from tests.nftables_mode.rigs import comparison
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(unavailable(("nft",))), reason=unavailable(("nft",)))]
@@ -107,39 +104,6 @@ def handles(netns: Namespace) -> set[tuple[str, int]]:
     return {(entry["chain"]["name"], entry["chain"]["handle"]) for entry in listed if "chain" in entry}
 
 
-def family_of(plans: list[ServicePlan]) -> Family:
-    return plans[0].family
-
-
-CHANGES = st.sampled_from(Family).flatmap(
-    lambda family: st.lists(
-        st.lists(st.sampled_from("abc").flatmap(lambda name: any_plan(name, family)), min_size=1, max_size=3),
-        min_size=1,
-        max_size=5,
-    )
-)
-
-
-@given(changes=CHANGES)
-@tuned(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list[list[ServicePlan]]) -> None:
-    def run() -> None:
-        rig = Rig(settings(family_of(changes[0])))
-        try:
-            rig.check()
-            for plans in changes:
-                assert not rig.want(*{plan.key: plan for plan in plans}.values()).rejected
-                assert rig.differs() == []
-            rig.drop(*rig.plans.values())
-            assert rig.differs() == []
-            assert not rig.dataplane.drifted()
-        finally:
-            rig.remove()
-            rig.close()
-
-    netns.call(run)
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -152,6 +116,10 @@ def test_the_kernel_takes_any_changes_one_by_one(netns: Namespace, changes: list
         pytest.param("add element ip kproxy services { 10.9.9.9 . icmp . 0 : drop }", id="a protocol of nobody"),
         pytest.param("flush set ip kproxy sources", id="the sources are flushed"),
         pytest.param("add chain ip kproxy extra; add rule ip kproxy extra jump refuse", id="a chain is added"),
+        pytest.param(
+            "add chain ip kproxy extra; add map ip kproxy led { type mark : verdict; elements = { 1 : jump extra }; }",
+            id="a map whose verdicts keep a chain",
+        ),
         pytest.param("flush chain ip kproxy nat-output; delete chain ip kproxy nat-output", id="a hook is lost"),
     ],
 )

@@ -55,6 +55,7 @@ def test_the_others_are_served(bad: ServicePlan, refuse: Refuse, at_start: bool)
     outcome = rig.check() if at_start else rig.want(bad, DNS, SHOP)
     assert list(outcome.rejected) == [bad.key]
     assert "\n" not in outcome.rejected[bad.key]
+    assert len(outcome.refusals) == 1
     assert rig.held() == rig.wanted(without=[bad.key])
     assert list(rig.want(build_plan("new", cluster=(9,))).rejected) == [bad.key]  # it stays so until it is tried again
     rig.kernel.refuse = accept
@@ -104,8 +105,9 @@ def test_a_table_that_is_refused_as_a_whole_is_no_ports_fault() -> None:
     rig = Rig()
     rig.plans = {plan.key: plan for plan in (WEB, DNS)}
     rig.kernel.refuse_all = lambda operations: errno.ENOMEM
-    with pytest.raises(KernelError, match="Cannot allocate memory"):
+    with pytest.raises(KernelError, match="Cannot allocate memory") as failure:
         rig.check()
+    assert failure.value.refusals
     rig.kernel.refuse_all = lambda operations: 0
     assert rig.check().rejected == {}
     assert rig.held() == rig.wanted()

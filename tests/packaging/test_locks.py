@@ -29,8 +29,8 @@ def version(lines: list[str]) -> str:
     return found[1]
 
 
-DAEMON, BUILD, TESTS = (pins(name) for name in ("daemon", "build", "tests"))
-ALL = {**TESTS, **BUILD, **DAEMON}
+DAEMON, BUILD, TESTS, COMPILED = (pins(name) for name in ("daemon", "build", "tests", "compiled"))
+ALL = {**TESTS, **COMPILED, **BUILD, **DAEMON}
 WANTED = {
     "daemon": (PROJECT["project"]["dependencies"], DAEMON),
     "build": (PROJECT["build-system"]["requires"], BUILD),
@@ -60,7 +60,8 @@ def test_every_pin_has_hashes() -> None:
 
 def test_each_package_is_locked_once() -> None:
     """The lock of the tests includes the others; only those two may have a package in common, and then alike."""
-    assert TESTS.keys().isdisjoint({*DAEMON, *BUILD})
+    assert TESTS.keys().isdisjoint({*DAEMON, *BUILD, *COMPILED})
+    assert COMPILED.keys().isdisjoint({*DAEMON, *BUILD})
     for name in DAEMON.keys() & BUILD.keys():
         assert DAEMON[name] == BUILD[name]
     heads = [line for line in (LOCKS / "tests.txt").read_text().splitlines() if line.startswith("-")]
@@ -76,7 +77,20 @@ def test_the_image_is_built_from_the_daemons_lock() -> None:
 
 
 def test_the_environment_of_the_demo_has_no_tool_of_the_tests() -> None:
-    assert DAEMON.keys().isdisjoint({"pytest", "mypy", "ruff", "matplotlib", "hypothesis", "virtme-ng"})
+    tools = {
+        "pytest",
+        "mypy",
+        "ruff",
+        "matplotlib",
+        "hypothesis",
+        "virtme-ng",
+        "gnlpy",
+        "python-iptables",
+        "setuptools",
+    }
+    assert DAEMON.keys().isdisjoint(tools)
+    packages = [line.split() for line in (ROOT / "scripts/debian-packages").read_text().splitlines() if line[0] != "#"]
+    assert {package for group, package, *_ in packages if group == "tests"} > {"tcc", "libc6-dev", "chromium"}
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.config.files import from_text
 from kproxy.model.node_info import NodeInfo
 from kproxy.model.objects import TYPES, Kind, Object
+from kproxy.modes.preview import Preview, load
 
 HERE = Path(__file__).parent
 
@@ -46,6 +47,13 @@ class Case:
         interfaces = self.raw["host"]["interfaces"]
         addresses = tuple(a.partition("/")[0] for i in interfaces for a in i["addresses"])
         return NodeInfo(ips=tuple(self.raw["host"]["nodeIPs"]), addresses=addresses)
+
+    @cached_property
+    def preview(self) -> Preview:
+        """What is rendered of the final state."""
+        state, problems = load(self.raw["node"], self.kinds(self.raw["final"]))
+        assert not problems
+        return Preview(state, self.config, self.host)
 
 
 @cache

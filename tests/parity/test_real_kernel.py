@@ -1,19 +1,22 @@
-"""On the real kernel kproxy's rules list as kube-proxy's do: both are loaded, saved by the same tool, and compared."""
+"""On the real kernel kproxy's rules list as kube-proxy's do: both are loaded, saved by the same tool, and compared.
+
+nftables mode has rules of its own, but kube-proxy's cases are states that the kernel must take them for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import pytest
 
-from kproxy.kernel.commands import Commands
 from kproxy.kernel.iptables import Backend, Command, HostTables
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family
 from kproxy.modes.iptables.apply import IptablesDataplane
-from kproxy.modes.preview import Preview, load
+from tests.fakes.iptables import FakeTables
+from tests.network_namespaces import InNamespace, fresh_namespace
+from tests.parity.conftest import Case
 
 pytestmark = pytest.mark.root
 
@@ -24,14 +27,9 @@ SHORT = {"ipv4": Family.IPV4, "ipv6": Family.IPV6}
 def namespaces(request: pytest.FixtureRequest) -> Iterator[tuple[Backend, Namespace, Namespace]]:
     """One for kube-proxy's rules, one for ours; emptied from case to case."""
     backend: Backend = request.param
-    if reason := unavailable((f"iptables-{backend}-restore", f"ip6tables-{backend}-restore")):
-        pytest.skip(reason)
-    theirs, ours = Namespace("theirs"), Namespace("ours")
-    try:
+    tools = (f"iptables-{backend}-restore", f"ip6tables-{backend}-restore")
+    with fresh_namespace("theirs", *tools) as theirs, fresh_namespace("ours", *tools) as ours:
         yield backend, theirs, ours
-    finally:
-        theirs.close()
-        ours.close()
 
 
 def loadable(rules: str) -> str:
@@ -55,16 +53,14 @@ def load_theirs(namespace: Namespace, tool: str, rules: str) -> str:
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_saved_rules_are_equal(
-    case: Any, family: str, namespaces: tuple[Backend, Namespace, Namespace], compare: ModuleType
+    case: Case, family: str, namespaces: tuple[Backend, Namespace, Namespace], compare: ModuleType
 ) -> None:
     backend, theirs, ours = namespaces
     tool = f"{'iptables' if family == 'ipv4' else 'ip6tables'}-{backend}"
     expected = load_theirs(theirs, tool, case.raw["expect"]["iptables"][family]["rules"])
-    state, _ = load(case.raw["node"], case.kinds(case.raw["final"]))
-    preview = Preview(state, case.config, case.host)
     ours.run([f"{tool}-restore"], "*nat\nCOMMIT\n*filter\nCOMMIT\n")
-    tables = HostTables(Inside(ours), SHORT[family], Command(backend, f"-{backend}", (1, 8, 9)))
-    settings, plans = preview.settings(SHORT[family]), preview.families[SHORT[family]].plans
+    tables = HostTables(InNamespace(ours), SHORT[family], Command(backend, f"-{backend}", (1, 8, 9)))
+    settings, plans = case.preview.settings(SHORT[family]), case.preview.families[SHORT[family]].plans
     assert not IptablesDataplane(settings, tables).apply(plans, None).rejected
     saved = tables.save()
     assert compare.differences(compare.canonical(saved), compare.canonical(expected)) == []
@@ -73,27 +69,26 @@ def test_saved_rules_are_equal(
     assert (first.transactions, first.bytes_written, first.rejected) == (0, 0, {})
 
 
-class _Unwritten:
+@pytest.fixture(scope="module")
+def netns() -> Iterator[Namespace]:
+    with fresh_namespace("nftables", "nft") as space:
+        yield space
+
+
+def test_the_kernel_takes_the_text_of_every_case(case: Case, netns: Namespace) -> None:
+    for family in Family:
+        netns.run(["nft", "-f", "-"], case.preview.nftables(family))
+
+
+class _Unwritten(FakeTables):
     """Tables as a tool saved them, which nobody may write to."""
 
     def __init__(self, family: Family, backend: Backend, saved: str) -> None:
-        self.family, self.backend, self._saved = family, backend, saved
+        super().__init__(family, backend)
+        self._saved = saved
 
     def save(self) -> str:
         return self._saved
 
     def restore(self, text: bytes | str) -> None:
         pytest.fail(f"written: {text!r}")
-
-
-class Inside:
-    """Commands in a namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace, self._commands = namespace, Commands()
-
-    def run(self, argv: Any, stdin: bytes | None = None, timeout: float = 60.0) -> Any:
-        return self._namespace.call(self._commands.run, argv, stdin, timeout)
-
-    def which(self, name: str) -> str | None:
-        return self._commands.which(name)

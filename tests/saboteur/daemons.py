@@ -141,13 +141,13 @@ def objects(number: int, endpoints: tuple[str, ...], families: list[Family], pro
     """A Service and a slice for each family."""
     name = f"web-{number}"
     ips = [cluster_ip(number, family) for family in families]
-    port = {"name": "http", "port": 80, "protocol": protocol, "targetPort": 8080}
+    port = {"name": "http", "port": 80, "protocol": protocol, "targetPort": 8080, "nodePort": 30000 + number}
     found: list[Mapping[str, Any]] = [
         {
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": {"name": name, "namespace": "default"},
-            "spec": {"clusterIP": ips[0], "clusterIPs": ips, "ports": [port]},
+            "spec": {"type": "NodePort", "clusterIP": ips[0], "clusterIPs": ips, "ports": [port]},
         }
     ]
     for family in families:

@@ -52,7 +52,7 @@ PROXY_PORT = re.compile(r"\b4\d{4}\b")
 class Quiet:
     """Servers, metrics and stale rules of a node that has none of them."""
 
-    def update_health_checks(self, checks: Any, ips: Any) -> None:
+    def update_health_checks(self, checks: Any) -> None:
         """No server listens."""
 
     def conntrack(self, family: Family, seconds: float, deleted: int) -> None:

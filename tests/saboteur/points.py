@@ -90,6 +90,7 @@ POINTS = [
     # nf_tables
     Point(NFT, "apply", SYNC, ONLY_NFT, _argument),
     Point(NFT, "generation", ("sync", "drift"), ONLY_NFT),
+    Point(NFT, "counts", ("metrics",), ONLY_NFT, harmless=True, provoke="scrape"),
     Point(NFT, "listing", SYNC, ONLY_NFT, _argument, provoke="deleted table"),
     Point(TABLE, "read", SYNC, ONLY_NFT, _own_family, provoke="deleted table"),
     Point(TABLE, "commit", SYNC, ONLY_NFT, _own_family),
@@ -114,6 +115,9 @@ POINTS = [
     Point(FORWARDER, "update", SYNC, ONLY_USERSPACE),
     Point(FORWARDER, "alive", LOOK, ONLY_USERSPACE),
     Point(FORWARDER, "statistics", ("metrics",), ONLY_USERSPACE, harmless=True, provoke="scrape"),
+    # the same forwarder, for node ports on loopback
+    Point(FORWARDER, "update", ("localhost-ports",), ONLY_NFT, harmless=True),
+    Point(FORWARDER, "alive", ("localhost-ports",), ONLY_NFT, harmless=True),
     # the node
     Point(ADDRESSES, "changed", ("node",), harmless=True),
     Point(ADDRESSES, "addresses", ("node",), harmless=True, provoke="address"),

@@ -38,7 +38,7 @@ COMMON = {("conntrack", "flows"), ("conntrack", "delete"), ("node", "current"), 
     ("quiet", "update_health_checks"),
     ("quiet", "conntrack"),
     ("quiet", "synced"),
-    *(("diary", call) for call in ("problems", "node", "queued", "planned", "starting", "finished")),
+    *(("diary", call) for call in ("applied", "node", "queued", "planned", "starting", "finished")),
 }
 HARMLESS = {part for part, _ in COMMON} - {"node"}
 """Parts without which both families are programmed all the same."""

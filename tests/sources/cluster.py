@@ -56,6 +56,19 @@ def cidr(name: str, *cidrs: str) -> dict[str, Any]:
     }
 
 
+EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
+EVENT: dict[str, Any] = {
+    "metadata": {"name": "e1"},
+    "eventTime": "2026-01-02T03:04:05.000000Z",
+    "reportingController": "kproxy",
+    "reportingInstance": "node1",
+    "action": "Sync",
+    "reason": "Broken",
+    "type": "Warning",
+    "regarding": {"kind": "Node", "name": "node1"},
+}
+
+
 def expected(server: ApiServer, kind: Kind) -> dict[str, str]:
     """What the mirror has to hold, from the server's own memory."""
     items = server.store.objects(QUERIES[kind])[1]

@@ -15,12 +15,19 @@ from tests.fakes.apiserver import ApiServer
 from tests.fakes.sinks import Mirror
 from tests.sources import cluster
 
-FAST = Timing(watch=(20.0, 30.0), slack=1.0, bookmarked=2.0, backoff=0.01, backoff_cap=0.2, absent=0.3, settled=0.3)
+FAST = Timing(
+    watch=(20.0, 30.0), slack=1.0, bookmarked=2.0, streaming=0.8, backoff=0.01, backoff_cap=0.2, absent=0.3, settled=0.3
+)
 
 
 class Follow(Protocol):
     def __call__(
-        self, server: ApiServer, timing: Timing = FAST, mirror: Mirror | None = None, **settings: Any
+        self,
+        server: ApiServer,
+        timing: Timing = FAST,
+        mirror: Mirror | None = None,
+        streamed: bool = False,
+        **settings: Any,
     ) -> tuple[Mirror, ApiSource]: ...
 
 
@@ -37,12 +44,17 @@ def follow() -> Iterator[Follow]:
     started: list[tuple[ApiSource, ApiClient]] = []
 
     def start(
-        server: ApiServer, timing: Timing = FAST, mirror: Mirror | None = None, **settings: Any
+        server: ApiServer,
+        timing: Timing = FAST,
+        mirror: Mirror | None = None,
+        streamed: bool = False,
+        **settings: Any,
     ) -> tuple[Mirror, ApiSource]:
         if "kubeconfig" not in settings:
             settings.setdefault("master", server.url)
         client = ApiClient(ClientSettings(**{"read_timeout": 1.0, **settings}))
-        mirror, source = mirror or Mirror(), ApiSource(client, "node1", Containment(SystemClock()), timing)
+        mirror = mirror or Mirror()
+        source = ApiSource(client, "node1", Containment(SystemClock()), timing, streamed)
         started.append((source, client))
         source.start(mirror)
         return mirror, source

@@ -18,7 +18,7 @@ from kproxy.sources.client import ApiClient
 from kproxy.sources.credentials import ClientSettings
 from tests.fakes.apifaults import Refuse
 from tests.fakes.apiserver import ApiServer
-from tests.sources.cluster import agrees, eventually, fill, service
+from tests.sources.cluster import EVENT, EVENTS, agrees, eventually, fill, service
 from tests.sources.conftest import Follow
 
 SERVICES = "/api/v1/services"
@@ -209,14 +209,11 @@ def test_an_unusable_kubeconfig_is_named_in_one_line(tmp_path: Path, text: str |
 
 def test_events_are_created_and_changed(server: ApiServer) -> None:
     client = ApiClient(ClientSettings(master=server.url))
-    path = "/apis/events.k8s.io/v1/namespaces/shop/events"
-    made = json.loads(
-        client.post(path, json.dumps({"metadata": {"name": "e1"}, "reason": "Broken", "note": "x"}).encode())
-    )
-    assert (made["kind"], made["metadata"]["namespace"]) == ("Event", "shop")
-    client.patch(f"{path}/e1", b'{"series": {"count": 2}, "note": null}')
+    made = json.loads(client.post(EVENTS, json.dumps({**EVENT, "note": "x"}).encode()))
+    assert (made["kind"], made["metadata"]["namespace"]) == ("Event", "default")
+    client.patch(f"{EVENTS}/e1", b'{"series": {"count": 2}, "note": null}')
     with pytest.raises(ApiError) as caught:
-        client.post(path, b'{"metadata": {"name": "e1"}}')
+        client.post(EVENTS, json.dumps(EVENT).encode())
     client.close()
     assert caught.value.status == 409
     (event,) = server.events

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kproxy.errors import InvalidObject, SourceError
+from kproxy.model.events import Invalid, Listed
 from kproxy.model.objects import EndpointSlice, Kind, Node, Service
 from kproxy.sources.decode import Bookmark, Broken, Decoder, Failure, Gone, Update, object_of, split_lines
 from kproxy.sources.intern import Interner
+from kproxy.sources.listing import ListAssembly
 from tests.sources.cluster import endpoint_slice, service
 
 
@@ -87,7 +89,6 @@ def test_a_broken_object_is_named_with_its_field(kind: Kind, fields: dict[str, A
     page = decoder.page(_list(bad, good))
     assert [item.metadata.name for item in page.objects] == ["good"]
     assert [(p.kind, p.name, p.field, p.reason) for p in page.problems] == [(kind, "shop/bad", field, reason)]
-    assert page.unreadable == {"shop/bad"}
 
     line = decoder.line(_line("MODIFIED", bad))
     assert isinstance(line, Broken)
@@ -104,12 +105,22 @@ def test_an_item_without_a_name_is_passed_over(item: Any) -> None:
     page = Decoder(Kind.SERVICE).page(_list(item, service("web")))
     assert [o.metadata.name for o in page.objects] == ["web"]
     assert [p.name for p in page.problems] == ["(without a name)"]
-    assert page.unreadable == set()
 
 
-def test_objects_without_a_namespace_are_kept_under_default() -> None:
-    page = Decoder(Kind.NODE).page(_list({"metadata": {"name": "n1"}, "spec": 7}))
-    assert (page.unreadable, page.problems[0].name) == ({"default/n1"}, "n1")
+@pytest.mark.parametrize(
+    ("kind", "metadata", "place"),
+    [(Kind.SERVICE, {"name": "bad", "namespace": "shop"}, "shop/bad"), (Kind.NODE, {"name": "n1"}, "default/n1")],
+)
+def test_what_cannot_be_read_is_in_the_list_all_the_same(kind: Kind, metadata: dict[str, str], place: str) -> None:
+    """Until it becomes readable, or goes, while the list is still coming."""
+    list_ = ListAssembly(kind)
+    page = Decoder(kind).page(_list({"metadata": metadata, "spec": 7}))
+    assert not page.objects
+    for problem in page.problems:
+        list_.add_problem(problem)
+    assert list(list_.end()) == [Listed(kind, (), frozenset({place})), Invalid(page.problems[0])]
+    list_.remove(metadata.get("namespace", ""), metadata["name"])
+    assert list(list_.end()) == [Listed(kind, ())]
 
 
 def test_bad_text_in_one_object_costs_only_that_object() -> None:
@@ -127,10 +138,26 @@ def test_lines_say_what_happened() -> None:
         assert isinstance(line, Update)
         assert (line.version, line.object.metadata.name) == ("12", "web")
     assert decoder.line(_line("DELETED", item)) == Gone("12", "shop", "web")
-    assert decoder.line(_line("BOOKMARK", {"metadata": {"resourceVersion": "99"}})) == Bookmark("99")
-    status = {"kind": "Status", "metadata": {}, "status": "Failure", "message": "too old", "code": 410}
-    assert decoder.line(_line("ERROR", status)) == Failure(410, "too old")
-    assert decoder.line(_line("ERROR", {})) == Failure(0, "no reason given")
+    for noted, ends in (({"k8s.io/initial-events-end": "true"}, True), ({}, False), (None, False), (7, False)):
+        bookmark = {"metadata": {"resourceVersion": "99", "annotations": noted}}
+        assert decoder.line(_line("BOOKMARK", bookmark)) == Bookmark("99", ends)
+
+
+@pytest.mark.parametrize(
+    ("status", "failure"),
+    [
+        ({"message": "too old", "code": 410}, Failure(410, "too old")),
+        ({"message": "internal error", "reason": "Expired"}, Failure(410, "internal error")),
+        ({"reason": "InternalError", "message": "410 Gone: too old resource version"},
+         Failure(500, "410 Gone: too old resource version")),
+        ({"reason": "Odd"}, Failure(0, "Odd")),
+        ({"code": 429, "details": {"retryAfterSeconds": 3}}, Failure(429, "no reason given", 3.0)),
+        ({"code": 504, "details": [], "reason": "Timeout"}, Failure(504, "Timeout")),
+        ({}, Failure(0, "no reason given")),
+    ],
+)  # fmt: skip
+def test_why_a_watch_ends_is_told_by_code_or_reason_never_by_the_text(status: Any, failure: Failure) -> None:
+    assert Decoder(Kind.SERVICE).line(_line("ERROR", {"kind": "Status", **status})) == failure
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -11,6 +11,7 @@ from kproxy.model.events import Listed
 from kproxy.model.objects import Kind
 from kproxy.sources.watching import Timing
 from tests.fakes.apifaults import Cut, CutBody, EndAtOnce, ErrorEvent, Fault, Garbled, Hang, Refuse, Silent
+from tests.fakes.apihandler import Rules
 from tests.fakes.apiserver import ApiServer
 from tests.sources.cluster import agrees, endpoint_slice, eventually, fill, service
 from tests.sources.conftest import FAST, Follow
@@ -96,8 +97,10 @@ def test_a_forgotten_version_leads_to_a_new_list(server: ApiServer, follow: Foll
 
 
 @pytest.mark.parametrize("gone_as", ["status", "event"])
-def test_changes_during_an_outage_and_a_compaction_become_the_difference(follow: Follow, gone_as: str) -> None:
-    with ApiServer(gone_as=gone_as, bookmark_seconds=3600) as server:  # type: ignore[arg-type]
+def test_changes_during_an_outage_and_a_compaction_become_the_difference(
+    follow: Follow, gone_as: Literal["status", "event"]
+) -> None:
+    with ApiServer(rules=Rules(gone_as=gone_as), bookmark_seconds=3600) as server:
         fill(server)
         mirror, _ = follow(server)
         assert mirror.wait(lambda m: agrees(server, m))

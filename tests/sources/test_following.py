@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 
@@ -14,6 +15,7 @@ from kproxy.sources.client import ApiClient
 from kproxy.sources.credentials import ClientSettings
 from kproxy.sources.watching import Timing
 from tests.fakes.apifaults import CutBody, Fault, Forget, Refuse
+from tests.fakes.apihandler import Rules
 from tests.fakes.apiserver import ApiServer
 from tests.fakes.sinks import Mirror
 from tests.sources.cluster import agrees, cidr, endpoint_slice, eventually, expected, fill, node, service
@@ -70,6 +72,7 @@ def test_the_server_learns_who_asks_and_that_old_news_will_do(server: ApiServer,
 
 
 def test_a_long_list_comes_in_pages(server: ApiServer, follow: Follow) -> None:
+    server.rules = Rules(watch_cache=False)
     for number in range(1200):
         server.apply(service(f"s{number}"))
     mirror, _ = follow(server)
@@ -101,6 +104,7 @@ class Meddling(Mirror):
 
 @pytest.mark.parametrize("fault", [Refuse(500), Refuse(410), CutBody()], ids=repr)
 def test_what_goes_while_a_list_breaks_off_is_gone(server: ApiServer, follow: Follow, fault: Fault) -> None:
+    server.rules = Rules(watch_cache=False)
     for number in range(600):
         server.apply(service(f"s{number}"))
 
@@ -119,6 +123,7 @@ def test_what_goes_while_a_list_breaks_off_is_gone(server: ApiServer, follow: Fo
 
 
 def test_pages_that_expire_are_followed_by_a_list_in_one_piece(server: ApiServer, follow: Follow) -> None:
+    server.rules = Rules(watch_cache=False)
     for number in range(600):
         server.apply(service(f"s{number}"))
     server.inject(Forget(), verb="list", kind="Service")
@@ -158,8 +163,10 @@ def test_a_bookmark_moves_the_place_where_a_watch_is_taken_up(follow: Follow) ->
 
 
 @pytest.mark.parametrize(("version", "path"), [("v1", "v1"), ("v1beta1", "v1beta1")])
-def test_service_cidrs_are_found_in_the_version_that_there_is(follow: Follow, version: str, path: str) -> None:
-    with ApiServer(service_cidrs=version) as server:  # type: ignore[arg-type]
+def test_service_cidrs_are_found_in_the_version_that_there_is(
+    follow: Follow, version: Literal["v1", "v1beta1"], path: str
+) -> None:
+    with ApiServer(rules=Rules(service_cidrs=version)) as server:
         fill(server)
         mirror, _ = follow(server)
         assert mirror.wait(lambda m: agrees(server, m))
@@ -170,7 +177,7 @@ def test_service_cidrs_are_found_in_the_version_that_there_is(follow: Follow, ve
 
 
 def test_a_server_without_service_cidrs_holds_nothing_up(follow: Follow) -> None:
-    with ApiServer(service_cidrs="") as server:
+    with ApiServer(rules=Rules(service_cidrs="")) as server:
         fill(server)
         mirror, _ = follow(server)
         assert mirror.wait(lambda m: m.complete)

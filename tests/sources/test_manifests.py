@@ -15,8 +15,9 @@ import pytest
 from kproxy.clocks import SystemClock
 from kproxy.containment import Containment
 from kproxy.errors import SourceError
-from kproxy.model.events import Listed
+from kproxy.model.events import Listed, Resolved
 from kproxy.model.objects import EndpointSlice, Kind, Service
+from kproxy.modes.preview import load
 from kproxy.sources.manifests import ManifestSource, read_manifests
 from tests.fakes.sinks import Mirror
 from tests.sources.cluster import endpoint_slice, node, service
@@ -28,6 +29,14 @@ metadata: {name: web, labels: {app: web}}
 spec:
   clusterIP: 10.96.0.10
   ports: [{port: 80}]
+"""
+SLICE = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+endpoints: [{addresses: [10.244.0.5], conditions: null}]
+ports: [{port: 80}]
 """
 API = WEB.replace("web", "api").replace("10.96.0.10", "10.96.0.11")
 
@@ -102,6 +111,62 @@ UNUSABLE = {
     WEB.replace("[{port: 80}]", "{port: 80}"): "Service default/web: spec.ports: Expected array, got object",
     WEB.replace("app: web", "app: 1"): "Service default/web: metadata.labels[...]: Expected str, got int",
     WEB.replace("v1", "v2"): "Service default/web: apiVersion: Expected v1, got v2",
+    WEB.replace("Service", "service"): "manifest {file}: kind: 'service' is no kind (is Service meant?)",
+    WEB.replace("spec:", "spec:\n  externalTrafficPolicy: local"): (
+        "Service default/web: spec.externalTrafficPolicy: 'local' is not Cluster or Local"
+    ),
+    WEB.replace("spec:", "spec:\n  internalTrafficPolicy: LOCAL"): (
+        "Service default/web: spec.internalTrafficPolicy: 'LOCAL' is not Cluster or Local"
+    ),
+    WEB.replace("spec:", "spec:\n  sessionAffinity: clientip"): (
+        "Service default/web: spec.sessionAffinity: 'clientip' is not None or ClientIP"
+    ),
+    WEB.replace("spec:", "spec:\n  type: clusterIP"): (
+        "Service default/web: spec.type: 'clusterIP' is not ClusterIP, NodePort, LoadBalancer or ExternalName"
+    ),
+    WEB.replace("spec:", "spec:\n  type: NodePort"): (
+        "Service default/web: spec.ports[0].nodePort: is missing, and without an API server nobody allocates one"
+    ),
+    WEB.replace(
+        "spec:", "spec:\n  ipFamilies: [ipv4]"
+    ): "Service default/web: spec.ipFamilies[0]: 'ipv4' is not IPv4 or IPv6",
+    WEB.replace("spec:", "spec:\n  ipFamilies: [IPv6]"): (
+        "Service default/web: spec.ipFamilies[0]: is IPv6, and the cluster IP of that place is 10.96.0.10"
+    ),
+    WEB.replace("spec:", "spec:\n  clusterIPs: [10.96.0.11]"): (
+        "Service default/web: spec.clusterIPs[0]: is '10.96.0.11' and must be spec.clusterIP, '10.96.0.10'"
+    ),
+    WEB.replace("spec:", "status: {loadBalancer: {ingress: [{ip: 203.0.113.1, ipMode: vip}]}}\nspec:"): (
+        "Service default/web: status.loadBalancer.ingress[0].ipMode: 'vip' is not VIP or Proxy"
+    ),
+    WEB.replace("clusterIP", "clusterIp"): "Service default/web: spec.clusterIp: unknown field (is clusterIP meant?)",
+    WEB.replace("{port: 80}", "{port: 80, node_port: 30080}"): (
+        "Service default/web: spec.ports[0].node_port: unknown field (is nodePort meant?)"
+    ),
+    WEB.replace("  clusterIP: 10.96.0.10\n", ""): (
+        "Service default/web: spec.clusterIP: is missing, and without an API server nobody allocates one"
+    ),
+    WEB.replace(
+        "[{port: 80}]", "null"
+    ): "Service default/web: spec.ports: is missing, so there is nothing to connect to",
+    WEB.replace(
+        "port: 80", "protocol: TCP"
+    ): "Service default/web: spec.ports[0].port: None is not between 1 and 65535",
+    WEB.replace(
+        "port: 80", "port: 80, protocol: tcp"
+    ): "Service default/web: spec.ports[0].protocol: 'tcp' is not TCP, UDP or SCTP",
+    SLICE.replace("[{port: 80}]", "null"): (
+        "EndpointSlice default/web-1: ports: is missing, so the endpoints serve no port of a Service"
+    ),
+    SLICE.replace("IPv4", "ipv4"): "EndpointSlice default/web-1: addressType: 'ipv4' is not IPv4, IPv6 or FQDN",
+    SLICE.replace("addresses", "Addresses"): (
+        "EndpointSlice default/web-1: endpoints[0].Addresses: unknown field (is addresses meant?)"
+    ),
+    "kind: Node\nmetadata: {name: n}\nstatus: {addresses: [{type: internalip, address: 10.0.0.1}]}": (
+        "Node n: status.addresses[0].type: 'internalip' is not "
+        "InternalIP, ExternalIP, Hostname, InternalDNS or ExternalDNS"
+    ),
+    "kind: ServiceCIDR\nmetadata: {name: c}\nspec: {}": "ServiceCIDR c: spec.cidrs: is missing",
     "kind: EndpointSlice\napiVersion: discovery.k8s.io/v1beta1\nmetadata: {name: s, namespace: x}": (
         "EndpointSlice x/s: apiVersion: Expected discovery.k8s.io/v1, got discovery.k8s.io/v1beta1"
     ),
@@ -112,8 +177,9 @@ UNUSABLE = {
 def test_what_cannot_be_used_is_named_in_one_line(tmp_path: Path, text: str, line: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
-    _, problems = read_manifests([str(file)])
-    assert line.format(file=file) in [str(p) for p in problems]
+    found, problems = read_manifests([str(file)])
+    _, more = load("node1", found)
+    assert line.format(file=file) in [str(p) for p in (*problems, *more)]
 
 
 @pytest.mark.parametrize(("text", "place"), [("a: [1", "line 2, column 1"), ("\tx: 1", "line 1, column 1")])
@@ -131,6 +197,37 @@ def test_broken_json_is_one_line_too(tmp_path: Path, text: str) -> None:
     _, problems = read_manifests([str(file)])
     assert len(problems) == 1
     assert str(problems[0]).startswith(f"manifest {file}: ")
+
+
+@pytest.mark.parametrize("text", [WEB, SLICE, SLICE.replace("[{port: 80}]", "null").replace("[{addr", "null #")])
+def test_nothing_is_said_of_what_is_in_order(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    found, problems = read_manifests([str(tmp_path)])
+    assert (problems, load("node1", found)[1]) == ([], [])
+
+
+def _doubled(levels: int, line: str) -> str:
+    """LEVELS lines, each with the anchor before it, which stands for the line before."""
+    return "a0: &a0 {k: x}\n" + "".join(line.format(n=n, b=n - 1) for n in range(1, levels))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _doubled(25, "a{n}: &a{n} [*a{b}, *a{b}]\n"),
+        _doubled(25, "a{n}: &a{n} {{<<: [*a{b}, *a{b}], k{n}: 1}}\n"),
+        "a: &a [*a]\n",
+        "---\n".join([_doubled(16, "a{n}: &a{n} [*a{b}, *a{b}]\n")] * 20),
+    ],
+    ids=["lists", "merged", "of itself", "many documents"],
+)
+def test_aliases_that_stand_for_too_much_are_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    (problem,) = read_manifests([str(file)])[1]
+    assert problem.field.startswith("line ")
+    assert problem.reason == "has aliases that repeat more than 1000000 values"
+    assert "\n" not in str(problem)
 
 
 @pytest.mark.parametrize("text", ["[" * 50_000, "- " * 50_000, "[\n" * 50_000, "{a: " * 50_000, '["]", ' * 50_000])
@@ -255,8 +352,14 @@ def test_a_broken_object_keeps_its_last_good_state(tmp_path: Path, watch: Watch)
     assert mirror.wait(lambda m: _ip(m, "default/api") == "10.96.0.12" and bool(m.problems))
     assert _ip(mirror, "default/web") == "10.96.0.10"
     assert [str(p) for p in mirror.problems] == ["Service default/web: spec.ports[0].port: Expected int, got str"]
-    _replace(file, API)
-    assert mirror.wait(lambda m: set(m.objects(Kind.SERVICE)) == {"default/api"})
+    assert Resolved("Service", "default/web") not in mirror.events
+    _replace(file, f"{WEB}---\n{API}")
+    assert mirror.wait(lambda m: Resolved("Service", "default/web") in m.events), "although the object is as it was"
+    _replace(file, "a: [1")
+    assert mirror.wait(lambda m: len(m.problems) == 2)
+    file.unlink()
+    assert mirror.wait(lambda m: Resolved("manifest", str(file)) in m.events)
+    assert not mirror.objects(Kind.SERVICE)
 
 
 def test_what_is_broken_from_the_start_is_listed_as_unreadable(tmp_path: Path, watch: Watch) -> None:

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tests.fakes.apifaults import Cut, CutBody, EndAtOnce, ErrorEvent, Fault, Garbled, Hang, Refuse
+from tests.fakes.apifaults import Cut, CutBody, EndAtOnce, ErrorEvent, Fault, Garbled, Hang, Refuse, Unended
+from tests.fakes.apihandler import Rules
 from tests.fakes.apiserver import ApiServer
 from tests.sources.cluster import agrees, endpoint_slice, fill, service
 from tests.sources.conftest import Follow
@@ -14,6 +15,10 @@ from tests.sources.conftest import Follow
 FAULTS: list[tuple[str, Fault]] = [
     *[("watch", fault) for fault in (Cut(0), Cut(2), Garbled(0), Garbled(1), EndAtOnce(), ErrorEvent(410))],
     *[("watch", fault) for fault in (ErrorEvent(500), Refuse(410), Refuse(500), Hang())],
+    *[
+        ("stream", fault)
+        for fault in (Cut(2), Garbled(1), EndAtOnce(), Unended(), Refuse(422), ErrorEvent(504), Hang())
+    ],
     *[("list", fault) for fault in (CutBody(), Refuse(500), Refuse(410), Hang())],
 ]
 
@@ -21,10 +26,10 @@ FAULTS: list[tuple[str, Fault]] = [
 @pytest.mark.parametrize("seed", range(6))
 def test_the_truth_wins(follow: Follow, seed: int) -> None:
     draw = random.Random(seed)
-    gone_as = draw.choice(["status", "event"])
-    with ApiServer(bookmark_seconds=0.1, history=draw.choice([5, 1000]), gone_as=gone_as) as server:  # type: ignore[arg-type]
+    rules = Rules(gone_as=draw.choice(("status", "event")))
+    with ApiServer(bookmark_seconds=0.1, history=draw.choice([5, 1000]), rules=rules) as server:
         fill(server)
-        mirror, _ = follow(server, read_timeout=0.3)
+        mirror, _ = follow(server, streamed=bool(seed % 2), read_timeout=0.3)
         for _ in range(12):
             for _ in range(draw.randrange(3)):
                 verb, fault = draw.choice(FAULTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ from kproxy.sources.client import ApiClient
 from kproxy.sources.credentials import ClientSettings
 from tests.fakes.apifaults import Refuse
 from tests.fakes.apiserver import ApiServer
+from tests.sources.cluster import EVENT, EVENTS
 
 SERVICES = "/api/v1/services"
-EVENTS = "/apis/events.k8s.io/v1/namespaces/shop/events"
 
 
 @dataclass
@@ -55,7 +56,7 @@ def test_each_request_is_counted_by_its_answer(client: Client) -> None:
     with pytest.raises(SourceError):
         client.asks.get(SERVICES)
     client.asks.get(SERVICES)
-    client.asks.post(EVENTS, b'{"metadata": {"name": "e1"}}')
+    client.asks.post(EVENTS, json.dumps(EVENT).encode())
     client.asks.patch(f"{EVENTS}/e1", b"{}")
     client.asks.patch(f"{EVENTS}/e1", b"{}")
     assert client.requests() == {("GET", "503"): 1, ("GET", "200"): 1, ("POST", "201"): 1, ("PATCH", "200"): 2}

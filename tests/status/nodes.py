@@ -64,7 +64,7 @@ class OperatedNode:
         self.health = ProxierHealth(PERIOD, self.clock)
         self.containment = containment = Containment(self.clock)
         metrics = Metrics(list(Family), "iptables", "1.2.3", containment)
-        identity = Identity("1.2.3", "iptables", {"mode": "iptables"}, {"v": "2"})
+        identity = Identity("1.2.3", "iptables", "1.36", {"mode": "iptables"}, {"v": "2"})
         self.store = StatusStore(identity, NODE, self.clock, containment)
         self.reporter = Reporter(
             metrics, self.health, self.store, notify or self.notices.append, NODE, ProxyMode.IPTABLES

@@ -9,13 +9,13 @@ from kproxy.modes.nftables.names import NODE_PORTS, SERVICES
 from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.listeners import ListenerKey, Reach
 from kproxy.netfilter.objects import Verdict
+from tests import plans
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
 from tests.ipvs_mode import rigs as ipvs
 from tests.nftables.plans import build_plan
 from tests.nftables_mode import rigs as nftables
 from tests.userspace.portal_plans import BY_CIDR
-from tests.userspace.portal_plans import build_plan as portal_plan
 
 
 def test_iptables_mode_names_chains() -> None:
@@ -45,17 +45,17 @@ def test_nftables_mode_names_entries_of_maps() -> None:
 
 def test_ipvs_mode_names_virtual_servers() -> None:
     rig = ipvs.Rig()
-    plan = ipvs.plan(node_port=30080)
-    rig.apply(ipvs.by_key(plan))
+    plan = plans.build_plan(node_port=30080)
+    rig.apply(plans.by_key(plan))
     names = rig.dataplane.names(plan)
     assert set(names) == {str(key) for key in rig.servers()} - {str(ipvs.FOREIGN.key)}
-    assert f"TCP {ipvs.NODE_IP}:30080" in names
+    assert f"TCP {plans.NODE_IP}:30080" in names
 
 
 def test_userspace_mode_names_proxy_ports() -> None:
     forwarder = FakeForwarder()
     dataplane = UserspaceDataplane(BY_CIDR, FakeTables(), forwarder)
-    plan = portal_plan("web", node_port=30080)
+    plan = plans.build_plan("web", node_port=30080)
     assert dataplane.names(plan) == ()
     dataplane.apply({plan.key: plan}, None)
     port = forwarder.ports[Family.IPV4, ListenerKey(plan.key, Reach.CLUSTER)]

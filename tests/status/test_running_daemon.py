@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ from kproxy.config.defaults import HEALTHZ_PORT, METRICS_PORT
 from kproxy.errors import CommandError
 from kproxy.lab import links, probes
 from kproxy.lab.clusters import CLUSTER_CIDRS
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import Namespace
 from kproxy.lab.proxies import Manifests, Proxy, wait_for
+from tests.network_namespaces import fresh_namespace
 
 pytestmark = pytest.mark.root
 
@@ -36,14 +36,13 @@ RIVAL = {
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Namespace, Proxy]]:
-    if reason := unavailable(("nft",)):
-        pytest.skip(reason)
     folder: Path = tmp_path_factory.mktemp("daemon")
-    with closing(Namespace("node1")) as space:
+    with fresh_namespace("node1", "nft") as space:
         links.up(space)
         manifests = Manifests(folder)
         manifests.put("shop", [NODE, SERVICE, RIVAL])
-        proxy = Proxy(space, manifests.folder, folder / "log", ["--proxy-mode=nftables", "--v=3"])
+        flags = ["--proxy-mode=nftables", "--v=3", "--emulate-version=1.38"]
+        proxy = Proxy(space, manifests.folder, folder / "log", flags)
         proxy.start()
         proxy.await_ready(lambda: proxy.synced() == 2)
         yield space, proxy
@@ -69,7 +68,10 @@ def test_it_shows_its_flags_and_itself(node: tuple[Namespace, Proxy]) -> None:
     assert f"\ncluster-cidr={CLUSTER_CIDRS}\n" in flags
     assert "\nproxy-mode=nftables\n" in flags
     assert "\nv=3\n" in flags
-    assert "\nEmulation version: 1.36\n" in get(space, "/statusz")
+    assert "\nemulate-version=1.38\n" in flags
+    assert "\nEmulation version: 1.38\n" in get(space, "/statusz")
+    assert "in place of kube-proxy 1.38" in get(space, "/")
+    assert json.loads(get(space, "/configz"))["kubeproxy.config.k8s.io"]["emulateVersion"] == "1.38"
     assert "shop/web" in get(space, "/")
 
 
@@ -96,9 +98,7 @@ def test_the_command_fails_once_the_daemon_has_ended(node: tuple[Namespace, Prox
 
 def test_before_the_first_list_it_is_ready_and_shows_that_nothing_is_written(tmp_path: Path) -> None:
     """As manifests/README.md describes a rolling update: the probe gets 200, metrics and status show the difference."""
-    if reason := unavailable(("nft",)):
-        pytest.skip(reason)
-    with closing(Namespace("node1")) as space:
+    with fresh_namespace("node1", "nft") as space:
         links.up(space)
         nobody = "--master=http://127.0.0.1:1"
         proxy = Proxy(space, None, tmp_path / "log", ["--proxy-mode=nftables", nobody])

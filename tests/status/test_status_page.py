@@ -14,6 +14,7 @@ import pytest
 
 from kproxy import logs
 from kproxy.cli.main import main
+from kproxy.containment import RECENT
 from kproxy.errors import InvalidObject
 from kproxy.model.events import Deleted, Invalid, Resolved
 from kproxy.model.objects import Kind
@@ -163,6 +164,10 @@ def test_what_needs_attention_is_listed_until_it_is_over(node: OperatedNode) -> 
     assert "spec.ports[0].port: must be 1 to 65535, is 0" in text
     by_name = {(item["namespace"], item["name"]): item["ports"][0] for item in found["services"]["items"]}
     assert "RULE_APPEND failed" in by_name["bad", "refused"]["refused"]
+    family = found["families"][0]
+    assert (family["refusedChanges"] > 0, family["syncs"][-1]["refusedChanges"] > 0) == (True, True)
+    assert "RULE_APPEND failed" in family["lastRefused"]
+    assert family["refusedAt"] == found["now"]
     node.step(deleted(refused), deleted(rivals[0]))
     found = status(node)
     assert (found["refused"], found["conflicts"]) == ([], [])
@@ -191,6 +196,25 @@ def test_a_part_that_fails_unexpectedly_is_shown_until_it_works(
     stage.succeeded()
     assert status(node)["internalErrors"] == []
     assert "Parts of kproxy" not in page_text(node)
+
+
+@pytest.mark.parametrize(
+    ("path", "broken"),
+    [("/", "store.StatusStore.status"), ("/statusz", "zpages.statusz"), ("/configz", "pages.json_response")],
+)
+@pytest.mark.parametrize("asked_again", [True, False])
+def test_a_page_that_failed_once_is_shown_until_it_works_or_for_a_while(
+    node: OperatedNode, monkeypatch: pytest.MonkeyPatch, path: str, broken: str, asked_again: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(f"kproxy.status.{broken}", lambda *args, **fields: 1 / 0)
+        assert node.get(path)[0] == 500
+    assert [error["stage"] for error in status(node)["internalErrors"]] == ["status-page"]
+    if asked_again:
+        assert node.get(path)[0] == 200
+    else:
+        node.clock.advance(RECENT)
+    assert status(node)["internalErrors"] == []
 
 
 def test_pages_of_many_services(node: OperatedNode) -> None:

@@ -33,11 +33,12 @@ MARKS = {
 
 @dataclass(slots=True)
 class Node:
-    """The node, with the proxy that runs on it now."""
+    """The node, with the proxy that runs on it now and its mode, "" while none does."""
 
     deployed: Deployment
     folder: Path
     proxy: Proxy | None = None
+    mode: str = ""
 
     @property
     def space(self) -> Namespace:
@@ -47,18 +48,31 @@ class Node:
     def scenario(self) -> Scenario:
         return ALIVE[0]
 
-    def start(self, mode: str) -> None:
+    def start(self, mode: str, *more: str) -> None:
         """Start a proxy in MODE and wait until it has written both families."""
         log = self.folder / f"log-{mode}"
-        arguments = ("--proxy-mode", mode, *ARGUMENTS)
+        arguments = ("--proxy-mode", mode, *ARGUMENTS, *more)
         self.proxy = proxy = Proxy(self.space, self.deployed.manifests.folder, log, arguments)
         proxy.start()
         proxy.await_ready(lambda: proxy.synced() == len(Family))
+        self.mode = mode
 
     def stop(self) -> None:
         assert self.proxy is not None
-        assert self.proxy.stop() == 0, self.proxy.tail()
-        self.proxy = None
+        proxy, self.proxy, self.mode = self.proxy, None, ""
+        assert proxy.stop() == 0, proxy.tail()
+
+    def run(self, mode: str) -> None:
+        """Have a proxy in MODE, the one that runs or a new one."""
+        if self.mode != mode:
+            self.end()
+            self.start(mode)
+
+    def end(self) -> None:
+        """Stop the proxy, should one run, whatever state a test has left it in."""
+        proxy, self.proxy, self.mode = self.proxy, None, ""
+        if proxy is not None and proxy.running():
+            proxy.stop()
 
     def cleanup(self) -> None:
         """What `kproxy cleanup` does."""
@@ -90,19 +104,19 @@ class Node:
                 yield self.space.run(optional)
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """One for all tests: what one has left running, the next one need not start."""
     reason = unavailable(("iptables-nft-save", "iptables-legacy-save", "ip", "nft"))
     if reason:
         pytest.skip(reason)
-    (tmp_path / "deployed").mkdir()
-    with deployment(tmp_path / "deployed", "nft", scenarios=ALIVE, start=False) as under_way:
-        here = Node(under_way, tmp_path)
+    folder = tmp_path_factory.mktemp("switching")
+    with deployment(folder, "nft", scenarios=ALIVE, start=False) as under_way:
+        here = Node(under_way, folder)
         try:
             yield here
         finally:
-            if here.proxy is not None and here.proxy.running():
-                here.proxy.stop()
+            here.end()
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +27,7 @@ from kproxy.model.plans import Family
 from kproxy.rate_limit import FIRST_RETRY
 from kproxy.sync.cluster_source import ClusterSource
 from kproxy.sync.event_queue import EventQueue
+from kproxy.sync.reload import needs_new_client
 from tests.fakes.apiserver import ApiServer
 from tests.fakes.clocks import ManualClock
 
@@ -132,6 +135,20 @@ def test_another_source_takes_the_place_of_the_first(rig: Rig, server: ApiServer
     assert not rig.sees("third", 0.5), "nobody follows the folder any more"
     rig.source.notify(NOTICE)
     assert wait_for(lambda: [event["reason"] for event in server.events] == ["InvalidConfiguration"], 30)
+
+
+def test_the_gate_of_client_go_decides_whether_lists_are_streamed(rig: Rig, server: ApiServer, tmp_path: Path) -> None:
+    write_kubeconfig(tmp_path / "kubeconfig", server)
+    options = rig.server(tmp_path / "kubeconfig")
+    gated = replace(options.config, feature_gates={"WatchListClient": False})
+    assert needs_new_client(options.config, gated)
+    for config, verb, name in ((options.config, "stream", "second"), (gated, "list", "third")):
+        server.apply(service(name))
+        before = Counter(server.served)
+        rig.source.replace(dataclasses.replace(options, config=config))
+        assert rig.sees(name)
+        asked = {v for (v, kind), count in (server.served - before).items() if kind == "Service" and v != "watch"}
+        assert asked == {verb}
 
 
 def test_credentials_that_cannot_be_read_are_tried_again(

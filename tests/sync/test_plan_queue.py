@@ -245,6 +245,36 @@ def test_a_list_without_the_object_ends_the_retries() -> None:
     assert [len(plan.cluster) for plan in rig.taken[V4].plans.values()] == [0]
 
 
+def test_of_a_list_that_cannot_be_applied_only_what_fails_waits_for_a_retry() -> None:
+    other = slice_("api-1", [endpoint("10.244.0.3")], "api")
+    rig = ready(service(), service("api"), ONE, other)
+    rig.take()
+    rig.state.unusable.add("web-1")
+    problems, _ = rig.queue.add([names_of(Kind.ENDPOINT_SLICE, [])])
+    assert [str(problem) for problem in problems] == ["EndpointSlice default/web-1: unexpected ZeroDivisionError"]
+    assert shown(rig.take().plans) == {"default/api:http": (1, 0)}
+    rig.state.unusable.clear()
+    assert rig.queue.retry() == ([], False), "its wait is not over"
+    rig.clock.advance(60)
+    assert rig.queue.retry() == ([], True)
+    assert shown(rig.take().plans) == {"default/web:http": (1, 0)}
+    assert rig.containment.failing() == []
+
+
+def test_a_list_that_cannot_be_read_is_tried_again_and_undoes_nothing_newer() -> None:
+    rig = ready(service(), ONE)
+    rig.take()
+    rig.state.unlistable.add(Kind.ENDPOINT_SLICE)
+    rig.queue.add([names_of(Kind.ENDPOINT_SLICE, [])])
+    rig.queue.add([changed(slice_("web-2", [endpoint("10.244.0.9")]))])
+    assert shown(rig.take().plans) == {"default/web:http": (1, 2)}
+    rig.state.unlistable.clear()
+    rig.clock.advance(60)
+    assert rig.queue.retry() == ([], True)
+    assert shown(rig.take().plans) == {"default/web:http": (2, 1)}
+    assert rig.containment.failing() == []
+
+
 def test_a_service_that_cannot_be_planned_keeps_its_plans_and_is_tried_again() -> None:
     rig = ready(service(), service("api"), ONE)
     rig.take(V6)
@@ -364,9 +394,14 @@ class TwoProxiers(RuleBasedStateMachine):
     def take(self, family: Family) -> None:
         assert self.rig.take(family).node == self.node
 
-    @rule(unusable=st.sets(st.sampled_from(["s1", "web"])), unplannable=st.sets(st.sampled_from([WEB, API])))
-    def break_something(self, unusable: set[str], unplannable: set[ServiceName]) -> None:
-        self.rig.state.unusable, self.rig.state.unplannable = unusable, unplannable
+    @rule(
+        unusable=st.sets(st.sampled_from(["s1", "web"])),
+        unplannable=st.sets(st.sampled_from([WEB, API])),
+        unlistable=st.sets(st.sampled_from(Kind), max_size=1),
+    )
+    def break_something(self, unusable: set[str], unplannable: set[ServiceName], unlistable: set[Kind]) -> None:
+        state = self.rig.state
+        state.unusable, state.unplannable, state.unlistable = unusable, unplannable, unlistable
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 40.0]))
     def let_time_pass(self, seconds: float) -> None:
@@ -381,7 +416,7 @@ class TwoProxiers(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "rig"):
             return
-        self.break_something(set(), set())
+        self.break_something(set(), set(), set())
         self.let_time_pass(40.0)
         world = cluster(*self.world.values())
         for family in Family:

@@ -49,13 +49,16 @@ class Servers:
 
     def __init__(self) -> None:
         self.counts: dict[int, int] = {}
-        self.ips: tuple[str, ...] | None = ()
+        self.names: dict[int, str] = {}
+        self.ips: dict[int, frozenset[str]] = {}
         self.failure: Exception | None = None
 
-    def update_health_checks(self, checks: Mapping[int, HealthCheck], ips: tuple[str, ...] | None) -> None:
+    def update_health_checks(self, checks: Mapping[int, HealthCheck]) -> None:
         if self.failure:
             raise self.failure
-        self.counts, self.ips = {port: check.local_endpoints for port, check in checks.items()}, ips
+        self.counts = {port: check.local_endpoints for port, check in checks.items()}
+        self.names = {port: check.name for port, check in checks.items()}
+        self.ips = {port: check.ips for port, check in checks.items()}
 
 
 class Metrics:
@@ -196,7 +199,7 @@ def test_a_sync_in_between_is_a_try_as_well(rig: Rig) -> None:
 def test_health_check_node_ports_count_the_endpoints_of_both_families(rig: Rig) -> None:
     v6 = slice_("web-6", [endpoint("fd00::1"), endpoint("fd00::2")], addressType="IPv6")
     rig.synced(V4, changed(service(**CHECKED)), changed(slice_("web-4", [endpoint("10.244.0.1")])), changed(v6))
-    assert (rig.servers.counts, rig.servers.ips) == ({32000: 1}, None)
+    assert (rig.servers.counts, rig.servers.ips) == ({32000: 1}, {32000: frozenset({""})})
     rig.synced(V6)
     assert rig.servers.counts == {32000: 2}
     rig.synced(V6, deleted(v6))
@@ -208,9 +211,27 @@ def test_health_check_node_ports_count_the_endpoints_of_both_families(rig: Rig) 
 
 
 def test_health_checks_listen_where_the_configuration_in_force_says(rig: Rig) -> None:
-    rig.config = replace(rig.config, node_port_addresses=("172.18.0.0/16", "fd00::/8"))
-    rig.synced(V4)
-    assert rig.servers.ips == ("172.18.0.2",)
+    """In the families of their Service: nothing is said of IPv6, so that it is served everywhere there."""
+    rig.config = replace(rig.config, node_port_addresses=("172.18.0.0/16",))
+    rig.synced(V4, changed(service(**CHECKED)))
+    assert rig.servers.ips == {32000: {"172.18.0.2"}}
+    rig.synced(V6)
+    assert rig.servers.ips == {32000: {"172.18.0.2", "::"}}
+
+
+def test_of_several_services_with_one_health_check_port_the_first_keeps_it(rig: Rig) -> None:
+    """Whoever has it, until that Service goes; who comes at the same time, by name; name and count belong together."""
+    for name in ("d", "c"):
+        rig.synced(V4, changed(service(name, **CHECKED)))
+    assert rig.servers.names == {32000: "d"}
+    rig.synced(V4, changed(slice_("c-4", [endpoint("10.244.0.1")], "c")))
+    assert (rig.servers.names, rig.servers.counts) == ({32000: "d"}, {32000: 0})
+    rig.synced(V6)
+    assert rig.servers.names == {32000: "d"}
+    rig.synced(V4, deleted(service("d", **CHECKED)), changed(service("e", **CHECKED)))
+    assert rig.servers.names == {32000: "d"}, "IPv6 rules still stand"
+    rig.synced(V6)
+    assert (rig.servers.names, rig.servers.counts) == ({32000: "c"}, {32000: 1})
 
 
 def test_health_checks_that_could_not_be_updated_are_tried_again(rig: Rig) -> None:

@@ -125,9 +125,7 @@ def test_only_mode_node_cidr_waits_for_the_pod_cidr(mode: str, node: NodeInfo | 
     [
         pytest.param("0.0.0.0", (), ["172.18.0.2", "fd00::2"], {"172.18.0.2", "fd00::2"}, id="the host's"),
         pytest.param("0.0.0.0", ("172.18.0.3",), ["172.18.0.2"], {"172.18.0.3"}, id="the Node's come first"),
-        pytest.param(
-            "::", ("172.18.0.3",), ["172.18.0.2", "fd00::2"], {"172.18.0.3", "fd00::2"}, id="each family for itself"
-        ),
+        pytest.param("::", ("172.18.0.3",), ["172.18.0.2", "fd00::2"], {"172.18.0.3"}, id="the Node's alone"),
         pytest.param("172.18.0.4", ("172.18.0.3", "fd00::3"), [], {"172.18.0.4", "fd00::3"}, id="bind address first"),
         pytest.param("FD00::4", ("172.18.0.3",), ["fd00::2"], {"172.18.0.3", "fd00::4"}, id="IPv6 bind address"),
         pytest.param("0.0.0.0", (), [], set(), id="nothing known"),
@@ -172,21 +170,39 @@ def test_addresses_for_node_ports(cidrs: list[str], v4: NodePortAddresses, v6: N
     assert [addresses_for_node_ports(found, family, HOST) for family in (V4, V6)] == [v4, v6]
 
 
+EVERYWHERE = ("127.0.0.1", "172.18.0.2", "192.168.9.7", "fd00:18::2", "::1")
+
+
 @pytest.mark.parametrize(
     ("cidrs", "node_ports", "checks"),
     [
-        pytest.param([], ("127.0.0.1", "172.18.0.2", "192.168.9.7", "fd00:18::2", "::1"), None, id="everywhere"),
-        pytest.param(["primary"], HOST.ips, HOST.ips, id="the node's own addresses"),
-        pytest.param(["192.168.0.0/16"], ("192.168.9.7", "fd00:18::2", "::1"), None, id="one family restricted"),
-        pytest.param(["192.168.0.0/16", "fd01::/16"], ("192.168.9.7",), ("192.168.9.7",), id="nothing in a family"),
+        pytest.param([], EVERYWHERE, ([""], [""], [""]), id="everywhere"),
+        pytest.param(["all"], EVERYWHERE, ([""], [""], [""]), id="all"),
+        pytest.param(["primary"], HOST.ips, ([HOST.ips[0]], [HOST.ips[1]], [*HOST.ips]), id="the node's own addresses"),
+        pytest.param(
+            ["192.168.0.0/16"],
+            ("192.168.9.7", "fd00:18::2", "::1"),
+            (["192.168.9.7"], ["::"], ["192.168.9.7", "::"]),
+            id="one family restricted",
+        ),
+        pytest.param(
+            ["fd00::/8"],
+            (*EVERYWHERE[:3], "fd00:18::2"),
+            (["0.0.0.0"], ["fd00:18::2"], ["0.0.0.0", "fd00:18::2"]),
+            id="the other",
+        ),
+        pytest.param(
+            ["192.168.0.0/16", "fd01::/16"], ("192.168.9.7",), (["192.168.9.7"], [], ["192.168.9.7"]), id="none in one"
+        ),
     ],
 )
 def test_addresses_of_node_ports_and_of_health_check_node_ports(
-    cidrs: list[str], node_ports: tuple[str, ...], checks: tuple[str, ...] | None
+    cidrs: list[str], node_ports: tuple[str, ...], checks: tuple[list[str], ...]
 ) -> None:
+    """checks: of a Service of IPv4, of IPv6, of both."""
     found = config(nodePortAddresses=cidrs)
     assert tuple(ip for family in (V4, V6) for ip in node_port_ips(found, family, HOST)) == node_ports
-    assert health_check_ips(found, HOST) == checks
+    assert [health_check_ips(found, HOST, families) for families in ([V4], [V6], [V4, V6])] == [*map(set, checks)]
 
 
 # ---------------------------------------------------------------- iptables

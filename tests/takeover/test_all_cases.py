@@ -32,8 +32,9 @@ from tests.fakes.iptables import FakeTables
 from tests.fakes.ipvs import FakeIpvs
 from tests.fakes.nftables import FakeNftables
 from tests.fakes.service_device import FakeAddresses
+from tests.network_namespaces import InNamespace
 from tests.parity.conftest import Case, cases
-from tests.parity.test_real_kernel import Inside, loadable
+from tests.parity.test_real_kernel import loadable
 
 EVERY_CASE = pytest.mark.parametrize("case", cases(), ids=[case.raw["id"] for case in cases()])
 SOME_CASES = pytest.mark.parametrize("case", cases()[::20], ids=[case.raw["id"] for case in cases()[::20]])
@@ -89,7 +90,7 @@ def test_kube_proxys_rules_in_the_kernel(case: Case, netns: Namespace) -> None:
         tool = "iptables-nft" if family is Family.IPV4 else "ip6tables-nft"
         netns.run([f"{tool}-restore"], loadable(case.raw["expect"]["iptables"][short]["rules"]))
         before = netns.call(generation)
-        assert node.adopt(family, HostTables(Inside(netns), family, NFT)) == NOTHING
+        assert node.adopt(family, HostTables(InNamespace(netns), family, NFT)) == NOTHING
         assert netns.call(generation) == before
 
 

@@ -7,15 +7,19 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kproxy.lab.clusters import CLUSTER_CIDRS
 from kproxy.lab.load import Load, Rates
+from kproxy.lab.probes import Answered, Nothing
 from kproxy.lab.proxies import wait_for
-from kproxy.lab.scenarios import End
+from kproxy.lab.scenarios import End, Probe, Via
+from kproxy.model.plans import Family
 
 if TYPE_CHECKING:
     from tests.takeover.stages import Stage
@@ -130,6 +134,41 @@ def test_from_nftables_mode_back_to_kube_proxy_which_decides_from_then_on(stage:
     assert stage.tables() >= {"ip kproxy", "ip6 kproxy"}, "else this test says nothing"
 
 
+@pytest.mark.parametrize(
+    ("stage", "way"), [("nft", "end"), ("legacy", "end"), ("nft", "mode in place")], indirect=["stage"]
+)
+def test_the_ways_back_from_nftables_mode_that_leave_nothing(stage: Stage, way: str, tmp_path: Path) -> None:
+    """Afterwards kube-proxy alone decides: what it rejects or deletes leads to no pod that may be gone by then."""
+    config = tmp_path / "config.yaml"
+    text = f"apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: {CLUSTER_CIDRS}\n"
+    config.write_text(f"{text}mode: nftables\n")
+    stage.plugin()
+    stage.start("nftables", f"--config={config}", *(["--hand-over-at-end"] if way == "end" else []))
+    assert stage.tables() == {"ip kproxy", "ip6 kproxy"}
+    with unnoticed(stage) as load:
+        if way == "mode in place":
+            load.mark("iptables mode")
+            config.write_text(f"{text}mode: iptables\n")
+            assert wait_for(lambda: not stage.tables(), SOON), stage.proxy.tail()
+        stage.stop()
+        assert stage.tables() == set(), stage.proxy.tail()
+        load.mark("kube-proxy")
+        stage.kube_proxy("iptables")
+    scaled, deleted = stage.served
+    stage.deployed.manifests.put(scaled.name, scaled.objects(()))
+    stage.deployed.manifests.remove(deleted.name)
+    stage.kube_proxy("iptables")
+    stage.space.run(["conntrack", "-F"])
+    inside, outside = Probe("caller", Via.CLUSTER_IP, ()), Probe("client", Via.BALANCER, ())
+    with ThreadPoolExecutor() as pool:
+        ask = stage.deployed.ask
+        asks = [(probe, family, port) for probe in (inside, outside) for family in Family for port in scaled.ports]
+        refused = [pool.submit(ask, probe, scaled, family, port) for probe, family, port in asks]
+        unanswered = [pool.submit(ask, probe, deleted, family, port, 0.5) for probe, family, port in asks]
+    assert {found.result() for found in refused} == {Nothing.REFUSED}
+    assert not any(isinstance(found.result(), Answered) for found in unanswered)
+
+
 @pytest.mark.parametrize("stage", ["nft"], indirect=True)
 def test_into_userspace_mode_and_out_of_it(stage: Stage) -> None:
     """On the way out lasting connections end, as they go through the process: docs/modes.md."""
@@ -164,6 +203,14 @@ def test_rules_that_cannot_be_taken_away_are_told_of(stage: Stage, tmp_path: Pat
     stage.start("nftables", path=str(tmp_path))
     assert wait_for(lambda: "iptables is not installed" in stage.proxy.tail(), SOON)
     assert "will retry" not in stage.proxy.tail()
+
+
+def test_a_node_without_iptables_cannot_promise_to_hand_over(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "setpriv").symlink_to(shutil.which("setpriv") or "")
+    proxy = stage.start("nftables", "--hand-over-at-end", ready=False, path=str(tmp_path))
+    assert wait_for(lambda: not proxy.running(), SOON)
+    assert "iptables-save and iptables-restore (and their ip6tables forms) are not installed" in proxy.tail()
+    assert stage.tables() == set()
 
 
 def synced(stage: Stage) -> list[dict[str, int]]:

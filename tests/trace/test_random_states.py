@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,80 +112,73 @@ CONFIGURATIONS = st.fixed_dictionaries(
 )
 
 
-MODES = pytest.mark.parametrize("mode", TRACERS)
 FAMILIES = st.sampled_from(list(Family))
 
 
-@MODES
-@settings(max_examples=60, deadline=None)
-@given(objects(), CONFIGURATIONS, FAMILIES)
-def test_packets_meet_what_the_plans_say(
-    mode: str, items: list[Object], config: dict[str, Any], family: Family
-) -> None:
-    world = World(mode, items, family, HELD, **config)
-    for probe in probes(world.plans, world.node, family):
-        found = world.trace(probe, None)
-        assert sum(branch.probability for branch in found.branches) == 1
-        must = expected(world.plans, world.node, probe)
-        assert found.chances == meant(mode, world.plans, world.node, probe, must), probe
+def worlds(items: list[Object], family: Family, **config: Any) -> list[World]:
+    """The same node in every mode."""
+    return [World(mode, items, family, HELD, **config) for mode in TRACERS]
 
 
 @settings(max_examples=60, deadline=None)
 @given(objects(), CONFIGURATIONS, FAMILIES)
-def test_modes_mean_the_same(items: list[Object], config: dict[str, Any], family: Family) -> None:
-    one, *others = (World(mode, items, family, HELD, **config) for mode in TRACERS)
-    for probe in probes(one.plans, one.node, family):
-        met = one.trace(probe, None).chances
-        for other in others:
-            assert other.trace(probe, None).chances == meant(other.mode, one.plans, one.node, probe, met), probe
+def test_packets_meet_what_the_plans_say(items: list[Object], config: dict[str, Any], family: Family) -> None:
+    nodes = worlds(items, family, **config)
+    plans, node = nodes[0].plans, nodes[0].node
+    for probe in probes(plans, node, family):
+        must = expected(plans, node, probe)
+        for world in nodes:
+            found = world.trace(probe, None)
+            assert sum(branch.probability for branch in found.branches) == 1
+            assert found.chances == meant(world.mode, plans, node, probe, must), (world.mode, probe)
 
 
-@MODES
 @settings(max_examples=60, deadline=None)
 @given(objects(apart=False), CONFIGURATIONS, FAMILIES)
 def test_of_services_at_one_address_the_first_by_name_has_it(
-    mode: str, items: list[Object], config: dict[str, Any], family: Family
+    items: list[Object], config: dict[str, Any], family: Family
 ) -> None:
-    world = World(mode, items, family, HELD, **config)
-    for probe in probes(world.plans, world.node, family):
-        found = claimants(world.plans, world.node, probe)
+    nodes = worlds(items, family, **config)
+    plans, node = nodes[0].plans, nodes[0].node
+    for probe in probes(plans, node, family):
+        found = claimants(plans, node, probe)
         if len(found) < 2:
             continue
         first, _ = found[0]
-        must = expected([first], world.node, probe)
-        if mode == "iptables" and Fate.DELIVERED not in {verdict.fate for verdict in must}:
-            continue  # which leads such packets to the next Service
-        assert world.trace(probe, None).chances == meant(mode, [first], world.node, probe, must), probe
+        must = expected([first], node, probe)
+        for world in nodes:
+            if world.mode == "iptables" and Fate.DELIVERED not in {verdict.fate for verdict in must}:
+                continue  # which leads such packets to the next Service
+            means = meant(world.mode, [first], node, probe, must)
+            assert world.trace(probe, None).chances == means, (world.mode, probe)
 
 
-@MODES
 @settings(max_examples=30, deadline=None)
 @given(objects(), FAMILIES)
-def test_who_is_remembered_goes_where_it_went(mode: str, items: list[Object], family: Family) -> None:
-    world = World(mode, items, family, HELD)
-    sticky = [plan for plan in world.plans if plan.affinity_seconds]
-    for probe in probes(sticky, world.node, family):
-        for branch in world.trace(probe, None).branches:
-            again = world.trace(probe, dict.fromkeys(branch.remembers, 1))
-            assert again.chances == {branch.verdict: 1}
-            assert bool(branch.remembers) is (branch.verdict.fate is Fate.DELIVERED)
+def test_who_is_remembered_goes_where_it_went(items: list[Object], family: Family) -> None:
+    for world in worlds(items, family):
+        sticky = [plan for plan in world.plans if plan.affinity_seconds]
+        for probe in probes(sticky, world.node, family):
+            for branch in world.trace(probe, None).branches:
+                again = world.trace(probe, dict.fromkeys(branch.remembers, 1))
+                assert again.chances == {branch.verdict: 1}, world.mode
+                assert bool(branch.remembers) is (branch.verdict.fate is Fate.DELIVERED), world.mode
 
 
 @settings(max_examples=40, deadline=None)
 @given(objects(), FAMILIES, st.integers(0, 3))
 def test_modes_mean_the_same_to_clients_that_are_remembered(items: list[Object], family: Family, place: int) -> None:
-    worlds = [World(mode, items, family, HELD) for mode in TRACERS]
-    node = worlds[0].node
-    for plan in (plan for plan in worlds[0].plans if plan.affinity_seconds):
+    first, *others = nodes = worlds(items, family)
+    for plan in (plan for plan in first.plans if plan.affinity_seconds):
         for target in map(str, plan.reachable[place : place + 1]):
-            asked = list(probes([plan], node, family))
+            asked = list(probes([plan], first.node, family))
             for source in {probe.source for probe in asked}:
                 of_client = [probe for probe in asked if probe.source == source]
-                known = [memories(world, of_client, target) for world in worlds]
+                known = [memories(world, of_client, target) for world in nodes]
                 for probe in of_client if all(known) else ():
-                    met, *others = (w.trace(probe, k).chances for w, k in zip(worlds, known, strict=True))
-                    for world, found in zip(worlds[1:], others, strict=True):
-                        assert found == meant(world.mode, worlds[0].plans, node, probe, met), probe
+                    met, *found = (w.trace(probe, k).chances for w, k in zip(nodes, known, strict=True))
+                    means = [meant(other.mode, first.plans, first.node, probe, met) for other in others]
+                    assert found == means, probe
 
 
 def memories(world: World, asked: Iterable[Probe], target: str) -> Affinity:

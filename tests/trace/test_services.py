@@ -1,4 +1,4 @@
-"""Each type of Service, each policy: who reaches which endpoint, and by whose address."""
+"""Each type of Service, each policy: who reaches which endpoint, and by whose address, and who does so again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kproxy.model.plans import Protocol
-from kproxy.trace.outcome import Fate, Verdict
+from kproxy.model.plans import Family, Protocol
+from kproxy.trace.outcome import Fate, Probe, Verdict
 from tests.model.builders import cidr, endpoint, service, slice_
 from tests.trace.oracle import DROPPED, REJECTED, UNTOUCHED, Chances
 from tests.trace.worlds import Client, World, to
@@ -30,6 +30,7 @@ LB = {**OPEN, "type": "LoadBalancer", "ingress": [{"ip": BALANCER}]}
 LOCAL = {"externalTrafficPolicy": "Local"}
 INTERNAL = {"internalTrafficPolicy": "Local"}
 BOTH, MASQUERADED = to(A, FAR), to(A, FAR, masqueraded=True)
+HALF = Fraction(1, 2)
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,7 @@ SCENARIOS = {
     "hairpin": Scenario(
         {},
         (HERE, THERE),
-        (
-            (
-                ITSELF,
-                VIP,
-                80,
-                {Verdict(Fate.DELIVERED, A, True): Fraction(1, 2), Verdict(Fate.DELIVERED, FAR): Fraction(1, 2)},
-            ),
-        ),
+        ((ITSELF, VIP, 80, {Verdict(Fate.DELIVERED, A, True): HALF, Verdict(Fate.DELIVERED, FAR): HALF}),),
     ),
     "all traffic masqueraded": Scenario(
         {}, (HERE,), ((POD, VIP, 80, to(A, masqueraded=True)),), {"iptables": {"masqueradeAll": True}}
@@ -219,3 +213,82 @@ def test_nftables_mode_knows_the_range_of_cluster_ips() -> None:
     assert node.ask(POD, VIP, 81) == REJECTED
     assert node.ask(POD, "10.96.0.2") == DROPPED
     assert node.ask(POD, "10.97.0.2") == UNTOUCHED
+
+
+# ---------------------------------------------------------------- localhost
+
+SERVED = to(A, masqueraded=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "client", "port", "meets"),
+    [
+        ({}, HOME, NODE_PORT, SERVED),
+        ({}, HOME, 22, UNTOUCHED),
+        ({}, CLIENT, 22, DROPPED),
+        ({"nodePortAddresses": ["127.0.0.0/8"]}, HOME, NODE_PORT, SERVED),
+        ({"nodePortAddresses": ["172.18.0.0/16"]}, HOME, NODE_PORT, UNTOUCHED),
+        ({"iptables": {"localhostNodePorts": False}}, HOME, NODE_PORT, UNTOUCHED),
+    ],
+)
+def test_localhost(config: dict[str, Any], client: Client, port: int, meets: Chances) -> None:
+    node = World("iptables", (service(**OPEN), slice_("web-1", [HERE])), **config)
+    assert node.ask(client, LOCALHOST, port) == meets
+
+
+def test_ipv6_has_no_node_ports_on_loopback() -> None:
+    ends = slice_("web-1", [endpoint("fd00:10:244:1::7")], addressType="IPv6")
+    node = World("iptables", (service(clusterIPs=["fd00:96::1"], **OPEN), ends), Family.IPV6)
+    assert node.ask(Client("::1"), "::1", NODE_PORT) == UNTOUCHED
+    own = Client("fd00:18::2")
+    assert node.ask(own, own.ip, NODE_PORT) == to("[fd00:10:244:1::7]:8080", masqueraded=True)
+
+
+# ---------------------------------------------------------------- session affinity
+
+ENDS = (A, "10.244.1.8:8080", FAR)
+SLICE = slice_("web-1", [endpoint(e.partition(":")[0]) for e in ENDS])
+STICKY = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}}
+FROM_POD = Probe(POD.ip, VIP, Protocol.TCP, 80, POD.interface)
+
+
+def test_a_new_client_is_led_anywhere_and_remembered(world: Callable[..., World]) -> None:
+    outcome = world((service(**STICKY), SLICE)).trace(FROM_POD, None)
+    assert outcome.chances == to(*ENDS)
+    assert all(memory.client == POD.ip for branch in outcome.branches for memory in branch.remembers)
+    assert len({branch.remembers for branch in outcome.branches}) == len(ENDS)
+
+
+def test_a_client_that_is_remembered_goes_where_it_went(world: Callable[..., World]) -> None:
+    node, other = world((service(**STICKY), SLICE)), Client("10.244.1.51", "veth6")
+    for branch in node.trace(FROM_POD, None).branches:
+        for age, meets in ((0, to(branch.verdict.endpoint)), (59, to(branch.verdict.endpoint)), (61, to(*ENDS))):
+            assert node.ask(POD, VIP, affinity=dict.fromkeys(branch.remembers, age)) == meets
+        assert node.ask(other, VIP, affinity=dict.fromkeys(branch.remembers, 0)) == to(*ENDS)
+
+
+def test_without_affinity_nothing_is_remembered(world: Callable[..., World]) -> None:
+    outcome = world((service(), SLICE)).trace(FROM_POD, None)
+    assert {branch.remembers for branch in outcome.branches} == {frozenset()}
+
+
+GATE = {"featureGates": {"KubeProxyNFTablesLocalhostNodePorts": True}}
+
+
+@pytest.mark.parametrize(
+    ("config", "ip", "port", "meets"),
+    [
+        ({"nodePortAddresses": ["127.0.0.0/8"]}, "127.0.0.1", 30080, UNTOUCHED),
+        (GATE, "127.0.0.1", 30080, REJECTED),
+        (GATE, "127.0.0.1", 22, UNTOUCHED),
+        ({**GATE, "nodePortAddresses": ["127.0.0.0/8"]}, "127.0.0.1", 30080, to("127.0.0.1:30080")),
+        ({**GATE, "nodePortAddresses": ["127.0.0.0/8"]}, "127.0.0.5", 30080, to("127.0.0.1:30080")),
+        ({**GATE, "nodePortAddresses": ["127.0.0.1/32"]}, "127.0.0.5", 30080, REJECTED),
+    ],
+)
+def test_nftables_mode_leads_to_the_process_that_listens_or_refuses(
+    config: dict[str, Any], ip: str, port: int, meets: Chances
+) -> None:
+    web = service(type="NodePort", ports=[{"name": "http", "port": 80, "nodePort": 30080}])
+    world = World("nftables", (web, slice_("web-1", [endpoint("10.244.1.7")])), **config)
+    assert world.ask(HOME, ip, port) == meets

@@ -8,36 +8,18 @@ from typing import Any
 from hypothesis import strategies as st
 
 from kproxy.model.node_info import DetectLocal, DetectLocalBy
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import Family, Protocol, ServicePlan
 from kproxy.modes.iptables.render import text
 from kproxy.modes.userspace.listeners import Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base
 from kproxy.modes.xtables.rules import Fragment
 from kproxy.trace.iptables import IptablesTracer
 from kproxy.trace.outcome import Host
+from tests.plans import NODE_IP, SOME, Plans, any_plans, build_plan
 
-NODE = "172.30.0.11"
+NODE = NODE_IP
 BY_CIDR = Settings(Family.IPV4, NODE, detect_local=DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16"))
 BY_INTERFACE = Settings(Family.IPV4, NODE, detect_local=DetectLocal(DetectLocalBy.INTERFACE, "veth+"))
-
-Plans = dict[PortKey, ServicePlan]
-
-
-def build_plan(name: str = "web", protocol: Protocol = Protocol.TCP, **fields: Any) -> ServicePlan:
-    """A plan with a cluster IP of its own; `cluster` and `local` list endpoints by their last byte."""
-    cluster = tuple(Endpoint(f"10.244.1.{n}", 8080) for n in fields.pop("cluster", (1, 2)))
-    local = tuple(Endpoint(f"10.244.1.{n}", 8080, local=True) for n in fields.pop("local", ()))
-    values: dict[str, Any] = {
-        "key": PortKey("default", name, "http", protocol),
-        "family": Family.IPV4,
-        "cluster_ip": f"10.96.0.{1 + sum(name.encode()) % 200}",
-        "port": 80,
-        "cluster": cluster,
-        "local": local,
-        "reachable": tuple(sorted({*cluster, *local}, key=str)),
-        "has_endpoints": bool(cluster or local),
-    }
-    return ServicePlan(**(values | fields))
 
 
 def portal(plan: ServicePlan, cluster: int = 40000, local: int = 40001) -> Portal:
@@ -49,7 +31,6 @@ def portal(plan: ServicePlan, cluster: int = 40000, local: int = 40001) -> Porta
 @st.composite
 def plan_of(draw: st.DrawFn, name: str, protocol: Protocol) -> ServicePlan:
     """A plan as the model makes it: whoever serves local traffic serves all, and lists that nothing uses are empty."""
-    some = st.lists(st.integers(1, 5), max_size=3, unique=True).map(sorted)
     balancer = draw(st.sampled_from([(), ("203.0.113.5",), ("203.0.113.5", "203.0.113.6")]))
     fields: dict[str, Any] = {
         "node_port": draw(st.sampled_from([0, 30000 + sum(name.encode()) % 100])),
@@ -62,7 +43,7 @@ def plan_of(draw: st.DrawFn, name: str, protocol: Protocol) -> ServicePlan:
     }
     fields["node_in_source_ranges"] = "172.30.0.0/24" in fields["source_ranges"]
     accessible = bool(fields["node_port"] or fields["external_ips"] or balancer)
-    local, others = draw(some), draw(some)
+    local, others = draw(SOME), draw(SOME)
     if accessible or not fields["internal_local"]:
         fields["cluster"] = sorted({*local, *others})
         fields["has_endpoints"] = bool(fields["cluster"])
@@ -73,12 +54,7 @@ def plan_of(draw: st.DrawFn, name: str, protocol: Protocol) -> ServicePlan:
 
 
 def plans(protocols: Iterable[Protocol] = (Protocol.TCP, Protocol.UDP)) -> st.SearchStrategy[Plans]:
-    """Up to four ports out of the same few, so that one set is often a change of another."""
-    names = [(name, protocol) for name in "abc" for protocol in protocols]
-    ports = st.lists(st.sampled_from(names), unique=True, max_size=4)
-    return ports.flatmap(lambda chosen: st.tuples(*(plan_of(*port) for port in chosen))).map(
-        lambda found: {plan.key: plan for plan in found}
-    )
+    return any_plans(*((name, protocol) for name in "abc" for protocol in protocols), most=4, plan=plan_of)
 
 
 # ---------------------------------------------------------------- packets

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import Namespace
 from kproxy.model.plans import Family
 from kproxy.modes.userspace.messages import Settings
+from tests.network_namespaces import fresh_namespace
 from tests.userspace.peers import (
     DNS,
     LOOPBACK,
@@ -31,18 +32,13 @@ SETTINGS = Settings(translated_only=True)
 
 @pytest.fixture
 def netns() -> Iterator[Namespace]:
-    if reason := unavailable(("iptables", "ip6tables", "ip")):
-        pytest.skip(reason)
-    made = Namespace("forwarder")
-    try:
+    with fresh_namespace("forwarder", "iptables", "ip6tables", "ip") as made:
         made.run(["ip", "link", "set", "lo", "up"])
         made.run(["ip", "address", "add", "192.0.2.1/32", "dev", "lo"])
         made.run(["ip", "route", "add", "10.96.0.0/16", "dev", "lo"])
         made.run(["ip", "address", "add", "fd00:1::1/128", "dev", "lo", "nodad"])
         made.run(["ip", "route", "add", "fd00:96::/112", "dev", "lo"])
         yield made
-    finally:
-        made.close()
 
 
 def lead(netns: Namespace, family: Family, protocol: str, port: int, virtual: int = 80) -> None:

@@ -45,35 +45,6 @@ def statistics(port: Port) -> Statistics:
     return port.forwarder.statistics()
 
 
-@pytest.mark.parametrize("family", list(Family))
-def test_bytes_pass_in_both_directions(family: Family) -> None:
-    with through(echo, family) as port, port.connect() as client:
-        for text in (b"one", b"two" * 5000, b"three"):
-            client.sendall(text)
-            assert exactly(client, len(text)) == text
-
-
-@pytest.mark.parametrize("family", list(Family))
-def test_connections_one_after_another_take_turns(family: Family) -> None:
-    with named(3, LOOPBACK[family]) as endpoints, forwarding(*endpoints, family=family) as port:
-        assert b"".join(port.fetch() for _ in range(9)) == b"012012012"
-
-
-def test_affinity_by_client_address() -> None:
-    with named(3) as endpoints, forwarding(*endpoints, affinity=60) as port:
-        assert [port.fetch("127.0.0.1") for _ in range(3)] == [b"0"] * 3
-        assert [port.fetch("127.0.0.2") for _ in range(3)] == [b"1"] * 3
-        # Whose endpoint left gets another; the other client keeps its own.
-        port.lead_to(*endpoints[1:], affinity=60)
-        assert port.fetch("127.0.0.1") in (b"1", b"2")
-        assert port.fetch("127.0.0.2") == b"1"
-
-
-def test_the_endpoint_may_speak_first_and_end_first() -> None:
-    with through(say(b"welcome")) as port:
-        assert port.fetch() == b"welcome"
-
-
 def test_a_client_that_has_sent_all_still_hears_the_answer() -> None:
     def count_all(connection: socket.socket) -> None:
         connection.sendall(str(len(read_all(connection))).encode())

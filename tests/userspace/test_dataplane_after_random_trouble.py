@@ -18,7 +18,8 @@ from kproxy.modes.userspace.listeners import Listener, ListenerKey, Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
-from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, Plans, plans
+from tests.plans import Plans, changed
+from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, plans
 
 V4 = Family.IPV4
 PLANS = plans(list(Protocol))
@@ -63,10 +64,6 @@ def held_doors(forwarder: FakeForwarder) -> Doors:
     return {key: listener for (_, key), listener in forwarder.listeners.items()}
 
 
-def changed(old: Plans, new: Plans) -> set[PortKey]:
-    return {key for key in {*old, *new} if old.get(key) != new.get(key)}
-
-
 @given(data=st.data(), backend=st.sampled_from(list(Backend)))
 def test_changes_end_where_writing_everything_ends(data: Any, backend: Backend) -> None:
     tables, forwarder = FakeTables(V4, backend), FakeForwarder()
@@ -78,6 +75,7 @@ def test_changes_end_where_writing_everything_ends(data: Any, backend: Backend) 
         outcome = dataplane.apply(wanted, changed(held, wanted))
         held = wanted
         assert tables.saves == reads, "a change must not read the kernel"
+        assert outcome.refusals == []
         assert {key.protocol for key in outcome.rejected} <= {Protocol.SCTP}
         assert held_doors(forwarder) == wanted_doors(wanted, set())
         assert lines(tables.save()) == rendered(wanted, forwarder, BY_CIDR, backend)

@@ -14,7 +14,8 @@ from kproxy.modes.iptables.render import Settings
 from kproxy.modes.userspace.apply import UserspaceDataplane
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
-from tests.userspace.portal_plans import BY_CIDR, Plans, build_plan
+from tests.plans import Plans, build_plan
+from tests.userspace.portal_plans import BY_CIDR
 
 V4 = Family.IPV4
 LOCAL = build_plan("web", node_port=30080, external_local=True, local=(1,), load_balancer_ips=("203.0.113.5",))

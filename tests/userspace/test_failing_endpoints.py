@@ -64,12 +64,6 @@ def test_what_the_client_said_already_goes_to_the_next() -> None:
                 assert exactly(client, 5000) == b"hello" * 1000
 
 
-def test_a_silent_endpoint_is_skipped_in_time() -> None:
-    with silent() as mute, named(1) as (good,), forwarding(mute, good, settings=QUICK) as port:
-        assert [port.fetch() for _ in range(2)] == [b"0"] * 2
-        assert port.forwarder.statistics().retries == 2
-
-
 def test_data_that_waits_for_a_silent_endpoint_reaches_the_next() -> None:
     with silent() as mute, endpoint(echo) as good, forwarding(mute, good, settings=QUICK) as port:
         with port.connect() as client:

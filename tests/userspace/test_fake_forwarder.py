@@ -6,7 +6,7 @@ import pytest
 
 from kproxy.errors import KernelError
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol
-from kproxy.modes.userspace.listeners import Forwarder, ForwarderBusy, Listener, ListenerKey, Reach
+from kproxy.modes.userspace.listeners import Forwarder, Listener, ListenerKey, Reach
 from tests.fakes.forwarder import FakeForwarder
 
 WEB = ListenerKey(PortKey("default", "web", "", Protocol.TCP), Reach.CLUSTER)
@@ -72,14 +72,3 @@ def test_nothing_is_left_once_it_was_closed() -> None:
     assert (fake.alive(Family.IPV4), fake.ports) == (False, {})
     with pytest.raises(KernelError, match="closed"):
         port_of(fake, WEB, listener())
-
-
-def test_while_it_is_busy_nothing_changes_and_nothing_is_lost() -> None:
-    fake = FakeForwarder()
-    port = port_of(fake, WEB, listener())
-    fake.busy = True
-    with pytest.raises(ForwarderBusy):
-        port_of(fake, WEB, listener(81))
-    assert fake.alive(Family.IPV4)
-    fake.busy = False
-    assert port_of(fake, WEB, listener(81)) == port

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
-from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import Family, Protocol
 from kproxy.modes.iptables.apply import IptablesDataplane
 from kproxy.modes.iptables.render import Settings as IptablesSettings
 from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.render import Settings
 from tests.fakes.forwarder import FakeForwarder
 from tests.fakes.iptables import FakeTables
-from tests.userspace.portal_plans import Plans
+from tests.network_namespaces import InNamespace, fresh_namespace
+from tests.plans import Plans, build_plan, by_key
 
 NODE = {Family.IPV4: "172.30.0.11", Family.IPV6: "fd00:30::11"}
 PODS = {Family.IPV4: "10.244.0.0/16", Family.IPV6: "fd00:244::/32"}
@@ -36,29 +36,11 @@ SETTINGS = {
 }
 
 
-class InNamespace:
-    """The host's commands, run inside a network namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._commands = Commands()
-
-    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-        return self._namespace.call(self._commands.run, argv, stdin, timeout)
-
-    def which(self, name: str) -> str | None:
-        return self._commands.which(name)
-
-
 @pytest.fixture
 def netns() -> Iterator[InNamespace]:
-    if reason := unavailable(("iptables-nft-restore", "iptables-legacy-restore", "ip6tables-nft-restore")):
-        pytest.skip(reason)
-    namespace = Namespace("portals")
-    try:
-        yield InNamespace(namespace)
-    finally:
-        namespace.close()
+    tools = ("iptables-nft-restore", "iptables-legacy-restore", "ip6tables-nft-restore")
+    with fresh_namespace("portals", *tools) as space:
+        yield InNamespace(space)
 
 
 @pytest.fixture(params=list(Backend))
@@ -76,16 +58,15 @@ def real(request: pytest.FixtureRequest, netns: InNamespace, backend: Backend) -
 def plans(family: Family) -> Plans:
     """One of every kind."""
     four = family is Family.IPV4
-    ends = tuple(Endpoint(f"10.244.1.{n}" if four else f"fd00:244:1::{n}", 8080, n == 1) for n in (1, 2))
-    outside = {
+    outside: dict[str, Any] = {
         "node_port": 30080,
         "external_ips": ("198.51.100.7" if four else "2001:db8::7",),
         "load_balancer_ips": ("203.0.113.5" if four else "2001:db8:113::5",),
     }
-    kinds: dict[str, dict[str, object]] = {
+    kinds: dict[str, dict[str, Any]] = {
         "inside": {},
         "outside": outside,
-        "local": outside | {"external_local": True, "local": ends[:1], "node_port": 30081},
+        "local": outside | {"external_local": True, "local": (1,), "node_port": 30081},
         "elsewhere": {"external_local": True, "node_port": 30082},
         "ranges": outside
         | {
@@ -94,22 +75,11 @@ def plans(family: Family) -> Plans:
             "node_port": 30083,
             "health_check_node_port": 32000,
         },
-        "none": {"cluster": (), "has_endpoints": False, "node_port": 30084},
-        "internal": {"internal_local": True, "cluster": (), "local": ends[:1]},
+        "none": {"cluster": (), "node_port": 30084},
+        "internal": {"internal_local": True, "cluster": (), "local": (1,)},
     }
-    found: Plans = {}
-    for number, (name, fields) in enumerate(kinds.items(), 1):
-        for protocol in Protocol:
-            key = PortKey("default", name, protocol.lower(), protocol)
-            values = {
-                "cluster_ip": f"10.96.0.{number}" if four else f"fd00:96::{number}",
-                "port": 80,
-                "cluster": ends,
-                "reachable": ends,
-                "has_endpoints": True,
-            }
-            found[key] = ServicePlan(key=key, family=family, **{**values, **fields})  # type: ignore[arg-type]
-    return found
+    ports = ((name, protocol) for name in kinds for protocol in Protocol)
+    return by_key(*(build_plan(name, protocol, family, **kinds[name]) for name, protocol in ports))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

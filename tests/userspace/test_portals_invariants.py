@@ -17,16 +17,8 @@ from kproxy.modes.userspace.listeners import Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port
 from kproxy.modes.xtables.rules import Fragment
 from kproxy.trace.outcome import Fate, Probe
-from tests.userspace.portal_plans import (
-    BY_CIDR,
-    BY_INTERFACE,
-    NODE,
-    build_plan,
-    frontends,
-    plan_of,
-    portal,
-    tracer,
-)
+from tests.plans import build_plan
+from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, NODE, frontends, plan_of, portal, tracer
 
 PLANS = plan_of("web", Protocol.TCP)
 SETTINGS = st.sampled_from([BY_CIDR, BY_INTERFACE, Settings(Family.IPV4, NODE)])

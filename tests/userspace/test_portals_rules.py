@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace as with_fields
 
-from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodePortAddresses
+from kproxy.model.node_info import NodePortAddresses
 from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
 from kproxy.modes.userspace.listeners import Listener, Reach
 from kproxy.modes.userspace.render import Portal, Settings, listeners, render_base, render_port, unserved
 from kproxy.modes.xtables.rules import GUARD
-from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, build_plan, portal
+from tests.plans import build_plan
+from tests.userspace.portal_plans import BY_CIDR, BY_INTERFACE, portal
 
 V4, V6 = Family.IPV4, Family.IPV6
 PLAIN = Settings(V4, "172.30.0.11")
@@ -21,8 +22,9 @@ CLUSTER_IP = '-d 10.96.0.119/32 -p tcp -m comment --comment "default/web:http cl
 EXTERNAL = '-d 198.51.100.7/32 -p tcp -m comment --comment "default/web:http external IP" -m tcp --dport 80'
 BALANCER = '-d 203.0.113.5/32 -p tcp -m comment --comment "default/web:http loadbalancer IP" -m tcp --dport 80'
 NODE_PORT = '-p tcp -m comment --comment "default/web:http" -m tcp --dport 30080'
-CONTAINER_40000, HOST_40000 = "-j REDIRECT --to-ports 40000", "-j DNAT --to-destination 172.30.0.11:40000"
-CONTAINER_40001, HOST_40001 = "-j REDIRECT --to-ports 40001", "-j DNAT --to-destination 172.30.0.11:40001"
+PODS = '-s 10.244.0.0/16 -p tcp -m comment --comment "pod traffic for default/web:http external destinations"'
+OTHERS = '-p tcp -m comment --comment "default/web:http external destinations"'
+C, L, X = 40000, 40001, WEB  # the proxy port of policy Cluster, that of policy Local, the port's own chain
 
 Rules = dict[str, list[str]]
 
@@ -45,126 +47,90 @@ def filters(shown: Portal, settings: Settings = BY_CIDR) -> Rules:
     return found
 
 
-CASES: list[Any] = [
-    pytest.param(
-        {},
-        {
-            "KUBE-PORTALS-CONTAINER": [f"{CLUSTER_IP} {CONTAINER_40000}"],
-            "KUBE-PORTALS-HOST": [f"{CLUSTER_IP} {HOST_40000}"],
-        },
-        id="cluster IP",
-    ),
-    pytest.param(
-        {"cluster": (), "local": (1,), "internal_local": True},
-        {
-            "KUBE-PORTALS-CONTAINER": [f"{CLUSTER_IP} {CONTAINER_40001}"],
-            "KUBE-PORTALS-HOST": [f"{CLUSTER_IP} {HOST_40001}"],
-        },
-        id="cluster IP, only local endpoints",
-    ),
-    pytest.param({"cluster": ()}, {}, id="no endpoints"),
-    pytest.param({"cluster": (), "internal_local": True, "has_endpoints": True}, {}, id="no local endpoints"),
-    pytest.param(
-        {"node_port": 30080},
-        {
-            "KUBE-PORTALS-CONTAINER": [f"{CLUSTER_IP} {CONTAINER_40000}"],
-            "KUBE-PORTALS-HOST": [f"{CLUSTER_IP} {HOST_40000}"],
-            "KUBE-NODEPORT-CONTAINER": [f"{NODE_PORT} {CONTAINER_40000}"],
-            "KUBE-NODEPORT-HOST": [f"{NODE_PORT} {HOST_40000}"],
-        },
-        id="node port",
-    ),
-    pytest.param(
-        {"node_port": 30080, "internal_local": True, "local": (1,)},
-        {
-            "KUBE-PORTALS-CONTAINER": [f"{CLUSTER_IP} {CONTAINER_40001}"],
-            "KUBE-PORTALS-HOST": [f"{CLUSTER_IP} {HOST_40001}"],
-            "KUBE-NODEPORT-CONTAINER": [f"{NODE_PORT} {CONTAINER_40000}"],
-            "KUBE-NODEPORT-HOST": [f"{NODE_PORT} {HOST_40000}"],
-        },
-        id="inside Local, outside Cluster",
-    ),
-    pytest.param(
-        {"external_ips": ("198.51.100.7",), "external_local": True, "local": (1,)},
-        {
-            "KUBE-PORTALS-CONTAINER": [f"{CLUSTER_IP} {CONTAINER_40000}", f"{EXTERNAL} -j {WEB}"],
-            "KUBE-PORTALS-HOST": [f"{CLUSTER_IP} {HOST_40000}", f"{EXTERNAL} {HOST_40000}"],
-            WEB: [
-                '-s 10.244.0.0/16 -p tcp -m comment --comment "pod traffic for default/web:http external destinations"'
-                f" {CONTAINER_40000}",
-                f'-p tcp -m comment --comment "default/web:http external destinations" {CONTAINER_40001}',
-            ],
-        },
-        id="outside Local",
-    ),
-    pytest.param(
-        {"external_ips": ("198.51.100.7",), "external_local": True},
-        {
-            "KUBE-PORTALS-CONTAINER": [f"{CLUSTER_IP} {CONTAINER_40000}", f"{EXTERNAL} -j {WEB}"],
-            "KUBE-PORTALS-HOST": [f"{CLUSTER_IP} {HOST_40000}", f"{EXTERNAL} {HOST_40000}"],
-            WEB: [
-                '-s 10.244.0.0/16 -p tcp -m comment --comment "pod traffic for default/web:http external destinations"'
-                f" {CONTAINER_40000}",
-            ],
-        },
-        id="outside Local, no local endpoints: pods and the node still go elsewhere",
-    ),
-    pytest.param(
-        {"load_balancer_ips": ("203.0.113.5",), "source_ranges": ("192.0.2.0/24", "172.30.0.0/16")},
-        {
-            "KUBE-PORTALS-CONTAINER": [
-                f"{CLUSTER_IP} {CONTAINER_40000}",
-                f"-s 192.0.2.0/24 {BALANCER} {CONTAINER_40000}",
-                f"-s 172.30.0.0/16 {BALANCER} {CONTAINER_40000}",
-            ],
-            "KUBE-PORTALS-HOST": [
-                f"{CLUSTER_IP} {HOST_40000}",
-                f"-s 192.0.2.0/24 {BALANCER} {HOST_40000}",
-                f"-s 172.30.0.0/16 {BALANCER} {HOST_40000}",
-            ],
-        },
-        id="source ranges",
-    ),
-    pytest.param(
-        {
-            "load_balancer_ips": ("203.0.113.5",),
-            "source_ranges": ("172.30.0.0/16",),
-            "node_in_source_ranges": True,
-            "external_local": True,
-            "local": (1,),
-        },
-        {
-            "KUBE-PORTALS-CONTAINER": [f"{CLUSTER_IP} {CONTAINER_40000}", f"-s 172.30.0.0/16 {BALANCER} -j {WEB}"],
-            "KUBE-PORTALS-HOST": [
-                f"{CLUSTER_IP} {HOST_40000}",
-                f"-s 172.30.0.0/16 {BALANCER} {HOST_40000}",
-                f"-s 203.0.113.5/32 {BALANCER} {HOST_40000}",
-            ],
-            WEB: [
-                '-s 10.244.0.0/16 -p tcp -m comment --comment "pod traffic for default/web:http external destinations"'
-                f" {CONTAINER_40000}",
-                f'-p tcp -m comment --comment "default/web:http external destinations" {CONTAINER_40001}',
-            ],
-        },
-        id="source ranges that hold the node, outside Local",
-    ),
-]
+def container(to: int | str) -> str:
+    return f"-j {to}" if to == X else f"-j REDIRECT --to-ports {to}"
 
 
-@pytest.mark.parametrize(("fields", "rules"), CASES)
-def test_where_a_port_is_led(fields: dict[str, Any], rules: Rules) -> None:
-    assert nat(build_plan(**fields)) == rules
+def host(to: int) -> str:
+    return f"-j DNAT --to-destination 172.30.0.11:{to}"
+
+
+OUTSIDE = {"external_ips": ("198.51.100.7",), "external_local": True}
+RANGES = {"load_balancer_ips": ("203.0.113.5",), "source_ranges": ("192.0.2.0/24", "172.30.0.0/16", "172.30.0.0/24")}
+NODE_IN_RANGES = RANGES | {"source_ranges": ("172.30.0.0/16",), "node_in_source_ranges": True}
+LOCAL_TOO: dict[str, Any] = {"local": (1,), "external_local": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "portals", "own"),
+    [  # portals: what a packet matches, where those that come in are led, where the node's own are led
+        pytest.param({}, [(CLUSTER_IP, C, C)], {}, id="cluster IP"),
+        pytest.param(
+            {"cluster": (), "local": (1,), "internal_local": True},
+            [(CLUSTER_IP, L, L)],
+            {},
+            id="cluster IP, only local endpoints",
+        ),
+        pytest.param({"cluster": ()}, [], {}, id="no endpoints"),
+        pytest.param({"cluster": (), "internal_local": True, "has_endpoints": True}, [], {}, id="no local endpoints"),
+        pytest.param({"node_port": 30080}, [(CLUSTER_IP, C, C), (NODE_PORT, C, C)], {}, id="node port"),
+        pytest.param(
+            {"node_port": 30080, "internal_local": True, "local": (1,)},
+            [(CLUSTER_IP, L, L), (NODE_PORT, C, C)],
+            {},
+            id="inside Local, outside Cluster",
+        ),
+        pytest.param(
+            OUTSIDE | {"local": (1,)},
+            [(CLUSTER_IP, C, C), (EXTERNAL, X, C)],
+            {PODS: C, OTHERS: L},
+            id="outside Local",
+        ),
+        pytest.param(
+            OUTSIDE,
+            [(CLUSTER_IP, C, C), (EXTERNAL, X, C)],
+            {PODS: C},
+            id="outside Local, no local endpoints: pods and the node still go elsewhere",
+        ),
+        pytest.param(
+            RANGES,
+            [(CLUSTER_IP, C, C), *((f"-s {cidr} {BALANCER}", C, C) for cidr in ("172.30.0.0/16", "192.0.2.0/24"))],
+            {},
+            id="source ranges, without those within others",
+        ),
+        pytest.param(
+            NODE_IN_RANGES | LOCAL_TOO,
+            [
+                (CLUSTER_IP, C, C),
+                (f"-s 172.30.0.0/16 {BALANCER}", X, C),
+                (f"-s 203.0.113.5/32 {BALANCER}", None, C),
+            ],
+            {PODS: C, OTHERS: L},
+            id="source ranges that hold the node, outside Local",
+        ),
+    ],
+)
+def test_where_a_port_is_led(
+    fields: dict[str, Any], portals: list[tuple[str, int | str | None, int]], own: dict[str, int]
+) -> None:
+    expected: Rules = {WEB: [f"{match} {container(to)}" for match, to in own.items()]} if own else {}
+    for match, coming_in, from_node in portals:
+        chains = "KUBE-NODEPORT" if match == NODE_PORT else "KUBE-PORTALS"
+        if coming_in:
+            expected.setdefault(f"{chains}-CONTAINER", []).append(f"{match} {container(coming_in)}")
+        expected.setdefault(f"{chains}-HOST", []).append(f"{match} {host(from_node)}")
+    assert nat(build_plan(**fields)) == expected
 
 
 def test_pods_are_told_by_their_interface_too() -> None:
-    rules = nat(build_plan(node_port=30080, external_local=True, local=(1,)), BY_INTERFACE)
+    rules = nat(build_plan(node_port=30080, **LOCAL_TOO), BY_INTERFACE)
     assert rules["KUBE-NODEPORT-CONTAINER"] == [f"{NODE_PORT} -j {WEB}"]
     assert rules[WEB][0].startswith("-i veth+ -p tcp ")
 
 
 def test_where_pods_cannot_be_told_apart_policy_local_holds_for_all_that_comes_in() -> None:
-    rules = nat(build_plan(node_port=30080, external_local=True, local=(1,)), PLAIN)
-    assert rules["KUBE-NODEPORT-CONTAINER"] == [f"{NODE_PORT} {CONTAINER_40001}"]
+    rules = nat(build_plan(node_port=30080, **LOCAL_TOO), PLAIN)
+    assert rules["KUBE-NODEPORT-CONTAINER"] == [f"{NODE_PORT} {container(L)}"]
     assert WEB not in rules
 
 
@@ -239,7 +205,7 @@ def test_what_does_not_get_through(fields: dict[str, Any], rules: Rules) -> None
 
 
 def test_node_ports_pass_a_closed_input_chain_at_each_proxy_port_that_they_lead_to() -> None:
-    plan = build_plan(node_port=30080, external_local=True, local=(1,))
+    plan = build_plan(node_port=30080, **LOCAL_TOO)
     accepted = {PLAIN: ["40001"], BY_CIDR: ["40000", "40001"]}
     for settings, ports in accepted.items():
         rules = filters(portal(plan), settings)["KUBE-NODEPORT-NON-LOCAL"]
@@ -267,7 +233,7 @@ def test_a_port_without_its_listener_is_refused_like_one_without_endpoints(proto
 
 
 def test_a_port_without_one_of_its_listeners_serves_by_the_other() -> None:
-    plan = build_plan(node_port=30080, external_local=True, local=(1,))
+    plan = build_plan(node_port=30080, **LOCAL_TOO)
     no_local = with_fields(plan, local=())
     assert render_port(Portal(plan, cluster=40000), BY_CIDR) == render_port(Portal(no_local, cluster=40000), BY_CIDR)
 
@@ -369,8 +335,3 @@ def test_the_input_chain_refuses_what_no_portal_led_and_accepts_node_ports() -> 
 def test_localhost_stays_guarded_as_iptables_mode_may_have_opened_it() -> None:
     assert render_base(PLAIN).joint == {("filter", "KUBE-FIREWALL"): (GUARD,)}
     assert render_base(Settings(V6, "fd00::1")).joint == {("filter", "KUBE-FIREWALL"): ()}
-
-
-def test_pods_told_by_nothing_and_by_something_need_the_same_base() -> None:
-    detect = DetectLocal(DetectLocalBy.CIDR, "10.244.0.0/16")
-    assert render_base(PLAIN) == render_base(Settings(V4, "172.30.0.11", detect_local=detect))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from kproxy.cli import main
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.model.node_info import DetectLocal, DetectLocalBy, NodeInfo, NodePortAddresses
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.settings import userspace_settings
 from kproxy.modes.userspace.native import FIRST_PORT, outcome
 from kproxy.modes.userspace.render import Settings
-from tests.userspace.portal_plans import BY_CIDR, build_plan
+from tests.cli.test_render import HEADER, Files, render
+from tests.plans import build_plan
+from tests.userspace.portal_plans import BY_CIDR
 
 V4, V6 = Family.IPV4, Family.IPV6
 WEB = build_plan("web", node_port=30080, external_local=True, local=(1,), affinity_seconds=60)
@@ -61,76 +62,34 @@ def test_json_has_the_listeners_as_values() -> None:
 
 # ---------------------------------------------------------------- by the command
 
-SERVICE: dict[str, Any] = {
-    "apiVersion": "v1",
-    "kind": "Service",
-    "metadata": {"name": "web", "namespace": "default"},
-    "spec": {
-        "clusterIP": "10.96.0.10",
-        "clusterIPs": ["10.96.0.10", "fd00:96::10"],
-        "ipFamilies": ["IPv4", "IPv6"],
-        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
-    },
-}
-SLICES: list[dict[str, Any]] = [
-    {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {"name": f"web-{n}", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
-        "addressType": family,
-        "endpoints": [{"addresses": [address]}],
-        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
-    }
-    for n, (family, address) in enumerate([("IPv4", "10.244.0.5"), ("IPv6", "fd00:244::5")])
-]
-HOST = {
-    "nodeIPs": ["172.18.0.2", "fd00:18::2"],
-    "interfaces": [{"name": "eth0", "addresses": ["172.18.0.2/16", "fd00:18::2/64"]}],
-}
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Files:
+    return Files(tmp_path)
 
 
 @pytest.mark.parametrize(("port_range", "first"), [("", FIRST_PORT), ("31000-31999", 31000)])
 def test_the_command_counts_from_the_configured_port(
-    tmp_path: Any, capsys: pytest.CaptureFixture[str], port_range: str, first: int
+    inputs: Files, capsys: pytest.CaptureFixture[str], port_range: str, first: int
 ) -> None:
-    config = {
-        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-        "kind": "KubeProxyConfiguration",
-        "mode": "userspace",
-        "portRange": port_range,
-    }
-    files = {
-        "config": config,
-        "host": HOST,
-        "objects": {"apiVersion": "v1", "kind": "List", "items": [SERVICE, *SLICES]},
-    }
-    for name, value in files.items():
-        (tmp_path / name).write_text(json.dumps(value))
-    args = ["render", "--node=node1", f"--config={tmp_path}/config", f"--host={tmp_path}/host", f"-f{tmp_path}/objects"]
-    assert main.main([*args, "--format=json"]) == 0
-    values = json.loads(capsys.readouterr().out)
+    inputs.write("config.json", {**HEADER, "mode": "userspace", "portRange": port_range})
+    values = json.loads(render(inputs.args("--format=json"), capsys))
     assert [values[family]["listeners"][0]["port"] for family in ("ipv4", "ipv6")] == [first, first]
     assert f"-j DNAT --to-destination [fd00:18::2]:{first}" in values["ipv6"]["rules"]
-    assert main.main([*args, "--family=ipv4"]) == 0
-    assert f"default/web:http TCP cluster: port {first} -> 10.244.0.5:8080" in capsys.readouterr().out
+    listed = render(inputs.args("--family=ipv4"), capsys)
+    assert f"default/web:http TCP cluster: port {first} -> 10.244.0.5:8080" in listed
 
 
 # ---------------------------------------------------------------- settings
+
+DUAL = NodeInfo(ips=("172.18.0.2", "fd00:18::2"), addresses=("127.0.0.1", "172.18.0.2", "fd00:18::2"))
 
 
 @pytest.mark.parametrize(
     ("family", "host", "ip"),
     [
-        (
-            V4,
-            NodeInfo(ips=("172.18.0.2", "fd00:18::2"), addresses=("127.0.0.1", "172.18.0.2", "fd00:18::2")),
-            "172.18.0.2",
-        ),
-        (
-            V6,
-            NodeInfo(ips=("172.18.0.2", "fd00:18::2"), addresses=("127.0.0.1", "172.18.0.2", "fd00:18::2")),
-            "fd00:18::2",
-        ),
+        (V4, DUAL, "172.18.0.2"),
+        (V6, DUAL, "fd00:18::2"),
         (V4, NodeInfo(ips=("203.0.113.9",), addresses=("127.0.0.1", "172.18.0.2")), "127.0.0.1"),
         (V6, NodeInfo(ips=("172.18.0.2",), addresses=("127.0.0.1", "172.18.0.2")), "::1"),
     ],

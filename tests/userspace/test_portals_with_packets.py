@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from kproxy.kernel.commands import Commands, Completed
 from kproxy.kernel.iptables import Backend, Command, HostTables
 from kproxy.lab import probes
 from kproxy.lab.clusters import Cluster, Pod, build, node_address
-from kproxy.lab.namespaces import Namespace, unavailable
+from kproxy.lab.namespaces import unavailable
 from kproxy.lab.probes import Answered, Nothing, Outcome
 from kproxy.model.node_info import DetectLocal, DetectLocalBy
-from kproxy.model.plans import Endpoint, Family, PortKey, Protocol, ServicePlan
+from kproxy.model.plans import Family, Protocol, ServicePlan
 from kproxy.modes.userspace.apply import UserspaceDataplane
 from kproxy.modes.userspace.listeners import ListenerKey, Reach
 from kproxy.modes.userspace.render import Settings
 from tests.fakes.forwarder import FakeForwarder
+from tests.network_namespaces import InNamespace
+from tests.plans import build_plan, by_key
 
 pytestmark = pytest.mark.root
 
@@ -30,44 +31,18 @@ SERVED = {Protocol.TCP: probes.tcp, Protocol.UDP: probes.udp}
 PATIENCE, IMPATIENCE = 5.0, 0.3  # seconds
 
 
-class InNamespace:
-    """The host's commands, run inside a network namespace."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
-        self._commands = Commands()
-
-    def run(self, argv: Sequence[str], stdin: bytes | None = None, timeout: float = 60.0) -> Completed:
-        return self._namespace.call(self._commands.run, argv, stdin, timeout)
-
-    def which(self, name: str) -> str | None:
-        return self._commands.which(name)
-
-
-def plan_of(name: str, family: Family, protocol: Protocol, **fields: Any) -> ServicePlan:
-    four = family is Family.IPV4
+def plan_of(name: str, family: Family, protocol: Protocol) -> ServicePlan:
     number = sorted(PLANS).index(name) + 1
-    ends = (Endpoint("10.244.1.99" if four else "fd00:244:1::99", 8080, local=True),)
-    values: dict[str, Any] = {
-        "key": PortKey("default", name, protocol.lower(), protocol),
-        "family": family,
-        "cluster_ip": f"10.96.1.{number}" if four else f"fd00:96::1{number}",
-        "port": 80,
-        "node_port": 30080 + number,
-        "external_ips": (f"203.0.113.{number}" if four else f"2001:db8:113::{number}",),
-        "cluster": ends,
-        "local": ends if fields.get("external_local") else (),
-        "reachable": ends,
-        "has_endpoints": True,
-    }
-    return ServicePlan(**(values | fields))
+    external = f"203.0.113.{number}" if family is Family.IPV4 else f"2001:db8:113::{number}"
+    fields: dict[str, Any] = {"cluster": (99,), "node_port": 30080 + number, "external_ips": (external,)}
+    return build_plan(name, protocol, family, **(fields | PLANS[name]))
 
 
 PLANS: dict[str, dict[str, Any]] = {
     "web": {},
-    "local": {"external_local": True},
-    "elsewhere": {"external_local": True, "local": ()},
-    "none": {"cluster": (), "reachable": (), "has_endpoints": False},
+    "local": {"external_local": True, "local": (99,)},
+    "elsewhere": {"external_local": True},
+    "none": {"cluster": ()},
 }
 
 
@@ -106,8 +81,8 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             detect = DetectLocal(DetectLocalBy.CIDR, PODS[family])
             settings = Settings(family, node_address(1, family), detect_local=detect)
             dataplane = UserspaceDataplane(settings, HostTables(InNamespace(node), family, command), forwarder)
-            plans = [plan_of(name, family, proto, **fields) for name, fields in PLANS.items() for proto in SERVED]
-            assert dataplane.apply({plan.key: plan for plan in plans}, None).rejected == {}
+            plans = [plan_of(name, family, proto) for name in PLANS for proto in SERVED]
+            assert dataplane.apply(by_key(*plans), None).rejected == {}
         for (family, _), port in forwarder.ports.items():
             cluster.servers.add(node, "proxy", ["0.0.0.0" if family is Family.IPV4 else "::"], [port])
         yield Lab(cluster, forwarder, request.param)
@@ -146,7 +121,7 @@ PROTOCOLS = pytest.mark.parametrize("protocol", list(SERVED))
 def test_who_meets_what(
     lab: Lab, family: Family, protocol: Protocol, name: str, way: str, pod: Any, client: Any, node: Any
 ) -> None:
-    plan = plan_of(name, family, protocol, **PLANS[name])
+    plan = plan_of(name, family, protocol)
     expected = {source: reach for source, reach in (("caller", pod), ("client", client), ("node1", node)) if reach}
     # At once: the kernel notices some refusals only when it sends its first segment again, a second later.
     asked = {
@@ -161,7 +136,7 @@ def test_who_meets_what(
 def test_node_ports_answer_on_localhost(lab: Lab, family: Family) -> None:
     """Without the sysctl that iptables mode needs, and for IPv6 as well."""
     for name in ("web", "local"):
-        plan = plan_of(name, family, Protocol.TCP, **PLANS[name])
+        plan = plan_of(name, family, Protocol.TCP)
         outcome = lab.ask("node1", *WAYS["node port at localhost"](plan), Protocol.TCP)
         assert lab.reach(outcome, plan) is Reach.CLUSTER
 
@@ -185,7 +160,7 @@ def test_node_ports_pass_an_input_chain_that_is_closed(lab: Lab, family: Family,
     rules = ["-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", "-j DROP"]
     if family is Family.IPV6:  # neighbours are found by it
         rules.insert(0, "-p ipv6-icmp -j ACCEPT")
-    plan = plan_of("local", family, protocol, **PLANS["local"])
+    plan = plan_of("local", family, protocol)
     node.run(restore, "*filter\n" + "".join(f"-A INPUT {rule}\n" for rule in rules) + "COMMIT\n")
     try:
         assert lab.reach(lab.ask("client", *WAYS["node port"](plan), protocol), plan) is Reach.LOCAL
