@@ -78,11 +78,24 @@ _INPUT_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a command. config: includes the mode, the node and the kubeconfig that the command line gives."""
+    """The inputs of a command. config: includes the mode, the node and the kubeconfig that the command line gives.
+
+    mode_given: whether the command line names a mode.
+    """
 
     config: KubeProxyConfiguration
     host: Path | None
     sources: tuple[str, ...]
+    mode_given: bool = False
+
+    def objects(
+        self, more: tuple[str, ...] = (), every_node: bool = False
+    ) -> tuple[Mapping[Kind, list[Object]], list[InvalidObject]]:
+        """The objects of the cluster, and what cannot be read of it. Raises Refused, SourceError.
+
+        more: manifests besides those of -f. every_node: also the Nodes of others.
+        """
+        return _cluster(self.config, (*self.sources, *more), every_node)
 
     def preview(self) -> tuple[Preview, list[InvalidObject]]:
         """Read cluster and host, and plan for the node. Returns also what cannot be used of the cluster.
@@ -94,7 +107,7 @@ class Inputs:
         from kproxy.modes.settings import node_ips
 
         host = host_file.read(self.host) if self.host else None
-        objects, problems = _cluster(self.config, self.sources)
+        objects, problems = self.objects()
         if problems and not any(objects.values()):
             raise Refused(problems)
         name = self.config.hostname_override
@@ -127,7 +140,7 @@ def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
     ) -> object:
         logs.setup("text", verbosity)
         found = _configuration(config, mode, minor, node, kubeconfig)
-        return function(inputs=Inputs(found, host, sources), **own)
+        return function(inputs=Inputs(found, host, sources, mode is not None), **own)
 
     command: Callable[..., object] = read
     for option in reversed(_INPUT_OPTIONS):
@@ -161,7 +174,7 @@ def _configuration(
 
 
 def _cluster(
-    config: KubeProxyConfiguration, sources: tuple[str, ...]
+    config: KubeProxyConfiguration, sources: tuple[str, ...], every_node: bool
 ) -> tuple[Mapping[Kind, list[Object]], list[InvalidObject]]:
     """Return the objects of the cluster, and what cannot be read of it. Raises Refused, SourceError."""
     if missing := [path for path in sources if path != "-" and not os.path.lexists(path)]:
@@ -177,7 +190,7 @@ def _cluster(
 
     client = ApiClient(ClientSettings(kubeconfig=config.client_connection.kubeconfig))
     try:
-        return read_cluster(client, config.hostname_override)
+        return read_cluster(client, "" if every_node else config.hostname_override)
     finally:
         client.close()
 

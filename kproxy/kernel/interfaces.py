@@ -6,9 +6,11 @@ of them take node ports (`kproxy.model.node_info`), and the bytes (`kproxy.kerne
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import NamedTuple
 
+from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink, rtnetlink
 from kproxy.kernel.constants import ADDRESS_FAMILY, NETLINK_ROUTE
 from kproxy.kernel.netlink_sockets import MALFORMED, Overrun, Socket
@@ -42,6 +44,22 @@ def interfaces() -> list[Interface]:
     for index, _, ip, length in addresses:
         held.setdefault(index, []).append(f"{ip}/{length}")
     return [Interface(name, tuple(held.get(index, ())), up) for index, name, up in links]
+
+
+def route(ip: str) -> tuple[str, str] | None:
+    """The interface by which packets to an address leave, and the source address that the node prefers there ("" for
+    none); None when there is no route. Raises NetlinkError."""
+    with Socket(NETLINK_ROUTE) as kernel:
+        request = f"look for a route to {ip}"
+        try:
+            answers = kernel.ask(rtnetlink.RTM_GETROUTE, rtnetlink.route_to(ip), request)
+        except NetlinkError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+                return None
+            raise
+        with kernel.decoding(request):
+            found = [rtnetlink.route_of(answer.payload) for answer in answers if answer.type == rtnetlink.RTM_NEWROUTE]
+    return (socket.if_indextoname(found[0][0]), found[0][1]) if found and found[0][0] else None
 
 
 def own_addresses() -> frozenset[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from kproxy.kernel.constants import ADDRESS_BITS, ADDRESS_FAMILY, address_family
 from kproxy.model.plans import Family
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 16, 17, 18, 20, 21, 22
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR = 5, 9
 IFF_UP, IFF_NOARP = 0x1, 0x80
 IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1
@@ -27,7 +29,10 @@ IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_NOPREFIXROUTE = 0x02, 0x08, 0x200
 
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
+RTA_DST, RTA_OIF, RTA_PREFSRC = 1, 4, 7
+
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg
+_ROUTE = struct.Struct("=8BI")  # struct rtmsg
 
 ALL_LINKS = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 """The payload of an RTM_GETLINK dump."""
@@ -92,6 +97,14 @@ def host_address(ip: str, index: int) -> bytes:
     return data
 
 
+def route_to(ip: str) -> bytes:
+    """The payload of an RTM_GETROUTE: which route packets to this address take. Raises OSError for what is none."""
+    number = address_family(ip)
+    packed = socket.inet_pton(number, ip)
+    header = _ROUTE.pack(number, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0)
+    return header + netlink.attribute(RTA_DST, packed)
+
+
 # ---- answers
 
 
@@ -124,6 +137,14 @@ def address_of(payload: bytes) -> Address | None:
     if family is None or packed is None or flags & IFA_F_DADFAILED:
         return None
     return Address(index, family, socket.inet_ntop(number, packed), length)
+
+
+def route_of(payload: bytes) -> tuple[int, str]:
+    """The number of the output interface and the preferred source ("" for none) that an RTM_NEWROUTE names."""
+    parts = netlink.attributes(payload, start=_ROUTE.size)
+    source = parts.get(RTA_PREFSRC)
+    shown = "" if source is None else socket.inet_ntop(payload[0], source)
+    return int.from_bytes(parts.get(RTA_OIF, b""), sys.byteorder), shown
 
 
 def index_of(payload: bytes) -> int:

@@ -161,7 +161,7 @@ class KernelNftables:
         return self._transact(family, operations, expected, commit=False)
 
     def listing(self, family: Family, table: str, sizes: Mapping[str, int] = MappingProxyType({})) -> Listing | None:
-        with _decoding(f"list table {table}"):
+        with decoding(f"list table {table}"):
             for _ in range(LISTINGS):
                 before = generation(self._socket)
                 if (found := self._listed(family, table, sizes)) is None:
@@ -172,12 +172,12 @@ class KernelNftables:
 
     def chain_names(self, family: Family, table: str) -> list[str]:
         """The names of the chains of any TABLE, none where there is no such table. Raises NetlinkError."""
-        with _decoding(f"list chains of table {table}"):
+        with decoding(f"list chains of table {table}"):
             return [messages.chain_of(attributes)[0] for attributes in self._dump(family, messages.GETCHAIN, table)]
 
     def encoded_rules(self, family: Family, table: str, chain: str) -> list[bytes]:
         """The bytes of each rule of CHAIN, whatever it consists of. Raises NetlinkError."""
-        with _decoding(f"list rules of table {table}"):
+        with decoding(f"list rules of table {table}"):
             return [
                 b"".join(attributes.values())
                 for attributes in self._dump(family, messages.GETRULE, table)
@@ -191,7 +191,7 @@ class KernelNftables:
     def counts(self, family: Family, table: str, chain: str) -> list[int]:
         """The packets that the rules of CHAIN counted, in their order, without those that do not count; empty when
         there is no such chain. Raises NetlinkError."""
-        with _decoding(f"read the counters of {table} {chain}"):
+        with decoding(f"read the counters of {table} {chain}"):
             rules = [
                 attributes
                 for attributes in self._dump(family, messages.GETRULE, table, chain)
@@ -220,7 +220,7 @@ class KernelNftables:
     ) -> dict[int, list[tuple[Message, NetlinkError]]]:
         parts = [message[:3] for _, message in encoded]
         request = "change nf_tables"
-        with _decoding(request):
+        with decoding(request):
             errors = self._socket.transact(messages.SUBSYSTEM, parts, request, generation, commit)
         refused: dict[int, list[tuple[Message, NetlinkError]]] = {}
         for at, error in sorted(errors.items()):
@@ -298,7 +298,7 @@ def generation(kernel: Socket | None = None) -> int:
         with Socket(NETLINK_NETFILTER) as opened:
             return generation(opened)
     request = "read the nf_tables generation"
-    with _decoding(request):
+    with decoding(request):
         for answer in kernel.ask(messages.SUBSYSTEM << 8 | messages.GETGEN, netlink.netfilter(0), request):
             if answer.type == messages.SUBSYSTEM << 8 | messages.NEWGEN:
                 return netlink.to_int(netlink.attributes(answer.payload, start=4)[messages.GENERATION_ID])
@@ -306,7 +306,7 @@ def generation(kernel: Socket | None = None) -> int:
 
 
 @contextmanager
-def _decoding(request: str) -> Iterator[None]:
+def decoding(request: str) -> Iterator[None]:
     """Raises a NetlinkError when decoding finds the answer malformed. REQUEST: words for the message."""
     try:
         yield

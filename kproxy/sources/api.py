@@ -73,7 +73,8 @@ class ApiSource:
 def read_cluster(client: ApiClient, node_name: str) -> tuple[dict[Kind, list[Object]], list[InvalidObject]]:
     """All objects of the cluster now, by kind, and what is wrong with those that could not be read.
 
-    node_name: the Node to read. Raises SourceError when the server cannot be asked; nothing is retried.
+    node_name: the Node to read, "" for all of them. Raises SourceError when the server cannot be asked; nothing is
+    retried.
     """
     objects: dict[Kind, list[Object]] = {}
     problems: list[InvalidObject] = []

@@ -21,7 +21,7 @@ LABELS = frozenset(
     }
 )
 """The labels that kproxy reads, whatever the kind of object."""
-ANNOTATIONS = frozenset({"endpoints.kubernetes.io/last-change-trigger-time"})
+ANNOTATIONS = frozenset({"endpoints.kubernetes.io/last-change-trigger-time", "lint.kproxy.io/ignore"})
 """The annotations that kproxy reads."""
 _REMEMBERED = 4096
 

@@ -35,7 +35,7 @@ class Resource:
 
 
 def resources(node_name: str) -> tuple[Resource, ...]:
-    """The resources that kproxy watches on the node `node_name`."""
+    """The resources that kproxy watches on the node `node_name`; with "" every Node is one of them."""
     networking = "/apis/networking.k8s.io"
     return (
         Resource(Kind.SERVICE, ("/api/v1/services",), {"labelSelector": f"!{PROXY_NAME_LABEL}"}),
@@ -44,7 +44,7 @@ def resources(node_name: str) -> tuple[Resource, ...]:
             ("/apis/discovery.k8s.io/v1/endpointslices",),
             {"labelSelector": f"!{HEADLESS_LABEL}"},
         ),
-        Resource(Kind.NODE, ("/api/v1/nodes",), {"fieldSelector": f"metadata.name={node_name}"}),
+        Resource(Kind.NODE, ("/api/v1/nodes",), {"fieldSelector": f"metadata.name={node_name}"} if node_name else {}),
         Resource(
             Kind.SERVICE_CIDR,
             (f"{networking}/v1/servicecidrs", f"{networking}/v1beta1/servicecidrs"),

@@ -4,7 +4,7 @@
     the node sends it:        OUTPUT, POSTROUTING, and where it goes to the node itself, PREROUTING, INPUT
 
 A probe is the first packet of a connection, so it passes NAT chains, but only once on each side: what the node sends to
-itself passes PREROUTING and INPUT without them. Leaves out: output interfaces, bridges, refusals of the routing table.
+itself passes PREROUTING and INPUT without them. Leaves out: bridges, refusals of the routing table.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class Packet(NamedTuple):
     """A packet at some point of its path. source, destination: canonical text; beside it the same as numbers.
 
     translated: its destination was changed. masqueraded: its source will be changed to an address of the node.
+    output: the interface by which it leaves, "" where that is not decided yet, None if it is not known. ct_mark: of its
+    connection. untracked: connection tracking leaves it out.
     """
 
     source: str
@@ -48,12 +50,15 @@ class Packet(NamedTuple):
     mark: int = 0
     translated: bool = False
     masqueraded: bool = False
+    output: str | None = ""
+    ct_mark: int = 0
+    untracked: bool = False
 
     @property
     def states(self) -> frozenset[str]:
         """Its connection tracking states; the first packet of a connection is NEW."""
         done = (("DNAT", self.translated), ("SNAT", self.masqueraded))
-        return frozenset({"NEW", *(name for name, is_so in done if is_so)})
+        return frozenset({"UNTRACKED" if self.untracked else "NEW", *(name for name, is_so in done if is_so)})
 
 
 class Path(NamedTuple):
@@ -119,16 +124,26 @@ class HookTracer(ABC):
 
     def _arriving(self, path: Path) -> list[Path]:
         here, elsewhere = self._routed(self._hook(Hook.PREROUTING, path, True))
-        return [*self._through(Hook.INPUT, here), *self._leaving(self._through(Hook.FORWARD, elsewhere))]
+        forwarded = self._through(Hook.FORWARD, [self._directed(each) for each in elsewhere])
+        return [*self._through(Hook.INPUT, here), *self._leaving(forwarded)]
 
     def _sent(self, path: Path) -> list[Path]:
-        here, elsewhere = self._routed(self._leaving(self._hook(Hook.OUTPUT, path, True)))
-        back = [each.changed(interface=LOOPBACK) for each in here]
+        sent = [self._directed(each) for each in self._hook(Hook.OUTPUT, self._directed(path), True)]
+        here, elsewhere = self._routed(self._leaving(sent))
+        back = [each.changed(interface=LOOPBACK, output="") for each in here]
         back = self._through(Hook.INPUT, self._through(Hook.PREROUTING, back, False), False)
         return [*elsewhere, *back]
 
     def _leaving(self, paths: Iterable[Path]) -> list[Path]:
         return self._through(Hook.POSTROUTING, [path.changed(interface="", bridged=False) for path in paths])
+
+    def _directed(self, path: Path) -> Path:
+        """The path with the output interface that the routing table gives."""
+        destination = path.packet.destination
+        if self._host.owns(destination):
+            return path.changed(output=LOOPBACK)
+        route = self._host.route(destination)
+        return path.changed(output=route.interface if route else None)
 
     def _through(self, hook: Hook, paths: Sequence[Path], nat: bool = True) -> list[Path]:
         return [passed for path in paths for passed in self._hook(hook, path, nat)]
@@ -149,4 +164,11 @@ class HookTracer(ABC):
         if fate in (Fate.DELIVERED, Fate.UNTOUCHED):
             masqueraded = packet.masqueraded
         verdict = Verdict(fate, endpoint, masqueraded)
-        self._ended.append(Branch(path.probability, verdict, path.remembers, path.steps))
+        output = packet.output or "" if fate in (Fate.DELIVERED, Fate.UNTOUCHED) else ""
+        source = self._source(packet, output) if masqueraded else packet.source
+        self._ended.append(Branch(path.probability, verdict, path.remembers, path.steps, output, source))
+
+    def _source(self, packet: Packet, output: str) -> str:
+        """The address that a masqueraded packet has afterwards, "" if it is not known."""
+        route = self._host.route(packet.destination)
+        return (route.source if route else "") or self._host.interfaces.get(output, "")

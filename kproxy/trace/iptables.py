@@ -5,6 +5,9 @@ At each hook: raw, mangle, nat (where destinations change), filter, security, na
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
 from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
@@ -54,17 +57,43 @@ class _Trace(HookTracer):
 
     def __init__(self, tables: Tables, context: MatchContext) -> None:
         super().__init__(context.host)
-        self._tables, self._context = tables, context
+        self._tables = tables
+        self._chains = IptablesChains(tables, context, self._end, _refuse)
 
     def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
         left = [path]
         for table in TABLES[hook]:
             chain = self._tables.chain(table, hook.name)
             if chain and (nat or table != NAT):
-                left = [passed for each in left for passed in self._base(table, chain, each)]
+                left = [passed for each in left for passed in self._chains.base(table, chain, each)]
         return left
 
-    def _base(self, table: str, chain: Chain, path: Path) -> list[Path]:
+
+def _refuse(step: Step, why: str) -> None:
+    raise InvalidInput(f'table {step.table}, rule "-A {step.chain} {step.rule}": {why}')
+
+
+class Chains(Protocol):
+    """The chains of tables, as kproxy.trace.iptables_parser reads them."""
+
+    def __getitem__(self, place: tuple[str, str]) -> Chain: ...
+
+
+class IptablesChains:
+    """Passes packets through chains. end: takes the paths that end here. unknown: takes the rules of which it is not
+    known whether they match, each with the reason; if it returns, they are passed as if they did not."""
+
+    def __init__(
+        self,
+        tables: Chains,
+        context: MatchContext,
+        end: Callable[[Path, Fate], None],
+        unknown: Callable[[Step, str], None],
+    ) -> None:
+        self._tables, self._context, self._end, self._unknown = tables, context, end, unknown
+
+    def base(self, table: str, chain: Chain, path: Path) -> list[Path]:
+        """The paths that a built-in chain lets pass."""
         passed = []
         for after, accepted in self._chain(table, chain, path, 0):
             if accepted or chain.policy != "DROP":
@@ -96,10 +125,11 @@ class _Trace(HookTracer):
 
     def _met(self, table: str, chain: str, rule: Rule, path: Path) -> tuple[Path | None, Path | None]:
         """The path if the rule does not match, and the path if it does; None where that is impossible."""
-        if not rule.holds(path.packet, self._context):
+        matches, doubt = rule.holds(path.packet, self._context)
+        if doubt:
+            self._unknown(Step(table, chain, rule.text), doubt)
+        if doubt or not matches:
             return path, None
-        if rule.unknown:
-            raise InvalidInput(f'table {table}, rule "-A {chain} {rule.text}": {rule.unknown}')
         hit = path.after(Step(table, chain, rule.text))
         if rule.remembers:
             hit = hit.remembering(AffinityEntry(rule.remembers, path.packet.source))
@@ -149,7 +179,7 @@ class _Trace(HookTracer):
                 on.append(path)
 
     def _redirected(self, target: Redirect, packet: Packet) -> str:
-        ip = target.destination(packet, self._host)
+        ip = target.destination(packet, self._context.host)
         if ip is None:
             raise InvalidInput(f"REDIRECT needs the address of interface {packet.interface}, which was not given")
         return ip

@@ -197,9 +197,9 @@ class _Reader:
                 self._matches.append(self._address(name, value, negated))
             case "-p" if value not in ("all", "0"):
                 self._matches.append(r.IsProtocol(PROTOCOLS.get(value.lower(), value), negated))
-            case "-i":
-                self._matches.append(r.Interface(value, negated))
-            case "-o" | "-f":
+            case "-i" | "-o":
+                self._matches.append(r.Interface(value, negated, name == "-o"))
+            case "-f":
                 raise ValueError("not known here")
             case _:
                 pass

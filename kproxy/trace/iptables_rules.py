@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from kproxy.trace.hooks import Packet
-from kproxy.trace.outcome import Affinity, AffinityEntry, Host
+from kproxy.trace.outcome import Affinity, AffinityEntry, Host, NotKnown
 
 SetLookup = Callable[[str, tuple[str, ...], Packet], bool]
 """Returns whether the ipset has an entry for a packet; directions: "src" or "dst" for each part of the entry."""
@@ -72,16 +72,18 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """-i: whether it came in by this interface ("+" ends a prefix). What the node itself sends has no interface."""
+    """-i, -o: whether it came in, or leaves, by this interface ("+" ends a prefix). What the node itself sends came in
+    by none."""
 
     name: str
     negated: bool = False
+    output: bool = False
 
     def holds(self, packet: Packet, context: MatchContext) -> bool:
-        if self.name.endswith("+"):
-            found = packet.interface.startswith(self.name[:-1])
-        else:
-            found = packet.interface == self.name
+        interface = packet.output if self.output else packet.interface
+        if interface is None:
+            raise NotKnown("the output interface")
+        found = interface.startswith(self.name[:-1]) if self.name.endswith("+") else interface == self.name
         return found is not self.negated
 
 
@@ -225,5 +227,13 @@ class Rule:
     remembers: str = ""
     unknown: str = ""
 
-    def holds(self, packet: Packet, context: MatchContext) -> bool:
-        return all(match.holds(packet, context) for match in self.matches)
+    def holds(self, packet: Packet, context: MatchContext) -> tuple[bool, str]:
+        """Whether it matches, and what that depends on that is not known, "" for nothing."""
+        doubts = [self.unknown] if self.unknown else []
+        for match in self.matches:
+            try:
+                if not match.holds(packet, context):
+                    return False, ""
+            except NotKnown as why:
+                doubts.append(str(why))
+        return True, ", ".join(doubts)

@@ -6,7 +6,7 @@ its probability as an exact fraction; the probabilities sum to 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
@@ -44,16 +44,30 @@ class Probe:
         return f"{self.source} -> {self.destination} {self.protocol.lower()} port {self.port} {way}"
 
 
+class NotKnown(Exception):
+    """A rule asks for what a trace does not know; the text says what."""
+
+
+class Route(NamedTuple):
+    """Where the node sends packets to some address: the interface, and the source address that it prefers there."""
+
+    interface: str
+    source: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Host:
     """What a trace has to know of the node.
 
     addresses: its own, without prefix lengths; loopback always counts. interfaces: the first address of each interface,
-    to which REDIRECT translates; only needed where rules redirect.
+    to which REDIRECT translates; only needed where rules redirect. numbers: the interfaces' indices. route: finds the
+    route to an address, None when it is not known.
     """
 
     addresses: frozenset[str] = frozenset()
     interfaces: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    route: Callable[[str], Route | None] = lambda ip: None
 
     def owns(self, ip: str) -> bool:
         """Whether IP (canonical) is an address of the node (type LOCAL)."""
@@ -102,21 +116,27 @@ class Verdict(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One rule that matched: its table, its chain, its text ("policy DROP" for a chain's policy)."""
+    """One rule that matched: its table, its chain, its text ("policy DROP" for a chain's policy). element: the comment
+    of the element that matched in a set or map, "" for none."""
 
     table: str
     chain: str
     rule: str
+    element: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One path that the packet may take. remembers: the entries that session affinity has afterwards."""
+    """One path that the packet may take. remembers: the entries that session affinity has afterwards. output: the
+    interface by which it leaves the node, "" if it does not, or if that is not known. source: the address that the
+    other end sees, "" if that is not known."""
 
     probability: Fraction
     verdict: Verdict
     remembers: frozenset[AffinityEntry] = frozenset()
     steps: tuple[Step, ...] = ()
+    output: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ def _quiet() -> Iterator[None]:
 
 
 REFUSED = [
-    ([], ["no command: there are run, render, status, cleanup, demo; see kproxy --help"]),
-    (["start"], ["no command 'start': there are run, render, status, cleanup, demo; see kproxy --help"]),
+    ([], ["no command: there are run, render, trace, lint, status, cleanup, demo; see kproxy --help"]),
+    (["start"], ["no command 'start': there are run, render, trace, lint, status, cleanup, demo; see kproxy --help"]),
     (["run", "--no-such-flag"], ["No such option '--no-such-flag'."]),
     (["run", "--no-such=1", "--v=y", "-x", "--qqq", "word", "--cluster-cidr=x", "--no-such", "--zzzz=2"], [
         "No such option '--no-such'.",

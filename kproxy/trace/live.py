@@ -1,0 +1,140 @@
+"""Traces a packet through all that a node's kernel holds: every base chain of nf_tables and of legacy iptables.
+
+Decides: in which order chains are passed, and which of them NAT leaves out. Leaves out: reading the kernel; the rules
+come in as values, or by the interface of kproxy.netfilter.ruleset.
+Sources: net/netfilter/nf_nat_core.c, include/uapi/linux/netfilter_ipv4.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+from kproxy.model.plans import Family
+from kproxy.netfilter.live_rules import HookedChain
+from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
+from kproxy.trace.iptables import NAT, TABLES, IptablesChains
+from kproxy.trace.iptables_parser import Chain, Tables
+from kproxy.trace.iptables_rules import MatchContext, SetLookup
+from kproxy.trace.nft_rules import NftChains, Rules
+from kproxy.trace.outcome import Affinity, Host, NotKnown, Outcome, Probe, Step, check_family
+
+NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+NAT_DESTINATION, NAT_SOURCE = -100, 100
+SOURCE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
+"""The hooks at which NAT changes the source; at the others it changes the destination."""
+
+
+class LiveRules(Rules, Protocol):
+    """The rules of nf_tables."""
+
+    def base_chains(self) -> Sequence[HookedChain]: ...
+
+
+class Live(NamedTuple):
+    """What a node's kernel holds for one family.
+
+    rules: nf_tables. by_nft: what iptables-nft-save prints, for the tables that it can read. legacy: what
+    iptables-legacy-save prints. sets: looks up ipsets.
+    """
+
+    family: Family
+    host: Host
+    rules: LiveRules
+    by_nft: str = ""
+    legacy: str = ""
+    sets: SetLookup | None = None
+    affinity: Affinity = MappingProxyType({})
+
+
+class LiveOutcome(NamedTuple):
+    """The outcome of a probe. unknown: the rules of which it is not known whether they match, with the reasons; they
+    were passed as if they did not."""
+
+    outcome: Outcome
+    unknown: tuple[tuple[Step, str], ...] = ()
+
+
+class _Hooked(NamedTuple):
+    """A base chain at a hook: passes a path, and returns those that it lets pass."""
+
+    priority: int
+    is_nat: bool
+    apply: Callable[[Path], list[Path]]
+
+
+def trace_live(live: Live, probe: Probe) -> LiveOutcome:
+    """The outcome of a probe. Raises InvalidInput when it is of another family, and what `live.rules` raises."""
+    check_family(probe, live.family)
+    trace = _Trace(live)
+    return LiveOutcome(trace.run(probe), tuple(trace.unknown.items()))
+
+
+class _Trace(HookTracer):
+    """The trace of one probe."""
+
+    def __init__(self, live: Live) -> None:
+        super().__init__(live.host)
+        self.unknown: dict[Step, str] = {}
+        context = MatchContext(live.host, live.affinity, live.sets or _no_sets)
+        nft_tables, legacy_tables = Tables(live.by_nft, live.family), Tables(live.legacy, live.family)
+        by_nft = IptablesChains(nft_tables, context, self._end, self._note)
+        legacy = IptablesChains(legacy_tables, context, self._end, self._note)
+        nft = NftChains(live.rules, live.host, self._end, self._note)
+        found: dict[Hook, list[_Hooked]] = {hook: [] for hook in Hook}
+        for chain in live.rules.base_chains():
+            if chain.place.family not in (NFT_FAMILY[live.family], "inet") or chain.hook not in _HOOK_OF:
+                continue
+            hook = _HOOK_OF[chain.hook]
+            table = chain.place.table
+            known = nft_tables.chain(table, chain.name) if chain.place.family != "inet" else None
+            apply = _xtables(by_nft, table, known) if known else _nft(nft, chain)
+            found[hook].append(_Hooked(chain.priority, chain.type == NAT, apply))
+        for hook, tables in TABLES.items():
+            for table in tables:
+                if there := legacy_tables.chain(table, hook.name):
+                    found[hook].append(_Hooked(_priority(table, hook), table == NAT, _xtables(legacy, table, there)))
+        self._hooked = {hook: sorted(chains, key=lambda each: each.priority) for hook, chains in found.items()}
+
+    def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
+        left = [path]
+        for chain in self._hooked[hook]:
+            passed: list[Path] = []
+            for each in left:
+                skipped = chain.is_nat and not (nat and _may_translate(hook, each))
+                passed += [each] if skipped else chain.apply(each)
+            left = passed
+        return left
+
+    def _note(self, step: Step, why: str) -> None:
+        self.unknown.setdefault(step, why)
+
+
+def _may_translate(hook: Hook, path: Path) -> bool:
+    """Whether NAT chains are passed: only until one of them has translated the packet, and if it is tracked."""
+    packet = path.packet
+    done = packet.masqueraded if hook in SOURCE_HOOKS else packet.translated
+    return not (done or packet.untracked)
+
+
+def _xtables(chains: IptablesChains, table: str, chain: Chain) -> Callable[[Path], list[Path]]:
+    return lambda path: chains.base(table, chain, path)
+
+
+def _nft(chains: NftChains, chain: HookedChain) -> Callable[[Path], list[Path]]:
+    return lambda path: chains.base(chain, path)
+
+
+def _priority(table: str, hook: Hook) -> int:
+    if table == NAT:
+        return NAT_SOURCE if hook in SOURCE_HOOKS else NAT_DESTINATION
+    return PRIORITIES[table]
+
+
+def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:
+    raise NotKnown(f"the ipset {name}")
+
+
+_HOOK_OF: Mapping[str, Hook] = {hook.value: hook for hook in Hook}
