@@ -10,7 +10,7 @@ from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family, Protocol
 from kproxy.trace.hooks import Packet
 from kproxy.trace.iptables import IptablesTracer
-from kproxy.trace.outcome import Fate, Host, Outcome, Probe, Verdict, probability_of
+from kproxy.trace.outcome import Fate, Host, Outcome, Probe, Step, Verdict, probability_of
 
 HOST = Host(frozenset({"172.18.0.2"}), {"eth0": "172.18.0.2"})
 PACKET = Probe("192.0.2.1", "10.96.0.1", Protocol.TCP, 80, "eth0")
@@ -162,7 +162,7 @@ def test_hooks_and_their_policies(probe: Probe, met: set[str]) -> None:
     for chain in ("INPUT", "FORWARD", "OUTPUT"):
         outcome = traced(filtering(chain, policy="DROP"), probe)
         assert outcome.chances == {DROPPED if chain in met else UNTOUCHED: 1}
-        path = ((("filter", chain, "policy DROP"),) if chain in met else (),)
+        path = ((Step("filter", chain, "policy DROP"),) if chain in met else (),)
         assert tuple(branch.steps for branch in outcome.branches) == path
 
 
