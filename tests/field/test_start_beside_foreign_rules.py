@@ -42,7 +42,7 @@ UNREAD = "kproxy_unreadable_kernel_objects"
 CHAINS = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "OUTPUT", "POSTROUTING")}
 PRIORITY = {"filter": {}, "nat": {"PREROUTING": "dstnat", "OUTPUT": "-100", "POSTROUTING": "srcnat"}}
 BOTH = tuple(Family)
-FOREIGN = "meta mark set numgen inc mod 2"
+FOREIGN = "ct mark set numgen inc mod 2"  # iptables cannot read it, and nobody depends on it
 
 
 class Case(NamedTuple):
