@@ -18,7 +18,8 @@ from kproxy.errors import InvalidInput, SourceError
 SELECTORS = ("app.kubernetes.io/name=kproxy", "k8s-app=kube-proxy")
 """Labels of the pods: kproxy's own DaemonSet, else that of kubeadm, which may run kproxy's image."""
 _CONTAINERS = ("kproxy", "kube-proxy")
-_HEAD = re.compile(r"(kproxy: )?error: |Error from server( \(\w+\))?: ")
+_PROBLEM = "kproxy: error: "
+_HEAD = re.compile(r"error: |Error from server( \(\w+\))?: ")
 _ENDED = "command terminated with exit code"
 
 
@@ -87,7 +88,7 @@ class Kubectl:
     def _ask(self, *args: str) -> str:
         done = self._run(args, None)
         if done.status:
-            raise SourceError(f"kubectl: {last_line(done)}")
+            raise SourceError(f"kubectl: {reason(done)}")
         return done.out
 
     def _run(self, args: Sequence[str], stdin: int | None) -> Result:
@@ -111,8 +112,10 @@ class Kubectl:
             return Result(status, out.read().decode(errors="replace"), kept)
 
 
-def last_line(done: Result) -> str:
-    """Why a call failed, in one line: kubectl and kproxy say it last."""
+def reason(done: Result) -> str:
+    """Why a call failed, in one line: every problem that kproxy names, else what kubectl says last."""
+    if said := [line.removeprefix(_PROBLEM) for line in done.errors if line.startswith(_PROBLEM)]:
+        return "; ".join(said)
     line = done.errors[-1].strip() if done.errors else f"exit status {done.status}, without a word"
     if "executable file not found" in line:
         return "the pod has no kproxy; is it kube-proxy itself?"

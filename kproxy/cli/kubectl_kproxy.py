@@ -19,7 +19,7 @@ import click
 from kproxy import __version__
 from kproxy.cli import node_answers
 from kproxy.cli.exits import DONE, FAILED, REFUSED, guard
-from kproxy.cli.kubectl import Kubectl, ProxyPod, Result, last_line
+from kproxy.cli.kubectl import Kubectl, ProxyPod, Result, reason
 from kproxy.cli.node_answers import COMMANDS, Answer
 from kproxy.errors import InvalidInput, KproxyError, one_line
 
@@ -54,7 +54,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "ig
 @click.option("--all-nodes", is_flag=True, help="Ask on every node.  [default: that of FROM pod/NAME, else every node]")
 @click.option("-n", "--namespace", default="", help="Of pod/NAME and svc/NAME.  [default: the context's]")
 @click.option("--proxy-namespace", default="kube-system", show_default=True, help="Where kproxy's pods are.")
-@click.option("--timeout", type=click.FloatRange(1), default=60, show_default=True, help="Seconds for each node.")
+@click.option("--timeout", type=click.FloatRange(1), default=120, show_default=True, help="Seconds for each node.")
 @click.option("--parallel", type=click.IntRange(1, 100), default=10, show_default=True, help="Nodes asked at once.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @_access_options
@@ -134,7 +134,7 @@ def _one(kubectl: Kubectl, pod: ProxyPod, command: str, words: Sequence[str]) ->
     done = kubectl.execute(pod, _on_node(command, words, pod))
     click.echo(done.out, nl=False)
     if done.status and not done.out:
-        click.echo(f"{PROGRAM}: error: node {pod.node}: {one_line(last_line(done))}", err=True)
+        click.echo(f"{PROGRAM}: error: node {pod.node}: {one_line(reason(done))}", err=True)
     else:
         click.echo("".join(f"{line}\n" for line in done.errors), nl=False, err=True)
     return done.status
@@ -154,9 +154,9 @@ def _read(node: str, command: str, done: Result) -> Answer:
         value = json.loads(done.out)
         node_answers.groups(command, [Answer(node, done.status, value)]) if command != "top" else value["services"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        what = last_line(done) if done.status else f"kproxy answered something else than expected: {done.out[:60]!r}"
+        what = reason(done) if done.status else f"kproxy answered something else than expected: {done.out[:60]!r}"
         return Answer(node, done.status or FAILED, error=one_line(what))
-    return Answer(node, done.status, value)
+    return Answer(node, done.status, value, notes=done.errors)
 
 
 def _show(command: str, answers: Sequence[Answer], form: str) -> int:
@@ -164,6 +164,10 @@ def _show(command: str, answers: Sequence[Answer], form: str) -> int:
         click.echo(json.dumps(node_answers.as_json(command, answers), indent=2))
     else:
         click.echo(node_answers.as_text(command, answers), nl=False)
+    for note in dict.fromkeys(note for each in answers for note in each.notes):
+        nodes = [each.node for each in answers if note in each.notes]
+        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+        click.echo(f"{PROGRAM}: node {nodes[0]}{more}: {one_line(note)}", err=True)
     for each in answers:
         if each.value is None:
             click.echo(f"{PROGRAM}: error: node {each.node}: {each.error}", err=True)

@@ -16,12 +16,13 @@ _NAMED = 12
 
 
 class Answer(NamedTuple):
-    """A command's answer on one node. value: its JSON, None if it failed. error: why, in one line."""
+    """A command's answer on one node. value: its JSON, None if it failed. error: why, in one line. notes: warnings."""
 
     node: str
     status: int
     value: Any = None
     error: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Group(NamedTuple):

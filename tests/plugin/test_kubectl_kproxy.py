@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ import pytest
 import yaml
 
 from kproxy.cli import kubectl_kproxy, main, node_answers
-from kproxy.errors import InvalidInput
+from kproxy.cli.kubectl import Kubectl
+from kproxy.errors import InvalidInput, SourceError
 from kproxy.status.schema import FamilyStatus, Refusal, ServicePage, Status
 from tests.fakes.apiexec import Executed
 from tests.fakes.apifaults import Hang, Refuse
@@ -177,7 +180,7 @@ def test_each_node_that_fails_has_one_line_and_the_others_are_shown(
     cluster.apply("Node", "node-5", "")
     for name, answer in {
         "node-1": Executed(126, "", 'OCI runtime exec failed: exec: "kproxy": executable file not found in $PATH\n'),
-        "node-5": Executed(2, "", "kproxy: error: no command 'status': there are run\n"),
+        "node-5": Executed(2, "", "kproxy: note\nkproxy: error: no command 'status'\nkproxy: error: b\n"),
     }.items():
         cluster.answers[name] = answer
     cluster.pod("node-5", "kproxy-5")
@@ -188,8 +191,12 @@ def test_each_node_that_fails_has_one_line_and_the_others_are_shown(
         "kubectl-kproxy: error: node node-1: the pod has no kproxy; is it kube-proxy itself?",
         "kubectl-kproxy: error: node node-2: pod kproxy-2 does not run: CrashLoopBackOff",
         "kubectl-kproxy: error: node node-4: no pod of kproxy is there",
-        "kubectl-kproxy: error: node node-5: no command 'status': there are run",
+        "kubectl-kproxy: error: node node-5: no command 'status'; b",
     ]
+    encoded = msgspec.json.encode(status("any")).decode()
+    cluster.answers = {name: Executed(0, encoded, "kproxy: ignored: x\n") for name in ("node-1", "node-3")}
+    code, out, err = run(capsys, "status --node node-1 --node node-3")
+    assert (code, err) == (0, "kubectl-kproxy: node node-1 and 1 more: kproxy: ignored: x\n")
     cluster.answers = {"node-3": Executed(0, "{}")}
     code, out, err = run(capsys, "status --node node-3 --node node-4 --format json")
     assert (code, json.loads(out)["nodes"], len(err.splitlines())) == (1, {}, 2)
@@ -233,6 +240,19 @@ def test_bad_input_is_one_line(
     found, out, err = run(capsys, line)
     assert (found, out, err.count("\n")) == (code, "", 1), err
     assert said in err
+
+
+def test_a_helper_of_kubectl_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a credential plugin, which has kubectl's standard error."""
+    script = tmp_path / "kubectl"
+    script.write_text(f"#!/bin/sh\nsleep 60 &\necho $! >{tmp_path}/pid\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=r"no answer within 1 s; see --timeout"):
+        Kubectl(timeout=1).nodes()
+    assert time.monotonic() - began < 30
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 def test_top_of_one_node_runs_until_it_ends(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
