@@ -92,7 +92,7 @@ class Kubectl:
         return done.out
 
     def _run(self, args: Sequence[str], stdin: int | None) -> Result:
-        # Files, not pipes: a credential helper of kubectl that hangs would keep a pipe open after kubectl is killed.
+        # Files, not pipes: a helper that kubectl's credential plugin leaves behind would keep a pipe open.
         with TemporaryFile() as out, TemporaryFile() as err:
             try:
                 process = subprocess.Popen(["kubectl", *self._flags, *args], stdin=stdin, stdout=out, stderr=err)
