@@ -13,7 +13,7 @@ PREPARE := VENV="$(VENV)" PYTHON="$(PYTHON)" bash scripts/prepare
 AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test test-newest test-oldest check bench lint types setup lock lock-debian clean
+.PHONY: help demo test test-newest test-oldest check bench lint types setup lock lock-debian plugin clean
 
 help: ## show what there is to make
 	@sed -n 's|^\([a-z -]*\): .*## \(.*\)|  make \1	\2|p' Makefile | expand -t 32
@@ -24,6 +24,7 @@ demo: ## a small cluster in network namespaces: real rules, real traffic, nothin
 
 test: setup $(if $(filter locked,$(VERSIONS)),lint types) ## everything: lint, types, layers and every test
 	@mkdir -p .cache && $(AS_ROOT) scripts/debian-kernel >/dev/null || true # a test that starts it says what is missing
+	@PYTHON="$(BIN)/python" scripts/kubectl >/dev/null || true # as above
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(if $(CI),CI=$(CI)) scripts/run-tests $(RUN) pytest -p no:cacheprovider
 
 test-newest test-oldest: test-%: ## every test, on the newest or the oldest versions that pyproject.toml allows
@@ -45,6 +46,9 @@ types: setup
 
 setup:
 	@$(PREPARE) tests $(VERSIONS)
+
+plugin: setup ## kubectl kproxy as one file: dist/kubectl-kproxy
+	"$(BIN)/python" scripts/build_plugin.py dist/kubectl-kproxy
 
 lock: ## renew requirements: the newest versions that pyproject.toml allows, with the hash of every file
 	PYTHON="$(PYTHON)" scripts/lock newest requirements

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
-from kproxy.cli import main
+from kproxy.cli import kubectl_kproxy, main
 from kproxy.config.field_docs import leaves
 from kproxy.config.fields import KubeProxyConfiguration
 from tests.docs.pages import PAGES, ROOT, Page
@@ -116,14 +116,20 @@ def options(name: str) -> frozenset[str]:
     return frozenset(option for parameter in command.get_params(context) for option in parameter.opts)
 
 
+@cache
+def plugin_options() -> frozenset[str]:
+    return frozenset(option for parameter in kubectl_kproxy.command.params for option in parameter.opts)
+
+
 @every_page
 def test_every_command_and_its_flags_exist(page: Page) -> None:
     wrong = []
     for line in page.lines_of_code():
+        by_plugin = plugin_options() if "kubectl kproxy " in line else frozenset[str]()
         for name, *words in commands(line):
             if name in main.COMMANDS:
                 flags = [word.split("=")[0] for word in words if word.startswith("-") and word != "-"]
-                wrong += [f"{name} {flag}" for flag in flags if flag not in options(name)]
+                wrong += [f"{name} {flag}" for flag in flags if flag not in options(name) | by_plugin]
             elif re.match(rf"\W*kproxy {name}\b", line):
                 wrong.append(name)
     assert wrong == []
@@ -131,7 +137,7 @@ def test_every_command_and_its_flags_exist(page: Page) -> None:
 
 @every_page
 def test_every_flag_that_stands_by_itself_is_somebodys(page: Page) -> None:
-    ours = frozenset(("--version", "--help", *THEIRS)).union(*map(options, main.COMMANDS))
+    ours = frozenset(("--version", "--help", *THEIRS)).union(*map(options, main.COMMANDS), plugin_options())
     scripts = "".join((ROOT / script).read_text() for script in OUR_SCRIPTS)
     flags = [re.split("[ =]", word)[0] for word in page.words() if re.match("--[a-z]", word)]
     assert [flag for flag in flags if flag not in ours and not re.search(rf"{flag}\b", scripts)] == []

@@ -1,7 +1,8 @@
 """The requests of the API stand-in: who may come in, which object or list is meant, and what the answer is.
 
 What a real server refuses is refused with the same status and Status object: see apistatus and apivalidation. Not
-served, and refused with 404 or 405: subresources, deletion of collections, apply and JSON patches, protobuf bodies.
+served, and refused with 404 or 405: subresources except pods/exec, deletion of collections, apply and JSON patches,
+protobuf bodies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from tests.fakes import apistatus
+from tests.fakes import apiexec, apistatus
 from tests.fakes.apifaults import CutBody, Fault, Faults, Forget, Hang, Refuse
 from tests.fakes.apiselectors import check
 from tests.fakes.apistatus import Cause, Refusal, bad_request
@@ -44,7 +45,8 @@ _METHODS = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 class Request:
     """A request that was served.
 
-    verb: list, watch, stream (a watch that begins with a list), get, create, update, patch or delete; else the method.
+    verb: list, watch, stream (a watch that begins with a list), get, create, update, patch, delete or exec; else the
+    method.
     """
 
     verb: str
@@ -93,12 +95,15 @@ class Handler:
         self.served: Counter[tuple[str, str]] = Counter()
         """How many requests came for (verb, kind), failed ones included."""
         self.rules = rules
+        self.execute: apiexec.Execute | None = None
         self._store, self._watches = store, watches
         self._cluster_ips = CLUSTER_IPS.hosts()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         if request.path in ("/healthz", "/livez", "/readyz"):
             return web.Response(text="ok")
+        if described := apiexec.discovery(request.path):
+            return web.json_response(described)
         place = self._find(request.path)
         verb, kind = _verb(request, place), place.resource.kind if place else ""
         agent = request.headers.get("User-Agent", "")
@@ -123,6 +128,10 @@ class Handler:
 
     async def _answer(self, request: web.Request, verb: str, place: _Place, fault: Fault | None) -> web.StreamResponse:
         resource, query = place.resource, request.query
+        if verb == "exec":
+            if pod := self._store.get(resource.kind, place.namespace, place.name):
+                return await apiexec.execute(request, json.loads(pod.body), self.execute)
+            raise resource.named(place.name).not_found()
         if verb not in ("list", "watch", "stream"):
             return await self._one(request, verb, place)
         selection = Selection(
@@ -281,6 +290,8 @@ class Handler:
             namespace = ""
             if parts[0] == "namespaces" and resource.namespaced and len(parts) > 2:
                 namespace, parts = parts[1], parts[2:]
+            if resource.kind == "Pod" and len(parts) == 3 and parts[2] == "exec":
+                parts = parts[:2]
             if parts[0] == resource.plural and len(parts) <= 2:
                 return _Place(resource, namespace, parts[1] if len(parts) == 2 else "")
         return None
@@ -296,6 +307,8 @@ class Handler:
 
 def _verb(request: web.Request, place: _Place | None) -> str:
     named = place is not None and place.name
+    if place is not None and place.resource.kind == "Pod" and request.path.endswith(f"/{place.name}/exec"):
+        return "exec"
     if request.method == "GET" and not named:
         if not is_true(request.query, "watch"):
             return "list"

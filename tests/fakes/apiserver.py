@@ -1,10 +1,10 @@
 """A stand-in for the API server, over real HTTP and HTTPS, for tests, benchmarks and demos.
 
-It keeps Services, EndpointSlices, Nodes, ServiceCIDRs, Namespaces and Events; lists with selectors, pages and resource
-versions; watches with bookmarks, timeouts and streamed lists; checks bearer tokens and client certificates; and acts
-out the faults that it is told to (see apifaults). What comes over HTTP is validated and refused as by a real server,
-and given its defaults; `apply` takes any object as it is, like one that was stored before validation became stricter.
-It forgets everything when it stops.
+It keeps Services, EndpointSlices, Nodes, Pods, ServiceCIDRs, Namespaces and Events; lists with selectors, pages and
+resource versions; watches with bookmarks, timeouts and streamed lists; checks bearer tokens and client certificates;
+lets clients run commands in Pods; and acts out the faults that it is told to (see apifaults). What comes over HTTP is
+validated and refused as by a real server, and given its defaults; `apply` takes any object as it is, like one that was
+stored before validation became stricter. It forgets everything when it stops.
 
     with ApiServer() as server:
         server.apply({"kind": "Service", "metadata": {"name": "web"}, "spec": {...}})
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from tests.fakes.apiexec import Execute
 from tests.fakes.apifaults import Fault
 from tests.fakes.apihandler import Handler, Request, Rules
 from tests.fakes.apistore import Selection, Store
@@ -143,6 +144,10 @@ class ApiServer:
     def inject(self, fault: Fault, verb: str = "", kind: str = "", times: int = 1) -> None:
         """Let the next TIMES requests of VERB (list, watch, stream...; "" any) on KIND ("" any) meet FAULT."""
         self._handler.faults.add(fault, verb, kind, times)
+
+    def run_commands(self, execute: Execute) -> None:
+        """Let clients run commands in Pods: EXECUTE is called with the Pod and the command, in a thread."""
+        self._handler.execute = execute
 
     @property
     def faults_left(self) -> int:

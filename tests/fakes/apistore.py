@@ -43,6 +43,7 @@ RESOURCES = (
     Resource("v1", "services", "Service"),
     Resource("discovery.k8s.io/v1", "endpointslices", "EndpointSlice"),
     Resource("v1", "nodes", "Node", namespaced=False),
+    Resource("v1", "pods", "Pod"),
     Resource("networking.k8s.io/v1", "servicecidrs", "ServiceCIDR", namespaced=False),
     Resource("networking.k8s.io/v1beta1", "servicecidrs", "ServiceCIDR", namespaced=False),
     Resource("v1", "events", "Event"),

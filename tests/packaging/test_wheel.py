@@ -87,12 +87,13 @@ def test_the_wheel_has_every_module_of_the_tree_and_no_other_package(wheel: Path
     assert {name.split("/")[0] for name in names} == {"kproxy"}
 
 
-def test_the_wheel_has_both_commands(wheel: Path) -> None:
+def test_the_wheel_has_every_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         text = archive.read(name).decode()
     assert "kproxy = kproxy.cli.main:main" in text
     assert "kube-proxy = kproxy.cli.main:kube_proxy_main" in text
+    assert "kubectl-kproxy = kproxy.cli.kubectl_kproxy:main" in text
 
 
 def test_the_sdist_holds_the_modes_once(sdist: Path) -> None:
