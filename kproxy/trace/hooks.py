@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from kproxy.model.plans import address_port
+from kproxy.trace.comparisons import Dimension, Observer, owned, unobserved
 from kproxy.trace.outcome import AffinityEntry, Branch, Fate, Host, Outcome, Probe, Step, Verdict, number
 
 LOOPBACK = "lo"
@@ -93,8 +94,8 @@ class Path(NamedTuple):
 class HookTracer(ABC):
     """Traces one probe through the hooks and collects the branches of its outcome."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, host: Host, observe: Observer = unobserved) -> None:
+        self._host, self._observe = host, observe
         self._ended: list[Branch] = []
 
     @abstractmethod
@@ -140,7 +141,7 @@ class HookTracer(ABC):
     def _directed(self, path: Path) -> Path:
         """The path with the output interface that the routing table gives."""
         destination = path.packet.destination
-        if self._host.owns(destination):
+        if self._is_own(path.packet):
             return path.changed(output=LOOPBACK)
         route = self._host.route(destination)
         return path.changed(output=route.interface if route else None)
@@ -153,8 +154,13 @@ class HookTracer(ABC):
         here: list[Path] = []
         elsewhere: list[Path] = []
         for path in paths:
-            (here if self._host.owns(path.packet.destination) else elsewhere).append(path)
+            (here if self._is_own(path.packet) else elsewhere).append(path)
         return here, elsewhere
+
+    def _is_own(self, packet: Packet) -> bool:
+        if not packet.translated:
+            self._observe(owned(self._host.addresses, ":" in packet.destination, Dimension.DESTINATION))
+        return self._host.owns(packet.destination)
 
     def _end(self, path: Path, fate: Fate) -> None:
         packet = path.packet

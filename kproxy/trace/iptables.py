@@ -10,6 +10,7 @@ from typing import Protocol
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
+from kproxy.trace.comparisons import Observer, OfInterface, unobserved
 from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
 from kproxy.trace.iptables_parser import Chain, Tables
 from kproxy.trace.iptables_rules import Dnat, Jump, MarkSet, MatchContext, Plain, Redirect, Rule, SetLookup
@@ -39,13 +40,14 @@ class IptablesTracer:
         self._host = host
         self._sets = sets or _no_sets
 
-    def trace(self, probe: Probe, affinity: Affinity | None = None) -> Outcome:
-        """The outcome of PROBE. affinity: the entries of `recent` lists, as in Branch.remembers.
+    def trace(self, probe: Probe, affinity: Affinity | None = None, observe: Observer = unobserved) -> Outcome:
+        """The outcome of PROBE. affinity: the entries of `recent` lists, as in Branch.remembers. observe: takes each
+        comparison that is made of the probe.
 
         Raises InvalidInput when the probe is of another family, or reaches a rule that is not understood.
         """
         check_family(probe, self.family)
-        return _Trace(self._tables, MatchContext(self._host, affinity or {}, self._sets)).run(probe)
+        return _Trace(self._tables, MatchContext(self._host, affinity or {}, self._sets, observe)).run(probe)
 
 
 def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:
@@ -56,7 +58,7 @@ class _Trace(HookTracer):
     """The trace of one probe."""
 
     def __init__(self, tables: Tables, context: MatchContext) -> None:
-        super().__init__(context.host)
+        super().__init__(context.host, context.observe)
         self._tables = tables
         self._chains = IptablesChains(tables, context, self._end, _refuse)
 
@@ -110,7 +112,7 @@ class IptablesChains:
             raise InvalidInput(f"table {table}, chain {chain.name}: chains jump in a loop")
         out: list[tuple[Path, bool]] = []
         inside = [path]
-        for rule in chain.relevant(path.packet.destination_number, path.packet.port):
+        for rule in chain.relevant(path.packet, self._context.observe):
             on: list[Path] = []
             for each in inside:
                 missed, hit = self._met(table, chain.name, rule, each)
@@ -179,6 +181,8 @@ class IptablesChains:
                 on.append(path)
 
     def _redirected(self, target: Redirect, packet: Packet) -> str:
+        if packet.interface:
+            self._context.observe(OfInterface(packet.interface))
         ip = target.destination(packet, self._context.host)
         if ip is None:
             raise InvalidInput(f"REDIRECT needs the address of interface {packet.interface}, which was not given")

@@ -1,0 +1,88 @@
+"""Classes of first packets are proved: disjoint, together the whole space, and each treated in one way."""
+
+from __future__ import annotations
+
+from itertools import product
+from random import Random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kproxy.model.objects import Object
+from kproxy.model.plans import Family
+from kproxy.preflight.classes import Box, classes
+from kproxy.trace.comparisons import PROTOCOLS, Intervals, common, has, network, united, without
+from tests.model.builders import endpoint, service, slice_
+from tests.preflight.nodes import preview_of, space_of, tracer_of
+from tests.trace.test_random_states import CONFIGURATIONS, FAMILIES, objects
+
+SETS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6)), max_size=5).map(
+    lambda found: united((low, low + more) for low, more in found)
+)
+
+
+@given(SETS, SETS)
+def test_sets_of_numbers_are_those_of_their_members(left: Intervals, right: Intervals) -> None:
+    in_left, in_right = ({n for n in range(40) if has(each, n)} for each in (left, right))
+    assert {n for n in range(40) if has(common(left, right), n)} == in_left & in_right
+    assert {n for n in range(40) if has(without(left, right), n)} == in_left - in_right
+    assert {n for n in range(40) if has(united([*left, *right]), n)} == in_left | in_right
+
+
+@settings(max_examples=25, deadline=None)
+@given(objects(), CONFIGURATIONS, FAMILIES, st.randoms(use_true_random=False))
+def test_no_packet_of_a_class_is_treated_unlike_its_representative(
+    items: list[Object], config: dict[str, Any], family: Family, random: Random
+) -> None:
+    preview, host = preview_of(items, **config)
+    before, after = (tracer_of(preview, mode, family, host) for mode in ("iptables", "nftables"))
+    space = space_of(preview, family, host)
+    found = list(classes(space, before, after))
+    for each in random.sample(found, min(len(found), 60)):
+        for values in [_member(each.box, random) for _ in range(3)]:
+            probe = space.packet(*values)
+            assert before.trace(probe).chances == each.before.chances, (each.probe, probe)
+            assert after.trace(probe).chances == each.after.chances, (each.probe, probe)
+            assert [one for one in found if one.box.has(values)] == [each]
+    for box in space.boxes():
+        values = _member(box, random)
+        assert sum(one.box.has(values) for one in found) == 1, space.packet(*values)
+
+
+def _member(box: Box, random: Random) -> tuple[int, int, int, int, int]:
+    """A packet of the box; the ends of ranges as often as what is between them."""
+    one, *others = (
+        random.choice((low, high, random.randint(low, high))) for low, high in map(random.choice, box.values)
+    )
+    return one, *others  # type: ignore[return-value]
+
+
+def test_every_packet_of_a_small_space_is_treated_as_its_class_says() -> None:
+    """Each address and port about two Services, from each kind of sender."""
+    items: list[Object] = [
+        service("web", ports=[{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 82}], type="NodePort"),
+        slice_("web-4", [endpoint("10.244.1.7", "node1"), endpoint("10.244.2.8", "node2")], "web"),
+        service("none", clusterIP="10.96.0.3", clusterIPs=["10.96.0.3"], externalIPs=["172.18.0.3"]),
+    ]
+    preview, host = preview_of(items, detectLocalMode="ClusterCIDR")
+    before, after = (tracer_of(preview, mode, Family.IPV4, host) for mode in ("iptables", "nftables"))
+    space = space_of(preview, Family.IPV4, host)
+    found, boxes = list(classes(space, before, after)), space.boxes()
+    assert any(each.differs for each in found)
+    assert not all(each.differs for each in found)
+    starts = ("10.96.0.0", "172.18.0.1", "127.0.0.0")
+    destinations = [network(start)[0] + more for start in starts for more in range(5)]
+    sources = [
+        network(ip)[0] for ip in ("10.244.1.7", "10.244.2.8", "10.244.2.9", "172.18.0.2", "127.0.0.1", "8.8.8.8")
+    ]
+    asked = 0
+    ways = product(sources, destinations, range(len(PROTOCOLS)), range(79, 84), range(len(space.names)))
+    for values in ways:
+        if not any(box.has(values) for box in boxes):
+            continue
+        asked += 1
+        (of,) = (each for each in found if each.box.has(values))
+        probe = space.packet(*values)
+        assert (before.trace(probe).chances, after.trace(probe).chances) == (of.before.chances, of.after.chances), probe
+    assert asked > 1500
