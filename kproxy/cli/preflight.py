@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import click
 
 from kproxy.cli.exits import DONE, FAILED, Refused
 from kproxy.cli.options import CONTEXT, Inputs, with_inputs
 from kproxy.cli.trace import outcome_lines, outcome_values
-from kproxy.config.fields import ProxyMode
+from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
 from kproxy.errors import InvalidInput
+from kproxy.kernel.commands import Commands
+from kproxy.kernel.host_checks import NEEDED, may_administer_network
 from kproxy.model.node_info import family_of
 from kproxy.model.plans import Family, address_port
+from kproxy.modes.nftables.names import KUBE_PROXY_TABLE, TABLE
+from kproxy.modes.nftables.render import Layout
 from kproxy.modes.preview import Preview
+from kproxy.netfilter.kernel import KernelNftables
+from kproxy.netfilter.live_rules import HookedChain
 from kproxy.netfilter.objects import InterfaceIs
+from kproxy.netfilter.support import missing
 from kproxy.preflight.classes import Space, Tracer, interface_names
 from kproxy.preflight.differences import Comparison, Difference, Places
+from kproxy.preflight.other_rules import has_proxy, of_others, together
 from kproxy.trace.iptables import IptablesTracer
+from kproxy.trace.layered import Layer, LayeredTracer
 from kproxy.trace.nftables import NftablesTracer
-from kproxy.trace.outcome import Host, Outcome, Probe
+from kproxy.trace.outcome import Host, Outcome, Probe, Step
 
 WIDTH = 100
 LIVE = "live"
 PROGRESS = 1000
 """Classes after which the progress is shown again."""
 TRACED = (ProxyMode.IPTABLES.value, ProxyMode.NFTABLES.value)
+_TABLE = re.compile(r"^\*(\S+)", re.MULTILINE)
 _INTERFACE = re.compile(r"^-A .*? -i (\S+)", re.MULTILINE)
 
 
@@ -41,6 +53,30 @@ class Rules:
 
     tracer: Tracer
     interfaces: frozenset[str]
+
+
+class Requirement(NamedTuple):
+    """What else the new mode depends on. detail: why it is met or not, or what was assumed."""
+
+    what: str
+    met: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Rules to compare. then: those after the change, where they depend on today's. unknown: the rules of which it is
+    not known whether they match, found while they are traced."""
+
+    host: Host
+    today: dict[Family, Rules]
+    then: dict[Family, Rules] = field(default_factory=dict)
+    requirements: list[Requirement] = field(default_factory=list)
+    unknown: dict[Step, str] = field(default_factory=dict)
+
+    def note(self, step: Step, why: str) -> None:
+        """Take a rule of which it is not known whether it matches."""
+        self.unknown.setdefault(step, why)
 
 
 @click.command("preflight", context_settings=CONTEXT)
@@ -63,30 +99,118 @@ def command(to: str, before: str, form: str, inputs: Inputs) -> int:
     for option, mode in (("--to", to), ("--from", before)):
         if mode not in (*TRACED, LIVE):
             raise InvalidInput(f"{option}: mode {mode} is not supported yet: there are {', '.join(TRACED)}")
-    if before == LIVE:
-        raise InvalidInput("--from: live is not supported yet")
     preview, problems = inputs.preview()
     if problems:
         raise Refused(problems)
-    today, after = preview.of(inputs.config_of(ProxyMode(before))), preview.of(inputs.config_of(ProxyMode(to)))
-    host = Host(frozenset(after.node.addresses))
+    config = inputs.config_of(ProxyMode(to))
+    after = preview.of(config)
+    today = (
+        _live(after, to, config)
+        if before == LIVE
+        else _rendered(preview.of(inputs.config_of(ProxyMode(before))), before)
+    )
+    then = today.then or _rendered(after, to).today
     found = Comparison()
     for family in Family:
-        _compare(found, after, family, host, (_rules(today, before, family, host), _rules(after, to, family, host)))
-    report = _report(found, host, before, to)
-    click.echo(json.dumps(report, indent=2) + "\n" if form == "json" else _text(report, found, host), nl=False)
-    return FAILED if found.differences else DONE
+        _compare(found, after, family, today.host, (today.today[family], then[family]))
+    requirements = [*today.requirements, *_unknown(today.unknown)]
+    report = _report(found, today.host, before, to, requirements)
+    click.echo(json.dumps(report, indent=2) + "\n" if form == "json" else _text(report, found, today.host), nl=False)
+    return FAILED if found.differences or not all(each.met for each in requirements) else DONE
+
+
+def _rendered(preview: Preview, mode: str) -> Subject:
+    """What a mode would program."""
+    host = Host(frozenset(preview.node.addresses))
+    return Subject(host, {family: _rules(preview, mode, family, host) for family in Family})
 
 
 def _rules(preview: Preview, mode: str, family: Family, host: Host) -> Rules:
-    """What a mode would program."""
     if mode == ProxyMode.IPTABLES:
         text = preview.iptables(family)
-        return Rules(IptablesTracer(text, family, host), frozenset(_INTERFACE.findall(text)))
+        return Rules(IptablesTracer(text, family, host), _interfaces(text))
     layout = preview.nftables_layout(family)
+    return Rules(NftablesTracer(layout, host), _interfaces_of(layout))
+
+
+def _interfaces(text: str) -> frozenset[str]:
+    return frozenset(_INTERFACE.findall(text))
+
+
+def _interfaces_of(layout: Layout) -> frozenset[str]:
     statements = (s for chain in layout.chains.values() for rule in chain.rules for s in rule)
-    names = (f"{s.name}+" if s.prefix else s.name for s in statements if isinstance(s, InterfaceIs))
-    return Rules(NftablesTracer(layout, host), frozenset(names))
+    return frozenset(f"{s.name}+" if s.prefix else s.name for s in statements if isinstance(s, InterfaceIs))
+
+
+def _live(preview: Preview, to: str, config: KubeProxyConfiguration) -> Subject:
+    """What this node's kernel holds, and what it would hold: others' rules of iptables stay. Raises KernelError, and
+    InvalidInput where Services are not in iptables."""
+    from kproxy.cli.live_kernel import LiveKernel
+
+    with closing(LiveKernel()) as kernel:
+        host = Host(kernel.host.addresses, kernel.host.interfaces)
+        subject = Subject(host, {}, {}, list(_needs(to, config)))
+        for family in Family:
+            texts = kernel.iptables(family)
+            read = {name for text in texts for name in _TABLE.findall(text)}
+            chains = kernel.base_chains(family)
+            foreign = [c for c in chains if c.place.family == "inet" or c.place.table not in read]
+            if proxies := sorted({c.place.table for c in foreign if c.place.table in (TABLE, KUBE_PROXY_TABLE)}):
+                where = f"table {proxies[0]} of nf_tables"
+                raise InvalidInput(f"--from: this node's Services are in {where}, which live does not compare yet")
+            subject.requirements.extend(_not_compared(chain) for chain in foreign)
+            others = [of_others(text) for text in texts]
+            interfaces = frozenset(name for text in texts for name in _interfaces(text))
+
+            def layer(text: str, family: Family = family) -> IptablesTracer:
+                return IptablesTracer(text, family, host, unknown=subject.note)
+
+            subject.today[family] = Rules(LayeredTracer(family, host, *map(layer, texts)), interfaces)
+            layers: list[Layer] = list(map(layer, others))
+            if to == ProxyMode.NFTABLES:
+                layout = preview.nftables_layout(family)
+                layers.append(NftablesTracer(layout, host))
+                interfaces |= _interfaces_of(layout)
+            else:
+                rendered = preview.iptables(family)
+                backend = 1 if has_proxy(texts[1]) and not has_proxy(texts[0]) else 0
+                layers[backend] = layer(together(rendered, others[backend]))
+                interfaces |= _interfaces(rendered)
+            subject.then[family] = Rules(LayeredTracer(family, host, *layers), interfaces)
+    return subject
+
+
+def _not_compared(chain: HookedChain) -> Requirement:
+    place = f"{chain.place.family} {chain.place.table}"
+    drops = "; it drops what it does not accept, and no accept of another table changes that" if chain.drops else ""
+    return Requirement(
+        f"table {place}, chain {chain.name}", not chain.drops, f"another program's, taken as accepting all{drops}"
+    )
+
+
+def _unknown(found: Mapping[Step, str]) -> Iterator[Requirement]:
+    """Rules of which it is not known whether they match, as the answer depends on them."""
+    for step, why in found.items():
+        detail = f"-A {step.chain} {step.rule}: passed as if it did not match, as this is not known here: {why}"
+        yield Requirement(f"a rule of table {step.table}", True, detail)
+
+
+def _needs(to: str, config: KubeProxyConfiguration) -> Iterator[Requirement]:
+    """What the new mode needs of this host. Raises NetlinkError."""
+    allowed = may_administer_network()
+    yield Requirement("rights", allowed, "NET_ADMIN" if allowed else NEEDED)
+    if to == ProxyMode.IPTABLES:
+        commands = Commands()
+        for name in ("iptables", "ip6tables"):
+            path = commands.which(f"{name}-restore")
+            yield Requirement(f"{name}-restore", path is not None, path or "is not installed")
+        return
+    addresses = ", ".join(config.node_port_addresses) or "primary, nftables mode's default"
+    yield Requirement("nodePortAddresses", True, f"node ports answer on: {addresses}")
+    for family in Family if allowed else ():
+        with KernelNftables() as kernel:
+            lacking = missing(kernel, family, platform.release())
+        yield Requirement(f"kernel, {family}", not lacking, "; ".join(lacking) or f"{platform.release()} has all")
 
 
 def _compare(found: Comparison, preview: Preview, family: Family, host: Host, rules: tuple[Rules, Rules]) -> None:
@@ -107,7 +231,7 @@ def _compare(found: Comparison, preview: Preview, family: Family, host: Host, ru
 # ---------------------------------------------------------------- what is shown
 
 
-def _report(found: Comparison, host: Host, before: str, to: str) -> dict[str, Any]:
+def _report(found: Comparison, host: Host, before: str, to: str, requirements: Sequence[Requirement]) -> dict[str, Any]:
     """The report for JSON; it has all that the text shows."""
     differences, total, differing = found.differences, found.classes, found.differing
     today = "this node's rules" if before == LIVE else f"{before} mode"
@@ -115,7 +239,13 @@ def _report(found: Comparison, host: Host, before: str, to: str) -> dict[str, An
     if differences:
         number = "one difference" if len(differences) == 1 else f"{len(differences)} differences"
         verdict = f"{number} between {today} and {to} mode, in {differing:,} of {total:,} classes of first packets"
-    return {"verdict": verdict, "differences": [_values(each, host) for each in differences], "requirements": []}
+    if unmet := [each.what for each in requirements if not each.met]:
+        verdict = f"not ready: {', '.join(unmet)}; {verdict}"
+    return {
+        "verdict": verdict,
+        "differences": [_values(each, host) for each in differences],
+        "requirements": [each._asdict() for each in requirements],
+    }
 
 
 def _values(difference: Difference, host: Host) -> dict[str, Any]:
@@ -137,6 +267,9 @@ def _values(difference: Difference, host: Host) -> dict[str, Any]:
 
 def _text(report: Mapping[str, Any], found: Comparison, host: Host) -> str:
     lines = textwrap.wrap(report["verdict"], WIDTH)
+    for each in report["requirements"]:
+        text = f"{each['what']}: {each['detail']}"
+        lines += textwrap.wrap(text, WIDTH, initial_indent="✓ " if each["met"] else "✗ ", subsequent_indent="  ")
     for difference in found.differences:
         example = difference.example
         lines += ["", *textwrap.wrap(difference.summary, WIDTH, initial_indent="• ", subsequent_indent="  ")]

@@ -10,7 +10,7 @@ itself passes PREROUTING and INPUT without them. Leaves out: bridges, refusals o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -89,6 +89,14 @@ class Path(NamedTuple):
         """The path with another destination. Port 0 keeps the packet's."""
         to = port or self.packet.port
         return self.changed(destination=ip, destination_number=number(ip), port=to, translated=True)
+
+
+class ChainAtHook(NamedTuple):
+    """A chain that a hook calls. apply: returns the paths that it lets pass."""
+
+    priority: int
+    is_nat: bool
+    apply: Callable[[Path], list[Path]]
 
 
 class HookTracer(ABC):

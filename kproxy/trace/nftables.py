@@ -5,8 +5,9 @@ Chains of one hook are passed in the order of their priority. Other tables are l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from itertools import product
 
 from kproxy.errors import InvalidInput
@@ -29,7 +30,7 @@ from kproxy.trace.comparisons import (
     unobserved,
 )
 from kproxy.trace.comparisons import protocol as compares_protocol
-from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
+from kproxy.trace.hooks import ChainAtHook, Hook, HookTracer, Packet, Path
 from kproxy.trace.outcome import Affinity, AffinityEntry, Fate, Host, Outcome, Probe, Step, check_family, number
 
 MAX_DEPTH = 16  # NFT_JUMP_STACK_SIZE
@@ -53,6 +54,16 @@ class NftablesTracer:
         """
         check_family(probe, self.family)
         return _Trace(self._table, self._host, affinity or {}, observe).run(probe)
+
+    def at_hooks(
+        self, end: Callable[[Path, Fate], None], affinity: Affinity, observe: Observer
+    ) -> dict[Hook, list[ChainAtHook]]:
+        """The base chains, for whoever passes those of others as well. end: takes the paths that end in them."""
+        trace = _Trace(self._table, self._host, affinity, observe, end)
+        return {
+            hook: [ChainAtHook(c.base.priority, c.base.type == "nat", partial(trace.base, c)) for c in chains if c.base]
+            for hook, chains in self._table.hooks.items()
+        }
 
 
 class _Table:
@@ -198,16 +209,29 @@ Out = list[tuple[Path, bool]]
 class _Trace(HookTracer):
     """The trace of one probe."""
 
-    def __init__(self, table: _Table, host: Host, affinity: Affinity, observe: Observer) -> None:
+    def __init__(
+        self,
+        table: _Table,
+        host: Host,
+        affinity: Affinity,
+        observe: Observer,
+        end: Callable[[Path, Fate], None] | None = None,
+    ) -> None:
+        """end: takes the paths that end, if they are not this trace's own."""
         super().__init__(host, observe)
         self._table, self._affinity = table, affinity
+        self._finish = end or self._end
 
     def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
         left = [path]
         for chain in self._table.hooks[hook]:
             if nat or chain.base is None or chain.base.type != "nat":
-                left = [passed for each in left for passed, _ in self._chain(chain, each, 0)]
+                left = [passed for each in left for passed in self.base(chain, each)]
         return left
+
+    def base(self, chain: Chain, path: Path) -> list[Path]:
+        """The paths that a base chain lets pass."""
+        return [passed for passed, _ in self._chain(chain, path, 0)]
 
     def _chain(self, chain: Chain, path: Path, depth: int) -> Out:
         """The paths that leave a chain, each with whether it was accepted (True) or reached the end (False)."""
@@ -332,9 +356,9 @@ class _Trace(HookTracer):
             case objects.Masquerade():
                 out.append((path.after(self._step(chain, rule)).changed(masqueraded=True), True))
             case objects.Reject():
-                self._end(path.after(self._step(chain, rule)), Fate.REJECTED)
+                self._finish(path.after(self._step(chain, rule)), Fate.REJECTED)
             case objects.Drop():
-                self._end(path.after(self._step(chain, rule)), Fate.DROPPED)
+                self._finish(path.after(self._step(chain, rule)), Fate.DROPPED)
             case objects.Jump(target) | objects.Goto(target):
                 leaves = isinstance(statement, objects.Goto)
                 self._enter(target, path.after(self._step(chain, rule)), depth, out if leaves else None, on, out)
@@ -368,7 +392,7 @@ class _Trace(HookTracer):
         if element.data.chain:
             self._enter(element.data.chain, path, depth, out, on, out)
         else:
-            self._end(path, Fate.DROPPED)
+            self._finish(path, Fate.DROPPED)
 
     def _by_map(
         self,

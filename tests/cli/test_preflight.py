@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
+from typing import Any
 
 import pytest
 
 from kproxy.cli import main
-from tests.cli.test_trace import inputs
+from kproxy.lab.namespaces import Namespace
+from tests.cli.test_trace import FIREWALL, ROOT, inputs
 
 __all__ = ["inputs"]
 EXPECTED = [
@@ -54,3 +57,52 @@ def test_nothing_to_report(
 ) -> None:
     assert main.main(["preflight", *arguments, *inputs]) == status
     assert said in "".join(capsys.readouterr())
+
+
+FOREIGN = "*filter\n-A FORWARD -d 10.244.2.7/32 -j DROP\n-A OUTPUT -p tcp -m owner --uid-owner 7 -j DROP\nCOMMIT\n"
+
+
+@ROOT
+@pytest.mark.root
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_the_rules_of_this_node(backend: str, inputs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """kube-proxy's rules, another program's behind them, and a table of nf_tables that is not compared."""
+    rules = {}
+    for family in ("ipv4", "ipv6"):
+        assert main.main(["render", "--mode", "iptables", "--family", family, *inputs]) == 0
+        rules[family] = capsys.readouterr().out
+    with closing(Namespace("preflight")) as space:
+        for words in ("link set lo up", "link add eth0 type veth peer name other", "addr add 172.18.0.2/16 dev eth0",
+                      "addr add fd00:18::2/64 dev eth0 nodad"):  # fmt: skip
+            space.run(["ip", *words.split()])
+        space.run([f"iptables-{backend}-restore", "--noflush"], rules["ipv4"])
+        space.run([f"ip6tables-{backend}-restore", "--noflush"], rules["ipv6"])
+        space.run([f"iptables-{backend}-restore", "--noflush"], FOREIGN)
+        space.run(["nft", "-f", "-"], FIREWALL)
+
+        def report(mode: str) -> tuple[int, Any]:
+            status = space.call(main.main, ["preflight", "--to", mode, *inputs, "--format", "json"])
+            return status, json.loads(capsys.readouterr().out)
+
+        status, same = report("iptables")
+        assert [each["summary"] for each in same["differences"]] == []
+        assert status == 0
+        needs = {each["what"]: each for each in same["requirements"]}
+        assert "another program's" in needs["table inet other, chain forwarding"]["detail"]
+        assert "--uid-owner 7" in needs["a rule of table filter"]["detail"]
+        status, other = report("nftables")
+        assert status == 1
+        summaries = [each["summary"] for each in other["differences"]]
+        assert [
+            each for each in EXPECTED if not any(each in s for s in summaries)
+        ] == [], summaries
+        # What is masqueraded has a mark that iptables mode accepts before the other program's rule.
+        blocked = next(
+            each for each in other["differences"] if "forwarded (2/3) or dropped (1/3) then" in each["summary"]
+        )
+        assert "forwarded today" in blocked["summary"]
+        assert {o["fate"] for o in blocked["after"]["outcomes"]} == {"forwarded", "dropped"}
+        space.run(["nft", "add", "table", "ip", "kube-proxy"])
+        space.run(["nft", "add chain ip kube-proxy p { type nat hook prerouting priority -100; }"])
+        assert space.call(main.main, ["preflight", "--to", "nftables", *inputs]) == 2
+        assert "Services are in table kube-proxy of nf_tables" in capsys.readouterr().err

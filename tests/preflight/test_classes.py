@@ -11,12 +11,24 @@ from hypothesis import strategies as st
 
 from kproxy.model.objects import Object
 from kproxy.model.plans import Family
-from kproxy.preflight.classes import Box, classes
+from kproxy.preflight.classes import Box, Space, classes
+from kproxy.preflight.other_rules import together
 from kproxy.trace.comparisons import PROTOCOLS, Intervals, common, has, network, united, without
+from kproxy.trace.iptables import IptablesTracer
+from kproxy.trace.layered import LayeredTracer
+from kproxy.trace.nftables import NftablesTracer
 from tests.model.builders import endpoint, service, slice_
 from tests.preflight.nodes import preview_of, space_of, tracer_of
 from tests.trace.test_random_states import CONFIGURATIONS, FAMILIES, objects
 
+OTHERS = """*filter
+:INPUT ACCEPT [0:0]
+-A INPUT -p tcp -m tcp --dport 81 -j DROP
+-A INPUT -i cbr0 -p udp -m udp --dport 79:80 -j DROP
+-A OUTPUT -s 172.18.0.2/32 -p sctp -j REJECT
+-A FORWARD -s 10.244.2.8/31 -p icmp -j DROP
+COMMIT
+"""
 SETS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6)), max_size=5).map(
     lambda found: united((low, low + more) for low, more in found)
 )
@@ -30,7 +42,7 @@ def test_sets_of_numbers_are_those_of_their_members(left: Intervals, right: Inte
     assert {n for n in range(40) if has(united([*left, *right]), n)} == in_left | in_right
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(objects(), CONFIGURATIONS, FAMILIES, st.randoms(use_true_random=False))
 def test_no_packet_of_a_class_is_treated_unlike_its_representative(
     items: list[Object], config: dict[str, Any], family: Family, random: Random
@@ -59,20 +71,23 @@ def _member(box: Box, random: Random) -> tuple[int, int, int, int, int]:
 
 
 def test_every_packet_of_a_small_space_is_treated_as_its_class_says() -> None:
-    """Each address and port about two Services, from each kind of sender."""
+    """Each address and port about two Services, from each kind of sender, past rules of another program."""
     items: list[Object] = [
         service("web", ports=[{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 82}], type="NodePort"),
         slice_("web-4", [endpoint("10.244.1.7", "node1"), endpoint("10.244.2.8", "node2")], "web"),
         service("none", clusterIP="10.96.0.3", clusterIPs=["10.96.0.3"], externalIPs=["172.18.0.3"]),
     ]
-    preview, host = preview_of(items, detectLocalMode="ClusterCIDR")
-    before, after = (tracer_of(preview, mode, Family.IPV4, host) for mode in ("iptables", "nftables"))
-    space = space_of(preview, Family.IPV4, host)
+    preview, host = preview_of(items, detectLocalMode="ClusterCIDR", nodePortAddresses=["192.168.0.0/16"])
+    before = IptablesTracer(together(preview.iptables(Family.IPV4), OTHERS), Family.IPV4, host)
+    others = IptablesTracer(OTHERS, Family.IPV4, host)
+    table = NftablesTracer(preview.nftables_layout(Family.IPV4), host)
+    after = LayeredTracer(Family.IPV4, host, others, table)
+    space = Space(Family.IPV4, host.addresses - {"::1", "fd00:18::2", "fd00:10:244:1::1"}, ("eth0", "cbr0"))
     found, boxes = list(classes(space, before, after)), space.boxes()
     assert any(each.differs for each in found)
     assert not all(each.differs for each in found)
-    starts = ("10.96.0.0", "172.18.0.1", "127.0.0.0")
-    destinations = [network(start)[0] + more for start in starts for more in range(5)]
+    starts = ("10.96.0.0", "172.18.0.1", "127.0.0.0", "192.168.9.6")
+    destinations = [network(start)[0] + more for start in starts for more in range(4)]
     sources = [
         network(ip)[0] for ip in ("10.244.1.7", "10.244.2.8", "10.244.2.9", "172.18.0.2", "127.0.0.1", "8.8.8.8")
     ]
