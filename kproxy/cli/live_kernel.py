@@ -45,9 +45,13 @@ class LiveKernel:
         if probe.family not in self._live:
             self._live[probe.family] = self._read(probe.family)
         outcome = trace_live(self._live[probe.family], probe)
+        self.check_unchanged()
+        return outcome
+
+    def check_unchanged(self) -> None:
+        """Raises KernelError if the rules changed since reading began."""
         if self._rules.changed():
             raise KernelError("the rules changed while they were read; try again")
-        return outcome
 
     def iptables(self, family: Family) -> tuple[str, str]:
         """What iptables-nft-save and iptables-legacy-save print, "" for a backend that is not there."""

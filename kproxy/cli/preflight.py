@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from kproxy.cli.exits import DONE, FAILED, Refused
+from kproxy.cli.exits import DONE, FAILED
 from kproxy.cli.options import CONTEXT, Inputs, with_inputs
 from kproxy.cli.trace import outcome_lines, outcome_values
 from kproxy.config.fields import KubeProxyConfiguration, ProxyMode
@@ -100,8 +100,8 @@ def command(to: str, before: str, form: str, inputs: Inputs) -> int:
         if mode not in (*TRACED, LIVE):
             raise InvalidInput(f"{option}: mode {mode} is not supported yet: there are {', '.join(TRACED)}")
     preview, problems = inputs.preview()
-    if problems:
-        raise Refused(problems)
+    for problem in problems:  # each costs its own object alone, in both modes
+        click.echo(f"kproxy: left out: {problem}", err=True)
     config = inputs.config_of(ProxyMode(to))
     after = preview.of(config)
     today = (
@@ -177,6 +177,7 @@ def _live(preview: Preview, to: str, config: KubeProxyConfiguration) -> Subject:
                 layers[backend] = layer(together(rendered, others[backend]))
                 interfaces |= _interfaces(rendered)
             subject.then[family] = Rules(LayeredTracer(family, host, *layers), interfaces)
+        kernel.check_unchanged()
     return subject
 
 

@@ -72,18 +72,18 @@ class Path(NamedTuple):
 
     def after(self, step: Step) -> Path:
         """The path with one more step."""
-        return self._replace(steps=(*self.steps, step))
+        return Path(self.packet, self.probability, self.remembers, (*self.steps, step))  # twice as fast as _replace
 
     def part(self, share: Fraction) -> Path:
         """The path after a random choice that has this probability."""
-        return self._replace(probability=self.probability * share)
+        return Path(self.packet, self.probability * share, self.remembers, self.steps)
 
     def remembering(self, memory: AffinityEntry) -> Path:
         return self._replace(remembers=self.remembers | {memory})
 
     def changed(self, **fields: Any) -> Path:
         """The path with these fields of the packet changed."""
-        return self._replace(packet=self.packet._replace(**fields))
+        return Path(self.packet._replace(**fields), self.probability, self.remembers, self.steps)
 
     def redirected(self, ip: str, port: int) -> Path:
         """The path with another destination. Port 0 keeps the packet's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from kproxy.lab.namespaces import Namespace
 from tests.cli.test_trace import FIREWALL, ROOT, inputs
 
 __all__ = ["inputs"]
+ROOT_FOLDER = Path(__file__).parents[2]
 EXPECTED = [
     "node ports 30080 on loopback: forwarded today, left to the node's own programs then",
     "ping and other ports of cluster IPs 10.96.0.10, fd00:96::10: routed on today, refused then",
@@ -34,6 +36,15 @@ def test_differences_of_two_modes(inputs: list[str], capsys: pytest.CaptureFixtu
     assert text.splitlines()[0] == report["verdict"]
     assert all(len(line) <= 100 for line in text.splitlines())
     assert "⇒ rejected by kproxy services" in text
+
+
+def test_the_documented_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = {"nodeIPs": ["172.18.0.2"], "interfaces": [{"name": "eth0", "addresses": ["172.18.0.2/16"]}]}
+    (tmp_path / "host.json").write_text(json.dumps(host))
+    inputs = ["-f", str(ROOT_FOLDER / "examples"), "--host", str(tmp_path / "host.json"), "--node", "node1"]
+    assert main.main(["preflight", "--from", "iptables", "--to", "nftables", *inputs]) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if line[:1] not in ("", " ")]
+    assert "\n".join(told) in (ROOT_FOLDER / "docs" / "debugging.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -93,9 +104,7 @@ def test_the_rules_of_this_node(backend: str, inputs: list[str], capsys: pytest.
         status, other = report("nftables")
         assert status == 1
         summaries = [each["summary"] for each in other["differences"]]
-        assert [
-            each for each in EXPECTED if not any(each in s for s in summaries)
-        ] == [], summaries
+        assert [each for each in EXPECTED if not any(each in s for s in summaries)] == [], summaries
         # What is masqueraded has a mark that iptables mode accepts before the other program's rule.
         blocked = next(
             each for each in other["differences"] if "forwarded (2/3) or dropped (1/3) then" in each["summary"]
