@@ -6,8 +6,9 @@ comparisons, given the answers to those before it, is a part of the space that i
 nothing is left. So the classes are disjoint, together they are the whole space, and no constant is compared with
 packets that never reach its rule.
 
-Leaves out: clients that session affinity knows, packets that come in by loopback without having been sent by the node,
-and from the node itself those from loopback to elsewhere: the kernel lets none of the latter two pass.
+Leaves out: clients that session affinity knows, ports of bridges (physdev), packets that come in by loopback without
+having been sent by the node, and from the node itself those from loopback to elsewhere: the kernel lets none of the
+latter two pass.
 """
 
 from __future__ import annotations
@@ -176,9 +177,10 @@ def overlap(left: Box, right: Box) -> bool:
 
 def interface_names(patterns: set[str], known: tuple[str, ...] = ()) -> tuple[str, ...]:
     """One name for each way in which names can compare with PATTERNS ("veth+" is a prefix): KNOWN ones first."""
-    candidates = [*known, *(each for each in sorted(patterns) if not each.endswith("+"))]
-    candidates += [f"{each[:-1]}0" for each in sorted(patterns) if each.endswith("+")]
-    candidates += next([name] for name in ("eth0", "net0", "other0", "zz0") if not _matching(name, patterns))
+    exact = sorted(each for each in patterns if not each.endswith("+"))
+    prefixes = sorted(each[:-1] for each in patterns if each.endswith("+"))
+    longer = "~" * (max(map(len, patterns), default=0) + 1)  # equal to no pattern: veth+ and veth0 may both be compared
+    candidates = [*known, *exact, *(f"{each}{end}" for each in prefixes for end in ("0", longer)), "eth0", longer]
     found: dict[frozenset[str], str] = {}
     for name in candidates:
         found.setdefault(_matching(name, patterns), name)

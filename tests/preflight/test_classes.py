@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kproxy.model.objects import Object
 from kproxy.model.plans import Family
-from kproxy.preflight.classes import Box, Space, classes
+from kproxy.preflight.classes import Box, Space, classes, interface_names
 from kproxy.preflight.other_rules import together
 from kproxy.trace.comparisons import PROTOCOLS, Intervals, common, has, network, united, without
 from kproxy.trace.iptables import IptablesTracer
@@ -40,6 +40,17 @@ def test_sets_of_numbers_are_those_of_their_members(left: Intervals, right: Inte
     assert {n for n in range(40) if has(common(left, right), n)} == in_left & in_right
     assert {n for n in range(40) if has(without(left, right), n)} == in_left - in_right
     assert {n for n in range(40) if has(united([*left, *right]), n)} == in_left | in_right
+
+
+PATTERNS = st.sets(st.sampled_from(["veth+", "veth0", "veth1+", "eth0", "cbr0", "~", "cbr+", "net0"]))
+
+
+@given(PATTERNS, st.sampled_from(["veth0", "veth1", "veth10", "veth2", "eth0", "eth1", "cbr0", "cbr1", "~", "net0"]))
+def test_each_interface_is_represented(patterns: set[str], name: str) -> None:
+    def compares(name: str) -> set[str]:
+        return {p for p in patterns if (name.startswith(p[:-1]) if p.endswith("+") else name == p)}
+
+    assert compares(name) in [compares(each) for each in interface_names(patterns)]
 
 
 @settings(max_examples=15, deadline=None)
