@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 
 from kproxy.config.fields import KubeProxyConfiguration
 from kproxy.errors import InvalidObject
@@ -52,6 +53,12 @@ class Preview:
         self.families = {family: FamilyPlans() for family in Family}
         for family, plans in self.families.items():
             plans.update(changes[family])
+
+    def of(self, config: KubeProxyConfiguration) -> Preview:
+        """The same cluster and node with another configuration."""
+        other = copy(self)
+        other._config = config
+        return other
 
     def settings(self, family: Family) -> Settings:
         """What iptables mode's rules of one family depend on besides the plans."""

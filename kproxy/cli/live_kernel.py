@@ -10,8 +10,9 @@ from kproxy.kernel.commands import Commands
 from kproxy.kernel.legacy_tables import loaded
 from kproxy.model.node_info import SERVICE_DEVICE
 from kproxy.model.plans import Family
+from kproxy.netfilter.live_rules import HookedChain
 from kproxy.netfilter.ruleset import Ruleset
-from kproxy.trace.live import Live, LiveOutcome, trace_live
+from kproxy.trace.live import NFT_FAMILY, Live, LiveOutcome, trace_live
 from kproxy.trace.outcome import Host, Probe, Route
 
 _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
@@ -44,14 +45,26 @@ class LiveKernel:
         if probe.family not in self._live:
             self._live[probe.family] = self._read(probe.family)
         outcome = trace_live(self._live[probe.family], probe)
-        if self._rules.changed():
-            raise KernelError("the rules changed while they were read; try again")
+        self.check_unchanged()
         return outcome
 
-    def _read(self, family: Family) -> Live:
+    def check_unchanged(self) -> None:
+        """Raises KernelError if the rules changed since reading began."""
+        if self._rules.changed():
+            raise KernelError("the rules changed while they were read; try again")
+
+    def iptables(self, family: Family) -> tuple[str, str]:
+        """What iptables-nft-save and iptables-legacy-save print, "" for a backend that is not there."""
         tool = _TOOLS[family]
-        legacy = self._saved(f"{tool}-legacy-save") if loaded(family) else ""
-        return Live(family, self.host, self._rules, self._saved(f"{tool}-nft-save"), legacy)
+        return self._saved(f"{tool}-nft-save"), self._saved(f"{tool}-legacy-save") if loaded(family) else ""
+
+    def base_chains(self, family: Family) -> list[HookedChain]:
+        """The base chains of nf_tables that packets of a family pass. Raises NetlinkError."""
+        return [c for c in self._rules.base_chains() if c.place.family in ("inet", NFT_FAMILY[family])]
+
+    def _read(self, family: Family) -> Live:
+        nft, legacy = self.iptables(family)
+        return Live(family, self.host, self._rules, nft, legacy)
 
     def _saved(self, command: str) -> str:
         """What a command prints; nothing where it is not installed: then the tables are read by netlink alone."""

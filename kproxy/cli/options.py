@@ -80,13 +80,14 @@ _INPUT_OPTIONS = (
 class Inputs:
     """The inputs of a command. config: includes the mode, the node and the kubeconfig that the command line gives.
 
-    mode_given: whether the command line names a mode.
+    mode_given: whether the command line names a mode. config_of: what the same inputs make of another mode.
     """
 
     config: KubeProxyConfiguration
     host: Path | None
     sources: tuple[str, ...]
-    mode_given: bool = False
+    mode_given: bool
+    config_of: Callable[[ProxyMode], KubeProxyConfiguration]
 
     def objects(
         self, more: tuple[str, ...] = (), every_node: bool = False
@@ -139,8 +140,18 @@ def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
         **own: object,
     ) -> object:
         logs.setup("text", verbosity)
-        found = _configuration(config, mode, minor, node, kubeconfig)
-        return function(inputs=Inputs(found, host, sources, mode is not None), **own)
+        wanted = ProxyMode(mode) if mode else None
+        found = _configuration(config, wanted, minor, node, kubeconfig)
+        return function(
+            inputs=Inputs(
+                found,
+                host,
+                sources,
+                mode is not None,
+                lambda mode: _configuration(config, mode, minor, node, kubeconfig, quiet=True),
+            ),
+            **own,
+        )
 
     command: Callable[..., object] = read
     for option in reversed(_INPUT_OPTIONS):
@@ -149,22 +160,27 @@ def with_inputs(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def read_config(
-    path: Path, mode: ProxyMode | None = None, minor: KubernetesMinor | None = None
+    path: Path, mode: ProxyMode | None = None, minor: KubernetesMinor | None = None, quiet: bool = False
 ) -> KubeProxyConfiguration:
-    """Read a configuration, and print what is ignored in it. mode, minor: as for `files.load`. Raises InvalidConfig."""
+    """Read a configuration, and print what is ignored in it, unless QUIET. mode, minor: as for `files.load`. Raises
+    InvalidConfig."""
     found = files.load(path, mode, minor)
-    for line in found.ignored:
+    for line in found.ignored if not quiet else ():
         click.echo(f"kproxy: ignored in {path}: {line}", err=True)
     return found.config
 
 
 def _configuration(
-    path: Path | None, mode: str | None, minor: KubernetesMinor | None, node: str | None, kubeconfig: str
+    path: Path | None,
+    wanted: ProxyMode | None,
+    minor: KubernetesMinor | None,
+    node: str | None,
+    kubeconfig: str,
+    quiet: bool = False,
 ) -> KubeProxyConfiguration:
     """Return the configuration, in which the command line wins."""
-    wanted = ProxyMode(mode) if mode else None
     if path:
-        config = read_config(path, wanted, minor)
+        config = read_config(path, wanted, minor, quiet)
     else:
         config = replace_fields(defaults.default(wanted or ProxyMode.IPTABLES), emulate_version=minor or minors.DEFAULT)
     if kubeconfig:

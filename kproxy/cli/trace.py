@@ -20,7 +20,7 @@ from kproxy.model.addresses import canonical_ip
 from kproxy.model.node_info import family_of
 from kproxy.model.plans import PROTOCOLS, Family, Protocol, ServicePlan, address_port
 from kproxy.trace.live import LiveOutcome
-from kproxy.trace.outcome import Branch, Fate, Host, Probe, Step
+from kproxy.trace.outcome import Branch, Fate, Host, Outcome, Probe, Step
 
 NODE = "node"
 WIDTH = 100
@@ -208,19 +208,24 @@ def _as_json(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> di
             "interface": probe.interface,
         },
         "conntrack": None,
-        "outcomes": [
-            {
-                "probability": str(branch.probability),
-                "fate": fate_of(branch, probe, host),
-                "endpoint": branch.verdict.endpoint or None,
-                "source": branch.source,
-                "masqueraded": branch.verdict.masqueraded,
-                "steps": [{**_step(step), "why": reason(step)} for step in branch.steps],
-            }
-            for branch in found.outcome.branches
-        ],
+        "outcomes": outcome_values(found.outcome, probe, host),
         "unknown": [{**_step(step), "why": why} for step, why in found.unknown],
     }
+
+
+def outcome_values(outcome: Outcome, probe: Probe, host: Host) -> list[dict[str, object]]:
+    """The branches of an outcome for JSON."""
+    return [
+        {
+            "probability": str(branch.probability),
+            "fate": fate_of(branch, probe, host),
+            "endpoint": branch.verdict.endpoint or None,
+            "source": branch.source,
+            "masqueraded": branch.verdict.masqueraded,
+            "steps": [{**_step(step), "why": reason(step)} for step in branch.steps],
+        }
+        for branch in outcome.branches
+    ]
 
 
 def _step(step: Step) -> dict[str, str]:
@@ -235,9 +240,14 @@ def _text(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> str:
     lines = [f"{probe.source} → {to}/{probe.protocol.lower()}{name}, {way}"]
     for step, why in found.unknown:
         lines += _wrapped(f"depends on {step.table} {step.chain}: {step.rule}", "  ! ", f"not known: {why}")
-    branches = [(b.probability, telling(b.steps), b) for b in found.outcome.branches]
-    lines += _tree(branches, Fraction(1), "  ", probe, host)
+    lines += outcome_lines(found.outcome, probe, host, "  ")
     return "".join(f"{line}\n" for line in lines)
+
+
+def outcome_lines(outcome: Outcome, probe: Probe, host: Host, indent: str) -> list[str]:
+    """An outcome as a tree, one line a rule that matched."""
+    branches = [(b.probability, telling(b.steps), b) for b in outcome.branches]
+    return _tree(branches, Fraction(1), indent, probe, host)
 
 
 def _tree(

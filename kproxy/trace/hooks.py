@@ -10,12 +10,13 @@ itself passes PREROUTING and INPUT without them. Leaves out: bridges, refusals o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 from kproxy.model.plans import address_port
+from kproxy.trace.comparisons import Dimension, Observer, owned, unobserved
 from kproxy.trace.outcome import AffinityEntry, Branch, Fate, Host, Outcome, Probe, Step, Verdict, number
 
 LOOPBACK = "lo"
@@ -71,18 +72,18 @@ class Path(NamedTuple):
 
     def after(self, step: Step) -> Path:
         """The path with one more step."""
-        return self._replace(steps=(*self.steps, step))
+        return Path(self.packet, self.probability, self.remembers, (*self.steps, step))  # twice as fast as _replace
 
     def part(self, share: Fraction) -> Path:
         """The path after a random choice that has this probability."""
-        return self._replace(probability=self.probability * share)
+        return Path(self.packet, self.probability * share, self.remembers, self.steps)
 
     def remembering(self, memory: AffinityEntry) -> Path:
         return self._replace(remembers=self.remembers | {memory})
 
     def changed(self, **fields: Any) -> Path:
         """The path with these fields of the packet changed."""
-        return self._replace(packet=self.packet._replace(**fields))
+        return Path(self.packet._replace(**fields), self.probability, self.remembers, self.steps)
 
     def redirected(self, ip: str, port: int) -> Path:
         """The path with another destination. Port 0 keeps the packet's."""
@@ -90,11 +91,19 @@ class Path(NamedTuple):
         return self.changed(destination=ip, destination_number=number(ip), port=to, translated=True)
 
 
+class ChainAtHook(NamedTuple):
+    """A chain that a hook calls. apply: returns the paths that it lets pass."""
+
+    priority: int
+    is_nat: bool
+    apply: Callable[[Path], list[Path]]
+
+
 class HookTracer(ABC):
     """Traces one probe through the hooks and collects the branches of its outcome."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, host: Host, observe: Observer = unobserved) -> None:
+        self._host, self._observe = host, observe
         self._ended: list[Branch] = []
 
     @abstractmethod
@@ -140,7 +149,7 @@ class HookTracer(ABC):
     def _directed(self, path: Path) -> Path:
         """The path with the output interface that the routing table gives."""
         destination = path.packet.destination
-        if self._host.owns(destination):
+        if self._is_own(path.packet):
             return path.changed(output=LOOPBACK)
         route = self._host.route(destination)
         return path.changed(output=route.interface if route else None)
@@ -153,8 +162,13 @@ class HookTracer(ABC):
         here: list[Path] = []
         elsewhere: list[Path] = []
         for path in paths:
-            (here if self._host.owns(path.packet.destination) else elsewhere).append(path)
+            (here if self._is_own(path.packet) else elsewhere).append(path)
         return here, elsewhere
+
+    def _is_own(self, packet: Packet) -> bool:
+        if not packet.translated:
+            self._observe(owned(self._host.addresses, ":" in packet.destination, Dimension.DESTINATION))
+        return self._host.owns(packet.destination)
 
     def _end(self, path: Path, fate: Fate) -> None:
         packet = path.packet

@@ -6,11 +6,13 @@ At each hook: raw, mangle, nat (where destinations change), filter, security, na
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
-from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
+from kproxy.trace.comparisons import Observer, OfInterface, unobserved
+from kproxy.trace.hooks import ChainAtHook, Hook, HookTracer, Packet, Path
 from kproxy.trace.iptables_parser import Chain, Tables
 from kproxy.trace.iptables_rules import Dnat, Jump, MarkSet, MatchContext, Plain, Redirect, Rule, SetLookup
 from kproxy.trace.outcome import Affinity, AffinityEntry, Fate, Host, Outcome, Probe, Step, check_family
@@ -23,6 +25,11 @@ TABLES = {
     Hook.OUTPUT: ("raw", "mangle", NAT, "filter", "security"),
     Hook.POSTROUTING: ("mangle", NAT),
 }
+PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+"""Of the tables' chains at each hook; those of nat differ (include/uapi/linux/netfilter_ipv4.h)."""
+NAT_DESTINATION, NAT_SOURCE = -100, 100
+SOURCE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
+"""The hooks at which NAT changes the source; at the others it changes the destination."""
 MAX_DEPTH = 64
 
 
@@ -30,22 +37,53 @@ class IptablesTracer:
     """The rules of one family on one host.
 
     text: as printed by iptables-save or `kproxy render --mode iptables`. sets: looks up ipsets; without it a rule that
-    matches on one is an error.
+    matches on one is an error. unknown: takes the rules that are not understood, which are then passed as if they did
+    not match; without it they are errors.
     """
 
-    def __init__(self, text: str, family: Family, host: Host, sets: SetLookup | None = None) -> None:
+    def __init__(
+        self,
+        text: str,
+        family: Family,
+        host: Host,
+        sets: SetLookup | None = None,
+        unknown: Callable[[Step, str], None] | None = None,
+    ) -> None:
         self.family = family
         self._tables = Tables(text, family)
         self._host = host
-        self._sets = sets or _no_sets
+        self._sets, self._unknown = sets or _no_sets, unknown or _refuse
 
-    def trace(self, probe: Probe, affinity: Affinity | None = None) -> Outcome:
-        """The outcome of PROBE. affinity: the entries of `recent` lists, as in Branch.remembers.
+    def trace(self, probe: Probe, affinity: Affinity | None = None, observe: Observer = unobserved) -> Outcome:
+        """The outcome of PROBE. affinity: the entries of `recent` lists, as in Branch.remembers. observe: takes each
+        comparison that is made of the probe.
 
         Raises InvalidInput when the probe is of another family, or reaches a rule that is not understood.
         """
         check_family(probe, self.family)
-        return _Trace(self._tables, MatchContext(self._host, affinity or {}, self._sets)).run(probe)
+        context = MatchContext(self._host, affinity or {}, self._sets, observe)
+        return _Trace(self._tables, context, self._unknown).run(probe)
+
+    def at_hooks(
+        self, end: Callable[[Path, Fate], None], affinity: Affinity, observe: Observer
+    ) -> dict[Hook, list[ChainAtHook]]:
+        """The built-in chains, for whoever passes those of others as well. end: takes the paths that end in them."""
+        context = MatchContext(self._host, affinity, self._sets, observe)
+        chains = IptablesChains(self._tables, context, end, self._unknown)
+        found: dict[Hook, list[ChainAtHook]] = {hook: [] for hook in Hook}
+        for hook, tables in TABLES.items():
+            for table in tables:
+                if chain := self._tables.chain(table, hook.name):
+                    apply = partial(chains.base, table, chain)
+                    found[hook].append(ChainAtHook(priority(table, hook), table == NAT, apply))
+        return found
+
+
+def priority(table: str, hook: Hook) -> int:
+    """The priority of a table's chain at a hook."""
+    if table == NAT:
+        return NAT_SOURCE if hook in SOURCE_HOOKS else NAT_DESTINATION
+    return PRIORITIES[table]
 
 
 def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:
@@ -55,10 +93,10 @@ def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:
 class _Trace(HookTracer):
     """The trace of one probe."""
 
-    def __init__(self, tables: Tables, context: MatchContext) -> None:
-        super().__init__(context.host)
+    def __init__(self, tables: Tables, context: MatchContext, unknown: Callable[[Step, str], None]) -> None:
+        super().__init__(context.host, context.observe)
         self._tables = tables
-        self._chains = IptablesChains(tables, context, self._end, _refuse)
+        self._chains = IptablesChains(tables, context, self._end, unknown)
 
     def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
         left = [path]
@@ -110,7 +148,7 @@ class IptablesChains:
             raise InvalidInput(f"table {table}, chain {chain.name}: chains jump in a loop")
         out: list[tuple[Path, bool]] = []
         inside = [path]
-        for rule in chain.relevant(path.packet.destination_number, path.packet.port):
+        for rule in chain.relevant(path.packet, self._context.observe):
             on: list[Path] = []
             for each in inside:
                 missed, hit = self._met(table, chain.name, rule, each)
@@ -179,6 +217,8 @@ class IptablesChains:
                 on.append(path)
 
     def _redirected(self, target: Redirect, packet: Packet) -> str:
+        if packet.interface:
+            self._context.observe(OfInterface(packet.interface))
         ip = target.destination(packet, self._context.host)
         if ip is None:
             raise InvalidInput(f"REDIRECT needs the address of interface {packet.interface}, which was not given")

@@ -7,20 +7,25 @@ the packet out, so that other programs' rules for other traffic do no harm.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from ipaddress import ip_network
+from operator import itemgetter
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
 from kproxy.modes.xtables.canonical import ALIASES, tokens
 from kproxy.modes.xtables.saved import Saved
 from kproxy.trace import iptables_rules as r
+from kproxy.trace.comparisons import Among, Dimension, Observer
+from kproxy.trace.hooks import Packet
 from kproxy.trace.outcome import probability_of
 
 PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 FULL = 0xFFFFFFFF
+MANY = 8
+"""Rules in a chain from which on it is worth while to look them up by destination and port."""
 WIDTH = {Family.IPV4: 32, Family.IPV6: 128}
 WHOLE_ADDRESS = {"255.255.255.255", ":".join(["ffff"] * 8)}
 PLAIN = {"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE"}
@@ -39,14 +44,50 @@ class Chain:
     name: str
     policy: str
     rules: tuple[r.Rule, ...]
+    _index: _Index = field(default_factory=lambda: _Index(), repr=False, compare=False)
 
-    def relevant(self, destination: int, port: int) -> list[r.Rule]:
-        """The rules that a packet with this destination may match, in order."""
-        return [
-            rule
-            for rule in self.rules
-            if rule.destination in (None, destination) and (rule.port is None or rule.port == port)
-        ]
+    def relevant(self, packet: Packet, observe: Observer) -> Sequence[r.Rule]:
+        """The rules that a packet with this destination and port may match, in order."""
+        if len(self.rules) < MANY:
+            return self.rules
+        if self._index.destinations is None:
+            self._index.fill(self.rules)
+        by_port, ports = self._index.of_destination(packet.destination_number)
+        if not packet.translated and self._index.destinations:
+            observe(self._index.destinations)
+        if ports:
+            observe(ports)
+        if packet.port in by_port:
+            return by_port[packet.port]
+        return by_port[None]
+
+
+class _Index:
+    """The rules of a long chain by destination and port."""
+
+    def __init__(self) -> None:
+        self.destinations: Among | None = None
+        self._rules: dict[int | None, list[tuple[int, r.Rule]]] = {}
+        self._of: dict[int | None, tuple[dict[int | None, list[r.Rule]], Among]] = {}
+
+    def fill(self, rules: Iterable[r.Rule]) -> None:
+        for place, rule in enumerate(rules):
+            self._rules.setdefault(rule.destination, []).append((place, rule))
+        self.destinations = Among(Dimension.DESTINATION, (each for each in self._rules if each is not None))
+
+    def of_destination(self, destination: int) -> tuple[dict[int | None, list[r.Rule]], Among]:
+        """The rules that one destination may match by port, in order, None for all other ports; and these ports."""
+        key = destination if destination in self._rules else None
+        if key not in self._of:
+            both = self._rules.get(None, []) if key is None else [*self._rules[key], *self._rules.get(None, [])]
+            ports = {rule.port for _, rule in both if rule.port is not None}
+            lists: dict[int | None, list[tuple[int, r.Rule]]] = {port: [] for port in (*ports, None)}
+            for each in both:
+                for port in (each[1].port,) if each[1].port is not None else lists:
+                    lists[port].append(each)
+            ordered = {port: [rule for _, rule in sorted(of, key=itemgetter(0))] for port, of in lists.items()}
+            self._of[key] = ordered, Among(Dimension.PORT, ports)
+        return self._of[key]
 
 
 class Tables:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
+from kproxy.trace.comparisons import Dimension, Observer, OfInterface, Within, owned, protocol, unobserved
 from kproxy.trace.hooks import Packet
 from kproxy.trace.outcome import Affinity, AffinityEntry, Host, NotKnown
 
@@ -20,11 +21,19 @@ SetLookup = Callable[[str, tuple[str, ...], Packet], bool]
 
 @dataclass(frozen=True, slots=True)
 class MatchContext:
-    """What matches depend on besides the packet."""
+    """What matches depend on besides the packet. observe: takes what they compare."""
 
     host: Host
     affinity: Affinity
     sets: SetLookup
+    observe: Observer = unobserved
+
+
+ANY_IPV4, ANY_IPV6 = (1 << 32) - 1, (1 << 128) - 1
+
+
+def _dimension(of_source: bool) -> Dimension:
+    return Dimension.SOURCE if of_source else Dimension.DESTINATION
 
 
 class Match(Protocol):
@@ -44,6 +53,10 @@ class Address:
 
     def holds(self, packet: Packet, context: MatchContext) -> bool:
         value = packet.source_number if self.of_source else packet.destination_number
+        if self.of_source or not packet.translated:
+            # The bits that a netmask leaves out are the lowest ones.
+            last = self.network | (ANY_IPV6 if ":" in packet.source else ANY_IPV4) & ~self.mask
+            context.observe(Within(_dimension(self.of_source), ((self.network, last),)))
         return (value & self.mask == self.network) is not self.negated
 
 
@@ -55,6 +68,7 @@ class IsProtocol:
     negated: bool = False
 
     def holds(self, packet: Packet, context: MatchContext) -> bool:
+        context.observe(protocol(self.name))
         return (packet.protocol == self.name) is not self.negated
 
 
@@ -67,6 +81,7 @@ class Port:
     negated: bool = False
 
     def holds(self, packet: Packet, context: MatchContext) -> bool:
+        context.observe(Within(Dimension.PORT, ((self.low, self.high),)))
         return (self.low <= packet.port <= self.high) is not self.negated
 
 
@@ -83,6 +98,9 @@ class Interface:
         interface = packet.output if self.output else packet.interface
         if interface is None:
             raise NotKnown("the output interface")
+        if not self.output:
+            prefix = self.name.endswith("+")
+            context.observe(OfInterface(self.name[:-1] if prefix else self.name, prefix))
         found = interface.startswith(self.name[:-1]) if self.name.endswith("+") else interface == self.name
         return found is not self.negated
 
@@ -96,6 +114,8 @@ class AddressType:
 
     def holds(self, packet: Packet, context: MatchContext) -> bool:
         ip = packet.source if self.of_source else packet.destination
+        if self.of_source or not packet.translated:
+            context.observe(owned(context.host.addresses, ":" in ip, _dimension(self.of_source)))
         return context.host.owns(ip) is not self.negated
 
 

@@ -13,18 +13,14 @@ from typing import NamedTuple, Protocol
 
 from kproxy.model.plans import Family
 from kproxy.netfilter.live_rules import HookedChain
-from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
-from kproxy.trace.iptables import NAT, TABLES, IptablesChains
+from kproxy.trace.hooks import ChainAtHook, Hook, HookTracer, Packet, Path
+from kproxy.trace.iptables import NAT, SOURCE_HOOKS, TABLES, IptablesChains, priority
 from kproxy.trace.iptables_parser import Chain, Tables
 from kproxy.trace.iptables_rules import MatchContext, SetLookup
 from kproxy.trace.nft_rules import NftChains, Rules
 from kproxy.trace.outcome import Affinity, Host, NotKnown, Outcome, Probe, Step, check_family
 
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
-NAT_DESTINATION, NAT_SOURCE = -100, 100
-SOURCE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
-"""The hooks at which NAT changes the source; at the others it changes the destination."""
 
 
 class LiveRules(Rules, Protocol):
@@ -57,14 +53,6 @@ class LiveOutcome(NamedTuple):
     unknown: tuple[tuple[Step, str], ...] = ()
 
 
-class _Hooked(NamedTuple):
-    """A base chain at a hook: passes a path, and returns those that it lets pass."""
-
-    priority: int
-    is_nat: bool
-    apply: Callable[[Path], list[Path]]
-
-
 def trace_live(live: Live, probe: Probe) -> LiveOutcome:
     """The outcome of a probe. Raises InvalidInput when it is of another family, and what `live.rules` raises."""
     check_family(probe, live.family)
@@ -83,7 +71,7 @@ class _Trace(HookTracer):
         by_nft = IptablesChains(nft_tables, context, self._end, self._note)
         legacy = IptablesChains(legacy_tables, context, self._end, self._note)
         nft = NftChains(live.rules, live.host, self._end, self._note)
-        found: dict[Hook, list[_Hooked]] = {hook: [] for hook in Hook}
+        found: dict[Hook, list[ChainAtHook]] = {hook: [] for hook in Hook}
         for chain in live.rules.base_chains():
             if chain.place.family not in (NFT_FAMILY[live.family], "inet") or chain.hook not in _HOOK_OF:
                 continue
@@ -91,11 +79,11 @@ class _Trace(HookTracer):
             table = chain.place.table
             known = nft_tables.chain(table, chain.name) if chain.place.family != "inet" else None
             apply = _xtables(by_nft, table, known) if known else _nft(nft, chain)
-            found[hook].append(_Hooked(chain.priority, chain.type == NAT, apply))
+            found[hook].append(ChainAtHook(chain.priority, chain.type == NAT, apply))
         for hook, tables in TABLES.items():
             for table in tables:
                 if there := legacy_tables.chain(table, hook.name):
-                    found[hook].append(_Hooked(_priority(table, hook), table == NAT, _xtables(legacy, table, there)))
+                    found[hook].append(ChainAtHook(priority(table, hook), table == NAT, _xtables(legacy, table, there)))
         self._hooked = {hook: sorted(chains, key=lambda each: each.priority) for hook, chains in found.items()}
 
     def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
@@ -125,12 +113,6 @@ def _xtables(chains: IptablesChains, table: str, chain: Chain) -> Callable[[Path
 
 def _nft(chains: NftChains, chain: HookedChain) -> Callable[[Path], list[Path]]:
     return lambda path: chains.base(chain, path)
-
-
-def _priority(table: str, hook: Hook) -> int:
-    if table == NAT:
-        return NAT_SOURCE if hook in SOURCE_HOOKS else NAT_DESTINATION
-    return PRIORITIES[table]
 
 
 def _no_sets(name: str, directions: tuple[str, ...], packet: Packet) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from fractions import Fraction
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kproxy.errors import InvalidInput
 from kproxy.model.addresses import is_loopback
@@ -24,13 +24,13 @@ from kproxy.model.plans import Family, Protocol
 class Probe:
     """The first packet of a connection: addresses in canonical text, the destination port.
 
-    interface: where it comes in, "" if the node itself sends it. bridged: whether that interface is a port of one of
-    the node's bridges.
+    protocol: "icmp" stands for those without ports. interface: where it comes in, "" if the node itself sends it.
+    bridged: whether that interface is a port of one of the node's bridges.
     """
 
     source: str
     destination: str
-    protocol: Protocol
+    protocol: Protocol | Literal["ICMP"]
     port: int
     interface: str = ""
     bridged: bool = False

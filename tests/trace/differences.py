@@ -35,11 +35,13 @@ class Case(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """reason: in words. concerns: whether it is about that packet. instead: what it meets."""
+    """reason: in words. concerns: whether it is about that packet. instead: what it meets. documented: the words of
+    docs/modes.md, and how preflight calls what it is sent to."""
 
     reason: str
     concerns: Callable[[Case], bool]
     instead: Chances
+    documented: tuple[str, str]
 
 
 def _on_loopback(case: Case) -> bool:
@@ -72,11 +74,39 @@ def _address_of_nobody(case: Case) -> bool:
 
 DIFFERENCES: dict[str, tuple[Difference, ...]] = {
     "nftables": (
-        Difference("loopback takes no node ports, and needs no guard", _on_loopback, UNTOUCHED),
-        Difference("addresses that take no node ports are left alone", _no_node_ports_here, UNTOUCHED),
-        Difference("what the node itself sends to nobody is refused as well", _own_to_nobody, REJECTED),
-        Difference("ports of cluster IPs that no Service has are refused", _port_of_nobody, REJECTED),
-        Difference("cluster IPs that no Service has are dropped", _address_of_nobody, DROPPED),
+        Difference(
+            "loopback takes no node ports, and needs no guard",
+            _on_loopback,
+            UNTOUCHED,
+            ("Node ports do not answer on 127.0.0.1", "on loopback"),
+        ),
+        Difference(
+            "addresses that take no node ports are left alone",
+            _no_node_ports_here,
+            UNTOUCHED,
+            ("left alone on other addresses", "on the node's own addresses"),
+        ),
+        Difference(
+            "what the node itself sends to nobody is refused as well",
+            _own_to_nobody,
+            REJECTED,
+            ("A port without endpoints is refused to the node itself as well", " IP"),
+        ),
+        Difference(
+            "ports of cluster IPs that no Service has are refused",
+            _port_of_nobody,
+            REJECTED,
+            ("Nothing at a cluster IP is passed on", "ping and other ports of {} cluster IP"),
+        ),
+        Difference(
+            "cluster IPs that no Service has are dropped",
+            _address_of_nobody,
+            DROPPED,
+            (
+                "Addresses of the cluster's ServiceCIDRs that no Service has are dropped",
+                "addresses of the ServiceCIDRs",
+            ),
+        ),
     )
 }
 
