@@ -29,9 +29,10 @@ def _quiet() -> Iterator[None]:
     logs.setup()
 
 
+COMMANDS = "there are run, render, trace, diff, lint, status, cleanup, demo; see kproxy --help"
 REFUSED = [
-    ([], ["no command: there are run, render, trace, lint, status, cleanup, demo; see kproxy --help"]),
-    (["start"], ["no command 'start': there are run, render, trace, lint, status, cleanup, demo; see kproxy --help"]),
+    ([], [f"no command: {COMMANDS}"]),
+    (["start"], [f"no command 'start': {COMMANDS}"]),
     (["run", "--no-such-flag"], ["No such option '--no-such-flag'."]),
     (["run", "--no-such=1", "--v=y", "-x", "--qqq", "word", "--cluster-cidr=x", "--no-such", "--zzzz=2"], [
         "No such option '--no-such'.",
