@@ -8,6 +8,7 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kproxy.kernel.ipset import Change
 from kproxy.kernel.ipvs_codec import Operation, Verb
 from kproxy.model.plans import Family, Protocol
 from kproxy.modes.iptables.apply import IptablesDataplane
@@ -29,7 +30,7 @@ from kproxy.modes.xtables import differences as xtables
 from kproxy.modes.xtables import rules
 from kproxy.modes.xtables.reading import read
 from kproxy.netfilter.changes import OwnTransactions
-from kproxy.netfilter.objects import Drop, Element
+from kproxy.netfilter.objects import Drop, Element, Set
 from kproxy.netfilter.operations import AddElements, AddRules, DeleteElements, FlushChain
 from kproxy.netfilter.table import Table
 from tests.fakes.iptables import FakeTables
@@ -78,7 +79,7 @@ EDITS: list[Callable[[FakeNftables, Element | None], object]] = [
 ]
 
 
-def sets(kernel: FakeNftables, element: Element) -> object:
+def sets(kernel: FakeNftables, element: Element) -> Set:
     return kernel.sets(FAMILY, TABLE)[element.set]
 
 
@@ -132,4 +133,4 @@ def spoil(rig: Rig, lost: str) -> None:
     elif lost == "address" and rig.addresses.held(FAMILY):
         rig.addresses.change((), [min(rig.addresses.held(FAMILY))])
     elif lost == "entry" and entries:
-        rig.sets.edit(ipvs.Change(*entries[0], add=False))
+        rig.sets.edit(Change(*entries[0], add=False))
