@@ -223,3 +223,17 @@ def test_a_node_that_kube_proxy_left_needs_no_write(
 def test_bad_input_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[Any]) -> None:
     assert main.main(["diff", "-f", str(tmp_path / "none")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("node", ["iptables"], indirect=True)
+def test_in_ipvs_mode_what_the_kernel_has_not_loaded_is_missing(node: Node) -> None:
+    node.mode = "ipvs"
+    found = {(each["service"], each["kind"], each["what"]) for each in node.diff()}
+    assert {
+        ("shop/web:http", "missing", "virtual server TCP 10.96.0.10:80: real server 10.244.1.5:8080"),
+        ("shop/web:http", "missing", "address 10.96.0.10 of kube-ipvs0"),
+        ("kube-system/dns:dns", "missing", "element 10.96.0.53,udp:53 of ipset KUBE-CLUSTER-IP"),
+        ("", "missing", "device kube-ipvs0"),
+        ("", "missing", "ipset KUBE-CLUSTER-IP"),
+    } <= found
+    assert "kproxy: this node runs in iptables mode; it is compared with ipvs mode, see --mode" in node.err
