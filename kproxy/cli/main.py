@@ -21,6 +21,11 @@ COMMANDS = {
     "run": ("kproxy.cli.run", "command", "Keep this node's Services working: the daemon."),
     "render": ("kproxy.cli.render", "command", "Print what would be programmed; writes nothing."),
     "trace": ("kproxy.cli.trace", "command", "Show where a packet goes, by which rules; writes nothing."),
+    "diff": (
+        "kproxy.cli.diff",
+        "command",
+        "Show how this node's rules differ from what they should be; writes nothing.",
+    ),
     "preflight": ("kproxy.cli.preflight", "command", "Report what a change of mode would change, and for whom."),
     "lint": ("kproxy.cli.lint", "command", "Report what is wrong or risky in Services and EndpointSlices."),
     "status": ("kproxy.cli.status", "command", "Show the status of the daemon; exit status 1 when it is not healthy."),

@@ -36,6 +36,11 @@ def has_ipvs() -> bool:
     return os.path.exists("/proc/thread-self/net/ip_vs")
 
 
+def has_conntrack() -> bool:
+    """Whether connection tracking is loaded, or built into the kernel."""
+    return os.path.exists("/proc/sys/net/netfilter/nf_conntrack_max")
+
+
 def has_ipset() -> bool:
     """Whether ipsets are loaded, or built into the kernel."""
     return os.path.exists("/sys/module/ip_set")

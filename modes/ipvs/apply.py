@@ -25,7 +25,7 @@ from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey
 from kproxy.model.addresses import contains
 from kproxy.model.plans import Family, Frontend, PortKey, Protocol, ServicePlan
 from kproxy.modes.base import Outcome
-from kproxy.modes.ipvs.delta import difference, terminates_gracefully, terminating
+from kproxy.modes.ipvs.delta import difference, everything_of, terminates_gracefully, terminating
 from kproxy.modes.ipvs.drift import IpvsDrift
 from kproxy.modes.ipvs.fragments import Entry, Fragment, Settings
 from kproxy.modes.ipvs.graceful_termination import GracefulTermination
@@ -120,7 +120,7 @@ class IpvsDataplane:
             keys, objects = self._replan(wanted, wanted)
         if everything or not self._write(objects, keys, outcome):
             differed = self._read()
-            self._write(self._everything(), None, outcome)
+            self._write(everything_of(self._state, self._ownership), None, outcome)
             outcome.repaired |= trusted and touched is None and differed
         self._trusted = True
 
@@ -194,15 +194,6 @@ class IpvsDataplane:
         self._trusted = False
         self._plans, self._rules, self._ownership = {}, {}, Ownership()
         self._faults = {}
-
-    def _everything(self) -> Objects:
-        ownership, state = self._ownership, self._state
-        held = (Entry(name, entry) for name, entries in state.entries.items() for entry in entries)
-        return Objects(
-            [*ownership.servers, *(key for key in state.servers if key not in ownership.servers)],
-            [*ownership.entries, *(entry for entry in held if entry not in ownership.entries)],
-            [*ownership.addresses, *(address for address in state.addresses if address not in ownership.addresses)],
-        )
 
     # ---------------------------------------------------------------- to the kernel
 

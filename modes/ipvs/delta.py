@@ -13,7 +13,7 @@ from kproxy.kernel.ipset import Change
 from kproxy.kernel.ipvs_codec import Operation, Verb
 from kproxy.kernel.virtual_servers import RealKey, RealServer, ServerKey
 from kproxy.model.plans import Protocol
-from kproxy.modes.ipvs.fragments import Served
+from kproxy.modes.ipvs.fragments import Entry, Served
 from kproxy.modes.ipvs.kernel_state import KernelState, Present
 from kproxy.modes.ipvs.ownership import Objects, Ownership
 
@@ -54,6 +54,16 @@ def difference(
         if held != wanted:
             (steps.bind if wanted else steps.unbind).append(address)
     return steps
+
+
+def everything_of(state: KernelState, ownership: Ownership) -> Objects:
+    """All objects that anybody owns, and all that the kernel holds of ours."""
+    held = (Entry(name, entry) for name, entries in state.entries.items() for entry in entries)
+    return Objects(
+        [*ownership.servers, *(key for key in state.servers if key not in ownership.servers)],
+        [*ownership.entries, *(entry for entry in held if entry not in ownership.entries)],
+        [*ownership.addresses, *(address for address in state.addresses if address not in ownership.addresses)],
+    )
 
 
 def terminates_gracefully(protocol: Protocol) -> bool:

@@ -106,7 +106,7 @@ def ensure_sets(sets: IpSets, family: Family, drop_rules: Callable[[], None]) ->
     """
     wanted = specs(family)
     held = _held(sets, [spec.name for spec in wanted])
-    wrong = [spec.name for spec in wanted if spec.name in held and not _is(held[spec.name], spec)]
+    wrong = [spec.name for spec in wanted if spec.name in held and not is_of(held[spec.name], spec)]
     if wrong:
         _log.warning(
             "Ipsets with our names have the wrong type or entries that cannot be read; recreating them and the rules "
@@ -134,14 +134,15 @@ def _held(sets: IpSets, wanted: Collection[str]) -> dict[str, HeldSet]:
     return {name: held for each in wanted for name, held in _held(sets, [each]).items()}
 
 
-def _is(held: HeldSet, spec: SetSpec) -> bool:
+def is_of(held: HeldSet, spec: SetSpec) -> bool:
+    """Whether a set has the type and family that it should have."""
     return held.type == spec.type and (held.family is None or held.family is spec.family)
 
 
 def read(
     settings: Settings,
-    ipvs: Ipvs,
-    sets: IpSets,
+    ipvs: Ipvs | None,
+    sets: IpSets | None,
     addresses: ServiceAddresses,
     known: Collection[ServerKey],
     wanted: Collection[str],
@@ -149,14 +150,15 @@ def read(
     """Read what the kernel holds of one family's Services.
 
     known: virtual servers that are ours in any case. wanted: addresses that will be on kube-ipvs0, whose virtual
-    servers are ours too. Raises KernelError.
+    servers are ours too. ipvs, sets: None where they are not loaded in the kernel. Raises KernelError.
     """
     family = settings.family
     bound = set(addresses.held(family))
-    held = sets.held([spec.name for spec in specs(family)])
+    held = sets.held([spec.name for spec in specs(family)]) if sets else {}
     entries = {name: set(each.entries) for name, each in held.items()}
     ours = Ours(family, bound.union(wanted), entries, settings.node_addresses)
-    servers = {key: present(server) for key, server in ipvs.servers(family).items() if key in known or key in ours}
+    found = ipvs.servers(family) if ipvs else {}
+    servers = {key: present(server) for key, server in found.items() if key in known or key in ours}
     return KernelState(entries, bound, servers)
 
 

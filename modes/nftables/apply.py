@@ -24,7 +24,7 @@ from kproxy.errors import KernelError, NetlinkError
 from kproxy.model.plans import Family, PortKey, ServicePlan
 from kproxy.modes.base import Outcome
 from kproxy.modes.nftables import names
-from kproxy.modes.nftables.compare import Comparison, OtherForm, replacement
+from kproxy.modes.nftables.compare import OtherForm, replacement
 from kproxy.modes.nftables.delta import Delta, by_set, difference, elements, transactions
 from kproxy.modes.nftables.fragments import Fragment, Settings
 from kproxy.modes.nftables.ownership import Place
@@ -33,7 +33,6 @@ from kproxy.modes.nftables.render import lay_out, render_port, verdict_entries
 from kproxy.modes.nftables.repair import Wanted, repair
 from kproxy.modes.nftables.table_state import NOTHING, TableState, Unrenderable
 from kproxy.netfilter.kernel import Listing
-from kproxy.netfilter.objects import Chain
 from kproxy.netfilter.operations import DeleteTable, Operation
 from kproxy.netfilter.table import Outdated, Table, Unattributed
 
@@ -342,28 +341,12 @@ class NftablesDataplane:
     def _compare(self, listing: Listing, known: bool) -> Delta:
         """The difference between `listing` and what all ports need; admits all ports."""
         try:
-            delta, chains = self._difference(listing, known)
+            delta, chains = self._held.compare(listing, known)
         except OtherForm:
             return self._replacement()
         self._held.size += len(self._held.base.elements)
         self._held.rules = Counter({name: len(chain.rules) for name, chain in chains.items()})
         return delta
-
-    def _difference(self, listing: Listing, known: bool) -> tuple[Delta, Mapping[str, Chain]]:
-        """Also returns all wanted chains. Raises OtherForm."""
-        self._held.start_over()
-        comparison = Comparison(listing, self.family, sure=known)
-        sets, chains = dict(self._held.sets), {chain.name: chain for chain in self._held.base.chains}
-        for element in self._held.base.elements:
-            comparison.want({element.set: [element]}, sets)
-        for ports in self._held.portions():
-            needs = self._held.ownership.admit(ports)
-            sets.update((found.name, found) for found in needs.sets)
-            chains.update((chain.name, chain) for chain in needs.chains)
-            needed = elements(needs, self._held.sets)
-            comparison.want(needed, sets)
-            self._held.size += sum(map(len, needed.values()))
-        return comparison.delta(sets, chains), chains
 
     def _replacement(self) -> Delta:
         """All that the ports need, in place of the table; admits all ports."""

@@ -52,10 +52,11 @@ def refused_ports(
 def ports_at(places: Iterable[Place | str], fragments: Iterable[tuple[PortKey, Fragment]]) -> list[PortKey]:
     """The ports of those `fragments` that have anything at `places`: places of elements, names of sets and chains."""
     wanted = frozenset(places)
-    return [key for key, fragment in fragments if not wanted.isdisjoint(_places(fragment))]
+    return [key for key, fragment in fragments if not wanted.isdisjoint(owned_places(fragment))]
 
 
-def _places(fragment: Fragment) -> Iterator[Place | str]:
+def owned_places(fragment: Fragment) -> Iterator[Place | str]:
+    """Everything that a port needs: places of elements, names of sets and chains."""
     yield from (found.name for found in fragment.sets)
     yield from (chain.name for chain in fragment.chains)
     yield from (claim.needs.name for claim in fragment.claims if claim.needs)

@@ -10,13 +10,15 @@ from collections.abc import Collection, Iterator, Mapping
 
 from kproxy.conntrack.stale_flows import TRACKED
 from kproxy.errors import one_line
-from kproxy.model.plans import Frontend, PortKey, ServicePlan
+from kproxy.model.plans import Family, Frontend, PortKey, ServicePlan
 from kproxy.modes.nftables import names
-from kproxy.modes.nftables.delta import Delta
+from kproxy.modes.nftables.compare import Comparison
+from kproxy.modes.nftables.delta import Delta, elements
 from kproxy.modes.nftables.fragments import Fragment, Settings
 from kproxy.modes.nftables.ownership import Ownership, frontend_of
 from kproxy.modes.nftables.render import render_base, render_port
-from kproxy.netfilter.objects import Set
+from kproxy.netfilter.kernel import Listing
+from kproxy.netfilter.objects import Chain, Set
 from kproxy.netfilter.operations import ELEMENTS_AT_ONCE
 
 NOTHING = Fragment()
@@ -47,6 +49,10 @@ class TableState:
         self.faults: dict[PortKey, Exception] = {}
         self._left_out: set[PortKey] = set()  # ports that are not rendered again during this apply
         self.start_over()
+
+    @property
+    def family(self) -> Family:
+        return self._settings.family
 
     @property
     def total(self) -> int:
@@ -173,6 +179,25 @@ class TableState:
         ends = sum(len(plan.reachable) for plan in self.plans.values())
         large = {names.ENDPOINTS: ends, names.NODE_PORT_ENDPOINTS: 0, names.HAIRPINS: ends}
         return {**large, names.CLUSTER_IPS: len(self.plans)}
+
+    def compare(self, listing: Listing, known: bool) -> tuple[Delta, Mapping[str, Chain]]:
+        """Compares the table as listed with what all ports need, which it admits; returns also all wanted chains.
+
+        known: sets too large to be listed are as they should be. Raises OtherForm.
+        """
+        self.start_over()
+        comparison = Comparison(listing, self._settings.family, sure=known)
+        sets, chains = dict(self.sets), {chain.name: chain for chain in self.base.chains}
+        for element in self.base.elements:
+            comparison.want({element.set: [element]}, sets)
+        for ports in self.portions():
+            needs = self.ownership.admit(ports)
+            sets.update((found.name, found) for found in needs.sets)
+            chains.update((chain.name, chain) for chain in needs.chains)
+            needed = elements(needs, self.sets)
+            comparison.want(needed, sets)
+            self.size += sum(map(len, needed.values()))
+        return comparison.delta(sets, chains), chains
 
     def abandoned(self, delta: Delta) -> list[Frontend]:
         """Frontends in the kernel that no port has any more, except those whose clients notice by themselves."""

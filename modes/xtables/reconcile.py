@@ -111,8 +111,11 @@ class Reconciliation:
         family: Family,
         limit: int,
         believed: Callable[[PortKey], Collection[Chain]] = lambda key: (),
+        rule_by_rule: bool = False,
     ) -> None:
-        """believed: the chains that a port is believed to have; only used where the rules of these cannot be read."""
+        """believed: the chains that a port is believed to have; only used where the rules of these cannot be read.
+        rule_by_rule: rewrite no long chain as a whole, so that the restores show each rule that differs."""
+        self._rule_by_rule = rule_by_rule
         self._believed = believed
         self.totals: Counter[str] = Counter()
         self.abandoned: tuple[Frontend, ...] = ()
@@ -136,7 +139,8 @@ class Reconciliation:
         for key, fragment in ports:
             yield from self._port(batches, key, fragment)
         links = self._links(bodies)
-        rewrite_long(links, self._whole)
+        if not self._rule_by_rule:
+            rewrite_long(links, self._whole)
         yield from batches.finish(links, self._stale_chains())
 
     def _port(self, batches: Batches, key: PortKey, fragment: Fragment) -> Iterator[Restore]:

@@ -29,7 +29,7 @@ def _quiet() -> Iterator[None]:
     logs.setup()
 
 
-THERE_ARE = "there are run, render, trace, preflight, lint, status, cleanup, demo; see kproxy --help"
+THERE_ARE = "there are run, render, trace, diff, preflight, lint, status, cleanup, demo; see kproxy --help"
 REFUSED = [
     ([], [f"no command: {THERE_ARE}"]),
     (["start"], [f"no command 'start': {THERE_ARE}"]),
