@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
+from ipaddress import ip_address
 
 from kproxy.errors import KernelError
 from kproxy.kernel import interfaces
 from kproxy.kernel.commands import Commands
 from kproxy.kernel.legacy_tables import loaded
-from kproxy.model.node_info import SERVICE_DEVICE
+from kproxy.kernel.sysctl import ROUTE_LOCALNET, SystemSysctls
+from kproxy.model.node_info import SERVICE_DEVICE, family_of
 from kproxy.model.plans import Family
 from kproxy.netfilter.ruleset import Ruleset
 from kproxy.trace.live import Live, LiveOutcome, trace_live
@@ -29,11 +32,12 @@ class LiveKernel:
         self._rules = Ruleset()
         self._live: dict[Family, Live] = {}
         self.own = {family: ip for family in Family if (ip := interfaces.node_ip(family))}
+        self._addresses = {each.name: [text.split("/")[0] for text in each.addresses] for each in found}
         self.host = Host(
             interfaces.own_addresses(),
-            {each.name: text.split("/")[0] for each in found for text in each.addresses[:1]},
-            {each.name: socket.if_nametoindex(each.name) for each in found},
-            self._route,
+            numbers={each.name: socket.if_nametoindex(each.name) for each in found},
+            route=self._route,
+            route_localnet=SystemSysctls().get(ROUTE_LOCALNET) == "1",
         )
 
     def close(self) -> None:
@@ -50,8 +54,13 @@ class LiveKernel:
 
     def _read(self, family: Family) -> Live:
         tool = _TOOLS[family]
+        usable = {
+            name: [ip for ip in ips if family_of(ip) is family and not ip_address(ip).is_link_local]
+            for name, ips in self._addresses.items()
+        }
+        host = replace(self.host, interfaces={name: ips[0] for name, ips in usable.items() if ips})
         legacy = self._saved(f"{tool}-legacy-save") if loaded(family) else ""
-        return Live(family, self.host, self._rules, self._saved(f"{tool}-nft-save"), legacy)
+        return Live(family, host, self._rules, self._saved(f"{tool}-nft-save"), legacy)
 
     def _saved(self, command: str) -> str:
         """What a command prints; nothing where it is not installed: then the tables are read by netlink alone."""

@@ -23,7 +23,9 @@ PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "tcp": "tcp", "udp": "udp",
 FULL = 0xFFFFFFFF
 WIDTH = {Family.IPV4: 32, Family.IPV6: 128}
 WHOLE_ADDRESS = {"255.255.255.255", ":".join(["ffff"] * 8)}
-PLAIN = {"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE"}
+PLAIN = {"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE", "NOTRACK"}
+PASSED = {"LOG", "NFLOG", "TRACE", "AUDIT", "TCPMSS", "CHECKSUM", "CLASSIFY", "DSCP", "TOS", "SECMARK", "CONNSECMARK"}
+"""Targets that change nothing that rules or routes decide by; their options do not matter."""
 # Options of plain targets that do not change the verdict.
 PLAIN_OPTIONS = {"--reject-with", "--random-fully", "--random", "--to-ports", "--persistent"}
 
@@ -245,6 +247,15 @@ class _Reader:
         if found := module.take("--mark"):
             yield r.MarkIs(*_bits(found[1]), found[0])
 
+    def _connmark(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--mark"):
+            yield r.MarkIs(*_bits(found[1]), found[0], of_connection=True)
+
+    def _multiport(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--dports"):
+            ends = (each.partition(":") for each in found[1].split(","))
+            yield r.Ports(tuple((int(low), int(high or low)) for low, _, high in ends), found[0])
+
     def _statistic(self, module: _Module) -> Iterator[r.Match]:
         if module.value("--mode") != "random":
             raise ValueError("only --mode random is known here")
@@ -297,6 +308,15 @@ class _Reader:
         match target.name:
             case "MARK":
                 return _mark_set(target)
+            case "CONNMARK":
+                return _connection_mark(target)
+            case "CT" if target.take("--notrack"):
+                return r.Plain("NOTRACK")
+            case "SNAT":
+                return r.Snat(self._dnat(target.value("--to-source")).ip)
+            case name if name in PASSED:
+                target.options.clear()
+                return r.Plain("")
             case "DNAT":
                 return self._dnat(target.value("--to-destination"))
             case "REDIRECT":
@@ -326,6 +346,8 @@ _MATCHES: dict[str, Callable[[_Reader, _Module], Iterator[r.Match]]] = {
     "addrtype": _Reader._addrtype,
     "conntrack": _Reader._conntrack,
     "mark": _Reader._mark,
+    "connmark": _Reader._connmark,
+    "multiport": _Reader._multiport,
     "statistic": _Reader._statistic,
     "recent": _Reader._recent,
     "set": _Reader._set,
@@ -351,6 +373,17 @@ def _owner(modules: list[_Module], basics: list[Option], option: str) -> _Module
 def _bits(text: str) -> tuple[int, int]:
     value, _, mask = text.partition("/")
     return int(value, 0), int(mask, 0) if mask else FULL
+
+
+def _connection_mark(target: _Module) -> r.MarkSet | r.MarkCopy:
+    """Every way to set the mark of a connection, and to copy it (iptables-extensions(8), CONNMARK)."""
+    for option in ("--save-mark", "--restore-mark"):
+        if target.take(option):
+            both = target.value("--mask", f"{FULL}")
+            packet, connection = (int(target.value(name, both), 0) for name in ("--nfmask", "--ctmask"))
+            return r.MarkCopy(packet, connection, option == "--restore-mark")
+    found = _mark_set(target)
+    return r.MarkSet(found.value, found.mask, of_connection=True)
 
 
 def _mark_set(target: _Module) -> r.MarkSet:

@@ -71,6 +71,17 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Ports:
+    """-m multiport --dports: whether the destination port is in one of these ranges."""
+
+    ranges: tuple[tuple[int, int], ...]
+    negated: bool = False
+
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
+        return any(low <= packet.port <= high for low, high in self.ranges) is not self.negated
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """-i, -o: whether it came in, or leaves, by this interface ("+" ends a prefix). What the node itself sends came in
     by none."""
@@ -112,14 +123,18 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class MarkIs:
-    """-m mark: whether the masked packet mark equals the value."""
+    """-m mark, -m connmark: whether the masked mark of the packet, or of its connection, equals the value."""
 
     value: int
     mask: int
     negated: bool = False
+    of_connection: bool = False
 
     def holds(self, packet: Packet, context: MatchContext) -> bool:
-        return (packet.mark & self.mask == self.value) is not self.negated
+        if self.of_connection and not packet.seen:
+            return False
+        mark = packet.ct_mark if self.of_connection else packet.mark
+        return (mark & self.mask == self.value) is not self.negated
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +177,8 @@ class Bridged:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A target without options: ACCEPT, DROP, REJECT, RETURN, MASQUERADE; "" for a rule that has none."""
+    """A target without options that decide: ACCEPT, DROP, REJECT, RETURN, MASQUERADE, NOTRACK; "" for none, and for one
+    that changes nothing that rules or routes decide by."""
 
     name: str
 
@@ -177,10 +193,27 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class MarkSet:
-    """-j MARK, as --set-xmark: clear the bits of the mask, then xor the value."""
+    """-j MARK, -j CONNMARK, as --set-xmark: clear the bits of the mask, then xor the value."""
 
     value: int
     mask: int
+    of_connection: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MarkCopy:
+    """-j CONNMARK --save-mark or --restore-mark: between the packet's mark and its connection's."""
+
+    packet_mask: int
+    connection_mask: int
+    restores: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snat:
+    """-j SNAT to one address."""
+
+    ip: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +240,7 @@ class Redirect:
         return "::1" if ":" in packet.destination else "127.0.0.1"
 
 
-Target = Plain | Jump | MarkSet | Dnat | Redirect
+Target = Plain | Jump | MarkSet | MarkCopy | Snat | Dnat | Redirect
 
 
 @dataclass(frozen=True, slots=True)

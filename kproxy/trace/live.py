@@ -23,6 +23,7 @@ from kproxy.trace.outcome import Affinity, Host, NotKnown, Outcome, Probe, Step,
 NFT_FAMILY = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 NAT_DESTINATION, NAT_SOURCE = -100, 100
+CONNTRACK = -200  # NF_IP_PRI_CONNTRACK, at PREROUTING and OUTPUT
 SOURCE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
 """The hooks at which NAT changes the source; at the others it changes the destination."""
 
@@ -102,11 +103,13 @@ class _Trace(HookTracer):
         left = [path]
         for chain in self._hooked[hook]:
             passed: list[Path] = []
+            seen = chain.priority >= CONNTRACK or hook not in (Hook.PREROUTING, Hook.OUTPUT) or not nat
             for each in left:
+                each = each.changed(seen=seen) if each.packet.seen is not seen else each
                 skipped = chain.is_nat and not (nat and _may_translate(hook, each))
                 passed += [each] if skipped else chain.apply(each)
             left = passed
-        return left
+        return [each if each.packet.seen else each.changed(seen=True) for each in left]
 
     def _note(self, step: Step, why: str) -> None:
         self.unknown.setdefault(step, why)

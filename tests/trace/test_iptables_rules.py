@@ -85,7 +85,7 @@ def test_what_a_rule_matches(rule: str, holds: bool) -> None:
         ("-m addrtype --dst-type BROADCAST -j DROP", "--dst-type BROADCAST"),
         ("-m conntrack --ctstate NEW --ctdir ORIGINAL -j DROP", "--ctdir"),
         ("-p tcp --sport 53 -j DROP", "--sport"),
-        ("-p tcp -m multiport --dports 80,443 -j DROP", "multiport"),
+        ("-p tcp -m string --algo bm --string x -j DROP", "string"),
         ("-o eth0 -j DROP", "-o eth0"),
         ("-d fd00::1 -j DROP", "family"),
         ("-m mark --mark high -j DROP", "match mark"),
@@ -163,7 +163,7 @@ def test_hooks_and_their_policies(probe: Probe, met: set[str]) -> None:
         outcome = traced(filtering(chain, policy="DROP"), probe)
         assert outcome.chances == {DROPPED if chain in met else UNTOUCHED: 1}
         path = ((("filter", chain, "policy DROP"),) if chain in met else (),)
-        assert tuple(branch.steps for branch in outcome.branches) == path
+        assert tuple(tuple(step[:3] for step in branch.steps) for branch in outcome.branches) == path
 
 
 def test_what_the_node_sends_to_itself_comes_in_by_loopback() -> None:
