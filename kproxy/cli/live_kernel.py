@@ -6,6 +6,8 @@ import socket
 from dataclasses import replace
 from ipaddress import ip_address
 
+from kproxy.conntrack.stale_flows import Flow
+from kproxy.conntrack.table import KernelConntrack
 from kproxy.errors import KernelError
 from kproxy.kernel import interfaces
 from kproxy.kernel.commands import Commands
@@ -51,6 +53,11 @@ class LiveKernel:
         if self._rules.changed():
             raise KernelError("the rules changed while they were read; try again")
         return outcome
+
+    def tracked(self, probe: Probe) -> list[Flow]:
+        """The entries of connection tracking that packets of this client follow instead of the rules, by the port from
+        which they come. Raises KernelError."""
+        return KernelConntrack().of_client(probe.protocol, probe.source, probe.destination, probe.port)
 
     def _read(self, family: Family) -> Live:
         tool = _TOOLS[family]

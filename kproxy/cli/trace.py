@@ -15,6 +15,7 @@ import click
 from kproxy.cli.exits import DONE
 from kproxy.cli.options import CONTEXT, Inputs, with_inputs
 from kproxy.config.fields import ProxyMode
+from kproxy.conntrack.stale_flows import Flow
 from kproxy.errors import InvalidInput
 from kproxy.model.addresses import canonical_ip
 from kproxy.model.node_info import family_of
@@ -23,6 +24,7 @@ from kproxy.trace.live import LiveOutcome
 from kproxy.trace.outcome import Branch, Fate, Host, Probe, Step
 
 NODE = "node"
+MOST_PORTS = 5
 WIDTH = 100
 _SERVICE = re.compile(r"([^/\s]+)/([^/:\s]+)(?::(\S+))?")
 _COMMENT = re.compile(r'--comment (?:"([^"]*)"|(\S+))|comment "([^"]*)"')
@@ -41,12 +43,22 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The rules that are traced. own: the node's address by family."""
+    """The rules that are traced. own: the node's address by family. tracked: the entries of connection tracking."""
 
     host: Host
     own: Mapping[Family, str]
     trace: Callable[[Probe], LiveOutcome]
     plans: Sequence[ServicePlan] = ()
+    tracked: Callable[[Probe], Sequence[Flow]] = lambda probe: ()
+
+
+class Traced(NamedTuple):
+    """A target, the packet to it, and what becomes of it. flows: the entries of connection tracking for its client."""
+
+    target: Target
+    probe: Probe
+    found: LiveOutcome
+    flows: Sequence[Flow] = ()
 
 
 @click.command("trace", context_settings=CONTEXT)
@@ -68,11 +80,11 @@ def command(source: str, to: str, interface: str, protocol: str | None, form: st
     traces = []
     for target in _targets(to, asked, subject):
         if probe := _probe(source, interface, target, subject):
-            traces.append((target, probe, subject.trace(probe)))
+            traces.append(Traced(target, probe, subject.trace(probe), subject.tracked(probe)))
     if not traces:
         raise InvalidInput(f"{source} and {to} have no IP family in common")
     host = subject.host
-    click.echo(_json(traces, host) if form == "json" else "\n".join(_text(*each, host) for each in traces), nl=False)
+    click.echo(_json(traces, host) if form == "json" else "\n".join(_text(each, host) for each in traces), nl=False)
     return DONE
 
 
@@ -86,7 +98,7 @@ def _live(inputs: Inputs, needs_cluster: bool) -> Subject:
     kernel = LiveKernel()
     click.get_current_context().call_on_close(kernel.close)
     plans = [p for f in inputs.preview()[0].families.values() for p in f.plans.values()] if needs_cluster else []
-    return Subject(kernel.host, kernel.own, kernel.trace, plans)
+    return Subject(kernel.host, kernel.own, kernel.trace, plans, kernel.tracked)
 
 
 def _rendered(inputs: Inputs) -> Subject:
@@ -194,11 +206,20 @@ def fate_of(branch: Branch, probe: Probe, host: Host) -> str:
     return _FATES[branch.verdict.fate]
 
 
-def _json(traces: Iterable[tuple[Target, Probe, LiveOutcome]], host: Host) -> str:
-    return json.dumps({"traces": [_as_json(*each, host) for each in traces]}, indent=2) + "\n"
+def _json(traces: Iterable[Traced], host: Host) -> str:
+    return json.dumps({"traces": [_as_json(each, host) for each in traces]}, indent=2) + "\n"
 
 
-def _as_json(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> dict[str, object]:
+def _followed(flows: Sequence[Flow]) -> dict[str, list[int]]:
+    """The client's ports whose packets follow an entry, by the endpoint that the entry leads to."""
+    found: dict[str, list[int]] = {}
+    for flow in flows:
+        found.setdefault(address_port(flow.reply_source, flow.reply_port), []).append(flow.source_port)
+    return {endpoint: sorted(ports) for endpoint, ports in sorted(found.items())}
+
+
+def _as_json(traced: Traced, host: Host) -> dict[str, object]:
+    target, probe, found, flows = traced
     return {
         "probe": {
             "from": probe.source,
@@ -207,7 +228,7 @@ def _as_json(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> di
             "protocol": probe.protocol.lower(),
             "interface": probe.interface,
         },
-        "conntrack": None,
+        "conntrack": [{"endpoint": end, "sourcePorts": ports} for end, ports in _followed(flows).items()] or None,
         "outcomes": [
             {
                 "probability": str(branch.probability),
@@ -227,12 +248,19 @@ def _step(step: Step) -> dict[str, str]:
     return {"table": step.table, "chain": step.chain, "rule": step.rule}
 
 
-def _text(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> str:
+def _text(traced: Traced, host: Host) -> str:
     """The way as a tree: a line for each rule that matched, forks with their probability, and the ends."""
+    target, probe, found, flows = traced
     name = f" ({target.name})" if target.name else ""
     way = f"comes in by {probe.interface}" if probe.interface else "sent by the node"
     to = address_port(probe.destination, probe.port)
     lines = [f"{probe.source} → {to}/{probe.protocol.lower()}{name}, {way}"]
+    for endpoint, ports in _followed(flows).items():
+        shown = ", ".join(map(str, ports[:MOST_PORTS])) + (
+            f" and {len(ports) - MOST_PORTS} more" * (len(ports) > MOST_PORTS)
+        )
+        why = "connection tracking has an entry: these packets pass no rule that translates"
+        lines += _wrapped(f"from port {shown}: follows its connection to {endpoint}", "  = ", why)
     for step, why in found.unknown:
         lines += _wrapped(f"depends on {step.table} {step.chain}: {step.rule}", "  ! ", f"not known: {why}")
     branches = [(b.probability, telling(b.steps), b) for b in found.outcome.branches]

@@ -104,6 +104,27 @@ def test_the_live_kernels_rules_decide(node: Namespace, inputs: list[str], capsy
 
 @ROOT
 @pytest.mark.root
+def test_an_entry_of_connection_tracking_is_shown_first(node: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one of TCP, and none of another client's, address or port."""
+    for n, (protocol, source, port) in enumerate(
+        [("udp", "9", 53), ("tcp", "9", 80), ("tcp", "8", 80), ("tcp", "9", 81)]
+    ):
+        state = ["--state", "ESTABLISHED"] if protocol == "tcp" else []
+        words = (
+            f"-I -p {protocol} -s 172.18.0.{source} -d 10.96.0.10 --sport {4000 + n} --dport {port} -r 10.244.9.9 "
+            f"-q 172.18.0.{source} --reply-port-src 8080 --reply-port-dst {4000 + n} -t 60"
+        )
+        node.run(["conntrack", *words.split(), *state])
+    for protocol, port in (("udp", 53), ("tcp", 80)):
+        (found,) = traced(node, capsys, "172.18.0.9", f"10.96.0.10:{port}", "--protocol", protocol)
+        assert found["conntrack"] == [{"endpoint": "10.244.9.9:8080", "sourcePorts": [4000 + (protocol == "tcp")]}]
+    assert traced(node, capsys, "172.18.0.7", "10.96.0.10:80")[0]["conntrack"] is None
+    assert node.call(main.main, ["trace", "172.18.0.9", "10.96.0.10:80"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "  = from port 4001: follows its connection to 10.244.9.9:8080"
+
+
+@ROOT
+@pytest.mark.root
 def test_the_text_reads_from_top_to_bottom(node: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert node.call(main.main, ["trace", "172.18.0.9", "10.96.0.10:80"]) == 0
     text = capsys.readouterr().out
