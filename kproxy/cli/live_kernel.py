@@ -5,22 +5,29 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 from kproxy.conntrack.stale_flows import Flow
 from kproxy.conntrack.table import KernelConntrack
 from kproxy.errors import KernelError
 from kproxy.kernel import interfaces
 from kproxy.kernel.commands import Commands
+from kproxy.kernel.ipset import KernelIpSets
+from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.kernel.legacy_tables import loaded
 from kproxy.kernel.sysctl import ROUTE_LOCALNET, SystemSysctls
-from kproxy.model.node_info import SERVICE_DEVICE, family_of
-from kproxy.model.plans import Family
+from kproxy.kernel.virtual_servers import PERSISTENT, ServerKey, VirtualServer
+from kproxy.model.node_info import family_of
+from kproxy.model.plans import PROTOCOLS, Family
 from kproxy.netfilter.ruleset import Ruleset
-from kproxy.trace.live import Live, LiveOutcome, trace_live
+from kproxy.trace.hooks import Packet
+from kproxy.trace.iptables_rules import set_entry
+from kproxy.trace.live import Balancer, Live, LiveOutcome, trace_live
 from kproxy.trace.outcome import Host, Probe, Route
 
 _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 TIMEOUT = 60.0
+IPVS = Path("/proc/thread-self/net/ip_vs")  # only while the module is loaded: asking by netlink would load it
 
 
 class LiveKernel:
@@ -28,7 +35,7 @@ class LiveKernel:
 
     def __init__(self) -> None:
         """Raises NetlinkError."""
-        found = [each for each in interfaces.interfaces() if each.name != SERVICE_DEVICE]
+        found = interfaces.interfaces()
         self._routes: dict[str, Route | None] = {}
         self._commands = Commands()
         self._rules = Ruleset()
@@ -36,14 +43,20 @@ class LiveKernel:
         self.own = {family: ip for family in Family if (ip := interfaces.node_ip(family))}
         self._addresses = {each.name: [text.split("/")[0] for text in each.addresses] for each in found}
         self.host = Host(
-            interfaces.own_addresses(),
+            frozenset(ip for ips in self._addresses.values() for ip in ips),
             numbers={each.name: socket.if_nametoindex(each.name) for each in found},
             route=self._route,
             route_localnet=SystemSysctls().get(ROUTE_LOCALNET) == "1",
         )
 
+        self._sets: KernelIpSets | None = None
+        self._servers: dict[ServerKey, VirtualServer] | None = None
+        self._balancers: dict[ServerKey, Balancer | None] = {}
+
     def close(self) -> None:
         self._rules.close()
+        if self._sets:
+            self._sets.close()
 
     def trace(self, probe: Probe) -> LiveOutcome:
         """Where the packet goes. Raises KernelError, also when the rules change while they are read."""
@@ -67,7 +80,29 @@ class LiveKernel:
         }
         host = replace(self.host, interfaces={name: ips[0] for name, ips in usable.items() if ips})
         legacy = self._saved(f"{tool}-legacy-save") if loaded(family) else ""
-        return Live(family, host, self._rules, self._saved(f"{tool}-nft-save"), legacy)
+        by_nft = self._saved(f"{tool}-nft-save")
+        return Live(
+            family, host, self._rules, by_nft, legacy, self._in_set, balancer=self._balancer if IPVS.exists() else None
+        )
+
+    def _in_set(self, name: str, directions: tuple[str, ...], packet: Packet) -> bool:
+        self._sets = self._sets or KernelIpSets()
+        header = self._sets.header(name)
+        family = Family.IPV6 if ":" in packet.destination else Family.IPV4
+        return header.family in (None, family) and self._sets.has(name, set_entry(header.type, directions, packet))
+
+    def _balancer(self, packet: Packet) -> Balancer | None:
+        key = ServerKey(PROTOCOLS[packet.protocol.upper()], packet.destination, packet.port)
+        if key not in self._balancers:
+            with KernelIpvs() as ipvs:
+                if self._servers is None:
+                    self._servers = ipvs.virtual_servers()
+                found = self._servers.get(key)
+                reals = ipvs.reals(key) if found else {}
+            known = tuple((real.address, real.port, state.weight) for real, state in sorted(reals.items()))
+            persistence = found.timeout if found and found.flags & PERSISTENT else 0
+            self._balancers[key] = Balancer(str(key), found.scheduler, known, persistence) if found else None
+        return self._balancers[key]
 
     def _saved(self, command: str) -> str:
         """What a command prints; nothing where it is not installed: then the tables are read by netlink alone."""

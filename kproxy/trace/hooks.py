@@ -35,10 +35,11 @@ class Hook(Enum):
 class Packet(NamedTuple):
     """A packet at some point of its path. source, destination: canonical text; beside it the same as numbers.
 
-    translated: its destination was changed. masqueraded: its source will be changed to an address of the node.
-    output: the interface by which it leaves, "" where that is not decided yet, None if it is not known. ct_mark: of its
-    connection. untracked: connection tracking leaves it out. source_to: the address that a rule names as its source
-    afterwards, "" for the output interface's. seen: by connection tracking, which chains of low priorities come before.
+    translated: its destination was changed. masqueraded: its source will be changed to an address of the node. output:
+    the interface by which it leaves, "" where that is not decided yet, None if it is not known. ct_mark: of its
+    connection. untracked: connection tracking leaves it out. balanced: IPVS has chosen a real server. source_to: the
+    address that a rule names as its source afterwards, "" for the output interface's. seen: by connection tracking,
+    which chains of low priorities come before.
     """
 
     source: str
@@ -57,13 +58,14 @@ class Packet(NamedTuple):
     untracked: bool = False
     source_to: str = ""
     seen: bool = True
+    balanced: bool = False
 
     @property
     def states(self) -> frozenset[str]:
         """Its connection tracking states; the first packet of a connection is NEW."""
         if not self.seen:
             return frozenset({"UNTRACKED" if self.untracked else "INVALID"})
-        done = (("DNAT", self.translated), ("SNAT", self.masqueraded))
+        done = (("DNAT", self.translated and not self.balanced), ("SNAT", self.masqueraded))
         return frozenset({"UNTRACKED" if self.untracked else "NEW", *(name for name, is_so in done if is_so)})
 
 

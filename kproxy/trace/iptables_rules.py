@@ -162,6 +162,22 @@ class WithinSet:
         return context.sets(self.name, self.directions, packet) is not self.negated
 
 
+def set_entry(type: str, directions: tuple[str, ...], packet: Packet) -> str:
+    """What a rule looks for in an ipset of this type, as ipset(8) writes it. Raises NotKnown."""
+    parts = type.partition(":")[2].split(",")
+    words = []
+    for part, direction in zip(parts, directions, strict=False):
+        if part in ("ip", "net"):
+            words.append(packet.source if direction == "src" else packet.destination)
+        elif part == "port" and direction == "dst":
+            words.append(str(packet.port) if parts == ["port"] else f"{packet.protocol}:{packet.port}")
+        else:
+            raise NotKnown("the client's port" if part == "port" else f"an ipset of type {type}")
+    if len(words) < len(parts):
+        raise NotKnown(f"an ipset of type {type} by {','.join(directions)}")
+    return ",".join(words)
+
+
 @dataclass(frozen=True, slots=True)
 class Bridged:
     """-m physdev --physdev-is-in: whether the packet came in by a port of a bridge."""

@@ -340,7 +340,7 @@ class NftChains:
             raise NotKnown(f"ct key {key} set")
         number = {
             0: UNTRACKED if packet.untracked else NEW if packet.seen else INVALID,
-            2: SNAT * packet.masqueraded | DNAT * packet.translated,
+            2: SNAT * packet.masqueraded | DNAT * (packet.translated and not packet.balanced),
             3: packet.ct_mark,
         }.get(key)
         if key == 1:

@@ -104,6 +104,36 @@ def test_the_live_kernels_rules_decide(node: Namespace, inputs: list[str], capsy
 
 @ROOT
 @pytest.mark.root
+@pytest.mark.parametrize(
+    ("kind", "entry", "directions", "drops"),
+    [
+        ("hash:ip", "192.0.2.1", "dst", True),
+        ("hash:ip", "192.0.2.2", "dst", False),
+        ("hash:ip,port", "192.0.2.1,tcp:80", "dst,dst", True),
+        ("hash:ip,port", "192.0.2.1,udp:80", "dst,dst", False),
+        ("hash:ip,port,ip", "192.0.2.1,80,172.18.0.9", "dst,dst,src", True),
+        ("hash:ip,port,net", "192.0.2.1,80,172.18.0.0/24", "dst,dst,src", True),
+        ("hash:ip,port,net", "192.0.2.1,80,172.18.1.0/24", "dst,dst,src", False),
+        ("hash:net", "192.0.2.0/24", "dst", True),
+        ("bitmap:port", "80", "dst", True),
+        ("hash:ip,port", "192.0.2.1,tcp:80", "dst,src", None),
+    ],
+)
+def test_ipsets_in_rules(
+    kind: str, entry: str, directions: str, drops: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(Namespace("node")) as space:
+        size = " range 0-65535" if "bitmap" in kind else ""
+        space.run(["ipset", "restore"], f"create some {kind}{size}\nadd some {entry}\n")
+        rule = f"-A PREROUTING -m set --match-set some {directions} -j DROP"
+        space.run(["iptables-nft-restore"], f"*raw\n:PREROUTING ACCEPT\n{rule}\nCOMMIT\n")
+        (found,) = traced(space, capsys, "172.18.0.9", "192.0.2.1:80", "--interface", "eth0")
+    assert found["outcomes"][0]["fate"] == ("dropped" if drops else "unclaimed")
+    assert bool(found["unknown"]) is (drops is None)
+
+
+@ROOT
+@pytest.mark.root
 def test_an_entry_of_connection_tracking_is_shown_first(node: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     """Also one of TCP, and none of another client's, address or port."""
     for n, (protocol, source, port) in enumerate(

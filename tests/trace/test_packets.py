@@ -79,9 +79,9 @@ def cluster() -> Iterator[Cluster]:
 class State:
     """One random state: its rules by the tool that loads them, and the probes to make."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, mode: str = "") -> None:
         self.rng = rng = random.Random(seed)
-        self.mode, self.family = MODES[seed % len(MODES)], rng.choice(list(Family))
+        self.mode, self.family = mode or MODES[seed % len(MODES)], rng.choice(list(Family))
         plain = [each for each in SCENARIOS if not each.ingress and each.spec.get("sessionAffinity") is None]
         self.scenarios = rng.sample(plain, 5)
         changed = [rng.sample(ENDS, rng.randrange(4)) if rng.random() < 0.5 else s.ends for s in self.scenarios]
@@ -102,6 +102,13 @@ class State:
         """Each command that loads rules, and its input."""
         tool = "iptables" if self.family is Family.IPV4 else "ip6tables"
         backend = "legacy" if self.mode.endswith("legacy") else "nft"
+        if self.mode == "ipvs":
+            sections = self.preview.ipvs(self.family).native().split("# ")[1:]
+            for command, _, given in (section.partition("\n") for section in sections):
+                yield command.split(), given
+            yield [f"{tool}-{backend}-restore", "--noflush"], self.iptables
+            yield ["nft", "-f", "-"], self.nft
+            return
         render = self.preview.nftables if self.mode == "nftables" else self.preview.iptables
         rules = self.preview.userspace(self.family).rules if "userspace" in self.mode else render(self.family)
         yield ["nft", "-f", "-"] if self.mode == "nftables" else [f"{tool}-{backend}-restore"], rules
@@ -236,7 +243,7 @@ def met(answer: probes.Outcome, probe: Probe) -> tuple[object, ...]:
 
 
 def clear(cluster: Cluster) -> None:
-    """Remove all rules of node1, and every connection."""
+    """Remove all rules of node1, what IPVS mode has besides, and every connection."""
     node = cluster.spaces["node1"]
     cluster.servers.hang_up()
     node.run(["nft", "flush", "ruleset"])
@@ -244,6 +251,11 @@ def clear(cluster: Cluster) -> None:
         tables = node.call(loaded, Family.IPV6 if tool[1] == "6" else Family.IPV4)
         empty = "".join(f"*{t}\n" + "".join(f":{c} ACCEPT\n" for c in BUILT_IN[t]) + "COMMIT\n" for t in tables)
         node.run([f"{tool}-restore"], empty)
+
+
+def clear_ipvs(cluster: Cluster) -> None:
+    for command in ("ipvsadm -C", "ipset destroy", "ip link del kube-ipvs0"):
+        cluster.spaces["node1"].run(command.split())
 
 
 def predicted(asked: list[Probe]) -> list[tuple[Probe, LiveOutcome]]:
@@ -304,3 +316,15 @@ def test_connections_meet_what_a_trace_predicts(cluster: Cluster) -> None:
         fates += ended
     assert faults[:5] == []
     assert set(fates) == set(Fate)
+
+
+@pytest.mark.ipvs_kernel
+def test_connections_meet_what_a_trace_of_ipvs_predicts(cluster: Cluster) -> None:
+    cluster.spaces["node1"].sysctl({"ipv4/vs/conntrack": "1"})
+    faults = []
+    for seed in range(3):
+        state = State(seed, "ipvs")
+        wrong, _ = faults_in(state, cluster)
+        clear_ipvs(cluster)
+        faults += [f"{seed}: {each}" for each in wrong]
+    assert faults[:5] == []
