@@ -19,10 +19,12 @@ from kproxy.kernel.sysctl import ROUTE_LOCALNET, SystemSysctls
 from kproxy.kernel.virtual_servers import PERSISTENT, ServerKey, VirtualServer
 from kproxy.model.node_info import family_of
 from kproxy.model.plans import PROTOCOLS, Family
+from kproxy.netfilter.live_rules import Place
 from kproxy.netfilter.ruleset import Ruleset
 from kproxy.trace.hooks import Packet
+from kproxy.trace.iptables_parser import ListedTables
 from kproxy.trace.iptables_rules import set_entry
-from kproxy.trace.live import Balancer, Live, LiveOutcome, trace_live
+from kproxy.trace.live import NFT_FAMILY, Balancer, Live, LiveOutcome, trace_live
 from kproxy.trace.outcome import Host, Probe, Route
 
 _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
@@ -80,10 +82,20 @@ class LiveKernel:
         }
         host = replace(self.host, interfaces={name: ips[0] for name, ips in usable.items() if ips})
         legacy = self._saved(f"{tool}-legacy-save") if loaded(family) else ""
-        by_nft = self._saved(f"{tool}-nft-save")
+        by_nft = ListedTables(
+            family,
+            lambda table, chain: self._listed(f"{tool}-nft", table, chain),
+            lambda table: self._rules.chain_names(Place(NFT_FAMILY[family], table)),
+        )
         return Live(
             family, host, self._rules, by_nft, legacy, self._in_set, balancer=self._balancer if IPVS.exists() else None
         )
+
+    def _listed(self, command: str, table: str, chain: str) -> list[str] | None:
+        if self._commands.which(command) is None:
+            return None
+        done = self._commands.run([command, "-t", table, "-S", chain], timeout=TIMEOUT)
+        return done.stdout.decode(errors="replace").splitlines() if done.ok else None
 
     def _in_set(self, name: str, directions: tuple[str, ...], packet: Packet) -> bool:
         self._sets = self._sets or KernelIpSets()

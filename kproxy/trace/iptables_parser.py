@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from ipaddress import ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
@@ -31,6 +31,7 @@ PLAIN_OPTIONS = {"--reject-with", "--random-fully", "--random", "--to-ports", "-
 
 _POLICY = re.compile(r":(\S+) (\S+)")
 _COUNTED = re.compile(r"^\s*(?:\[\d+:\d+\] )?")  # iptables-save -c puts counters before rules
+_EXACT = re.compile(r"(?:-s \S+ )?-d (\S+)/(?:32|128) ")  # as iptables orders options
 _OPTION = re.compile(r"--?[A-Za-z]")
 
 
@@ -49,6 +50,63 @@ class Chain:
             for rule in self.rules
             if rule.destination in (None, destination) and (rule.port is None or rule.port == port)
         ]
+
+
+class ListedChain:
+    """A chain as text, of which only the rules are parsed that a packet may match: one chain may have 10,000.
+
+    lines: the rules without "-A CHAIN". chains: those of its table, to which they may jump.
+    """
+
+    def __init__(self, name: str, policy: str, lines: Iterable[str], family: Family, chains: Collection[str]) -> None:
+        self.name, self.policy = name, policy
+        self._family, self._chains = family, chains
+        self._lines = [(line, None if (found := _EXACT.match(line)) is None else found[1]) for line in lines]
+        self._parsed: dict[str, r.Rule] = {}
+
+    def relevant(self, destination: int, port: int) -> list[r.Rule]:
+        """As Chain.relevant."""
+        ip = str(ip_address(destination)) if self._family is Family.IPV4 else str(IPv6Address(destination))
+        rules = [self._rule(line) for line, only in self._lines if only in (None, ip)]
+        return Chain(self.name, self.policy, tuple(rules)).relevant(destination, port)
+
+    def _rule(self, line: str) -> r.Rule:
+        if line not in self._parsed:
+            self._parsed[line] = parse_rule(line, self._family, self._chains)
+        return self._parsed[line]
+
+
+class ListedTables:
+    """The tables of one family, whose chains are read when a packet reaches them.
+
+    read: what `iptables -S CHAIN` prints for a table and chain, None if it cannot read it. chains: a table's.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        read: Callable[[str, str], list[str] | None],
+        chains: Callable[[str], Collection[str]],
+    ) -> None:
+        self._family, self._read, self._chains = family, read, chains
+        self._known: dict[tuple[str, str], ListedChain | None] = {}
+
+    def chain(self, table: str, name: str) -> ListedChain | None:
+        """The chain, None if it does not exist, or iptables cannot read it."""
+        if (table, name) not in self._known:
+            lines = self._read(table, name)
+            self._known[table, name] = None if lines is None else self._listed(table, name, lines)
+        return self._known[table, name]
+
+    def _listed(self, table: str, name: str, lines: list[str]) -> ListedChain:
+        head, rules = f"-A {name} ", lines[1:]
+        policy = lines[0].split()[2] if lines and lines[0].startswith("-P ") else "-"
+        return ListedChain(name, policy, [line.removeprefix(head) for line in rules], self._family, self._chains(table))
+
+    def __getitem__(self, place: tuple[str, str]) -> Chain | ListedChain:
+        """A chain that a rule jumps to. What it does is not known if iptables cannot read it."""
+        why = f"iptables cannot read chain {place[1]}"
+        return self.chain(*place) or Chain(place[1], "-", (r.Rule("…", unknown=why),))
 
 
 class Tables:

@@ -16,7 +16,7 @@ from kproxy.model.plans import Family, address_port
 from kproxy.netfilter.live_rules import HookedChain
 from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
 from kproxy.trace.iptables import NAT, TABLES, IptablesChains
-from kproxy.trace.iptables_parser import Chain, Tables
+from kproxy.trace.iptables_parser import Chain, ListedChain, ListedTables, Tables
 from kproxy.trace.iptables_rules import MatchContext, SetLookup
 from kproxy.trace.nft_rules import NftChains, Rules
 from kproxy.trace.outcome import Affinity, Fate, Host, NotKnown, Outcome, Probe, Step, check_family
@@ -49,14 +49,14 @@ class Balancer(NamedTuple):
 class Live(NamedTuple):
     """What a node's kernel holds for one family.
 
-    rules: nf_tables. by_nft: what iptables-nft-save prints, for the tables that it can read. legacy: what
-    iptables-legacy-save prints. sets: looks up ipsets. balancer: IPVS's virtual server for a packet.
+    rules: nf_tables. by_nft: what iptables-nft-save prints for the tables that it can read, or what reads them chain by
+    chain. legacy: what iptables-legacy-save prints. sets: looks up ipsets. balancer: IPVS's virtual server for a packet.
     """
 
     family: Family
     host: Host
     rules: LiveRules
-    by_nft: str = ""
+    by_nft: str | ListedTables = ""
     legacy: str = ""
     sets: SetLookup | None = None
     affinity: Affinity = MappingProxyType({})
@@ -93,7 +93,8 @@ class _Trace(HookTracer):
         super().__init__(live.host)
         self.unknown: dict[Step, str] = {}
         context = MatchContext(live.host, live.affinity, live.sets or _no_sets)
-        nft_tables, legacy_tables = Tables(live.by_nft, live.family), Tables(live.legacy, live.family)
+        nft_tables = Tables(live.by_nft, live.family) if isinstance(live.by_nft, str) else live.by_nft
+        legacy_tables = Tables(live.legacy, live.family)
         by_nft = IptablesChains(nft_tables, context, self._end, self._note)
         legacy = IptablesChains(legacy_tables, context, self._end, self._note)
         nft = NftChains(live.rules, live.host, self._end, self._note)
@@ -103,7 +104,8 @@ class _Trace(HookTracer):
                 continue
             hook = _HOOK_OF[chain.hook]
             table = chain.place.table
-            known = nft_tables.chain(table, chain.name) if chain.place.family != "inet" else None
+            of_iptables = chain.place.family != "inet" and table in TABLES[hook] and chain.name == hook.name
+            known = nft_tables.chain(table, chain.name) if of_iptables else None
             apply = _xtables(by_nft, table, known) if known else _nft(nft, chain)
             found[hook].append(_Hooked(chain.priority, chain.type == NAT, apply))
         for hook, tables in TABLES.items():
@@ -164,7 +166,7 @@ def _may_translate(hook: Hook, path: Path) -> bool:
     return not (done or packet.untracked)
 
 
-def _xtables(chains: IptablesChains, table: str, chain: Chain) -> Callable[[Path], list[Path]]:
+def _xtables(chains: IptablesChains, table: str, chain: Chain | ListedChain) -> Callable[[Path], list[Path]]:
     return lambda path: chains.base(table, chain, path)
 
 
