@@ -11,7 +11,7 @@ from typing import Protocol
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
 from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
-from kproxy.trace.iptables_parser import Chain, ListedChain, Tables
+from kproxy.trace.iptables_parser import Chain, Tables
 from kproxy.trace.iptables_rules import (
     Dnat,
     Jump,
@@ -87,7 +87,7 @@ def _refuse(step: Step, why: str) -> None:
 class Chains(Protocol):
     """The chains of tables, as kproxy.trace.iptables_parser reads them."""
 
-    def __getitem__(self, place: tuple[str, str]) -> Chain | ListedChain: ...
+    def __getitem__(self, place: tuple[str, str]) -> Chain: ...
 
 
 class IptablesChains:
@@ -103,7 +103,7 @@ class IptablesChains:
     ) -> None:
         self._tables, self._context, self._end, self._unknown = tables, context, end, unknown
 
-    def base(self, table: str, chain: Chain | ListedChain, path: Path) -> list[Path]:
+    def base(self, table: str, chain: Chain, path: Path) -> list[Path]:
         """The paths that a built-in chain lets pass."""
         passed = []
         for after, accepted in self._chain(table, chain, path, 0):
@@ -115,7 +115,7 @@ class IptablesChains:
 
     # -- chains and rules
 
-    def _chain(self, table: str, chain: Chain | ListedChain, path: Path, depth: int) -> list[tuple[Path, bool]]:
+    def _chain(self, table: str, chain: Chain, path: Path, depth: int) -> list[tuple[Path, bool]]:
         """The paths that leave a chain, each with whether it was accepted (True) or reached the end (False)."""
         if depth > MAX_DEPTH:
             raise InvalidInput(f"table {table}, chain {chain.name}: chains jump in a loop")

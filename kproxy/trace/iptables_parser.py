@@ -7,12 +7,14 @@ the packet out, so that other programs' rules for other traffic do no harm.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 
 from kproxy.errors import InvalidInput
+from kproxy.kernel.constants import ADDRESS_FAMILY
 from kproxy.model.plans import Family
 from kproxy.modes.xtables.canonical import ALIASES, tokens
 from kproxy.modes.xtables.saved import Saved
@@ -29,33 +31,19 @@ PASSED = {"LOG", "NFLOG", "TRACE", "AUDIT", "TCPMSS", "CHECKSUM", "CLASSIFY", "D
 # Options of plain targets that do not change the verdict.
 PLAIN_OPTIONS = {"--reject-with", "--random-fully", "--random", "--to-ports", "--persistent"}
 
+UNREADABLE = '-m comment --comment "iptables cannot read this chain" -j UNREADABLE'
+
 _POLICY = re.compile(r":(\S+) (\S+)")
 _COUNTED = re.compile(r"^\s*(?:\[\d+:\d+\] )?")  # iptables-save -c puts counters before rules
 _EXACT = re.compile(r"(?:-s \S+ )?-d (\S+)/(?:32|128) ")  # as iptables orders options
 _OPTION = re.compile(r"--?[A-Za-z]")
 
 
-@dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain. policy: the verdict at the end of a built-in chain, "-" for none."""
+    """A chain, of which only the rules are parsed that a packet may match: one chain may have 10,000.
 
-    name: str
-    policy: str
-    rules: tuple[r.Rule, ...]
-
-    def relevant(self, destination: int, port: int) -> list[r.Rule]:
-        """The rules that a packet with this destination may match, in order."""
-        return [
-            rule
-            for rule in self.rules
-            if rule.destination in (None, destination) and (rule.port is None or rule.port == port)
-        ]
-
-
-class ListedChain:
-    """A chain as text, of which only the rules are parsed that a packet may match: one chain may have 10,000.
-
-    lines: the rules without "-A CHAIN". chains: those of its table, to which they may jump.
+    policy: the verdict at the end of a built-in chain, "-" for none. lines: the rules without "-A CHAIN". chains: those
+    of its table, to which they may jump.
     """
 
     def __init__(self, name: str, policy: str, lines: Iterable[str], family: Family, chains: Collection[str]) -> None:
@@ -64,11 +52,20 @@ class ListedChain:
         self._lines = [(line, None if (found := _EXACT.match(line)) is None else found[1]) for line in lines]
         self._parsed: dict[str, r.Rule] = {}
 
+    @property
+    def rules(self) -> tuple[r.Rule, ...]:
+        return tuple(self._rule(line) for line, _ in self._lines)
+
     def relevant(self, destination: int, port: int) -> list[r.Rule]:
-        """As Chain.relevant."""
-        ip = str(ip_address(destination)) if self._family is Family.IPV4 else str(IPv6Address(destination))
+        """The rules that a packet with this destination may match, in order."""
+        kind, length = ADDRESS_FAMILY[self._family], WIDTH[self._family] // 8
+        ip = socket.inet_ntop(kind, destination.to_bytes(length, "big"))
         rules = [self._rule(line) for line, only in self._lines if only in (None, ip)]
-        return Chain(self.name, self.policy, tuple(rules)).relevant(destination, port)
+        return [
+            rule
+            for rule in rules
+            if rule.destination in (None, destination) and (rule.port is None or rule.port == port)
+        ]
 
     def _rule(self, line: str) -> r.Rule:
         if line not in self._parsed:
@@ -89,24 +86,23 @@ class ListedTables:
         chains: Callable[[str], Collection[str]],
     ) -> None:
         self._family, self._read, self._chains = family, read, chains
-        self._known: dict[tuple[str, str], ListedChain | None] = {}
+        self._known: dict[tuple[str, str], Chain | None] = {}
 
-    def chain(self, table: str, name: str) -> ListedChain | None:
+    def chain(self, table: str, name: str) -> Chain | None:
         """The chain, None if it does not exist, or iptables cannot read it."""
         if (table, name) not in self._known:
             lines = self._read(table, name)
             self._known[table, name] = None if lines is None else self._listed(table, name, lines)
         return self._known[table, name]
 
-    def _listed(self, table: str, name: str, lines: list[str]) -> ListedChain:
+    def _listed(self, table: str, name: str, lines: list[str]) -> Chain:
         head, rules = f"-A {name} ", lines[1:]
         policy = lines[0].split()[2] if lines and lines[0].startswith("-P ") else "-"
-        return ListedChain(name, policy, [line.removeprefix(head) for line in rules], self._family, self._chains(table))
+        return Chain(name, policy, [line.removeprefix(head) for line in rules], self._family, self._chains(table))
 
-    def __getitem__(self, place: tuple[str, str]) -> Chain | ListedChain:
+    def __getitem__(self, place: tuple[str, str]) -> Chain:
         """A chain that a rule jumps to. What it does is not known if iptables cannot read it."""
-        why = f"iptables cannot read chain {place[1]}"
-        return self.chain(*place) or Chain(place[1], "-", (r.Rule("…", unknown=why),))
+        return self.chain(*place) or Chain(place[1], "-", [UNREADABLE], self._family, ())
 
 
 class Tables:
@@ -134,8 +130,8 @@ class Tables:
         table, name = place
         found = self._read.get(place)
         if found is None:
-            rules = (parse_rule(rule, self._family, self._names[table]) for rule in self._saved.rules(table, name))
-            found = self._read[place] = Chain(name, self._policies.get(place, "-"), tuple(rules))
+            policy, lines = self._policies.get(place, "-"), self._saved.rules(table, name)
+            found = self._read[place] = Chain(name, policy, lines, self._family, self._names[table])
         return found
 
 

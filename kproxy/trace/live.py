@@ -16,7 +16,7 @@ from kproxy.model.plans import Family, address_port
 from kproxy.netfilter.live_rules import HookedChain
 from kproxy.trace.hooks import Hook, HookTracer, Packet, Path
 from kproxy.trace.iptables import NAT, TABLES, IptablesChains
-from kproxy.trace.iptables_parser import Chain, ListedChain, ListedTables, Tables
+from kproxy.trace.iptables_parser import Chain, ListedTables, Tables
 from kproxy.trace.iptables_rules import MatchContext, SetLookup
 from kproxy.trace.nft_rules import NftChains, Rules
 from kproxy.trace.outcome import Affinity, Fate, Host, NotKnown, Outcome, Probe, Step, check_family
@@ -50,7 +50,7 @@ class Live(NamedTuple):
     """What a node's kernel holds for one family.
 
     rules: nf_tables. by_nft: what iptables-nft-save prints for the tables that it can read, or what reads them chain by
-    chain. legacy: what iptables-legacy-save prints. sets: looks up ipsets. balancer: IPVS's virtual server for a packet.
+    chain. legacy: what iptables-legacy-save prints. sets: looks up ipsets. balancer: the virtual server for a packet.
     """
 
     family: Family
@@ -166,7 +166,7 @@ def _may_translate(hook: Hook, path: Path) -> bool:
     return not (done or packet.untracked)
 
 
-def _xtables(chains: IptablesChains, table: str, chain: Chain | ListedChain) -> Callable[[Path], list[Path]]:
+def _xtables(chains: IptablesChains, table: str, chain: Chain) -> Callable[[Path], list[Path]]:
     return lambda path: chains.base(table, chain, path)
 
 
