@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from typing import NamedTuple
 
 from kproxy.conntrack.stale_flows import Flow
 from kproxy.conntrack.table import KernelConntrack
 from kproxy.errors import KernelError
 from kproxy.kernel import interfaces
 from kproxy.kernel.commands import Commands
+from kproxy.kernel.constants import ADDRESS_FAMILY
 from kproxy.kernel.ipset import KernelIpSets
 from kproxy.kernel.ipvs import KernelIpvs
 from kproxy.kernel.legacy_tables import loaded
 from kproxy.kernel.sysctl import ROUTE_LOCALNET, SystemSysctls
 from kproxy.kernel.virtual_servers import PERSISTENT, ServerKey, VirtualServer
 from kproxy.model.node_info import family_of
-from kproxy.model.plans import PROTOCOLS, Family
+from kproxy.model.plans import PROTOCOLS, Family, address_port
 from kproxy.netfilter.live_rules import Place
 from kproxy.netfilter.ruleset import Ruleset
 from kproxy.trace.hooks import Packet
@@ -29,7 +34,31 @@ from kproxy.trace.outcome import Host, Probe, Route
 
 _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 TIMEOUT = 60.0
+ANSWER_TIMEOUT = 2.0  # seconds; the second SYN is sent after one
+CONNECTIONS_AT_ONCE = 64
 IPVS = Path("/proc/thread-self/net/ip_vs")  # only while the module is loaded: asking by netlink would load it
+
+
+class Met(NamedTuple):
+    """What a connection met: connected, refused or no answer. endpoint: where connection tracking says that it went, ""
+    if it has no entry: it was dropped on this node, or refused by whomever."""
+
+    how: str
+    endpoint: str
+
+
+def connect(probe: Probe) -> tuple[socket.socket, str]:
+    """A TCP connection as the probe says, or the attempt at one, and how it ended. Close the socket after use."""
+    opened = socket.socket(ADDRESS_FAMILY[probe.family], socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    opened.settimeout(ANSWER_TIMEOUT)
+    try:
+        opened.bind(("", 0))  # a failure would leave it without a port
+        opened.connect((probe.destination, probe.port))
+    except ConnectionRefusedError:
+        return opened, "refused"
+    except OSError:
+        return opened, "no answer"
+    return opened, "connected"
 
 
 class LiveKernel:
@@ -73,6 +102,15 @@ class LiveKernel:
         """The entries of connection tracking that packets of this client follow instead of the rules, by the port from
         which they come. Raises KernelError."""
         return KernelConntrack().of_client(probe.protocol, probe.source, probe.destination, probe.port)
+
+    def send(self, probe: Probe, count: int) -> Counter[Met]:
+        """Open so many real connections, without sending anything by them. Raises KernelError."""
+        with ExitStack() as undo, ThreadPoolExecutor(CONNECTIONS_AT_ONCE) as pool:
+            tried = [(undo.enter_context(opened), how) for opened, how in pool.map(connect, [probe] * count)]
+            entries = {
+                flow.source_port: address_port(flow.reply_source, flow.reply_port) for flow in self.tracked(probe)
+            }
+            return Counter(Met(how, entries.get(opened.getsockname()[1], "")) for opened, how in tried)
 
     def _read(self, family: Family) -> Live:
         tool = _TOOLS[family]

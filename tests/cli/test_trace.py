@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from fractions import Fraction
@@ -104,6 +105,28 @@ def test_the_live_kernels_rules_decide(node: Namespace, inputs: list[str], capsy
 
 @ROOT
 @pytest.mark.root
+def test_real_connections_beside_what_is_predicted(node: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
+    for ip in ("10.244.1.5", "10.244.1.6", "10.244.2.7"):
+        node.run(["ip", "addr", "add", f"{ip}/32", "dev", "lo"])
+    with node.call(socket.create_server, ("10.244.1.5", 8080)), node.call(socket.create_server, ("10.244.1.6", 8080)):
+        (found,) = traced(node, capsys, "node", "10.96.0.10:80", "--send", "60")
+        ends = {(each["met"], each["endpoint"], each["predicted"]) for each in found["sent"]}
+        assert ends == {
+            ("connected", "10.244.1.5:8080", "1/3"),
+            ("connected", "10.244.1.6:8080", "1/3"),
+            ("connected", "10.244.2.7:8080", "1/3"),
+            ("refused", None, "0"),  # by the endpoint on which nobody listens
+        }
+        assert sum(each["count"] for each in found["sent"]) == 60
+        assert [each["count"] for each in found["sent"] if each["endpoint"] == "10.244.2.7:8080"] == [0]
+        assert node.call(main.main, ["trace", "node", "172.18.0.2:23", "--send", "2"]) == 0
+        assert (
+            "    2 refused (predicted: 0)\n    0 connected to 172.18.0.2:23 (predicted: 1)\n" in capsys.readouterr().out
+        )
+
+
+@ROOT
+@pytest.mark.root
 @pytest.mark.parametrize(
     ("kind", "entry", "directions", "drops"),
     [
@@ -182,6 +205,7 @@ def test_rules_that_would_be_rendered(mode: str, inputs: list[str], capsys: pyte
         (("10.0.0.1", "[fd00:96::10]:80"), "10.0.0.1 and [fd00:96::10]:80 have no IP family in common"),
         (("10.0.0.1", "10.96.0.10"), "TO: must be IP:PORT, [IPv6]:PORT or NAMESPACE/NAME[:PORT], is '10.96.0.10'"),
         (("10.0.0.1", "10.96.0.10:99999"), "TO: must be IP:PORT, [IPv6]:PORT or NAMESPACE/NAME[:PORT]"),
+        (("10.0.0.1", "shop/web", "--send", "1"), "--send: needs FROM `node`"),
         (("a", "10.96.0.10:80"), "FROM: must be an IP address or 'node', is 'a'"),
     ],
 )
