@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,10 +31,11 @@ from kproxy.trace.hooks import Packet
 from kproxy.trace.iptables_parser import ListedTables
 from kproxy.trace.iptables_rules import set_entry
 from kproxy.trace.live import NFT_FAMILY, Balancer, Live, LiveOutcome, trace_live
-from kproxy.trace.outcome import Host, Probe, Route
+from kproxy.trace.outcome import AffinityEntry, Host, NotKnown, Probe, Route
 
 _TOOLS = {Family.IPV4: "iptables", Family.IPV6: "ip6tables"}
 TIMEOUT = 60.0
+RECENT = Path("/proc/thread-self/net/xt_recent")
 ANSWER_TIMEOUT = 2.0  # seconds; the second SYN is sent after one
 CONNECTIONS_AT_ONCE = 64
 IPVS = Path("/proc/thread-self/net/ip_vs")  # only while the module is loaded: asking by netlink would load it
@@ -45,6 +47,27 @@ class Met(NamedTuple):
 
     how: str
     endpoint: str
+
+
+class RecentLists(Mapping[AffinityEntry, int]):
+    """The lists of xt_recent, in which iptables mode keeps session affinity. Whether a client is in one is known, but
+    not for how long: the kernel shows that in a unit that it does not name."""
+
+    def __getitem__(self, entry: AffinityEntry) -> int:
+        """Raises KeyError for a client that is not in the list, NotKnown for one that is."""
+        try:
+            listed = RECENT.joinpath(entry.where).read_text()
+        except OSError:
+            raise KeyError(entry) from None
+        if f"src={ip_address(entry.client).exploded} " not in listed:
+            raise KeyError(entry)
+        raise NotKnown(f"how long ago list {entry.where} last saw {entry.client}")
+
+    def __iter__(self) -> Iterator[AffinityEntry]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 def connect(probe: Probe) -> tuple[socket.socket, str]:
@@ -126,7 +149,14 @@ class LiveKernel:
             lambda table: self._rules.chain_names(Place(NFT_FAMILY[family], table)),
         )
         return Live(
-            family, host, self._rules, by_nft, legacy, self._in_set, balancer=self._balancer if IPVS.exists() else None
+            family,
+            host,
+            self._rules,
+            by_nft,
+            legacy,
+            self._in_set,
+            RecentLists(),
+            self._balancer if IPVS.exists() else None,
         )
 
     def _listed(self, command: str, table: str, chain: str) -> list[str] | None:

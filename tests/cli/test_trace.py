@@ -15,6 +15,7 @@ import pytest
 from kproxy.cli import main
 from kproxy.lab.namespaces import Namespace, unavailable
 
+DOCS = Path(__file__).parents[2] / "docs" / "debugging.md"
 ROOT = pytest.mark.skipif(bool(unavailable()), reason=str(unavailable()))
 OBJECTS = """
 apiVersion: v1
@@ -105,6 +106,25 @@ def test_the_live_kernels_rules_decide(node: Namespace, inputs: list[str], capsy
 
 @ROOT
 @pytest.mark.root
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_client_that_iptables_remembers_is_not_taken_for_a_new_one(
+    family: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clients = ("172.18.0.9", "172.18.0.8") if family == 4 else ("fd00:18::9", "fd00:18::8")
+    tool, to = ("iptables", "192.0.2.1:80") if family == 4 else ("ip6tables", "[2001:db8::1]:80")
+    rule = "-A PREROUTING -m recent --name seen --rcheck --seconds 60 -j DROP"
+    with closing(Namespace("node")) as space:
+        space.run([f"{tool}-nft-restore"], f"*raw\n:PREROUTING ACCEPT\n{rule}\nCOMMIT\n")
+        space.call(Path("/proc/thread-self/net/xt_recent/seen").write_text, f"+{clients[0]}\n")
+        known = [traced(space, capsys, ip, to, "--interface", "eth0")[0]["unknown"] for ip in clients]
+    assert [[each["why"] for each in unknown] for unknown in known] == [
+        [f"how long ago list seen last saw {clients[0]}"],
+        [],
+    ]
+
+
+@ROOT
+@pytest.mark.root
 def test_real_connections_beside_what_is_predicted(node: Namespace, capsys: pytest.CaptureFixture[str]) -> None:
     for ip in ("10.244.1.5", "10.244.1.6", "10.244.2.7"):
         node.run(["ip", "addr", "add", f"{ip}/32", "dev", "lo"])
@@ -184,6 +204,8 @@ def test_the_text_reads_from_top_to_bottom(node: Namespace, capsys: pytest.Captu
     assert text.startswith("172.18.0.9 → 10.96.0.10:80/tcp, comes in by eth0\n  ! depends on inet other forwarding")
     assert "forwarded to 10.244.1.5:8080 by eth0, which sees 172.18.0.9" in text
     assert "⇒ dropped by inet other forwarding" in text
+    if "ip kproxy" in text:
+        assert text in DOCS.read_text()
     assert max(map(len, text.splitlines())) <= 100
 
 
