@@ -13,7 +13,7 @@ PREPARE := VENV="$(VENV)" PYTHON="$(PYTHON)" bash scripts/prepare
 AS_ROOT := $(shell [ "$$(id -u)" -eq 0 ] || command -v sudo)
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help demo test test-newest test-oldest check bench lint types setup lock lock-debian plugin clean
+.PHONY: help demo test test-trace test-newest test-oldest check bench lint types setup lock lock-debian plugin clean
 
 help: ## show what there is to make
 	@sed -n 's|^\([a-z -]*\): .*## \(.*\)|  make \1	\2|p' Makefile | expand -t 32
@@ -26,6 +26,9 @@ test: setup $(if $(filter locked,$(VERSIONS)),lint types) ## everything: lint, t
 	@mkdir -p .cache && $(AS_ROOT) scripts/debian-kernel >/dev/null || true # a test that starts it says what is missing
 	@PYTHON="$(BIN)/python" scripts/kubectl >/dev/null || true # as above
 	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(if $(CI),CI=$(CI)) scripts/run-tests $(RUN) pytest -p no:cacheprovider
+
+test-trace: setup ## traces against real connections: STATES random states (300)
+	$(AS_ROOT) env KPROXY_TRACE_STATES=$(or $(STATES),300) $(RUN) pytest -q -p no:cacheprovider tests/trace/test_packets.py
 
 test-newest test-oldest: test-%: ## every test, on the newest or the oldest versions that pyproject.toml allows
 	$(MAKE) --no-print-directory test VERSIONS=$*

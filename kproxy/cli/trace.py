@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import click
 
 from kproxy.cli.exits import DONE
+from kproxy.cli.live_kernel import Met
 from kproxy.cli.options import CONTEXT, Inputs, with_inputs
 from kproxy.config.fields import ProxyMode
+from kproxy.conntrack.stale_flows import Flow
 from kproxy.errors import InvalidInput
 from kproxy.model.addresses import canonical_ip
 from kproxy.model.node_info import family_of
@@ -23,10 +25,12 @@ from kproxy.trace.live import LiveOutcome
 from kproxy.trace.outcome import Branch, Fate, Host, Outcome, Probe, Step
 
 NODE = "node"
+MOST_PORTS = 5
 WIDTH = 100
 _SERVICE = re.compile(r"([^/\s]+)/([^/:\s]+)(?::(\S+))?")
 _COMMENT = re.compile(r'--comment (?:"([^"]*)"|(\S+))|comment "([^"]*)"')
 _JUMP = re.compile(r"(?:jump|goto|-j|-g) (?!ACCEPT|DROP|REJECT|RETURN|MARK|DNAT|MASQUERADE|REDIRECT)(\S+)")
+_PORTALS = {"KUBE-PORTALS-CONTAINER", "KUBE-PORTALS-HOST", "KUBE-NODEPORT-CONTAINER", "KUBE-NODEPORT-HOST"}
 _FATES = {Fate.DELIVERED: "forwarded", Fate.REJECTED: "rejected", Fate.DROPPED: "dropped"}
 
 
@@ -41,12 +45,25 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The rules that are traced. own: the node's address by family."""
+    """The rules that are traced. own: the node's address by family. tracked: the entries of connection tracking."""
 
     host: Host
     own: Mapping[Family, str]
     trace: Callable[[Probe], LiveOutcome]
     plans: Sequence[ServicePlan] = ()
+    tracked: Callable[[Probe], Sequence[Flow]] = lambda probe: ()
+    send: Callable[[Probe, int], Mapping[Met, int]] = lambda probe, count: {}
+
+
+class Traced(NamedTuple):
+    """A target, the packet to it, and what becomes of it. flows: the entries of connection tracking for its client.
+    sent: what real connections met."""
+
+    target: Target
+    probe: Probe
+    found: LiveOutcome
+    flows: Sequence[Flow] = ()
+    sent: Mapping[Met, int] = {}
 
 
 @click.command("trace", context_settings=CONTEXT)
@@ -54,25 +71,37 @@ class Subject:
 @click.argument("to", metavar="TO")
 @click.option("--interface", default="", help="By which interface the packet comes in.  [default: by the routes]")
 @click.option("--protocol", type=click.Choice(["tcp", "udp", "sctp"]), help="Of TO.  [default: tcp, or the Service's]")
+@click.option(
+    "--send", "count", type=click.IntRange(1, 1000), help="Also open so many connections. FROM is `node`, by TCP."
+)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @with_inputs
-def command(source: str, to: str, interface: str, protocol: str | None, form: str, inputs: Inputs) -> int:
+def command(
+    source: str, to: str, interface: str, protocol: str | None, count: int | None, form: str, inputs: Inputs
+) -> int:
     """Show where a packet goes, by the rules that this node holds now, whoever wrote them.
 
     FROM is an IP address, or `node` for the node itself. TO is IP:PORT, [IPv6]:PORT, or NAMESPACE/NAME[:PORT], which
     stands for every address of that Service. With --mode, and the cluster of -f or the kubeconfig, the rules are those
     that would be programmed.
     """
+    if count and (source != NODE or inputs.mode_given):
+        raise InvalidInput(
+            "--send: needs FROM `node`, and no --mode: the connections are this node's, by its live rules"
+        )
     subject = _rendered(inputs) if inputs.mode_given else _live(inputs, needs_cluster="/" in to)
     asked = PROTOCOLS.get((protocol or "").upper())
     traces = []
     for target in _targets(to, asked, subject):
         if probe := _probe(source, interface, target, subject):
-            traces.append((target, probe, subject.trace(probe)))
+            if count and probe.protocol is not Protocol.TCP:
+                raise InvalidInput(f"--send: only TCP connections are opened, {to} is {probe.protocol}")
+            flows, found = subject.tracked(probe), subject.trace(probe)
+            traces.append(Traced(target, probe, found, flows, subject.send(probe, count) if count else {}))
     if not traces:
         raise InvalidInput(f"{source} and {to} have no IP family in common")
     host = subject.host
-    click.echo(_json(traces, host) if form == "json" else "\n".join(_text(*each, host) for each in traces), nl=False)
+    click.echo(_json(traces, host) if form == "json" else "\n".join(_text(each, host) for each in traces), nl=False)
     return DONE
 
 
@@ -86,7 +115,7 @@ def _live(inputs: Inputs, needs_cluster: bool) -> Subject:
     kernel = LiveKernel()
     click.get_current_context().call_on_close(kernel.close)
     plans = [p for f in inputs.preview()[0].families.values() for p in f.plans.values()] if needs_cluster else []
-    return Subject(kernel.host, kernel.own, kernel.trace, plans)
+    return Subject(kernel.host, kernel.own, kernel.trace, plans, kernel.tracked, kernel.send)
 
 
 def _rendered(inputs: Inputs) -> Subject:
@@ -194,11 +223,38 @@ def fate_of(branch: Branch, probe: Probe, host: Host) -> str:
     return _FATES[branch.verdict.fate]
 
 
-def _json(traces: Iterable[tuple[Target, Probe, LiveOutcome]], host: Host) -> str:
-    return json.dumps({"traces": [_as_json(*each, host) for each in traces]}, indent=2) + "\n"
+def _json(traces: Iterable[Traced], host: Host) -> str:
+    return json.dumps({"traces": [_as_json(each, host) for each in traces]}, indent=2) + "\n"
 
 
-def _as_json(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> dict[str, object]:
+def _followed(flows: Sequence[Flow]) -> dict[str, list[int]]:
+    """The client's ports whose packets follow an entry, by the endpoint that the entry leads to."""
+    found: dict[str, list[int]] = {}
+    for flow in flows:
+        found.setdefault(address_port(flow.reply_source, flow.reply_port), []).append(flow.source_port)
+    return {endpoint: sorted(ports) for endpoint, ports in sorted(found.items())}
+
+
+def _compared(traced: Traced, host: Host) -> list[tuple[Met, int, Fraction]]:
+    """What connections met, how many of them, and the probability of it; also what was predicted and met none."""
+    left: dict[str, Fraction] = {}
+    for branch in traced.found.outcome.branches:
+        fate = fate_of(branch, traced.probe, host)
+        end = branch.verdict.endpoint or address_port(traced.probe.destination, traced.probe.port)
+        key = {"rejected": "refused", "dropped": "no answer"}.get(fate, end)
+        left[key] = left.get(key, Fraction()) + branch.probability
+    rows = []
+    for met, count in sorted(traced.sent.items()):
+        rows.append((met, count, left.get(met.endpoint or met.how, Fraction())))
+    known = {met.endpoint or met.how for met in traced.sent}
+    unmet = [
+        (Met(key, "") if key in ("refused", "no answer") else Met("connected", key)) for key in left if key not in known
+    ]
+    return rows + [(met, 0, left[met.endpoint or met.how]) for met in unmet]
+
+
+def _as_json(traced: Traced, host: Host) -> dict[str, object]:
+    target, probe, found, flows, sent = traced
     return {
         "probe": {
             "from": probe.source,
@@ -207,8 +263,14 @@ def _as_json(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> di
             "protocol": probe.protocol.lower(),
             "interface": probe.interface,
         },
-        "conntrack": None,
+        "conntrack": [{"endpoint": end, "sourcePorts": ports} for end, ports in _followed(flows).items()] or None,
         "outcomes": outcome_values(found.outcome, probe, host),
+        "sent": [
+            {"met": met.how, "endpoint": met.endpoint or None, "count": count, "predicted": str(predicted)}
+            for met, count, predicted in _compared(traced, host)
+        ]
+        if sent
+        else None,
         "unknown": [{**_step(step), "why": why} for step, why in found.unknown],
     }
 
@@ -232,15 +294,27 @@ def _step(step: Step) -> dict[str, str]:
     return {"table": step.table, "chain": step.chain, "rule": step.rule}
 
 
-def _text(target: Target, probe: Probe, found: LiveOutcome, host: Host) -> str:
+def _text(traced: Traced, host: Host) -> str:
     """The way as a tree: a line for each rule that matched, forks with their probability, and the ends."""
+    target, probe, found, flows, sent = traced
     name = f" ({target.name})" if target.name else ""
     way = f"comes in by {probe.interface}" if probe.interface else "sent by the node"
     to = address_port(probe.destination, probe.port)
     lines = [f"{probe.source} → {to}/{probe.protocol.lower()}{name}, {way}"]
+    for endpoint, ports in _followed(flows).items():
+        shown = ", ".join(map(str, ports[:MOST_PORTS])) + (
+            f" and {len(ports) - MOST_PORTS} more" * (len(ports) > MOST_PORTS)
+        )
+        why = "connection tracking has an entry: these packets pass no rule that translates"
+        lines += _wrapped(f"from port {shown}: follows its connection to {endpoint}", "  = ", why)
     for step, why in found.unknown:
         lines += _wrapped(f"depends on {step.table} {step.chain}: {step.rule}", "  ! ", f"not known: {why}")
     lines += outcome_lines(found.outcome, probe, host, "  ")
+    if sent:
+        lines.append(f"  sent {sum(sent.values())} connections:")
+        for met, count, predicted in _compared(traced, host):
+            where = f" {'from' if met.how == 'no answer' else 'to'} {met.endpoint}"
+            lines += _wrapped(f"{count} {met.how}{where * bool(met.endpoint)} (predicted: {predicted})", "    ")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -294,7 +368,8 @@ def _end(branch: Branch, probe: Probe, host: Host) -> str:
     match fate:
         case "forwarded":
             seen = f", which sees {branch.source}" if branch.source else ""
-            return f"forwarded to {branch.verdict.endpoint}{output}{seen}"
+            taken = ", the forwarder of userspace mode" if any(s.chain in _PORTALS for s in branch.steps) else ""
+            return f"forwarded to {branch.verdict.endpoint}{taken}{output}{seen}"
         case "delivered":
             return "delivered to the node itself: no Service's"
         case "unclaimed":

@@ -22,9 +22,9 @@ CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_TUPLE_ZONE = 1, 2, 3
 CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
-FILTER_PROTO_NUM = 1 << 3  # CTA_FILTER_F_CTA_PROTO_NUM of net/netfilter/nf_internals.h
+FILTER_SOURCE, FILTER_DESTINATION, FILTER_PROTO_NUM, FILTER_PORT = 1, 2, 8, 32  # CTA_FILTER_F_* of nf_internals.h
 
-NUMBERS = {protocol: PROTOCOL_NUMBERS[protocol.lower()] for protocol in (Protocol.UDP, Protocol.SCTP)}
+NUMBERS = {protocol: PROTOCOL_NUMBERS[protocol.lower()] for protocol in Protocol}
 
 _HEADERS = 16 + 4  # struct nlmsghdr, struct nfgenmsg
 _MESSAGE = struct.Struct("=IH")
@@ -49,6 +49,26 @@ def dump_request(family: Family, protocol: Protocol) -> bytes:
             netlink.attribute(CTA_FILTER_REPLY_FLAGS, _FLAGS.pack(0)),
         )
     )  # fmt: skip
+
+
+def clients_request(protocol: Protocol, source: str, destination: str, port: int) -> bytes:
+    """The payload that asks for the entries of one client to one address and port.
+
+    Kernels before 5.8 send all entries. Raises OSError for what is no address.
+    """
+    family = address_family(source)
+    client, server = (socket.inet_pton(family, ip) for ip in (source, destination))
+    wanted = FILTER_SOURCE | FILTER_DESTINATION | FILTER_PROTO_NUM | FILTER_PORT
+    number = NUMBERS[protocol]
+    return (
+        netlink.netfilter(family)
+        + _tuple(CTA_TUPLE_ORIG, number, client, 0, server, port)
+        + netlink.nested(
+            CTA_FILTER,
+            netlink.attribute(CTA_FILTER_ORIG_FLAGS, _FLAGS.pack(wanted)),
+            netlink.attribute(CTA_FILTER_REPLY_FLAGS, _FLAGS.pack(0)),
+        )
+    )
 
 
 class _Layout:

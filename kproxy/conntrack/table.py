@@ -1,4 +1,4 @@
-"""The kernel's connection tracking table: lists its UDP and SCTP entries and deletes some of them, over netlink.
+"""The kernel's connection tracking table: lists entries and deletes some of them, over netlink.
 
 The bytes are kproxy.conntrack.codec's.
 """
@@ -11,11 +11,12 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol as Interface
 
-from kproxy.conntrack.codec import DELETE, GET, decode, deletion, dump_request
+from kproxy.conntrack.codec import DELETE, GET, clients_request, decode, deletion, dump_request
 from kproxy.conntrack.stale_flows import TRACKED, Flow
 from kproxy.errors import KernelError
 from kproxy.kernel.constants import NETLINK_NETFILTER
 from kproxy.kernel.netlink_sockets import Socket
+from kproxy.model.node_info import family_of
 from kproxy.model.plans import Family, Protocol
 
 DELETED_AT_ONCE = 64  # so that the acknowledgements fit the receive buffer
@@ -48,6 +49,15 @@ class KernelConntrack:
                 chunks = kernel.dump(GET, dump_request(family, protocol), request)
                 found.extend(decode(chunks, family, {protocol}))
         return found
+
+    def of_client(self, protocol: Protocol, source: str, destination: str, port: int) -> list[Flow]:
+        """The entries of one client to one address and port, by any protocol, also TCP. Raises KernelError."""
+        request = f"list the conntrack entries of {source}"
+        with _readable(request), Socket(NETLINK_NETFILTER) as kernel:
+            chunks = kernel.dump(GET, clients_request(protocol, source, destination, port), request)
+            found = decode(chunks, family_of(source), {protocol})
+        wanted = source, destination, port
+        return [flow for flow in found if (flow.source, flow.destination, flow.destination_port) == wanted]
 
     def delete(self, flows: Iterable[Flow]) -> int:
         requests = [(DELETE, 0, deletion(flow)) for flow in flows]

@@ -101,6 +101,21 @@ class KernelIpSets:
                 found[name] = HeldSet(header.type, header.family, header.references, entries)
         return found
 
+    def header(self, name: str) -> Header:
+        """What the kernel reports of a set besides its entries. Raises NetlinkError."""
+        return self._header(name)
+
+    def has(self, name: str, entry: str) -> bool:
+        """Whether a set matches an entry of single addresses, as a rule would ask. Raises NetlinkError, ValueError."""
+        payload = codec.named(name) + netlink.nested(codec.ATTR_DATA, codec.entry(entry))
+        try:
+            self._socket.ask(codec.TEST, payload, f"look for {entry} in ipset {name}")
+        except NetlinkError as error:
+            if error.errno == codec.NOT_IN_SET:
+                return False
+            raise codec.explained(error) from None
+        return True
+
     def create(self, specs: Iterable[SetSpec]) -> None:
         for spec in specs:
             self._create(spec, LIMIT)

@@ -30,7 +30,7 @@ from kproxy.model.plans import Family
 
 SUBSYSTEM = NFNL_SUBSYS_IPSET << 8
 CREATE, DESTROY, SWAP, LIST = SUBSYSTEM | 2, SUBSYSTEM | 3, SUBSYSTEM | 6, SUBSYSTEM | 7  # IPSET_CMD_*
-ADD, DELETE, HEADER, TYPE = SUBSYSTEM | 9, SUBSYSTEM | 10, SUBSYSTEM | 12, SUBSYSTEM | 13
+ADD, DELETE, TEST, HEADER, TYPE = (SUBSYSTEM | number for number in (9, 10, 11, 12, 13))
 PROTOCOL_VERSION = 6  # spoken by every kernel; 7 adds only what is not used here
 ATTR_PROTOCOL, ATTR_SETNAME, ATTR_TYPENAME, ATTR_REVISION, ATTR_FAMILY = 1, 2, 3, 4, 5  # IPSET_ATTR_*, of a message
 ATTR_SETNAME2, ATTR_DATA, ATTR_ADT, ATTR_LINENO, ATTR_REVISION_MIN = 3, 7, 8, 9, 10
@@ -101,6 +101,7 @@ ERRORS = {  # IPSET_ERR_*
     4354: (errno.EINVAL, "protocol"),
     4355: (errno.EINVAL, "no protocol"),
 }
+NOT_IN_SET = 4103  # of a test
 HASH_FULL = 4352  # of a bitmap: beyond its range
 
 _U32 = struct.Struct("=I")

@@ -93,6 +93,14 @@ class KernelIpvs:
             if family_of(server.key.address) is family
         }
 
+    def virtual_servers(self) -> dict[ServerKey, VirtualServer]:
+        """Those of both families that have an address and a port, without their real servers. Raises KernelError."""
+        request = "list virtual servers"
+        chunks = self._socket.dump(self._type, codec.servers(), request)
+        with self._socket.decoding(request):
+            states = [codec.server_of(payload) for payload in self._payloads(chunks)]
+        return {state.server.key: state.server for state in states if state is not None}
+
     def reals(self, server: ServerKey) -> dict[RealKey, RealState]:
         request, family = f"list real servers of {server}", family_of(server.address)
         chunks = self._socket.dump(self._type, codec.reals_of(server), request)

@@ -8,7 +8,7 @@ Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from kproxy.errors import NetlinkError
 from kproxy.kernel import netlink
@@ -37,6 +37,7 @@ class Ruleset:
     def __init__(self) -> None:
         self._socket = Socket(NETLINK_NETFILTER)
         self._chains: list[HookedChain] | None = None
+        self._names: dict[Place, set[str]] = {}
         self._rules: dict[tuple[Place, str], tuple[LiveRule, ...]] = {}
         self._elements: dict[tuple[Place, str, bytes], Data | None] = {}
         self._lengths: dict[tuple[Place, str], int] = {}
@@ -56,6 +57,11 @@ class Ruleset:
             found = [chain for family in PROTOCOLS for chain in self._hooked(family)]
             self._chains = sorted(found, key=lambda chain: chain.priority)
         return self._chains
+
+    def chain_names(self, place: Place) -> Collection[str]:
+        """The names of all chains of a table."""
+        self.base_chains()
+        return self._names.get(place, ())
 
     def rules(self, place: Place, chain: str) -> tuple[LiveRule, ...]:
         """The rules of a chain, in order."""
@@ -90,12 +96,15 @@ class Ruleset:
 
     def _hooked(self, family: str) -> Iterator[HookedChain]:
         for attributes in self._dump(family, messages.GETCHAIN, b""):
+            place = Place(family, netlink.to_text(attributes[messages.TABLE]))
+            name = netlink.to_text(attributes[messages.CHAIN_NAME])
+            self._names.setdefault(place, set()).add(name)
             if messages.CHAIN_HOOK in attributes:
                 hook = netlink.attributes(attributes[messages.CHAIN_HOOK])
                 number = netlink.to_int(hook.get(messages.HOOK_NUMBER, b""))
                 yield HookedChain(
-                    Place(family, netlink.to_text(attributes[messages.TABLE])),
-                    netlink.to_text(attributes[messages.CHAIN_NAME]),
+                    place,
+                    name,
                     netlink.to_text(attributes.get(messages.CHAIN_TYPE, b"")),
                     HOOKS[number] if number < len(HOOKS) else "ingress",
                     int.from_bytes(hook.get(messages.HOOK_PRIORITY, b""), "big", signed=True),

@@ -15,6 +15,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from kproxy.model.addresses import is_loopback
 from kproxy.model.plans import address_port
 from kproxy.trace.comparisons import Dimension, Observer, owned, unobserved
 from kproxy.trace.outcome import AffinityEntry, Branch, Fate, Host, Outcome, Probe, Step, Verdict, number
@@ -35,9 +36,11 @@ class Hook(Enum):
 class Packet(NamedTuple):
     """A packet at some point of its path. source, destination: canonical text; beside it the same as numbers.
 
-    translated: its destination was changed. masqueraded: its source will be changed to an address of the node.
-    output: the interface by which it leaves, "" where that is not decided yet, None if it is not known. ct_mark: of its
-    connection. untracked: connection tracking leaves it out.
+    translated: its destination was changed. masqueraded: its source will be changed to an address of the node. output:
+    the interface by which it leaves, "" where that is not decided yet, None if it is not known. ct_mark: of its
+    connection. untracked: connection tracking leaves it out. balanced: IPVS has chosen a real server. source_to: the
+    address that a rule names as its source afterwards, "" for the output interface's. seen: by connection tracking,
+    which chains of low priorities come before.
     """
 
     source: str
@@ -54,11 +57,16 @@ class Packet(NamedTuple):
     output: str | None = ""
     ct_mark: int = 0
     untracked: bool = False
+    source_to: str = ""
+    seen: bool = True
+    balanced: bool = False
 
     @property
     def states(self) -> frozenset[str]:
         """Its connection tracking states; the first packet of a connection is NEW."""
-        done = (("DNAT", self.translated), ("SNAT", self.masqueraded))
+        if not self.seen:
+            return frozenset({"UNTRACKED" if self.untracked else "INVALID"})
+        done = (("DNAT", self.translated and not self.balanced), ("SNAT", self.masqueraded))
         return frozenset({"UNTRACKED" if self.untracked else "NEW", *(name for name, is_so in done if is_so)})
 
 
@@ -132,16 +140,28 @@ class HookTracer(ABC):
         return Outcome(tuple(self._ended))
 
     def _arriving(self, path: Path) -> list[Path]:
-        here, elsewhere = self._routed(self._hook(Hook.PREROUTING, path, True))
+        arrived = self._hook(Hook.PREROUTING, path, True)
+        arrived = [p for p in arrived if not self._is_martian(p, p.packet.destination, path.packet.interface)]
+        here, elsewhere = self._routed(arrived)
         forwarded = self._through(Hook.FORWARD, [self._directed(each) for each in elsewhere])
         return [*self._through(Hook.INPUT, here), *self._leaving(forwarded)]
 
     def _sent(self, path: Path) -> list[Path]:
         sent = [self._directed(each) for each in self._hook(Hook.OUTPUT, self._directed(path), True)]
+        sent = [each for each in sent if not self._is_martian(each, each.packet.source, each.packet.output)]
         here, elsewhere = self._routed(self._leaving(sent))
         back = [each.changed(interface=LOOPBACK, output="") for each in here]
         back = self._through(Hook.INPUT, self._through(Hook.PREROUTING, back, False), False)
         return [*elsewhere, *back]
+
+    def _is_martian(self, path: Path, ip: str, interface: str | None) -> bool:
+        """Whether routing drops a packet as its source or destination IP is a loopback address and the interface is
+        not (RFC 1122); the path has ended then."""
+        refused = is_loopback(ip) and bool(interface) and interface != LOOPBACK and not self._host.route_localnet
+        if refused:
+            step = Step("routing", interface or "", f"{ip} is a loopback address, and route_localnet is off")
+            self._end(path.after(step), Fate.DROPPED)
+        return refused
 
     def _leaving(self, paths: Iterable[Path]) -> list[Path]:
         return self._through(Hook.POSTROUTING, [path.changed(interface="", bridged=False) for path in paths])
@@ -184,5 +204,7 @@ class HookTracer(ABC):
 
     def _source(self, packet: Packet, output: str) -> str:
         """The address that a masqueraded packet has afterwards, "" if it is not known."""
+        if packet.source_to:
+            return packet.source_to
         route = self._host.route(packet.destination)
         return (route.source if route else "") or self._host.interfaces.get(output, "")

@@ -14,7 +14,18 @@ from kproxy.model.plans import Family
 from kproxy.trace.comparisons import Observer, OfInterface, unobserved
 from kproxy.trace.hooks import ChainAtHook, Hook, HookTracer, Packet, Path
 from kproxy.trace.iptables_parser import Chain, Tables
-from kproxy.trace.iptables_rules import Dnat, Jump, MarkSet, MatchContext, Plain, Redirect, Rule, SetLookup
+from kproxy.trace.iptables_rules import (
+    Dnat,
+    Jump,
+    MarkCopy,
+    MarkSet,
+    MatchContext,
+    Plain,
+    Redirect,
+    Rule,
+    SetLookup,
+    Snat,
+)
 from kproxy.trace.outcome import Affinity, AffinityEntry, Fate, Host, Outcome, Probe, Step, check_family
 
 NAT = "nat"
@@ -186,14 +197,25 @@ class IptablesChains:
     ) -> None:
         """Apply the rule's target. on: paths that continue with the next rule. out: paths that leave the chain."""
         match rule.target:
+            case MarkCopy() | MarkSet(of_connection=True) if not path.packet.seen:
+                on.append(path)
             case Jump(name, goto):
                 for after, accepted in self._chain(table, self._tables[table, name], path, depth + 1):
                     if accepted or goto:
                         out.append((after, accepted))
                     else:
                         on.append(after)
-            case MarkSet(value, mask):
-                on.append(path.changed(mark=path.packet.mark & ~mask ^ value))
+            case MarkSet(value, mask, of_connection):
+                held = path.packet.ct_mark if of_connection else path.packet.mark
+                on.append(path.changed(**{"ct_mark" if of_connection else "mark": held & ~mask ^ value}))
+            case MarkCopy(packet_mask, connection_mask, restores):
+                mark, ct_mark = path.packet.mark, path.packet.ct_mark
+                if restores:
+                    on.append(path.changed(mark=mark & ~packet_mask ^ ct_mark & connection_mask))
+                else:
+                    on.append(path.changed(ct_mark=ct_mark & ~connection_mask ^ mark & packet_mask))
+            case Snat(ip):
+                out.append((path.changed(masqueraded=True, source_to=ip), True))
             case Dnat(ip, port):
                 out.append((path.redirected(ip, port), True))
             case Redirect(port) as redirect:
@@ -209,6 +231,8 @@ class IptablesChains:
                 out.append((path, False))
             case "MASQUERADE":
                 out.append((path.changed(masqueraded=True), True))
+            case "NOTRACK":
+                on.append(path.changed(untracked=True))
             case "DROP":
                 self._end(path, Fate.DROPPED)
             case "REJECT":

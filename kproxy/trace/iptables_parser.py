@@ -20,7 +20,7 @@ from kproxy.modes.xtables.saved import Saved
 from kproxy.trace import iptables_rules as r
 from kproxy.trace.comparisons import Among, Dimension, Observer
 from kproxy.trace.hooks import Packet
-from kproxy.trace.outcome import probability_of
+from kproxy.trace.outcome import number, probability_of
 
 PROTOCOLS = {"6": "tcp", "17": "udp", "132": "sctp", "tcp": "tcp", "udp": "udp", "sctp": "sctp"}
 FULL = 0xFFFFFFFF
@@ -28,66 +28,109 @@ MANY = 8
 """Rules in a chain from which on it is worth while to look them up by destination and port."""
 WIDTH = {Family.IPV4: 32, Family.IPV6: 128}
 WHOLE_ADDRESS = {"255.255.255.255", ":".join(["ffff"] * 8)}
-PLAIN = {"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE"}
+PLAIN = {"ACCEPT", "DROP", "REJECT", "RETURN", "MASQUERADE", "NOTRACK"}
+PASSED = {"LOG", "NFLOG", "TRACE", "AUDIT", "TCPMSS", "CHECKSUM", "CLASSIFY", "DSCP", "TOS", "SECMARK", "CONNSECMARK"}
+"""Targets that change nothing that rules or routes decide by; their options do not matter."""
 # Options of plain targets that do not change the verdict.
 PLAIN_OPTIONS = {"--reject-with", "--random-fully", "--random", "--to-ports", "--persistent"}
 
+UNREADABLE = '-m comment --comment "iptables cannot read this chain" -j UNREADABLE'
+
 _POLICY = re.compile(r":(\S+) (\S+)")
 _COUNTED = re.compile(r"^\s*(?:\[\d+:\d+\] )?")  # iptables-save -c puts counters before rules
+_EXACT = re.compile(r"(?:-s \S+ )?-d (\S+)/(?:32|128) ")  # as iptables orders options
 _OPTION = re.compile(r"--?[A-Za-z]")
 
 
-@dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain. policy: the verdict at the end of a built-in chain, "-" for none."""
+    """A chain, of which only the rules are parsed that a packet may match: one chain may have 10,000.
 
-    name: str
-    policy: str
-    rules: tuple[r.Rule, ...]
-    _index: _Index = field(default_factory=lambda: _Index(), repr=False, compare=False)
+    policy: the verdict at the end of a built-in chain, "-" for none. lines: the rules without "-A CHAIN". chains: those
+    of its table, to which they may jump.
+    """
+
+    def __init__(self, name: str, policy: str, lines: Iterable[str], family: Family, chains: Collection[str]) -> None:
+        self.name, self.policy = name, policy
+        self._family, self._chains, self._lines = family, chains, tuple(lines)
+        self._parsed: dict[str, r.Rule] = {}
+        self._destinations: Among | None = None
+        self._by_destination: dict[int | None, list[tuple[int, str]]] = {}
+        self._by_port: dict[int | None, tuple[dict[int | None, list[r.Rule]], Among]] = {}
+
+    @property
+    def rules(self) -> tuple[r.Rule, ...]:
+        return tuple(map(self._rule, self._lines))
 
     def relevant(self, packet: Packet, observe: Observer) -> Sequence[r.Rule]:
         """The rules that a packet with this destination and port may match, in order."""
-        if len(self.rules) < MANY:
+        if len(self._lines) < MANY:
             return self.rules
-        if self._index.destinations is None:
-            self._index.fill(self.rules)
-        by_port, ports = self._index.of_destination(packet.destination_number)
-        if not packet.translated and self._index.destinations:
-            observe(self._index.destinations)
+        if self._destinations is None:
+            self._destinations = self._index()
+        by_port, ports = self._of_destination(packet.destination_number)
+        if not packet.translated and self._destinations:
+            observe(self._destinations)
         if ports:
             observe(ports)
-        if packet.port in by_port:
-            return by_port[packet.port]
-        return by_port[None]
+        return by_port.get(packet.port, by_port[None])
 
+    def _index(self) -> Among:
+        """Sorts the rules by destination, unparsed; returns the destinations."""
+        for place, line in enumerate(self._lines):
+            exact = _EXACT.match(line)
+            self._by_destination.setdefault(number(exact[1]) if exact else None, []).append((place, line))
+        return Among(Dimension.DESTINATION, (each for each in self._by_destination if each is not None))
 
-class _Index:
-    """The rules of a long chain by destination and port."""
-
-    def __init__(self) -> None:
-        self.destinations: Among | None = None
-        self._rules: dict[int | None, list[tuple[int, r.Rule]]] = {}
-        self._of: dict[int | None, tuple[dict[int | None, list[r.Rule]], Among]] = {}
-
-    def fill(self, rules: Iterable[r.Rule]) -> None:
-        for place, rule in enumerate(rules):
-            self._rules.setdefault(rule.destination, []).append((place, rule))
-        self.destinations = Among(Dimension.DESTINATION, (each for each in self._rules if each is not None))
-
-    def of_destination(self, destination: int) -> tuple[dict[int | None, list[r.Rule]], Among]:
+    def _of_destination(self, destination: int) -> tuple[dict[int | None, list[r.Rule]], Among]:
         """The rules that one destination may match by port, in order, None for all other ports; and these ports."""
-        key = destination if destination in self._rules else None
-        if key not in self._of:
-            both = self._rules.get(None, []) if key is None else [*self._rules[key], *self._rules.get(None, [])]
-            ports = {rule.port for _, rule in both if rule.port is not None}
-            lists: dict[int | None, list[tuple[int, r.Rule]]] = {port: [] for port in (*ports, None)}
-            for each in both:
-                for port in (each[1].port,) if each[1].port is not None else lists:
-                    lists[port].append(each)
-            ordered = {port: [rule for _, rule in sorted(of, key=itemgetter(0))] for port, of in lists.items()}
-            self._of[key] = ordered, Among(Dimension.PORT, ports)
-        return self._of[key]
+        key = destination if destination in self._by_destination else None
+        if key not in self._by_port:
+            lines = [*self._by_destination.get(None, ()), *(self._by_destination[key] if key is not None else ())]
+            rules = [self._rule(line) for _, line in sorted(lines, key=itemgetter(0))]
+            ports = {rule.port for rule in rules if rule.port is not None}
+            lists: dict[int | None, list[r.Rule]] = {port: [] for port in (*ports, None)}
+            for rule in rules:
+                for port in (rule.port,) if rule.port is not None else lists:
+                    lists[port].append(rule)
+            self._by_port[key] = lists, Among(Dimension.PORT, ports)
+        return self._by_port[key]
+
+    def _rule(self, line: str) -> r.Rule:
+        if line not in self._parsed:
+            self._parsed[line] = parse_rule(line, self._family, self._chains)
+        return self._parsed[line]
+
+
+class ListedTables:
+    """The tables of one family, whose chains are read when a packet reaches them.
+
+    read: what `iptables -S CHAIN` prints for a table and chain, None if it cannot read it. chains: a table's.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        read: Callable[[str, str], list[str] | None],
+        chains: Callable[[str], Collection[str]],
+    ) -> None:
+        self._family, self._read, self._chains = family, read, chains
+        self._known: dict[tuple[str, str], Chain | None] = {}
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        """The chain, None if it does not exist, or iptables cannot read it."""
+        if (table, name) not in self._known:
+            lines = self._read(table, name)
+            self._known[table, name] = None if lines is None else self._listed(table, name, lines)
+        return self._known[table, name]
+
+    def _listed(self, table: str, name: str, lines: list[str]) -> Chain:
+        head, rules = f"-A {name} ", lines[1:]
+        policy = lines[0].split()[2] if lines and lines[0].startswith("-P ") else "-"
+        return Chain(name, policy, [line.removeprefix(head) for line in rules], self._family, self._chains(table))
+
+    def __getitem__(self, place: tuple[str, str]) -> Chain:
+        """A chain that a rule jumps to. What it does is not known if iptables cannot read it."""
+        return self.chain(*place) or Chain(place[1], "-", [UNREADABLE], self._family, ())
 
 
 class Tables:
@@ -115,8 +158,8 @@ class Tables:
         table, name = place
         found = self._read.get(place)
         if found is None:
-            rules = (parse_rule(rule, self._family, self._names[table]) for rule in self._saved.rules(table, name))
-            found = self._read[place] = Chain(name, self._policies.get(place, "-"), tuple(rules))
+            policy, lines = self._policies.get(place, "-"), self._saved.rules(table, name)
+            found = self._read[place] = Chain(name, policy, lines, self._family, self._names[table])
         return found
 
 
@@ -286,6 +329,15 @@ class _Reader:
         if found := module.take("--mark"):
             yield r.MarkIs(*_bits(found[1]), found[0])
 
+    def _connmark(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--mark"):
+            yield r.MarkIs(*_bits(found[1]), found[0], of_connection=True)
+
+    def _multiport(self, module: _Module) -> Iterator[r.Match]:
+        if found := module.take("--dports"):
+            ends = (each.partition(":") for each in found[1].split(","))
+            yield r.Ports(tuple((int(low), int(high or low)) for low, _, high in ends), found[0])
+
     def _statistic(self, module: _Module) -> Iterator[r.Match]:
         if module.value("--mode") != "random":
             raise ValueError("only --mode random is known here")
@@ -338,6 +390,15 @@ class _Reader:
         match target.name:
             case "MARK":
                 return _mark_set(target)
+            case "CONNMARK":
+                return _connection_mark(target)
+            case "CT" if target.take("--notrack"):
+                return r.Plain("NOTRACK")
+            case "SNAT":
+                return r.Snat(self._dnat(target.value("--to-source")).ip)
+            case name if name in PASSED:
+                target.options.clear()
+                return r.Plain("")
             case "DNAT":
                 return self._dnat(target.value("--to-destination"))
             case "REDIRECT":
@@ -367,6 +428,8 @@ _MATCHES: dict[str, Callable[[_Reader, _Module], Iterator[r.Match]]] = {
     "addrtype": _Reader._addrtype,
     "conntrack": _Reader._conntrack,
     "mark": _Reader._mark,
+    "connmark": _Reader._connmark,
+    "multiport": _Reader._multiport,
     "statistic": _Reader._statistic,
     "recent": _Reader._recent,
     "set": _Reader._set,
@@ -392,6 +455,17 @@ def _owner(modules: list[_Module], basics: list[Option], option: str) -> _Module
 def _bits(text: str) -> tuple[int, int]:
     value, _, mask = text.partition("/")
     return int(value, 0), int(mask, 0) if mask else FULL
+
+
+def _connection_mark(target: _Module) -> r.MarkSet | r.MarkCopy:
+    """Every way to set the mark of a connection, and to copy it (iptables-extensions(8), CONNMARK)."""
+    for option in ("--save-mark", "--restore-mark"):
+        if target.take(option):
+            both = target.value("--mask", f"{FULL}")
+            packet, connection = (int(target.value(name, both), 0) for name in ("--nfmask", "--ctmask"))
+            return r.MarkCopy(packet, connection, option == "--restore-mark")
+    found = _mark_set(target)
+    return r.MarkSet(found.value, found.mask, of_connection=True)
 
 
 def _mark_set(target: _Module) -> r.MarkSet:

@@ -86,6 +86,17 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True)
+class Ports:
+    """-m multiport --dports: whether the destination port is in one of these ranges."""
+
+    ranges: tuple[tuple[int, int], ...]
+    negated: bool = False
+
+    def holds(self, packet: Packet, context: MatchContext) -> bool:
+        return any(low <= packet.port <= high for low, high in self.ranges) is not self.negated
+
+
+@dataclass(frozen=True, slots=True)
 class Interface:
     """-i, -o: whether it came in, or leaves, by this interface ("+" ends a prefix). What the node itself sends came in
     by none."""
@@ -132,14 +143,18 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class MarkIs:
-    """-m mark: whether the masked packet mark equals the value."""
+    """-m mark, -m connmark: whether the masked mark of the packet, or of its connection, equals the value."""
 
     value: int
     mask: int
     negated: bool = False
+    of_connection: bool = False
 
     def holds(self, packet: Packet, context: MatchContext) -> bool:
-        return (packet.mark & self.mask == self.value) is not self.negated
+        if self.of_connection and not packet.seen:
+            return False
+        mark = packet.ct_mark if self.of_connection else packet.mark
+        return (mark & self.mask == self.value) is not self.negated
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +182,22 @@ class WithinSet:
         return context.sets(self.name, self.directions, packet) is not self.negated
 
 
+def set_entry(type: str, directions: tuple[str, ...], packet: Packet) -> str:
+    """What a rule looks for in an ipset of this type, as ipset(8) writes it. Raises NotKnown."""
+    parts = type.partition(":")[2].split(",")
+    words = []
+    for part, direction in zip(parts, directions, strict=False):
+        if part in ("ip", "net"):
+            words.append(packet.source if direction == "src" else packet.destination)
+        elif part == "port" and direction == "dst":
+            words.append(str(packet.port) if parts == ["port"] else f"{packet.protocol}:{packet.port}")
+        else:
+            raise NotKnown("the client's port" if part == "port" else f"an ipset of type {type}")
+    if len(words) < len(parts):
+        raise NotKnown(f"an ipset of type {type} by {','.join(directions)}")
+    return ",".join(words)
+
+
 @dataclass(frozen=True, slots=True)
 class Bridged:
     """-m physdev --physdev-is-in: whether the packet came in by a port of a bridge."""
@@ -182,7 +213,8 @@ class Bridged:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A target without options: ACCEPT, DROP, REJECT, RETURN, MASQUERADE; "" for a rule that has none."""
+    """A target without options that decide: ACCEPT, DROP, REJECT, RETURN, MASQUERADE, NOTRACK; "" for none, and for one
+    that changes nothing that rules or routes decide by."""
 
     name: str
 
@@ -197,10 +229,27 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class MarkSet:
-    """-j MARK, as --set-xmark: clear the bits of the mask, then xor the value."""
+    """-j MARK, -j CONNMARK, as --set-xmark: clear the bits of the mask, then xor the value."""
 
     value: int
     mask: int
+    of_connection: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MarkCopy:
+    """-j CONNMARK --save-mark or --restore-mark: between the packet's mark and its connection's."""
+
+    packet_mask: int
+    connection_mask: int
+    restores: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Snat:
+    """-j SNAT to one address."""
+
+    ip: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +276,7 @@ class Redirect:
         return "::1" if ":" in packet.destination else "127.0.0.1"
 
 
-Target = Plain | Jump | MarkSet | Dnat | Redirect
+Target = Plain | Jump | MarkSet | MarkCopy | Snat | Dnat | Redirect
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from kproxy.trace.outcome import Fate, Host, NotKnown, Step
 
 MAX_DEPTH = 16  # NFT_JUMP_STACK_SIZE
 CONTINUE, BREAK, JUMP, GOTO, RETURN, DROP, ACCEPT = -1, -2, -3, -4, -5, 0, 1
-NEW, UNTRACKED, SNAT, DNAT = 8, 64, 0x10, 0x20  # NF_CT_STATE_BIT, IPS_SRC_NAT, IPS_DST_NAT
+INVALID, NEW, UNTRACKED, SNAT, DNAT = 1, 8, 64, 0x10, 0x20  # NF_CT_STATE_BIT, IPS_SRC_NAT, IPS_DST_NAT
 RTN_UNICAST, RTN_LOCAL = 1, 2
 PASSED = frozenset({"counter", "log", "last", "objref", "flow_offload", "dup", "dynset"})
 """Expressions that change neither the packet's fate nor what later expressions see. A dynset only stops a rule when its
@@ -332,13 +332,15 @@ class NftChains:
 
     def _ct(self, place: Place, e: Expression, path: Path, r: Registers) -> Path | None:
         packet, key = path.packet, e.number(2)
+        if key and not packet.seen:
+            return None if 1 in e.attributes else path
         if 1 not in e.attributes:
             if key == 3:
                 return path.changed(ct_mark=int.from_bytes(r.get(e.number(4), 4), sys.byteorder))
             raise NotKnown(f"ct key {key} set")
         number = {
-            0: UNTRACKED if packet.untracked else NEW,
-            2: SNAT * packet.masqueraded | DNAT * packet.translated,
+            0: UNTRACKED if packet.untracked else NEW if packet.seen else INVALID,
+            2: SNAT * packet.masqueraded | DNAT * (packet.translated and not packet.balanced),
             3: packet.ct_mark,
         }.get(key)
         if key == 1:
@@ -373,7 +375,8 @@ class NftChains:
         r.verdict = Data(b"", ACCEPT)
         length = 16 if e.number(2) == NFPROTO[Family.IPV6] else 4
         if e.number(1) == 0:
-            return path.changed(masqueraded=True)
+            chosen = str(ip_address(r.get(e.number(3), length))) if 3 in e.attributes else path.packet.source
+            return path.changed(masqueraded=True, source_to=chosen)
         packet = path.packet
         ip = str(ip_address(r.get(e.number(3), length))) if 3 in e.attributes else packet.destination
         port = int.from_bytes(r.get(e.number(5), 2), "big") if 5 in e.attributes else packet.port

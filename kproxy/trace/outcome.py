@@ -61,13 +61,14 @@ class Host:
 
     addresses: its own, without prefix lengths; loopback always counts. interfaces: the first address of each interface,
     to which REDIRECT translates; only needed where rules redirect. numbers: the interfaces' indices. route: finds the
-    route to an address, None when it is not known.
+    route to an address, None when it is not known. route_localnet: whether loopback addresses are routed.
     """
 
     addresses: frozenset[str] = frozenset()
     interfaces: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, int] = field(default_factory=dict)
     route: Callable[[str], Route | None] = lambda ip: None
+    route_localnet: bool = True
 
     def owns(self, ip: str) -> bool:
         """Whether IP (canonical) is an address of the node (type LOCAL)."""

@@ -83,6 +83,11 @@ HARMLESS = {
     "ConfigFile.stop",
     "Table.can_delete",
     "EventQueue.stop",
+    # made by `kproxy trace` alone, never by the daemon
+    "KernelIpSets.has",
+    "KernelIpSets.header",
+    "KernelIpvs.virtual_servers",
+    "KernelConntrack.of_client",
     # no I/O
     "NftDrift.proves",
     "Table.bytes_written",

@@ -85,7 +85,7 @@ def test_what_a_rule_matches(rule: str, holds: bool) -> None:
         ("-m addrtype --dst-type BROADCAST -j DROP", "--dst-type BROADCAST"),
         ("-m conntrack --ctstate NEW --ctdir ORIGINAL -j DROP", "--ctdir"),
         ("-p tcp --sport 53 -j DROP", "--sport"),
-        ("-p tcp -m multiport --dports 80,443 -j DROP", "multiport"),
+        ("-p tcp -m string --algo bm --string x -j DROP", "string"),
         ("-o eth0 -j DROP", "-o eth0"),
         ("-d fd00::1 -j DROP", "family"),
         ("-m mark --mark high -j DROP", "match mark"),
