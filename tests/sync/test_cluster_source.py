@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,15 @@ def test_the_gate_of_client_go_decides_whether_lists_are_streamed(rig: Rig, serv
         server.apply(service(name))
         before = Counter(server.served)
         rig.source.replace(dataclasses.replace(options, config=config))
-        assert rig.sees(name)
-        asked = {v for (v, kind), count in (server.served - before).items() if kind == "Service" and v != "watch"}
-        assert asked == {verb}
+        assert rig.sees(name)  # perhaps by the watch that is just being replaced
+        asked = partial(lists_since, server, before)
+        assert wait_for(lambda: bool(asked()), 15.0)  # noqa: B023
+        assert asked() == {verb}
+
+
+def lists_since(server: ApiServer, before: Counter[tuple[str, str]]) -> set[str]:
+    """How Services were listed since then."""
+    return {verb for verb, kind in server.served - before if kind == "Service" and verb != "watch"}
 
 
 def test_credentials_that_cannot_be_read_are_tried_again(
