@@ -55,8 +55,9 @@ def _text(found: list[Finding], services: int) -> str:
     by_object = sorted(found, key=lambda each: order.index(each.object))
     parts = [f"{name}\n{_of_object(group)}" for name, group in groupby(by_object, key=lambda each: each.object)]
     counts = Counter(each.severity.value for each in found)
+    noun = f"{services} Service{'s' * (services != 1)}"
     said = ", ".join(f"{counts[each]} of severity {each}" for each in Severity if counts[each])
-    return "".join(f"{part}\n" for part in parts) + f"{services} Services: {said or 'nothing found'}\n"
+    return "".join(f"{part}\n" for part in parts) + f"{noun}: {said or 'nothing found'}\n"
 
 
 def _of_object(group: Iterable[Finding]) -> str:

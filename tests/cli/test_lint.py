@@ -33,7 +33,7 @@ def test_findings_as_text_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main.main(["lint", "-f", str(tmp_path)]) == 1
     text = capsys.readouterr().out
     assert text.startswith("Service shop/web\n  error no-endpoints\n    it has no endpoints: connections are refused\n")
-    assert text.endswith("1 Services: 1 of severity error, 1 of severity info\n")
+    assert text.endswith("1 Service: 1 of severity error, 1 of severity info\n")
     assert max(map(len, text.splitlines())) <= 100
 
     assert main.main(["lint", "--format", "json", str(tmp_path / "web.yaml")]) == 1
@@ -48,11 +48,11 @@ def test_findings_as_text_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "web.yaml").write_text(SERVICE + "---" + SLICE)
     assert main.main(["lint", "--severity", "warning", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "1 Services: nothing found\n"
+    assert capsys.readouterr().out == "1 Service: nothing found\n"
     (tmp_path / "broken.yaml").write_text("{")
     assert main.main(["lint", "--severity", "warning", str(tmp_path)]) == 2
     out, errors = capsys.readouterr()
-    assert out == "1 Services: nothing found\n"
+    assert out == "1 Service: nothing found\n"
     assert errors.startswith(f"kproxy: error: manifest {tmp_path}/broken.yaml: ")
 
 
