@@ -28,7 +28,7 @@ from kproxy.model.plans import PROTOCOLS, Family, Protocol, address_port
 from kproxy.netfilter.live_rules import HookedChain, Place
 from kproxy.netfilter.ruleset import Ruleset
 from kproxy.trace.hooks import Packet
-from kproxy.trace.iptables_parser import ListedTables
+from kproxy.trace.iptables_parser import ListedTables, Tables
 from kproxy.trace.iptables_rules import set_entry
 from kproxy.trace.live import NFT_FAMILY, Balancer, Live, LiveOutcome, trace_live
 from kproxy.trace.outcome import AffinityEntry, Host, NotKnown, Probe, Route
@@ -148,7 +148,9 @@ class LiveKernel:
             entries = {
                 flow.source_port: address_port(flow.reply_source, flow.reply_port) for flow in self.tracked(probe)
             }
-            return Counter(Met(how, entries.get(opened.getsockname()[1], "")) for opened, how in tried)
+            # The entry of a refused connection is gone, and its port may be another's by now.
+            ends = ("" if how == "refused" else entries.get(opened.getsockname()[1], "") for opened, how in tried)
+            return Counter(Met(how, end) for (_, how), end in zip(tried, ends, strict=True))
 
     def _read(self, family: Family) -> Live:
         tool = _TOOLS[family]
@@ -168,7 +170,7 @@ class LiveKernel:
             host,
             self._rules,
             by_nft,
-            legacy,
+            Tables(legacy, family),
             self._in_set,
             RecentLists(),
             self._balancer if IPVS.exists() else None,

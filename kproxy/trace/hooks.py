@@ -33,6 +33,10 @@ class Hook(Enum):
     POSTROUTING = "postrouting"
 
 
+SOURCE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
+"""The hooks at which NAT changes the source; at the others it changes the destination."""
+
+
 class Packet(NamedTuple):
     """A packet at some point of its path. source, destination: canonical text; beside it the same as numbers.
 
@@ -105,6 +109,19 @@ class ChainAtHook(NamedTuple):
     priority: int
     is_nat: bool
     apply: Callable[[Path], list[Path]]
+
+    def passed(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
+        """The paths that it lets pass, or that pass it by. nat: as in HookTracer."""
+        return [path] if self.is_nat and not (nat and may_translate(hook, path)) else self.apply(path)
+
+
+def may_translate(hook: Hook, path: Path) -> bool:
+    """Whether a packet passes NAT chains: only until one of them has translated it, and only if it is tracked.
+
+    Source: net/netfilter/nf_nat_core.c, nf_nat_inet_fn.
+    """
+    packet = path.packet
+    return not (packet.untracked or (packet.masqueraded if hook in SOURCE_HOOKS else packet.translated))
 
 
 class HookTracer(ABC):

@@ -12,7 +12,7 @@ from typing import Protocol
 from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family
 from kproxy.trace.comparisons import Observer, OfInterface, unobserved
-from kproxy.trace.hooks import ChainAtHook, Hook, HookTracer, Packet, Path
+from kproxy.trace.hooks import SOURCE_HOOKS, ChainAtHook, Hook, HookTracer, Packet, Path
 from kproxy.trace.iptables_parser import Chain, Tables
 from kproxy.trace.iptables_rules import (
     Dnat,
@@ -39,8 +39,6 @@ TABLES = {
 PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 """Of the tables' chains at each hook; those of nat differ (include/uapi/linux/netfilter_ipv4.h)."""
 NAT_DESTINATION, NAT_SOURCE = -100, 100
-SOURCE_HOOKS = frozenset({Hook.INPUT, Hook.POSTROUTING})
-"""The hooks at which NAT changes the source; at the others it changes the destination."""
 MAX_DEPTH = 64
 
 
@@ -112,9 +110,9 @@ class _Trace(HookTracer):
     def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
         left = [path]
         for table in TABLES[hook]:
-            chain = self._tables.chain(table, hook.name)
-            if chain and (nat or table != NAT):
-                left = [passed for each in left for passed in self._chains.base(table, chain, each)]
+            if chain := self._tables.chain(table, hook.name):
+                at_hook = ChainAtHook(priority(table, hook), table == NAT, partial(self._chains.base, table, chain))
+                left = [passed for each in left for passed in at_hook.passed(hook, each, nat)]
         return left
 
 

@@ -12,7 +12,6 @@ from typing import Protocol
 from kproxy.model.plans import Family
 from kproxy.trace.comparisons import Observer, unobserved
 from kproxy.trace.hooks import ChainAtHook, Hook, HookTracer, Path
-from kproxy.trace.iptables import SOURCE_HOOKS
 from kproxy.trace.outcome import Affinity, Fate, Host, Outcome, Probe, check_family
 
 
@@ -50,9 +49,5 @@ class _Trace(HookTracer):
     def _hook(self, hook: Hook, path: Path, nat: bool) -> list[Path]:
         left = [path]
         for chain in self._chains[hook]:
-            passed: list[Path] = []
-            for each in left:
-                done = each.packet.masqueraded if hook in SOURCE_HOOKS else each.packet.translated
-                passed += [each] if chain.is_nat and (done or not nat) else chain.apply(each)
-            left = passed
+            left = [passed for each in left for passed in chain.passed(hook, each, nat)]
         return left

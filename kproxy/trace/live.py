@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from kproxy.model.plans import Family, address_port
 from kproxy.netfilter.live_rules import HookedChain
 from kproxy.trace.hooks import ChainAtHook, Hook, HookTracer, Packet, Path
-from kproxy.trace.iptables import NAT, NAT_DESTINATION, NAT_SOURCE, SOURCE_HOOKS, TABLES, IptablesChains, priority
+from kproxy.trace.iptables import NAT, NAT_DESTINATION, NAT_SOURCE, TABLES, IptablesChains, priority
 from kproxy.trace.iptables_parser import Chain, ListedTables, Tables
 from kproxy.trace.iptables_rules import MatchContext, SetLookup
 from kproxy.trace.nft_rules import NftChains, Rules
@@ -45,15 +45,15 @@ class Balancer(NamedTuple):
 class Live(NamedTuple):
     """What a node's kernel holds for one family.
 
-    rules: nf_tables. by_nft: what iptables-nft-save prints for the tables that it can read, or what reads them chain by
-    chain. legacy: what iptables-legacy-save prints. sets: looks up ipsets. balancer: the virtual server for a packet.
+    rules: nf_tables. by_nft: those of its tables that iptables-nft can read. legacy: the tables of iptables-legacy.
+    sets: looks up ipsets. balancer: the virtual server for a packet.
     """
 
     family: Family
     host: Host
     rules: LiveRules
-    by_nft: str | ListedTables = ""
-    legacy: str = ""
+    by_nft: Tables | ListedTables
+    legacy: Tables
     sets: SetLookup | None = None
     affinity: Affinity = MappingProxyType({})
     balancer: Callable[[Packet], Balancer | None] | None = None
@@ -81,8 +81,7 @@ class _Trace(HookTracer):
         super().__init__(live.host)
         self.unknown: dict[Step, str] = {}
         context = MatchContext(live.host, live.affinity, live.sets or _no_sets)
-        nft_tables = Tables(live.by_nft, live.family) if isinstance(live.by_nft, str) else live.by_nft
-        legacy_tables = Tables(live.legacy, live.family)
+        nft_tables, legacy_tables = live.by_nft, live.legacy
         by_nft = IptablesChains(nft_tables, context, self._end, self._note)
         legacy = IptablesChains(legacy_tables, context, self._end, self._note)
         nft = NftChains(live.rules, live.host, self._end, self._note)
@@ -113,8 +112,7 @@ class _Trace(HookTracer):
             seen = chain.priority >= CONNTRACK or hook not in (Hook.PREROUTING, Hook.OUTPUT) or not nat
             for each in left:
                 each = each.changed(seen=seen) if each.packet.seen is not seen else each
-                skipped = chain.is_nat and not (nat and _may_translate(hook, each))
-                passed += [each] if skipped else chain.apply(each)
+                passed += chain.passed(hook, each, nat)
             left = passed
         return [each if each.packet.seen else each.changed(seen=True) for each in left]
 
@@ -145,13 +143,6 @@ class _Trace(HookTracer):
 
     def _note(self, step: Step, why: str) -> None:
         self.unknown.setdefault(step, why)
-
-
-def _may_translate(hook: Hook, path: Path) -> bool:
-    """Whether NAT chains are passed: only until one of them has translated the packet, and if it is tracked."""
-    packet = path.packet
-    done = packet.masqueraded if hook in SOURCE_HOOKS else packet.translated
-    return not (done or packet.untracked)
 
 
 def _xtables(chains: IptablesChains, table: str, chain: Chain) -> Callable[[Path], list[Path]]:

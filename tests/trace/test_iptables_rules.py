@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -10,6 +11,7 @@ from kproxy.errors import InvalidInput
 from kproxy.model.plans import Family, Protocol
 from kproxy.trace.hooks import Packet
 from kproxy.trace.iptables import IptablesTracer
+from kproxy.trace.layered import LayeredTracer
 from kproxy.trace.outcome import Fate, Host, Outcome, Probe, Step, Verdict, probability_of
 
 HOST = Host(frozenset({"172.18.0.2"}), {"eth0": "172.18.0.2"})
@@ -125,6 +127,15 @@ def test_a_rule_after_the_verdict_need_not_be_understood() -> None:
 def test_where_chains_lead(rules: tuple[str, ...], chains: str, endpoint: str) -> None:
     fate = Fate.DELIVERED if endpoint else Fate.UNTOUCHED
     assert traced(nat(*rules, chains=chains)).chances == {Verdict(fate, endpoint): 1}
+
+
+@pytest.mark.parametrize("target", ["NOTRACK", "CT --notrack"])
+def test_what_is_not_tracked_is_not_translated(target: str) -> None:
+    text = f"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j {target}\nCOMMIT\n"
+    text += nat("-j DNAT --to-destination 10.244.1.7:8080")
+    layers = LayeredTracer(Family.IPV4, HOST, IptablesTracer(text, Family.IPV4, HOST)).trace(PACKET)
+    assert traced(text).chances == layers.chances == {UNTOUCHED: 1}
+    assert traced(text, replace(PACKET, protocol=Protocol.UDP)).chances != {UNTOUCHED: 1}
 
 
 def test_chains_that_jump_in_a_circle_are_an_error() -> None:

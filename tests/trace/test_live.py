@@ -10,6 +10,7 @@ import pytest
 from kproxy.lab.namespaces import Namespace, unavailable
 from kproxy.model.plans import Family
 from kproxy.netfilter.ruleset import Ruleset
+from kproxy.trace.iptables_parser import Tables
 from kproxy.trace.live import Live, trace_live
 from kproxy.trace.outcome import Host
 from tests.parity.conftest import Case
@@ -32,7 +33,7 @@ def kernel(family: Family, host: Host, *commands: tuple[tuple[str, ...], str]) -
         def read(rules: Ruleset) -> Live:
             by_nft = space.run([f"{TOOLS[family]}-nft-save"])
             legacy = space.run([f"{TOOLS[family]}-legacy-save"])
-            return Live(family, host, rules, by_nft, legacy)
+            return Live(family, host, rules, Tables(by_nft, family), Tables(legacy, family))
 
         with closing(space.call(Ruleset)) as rules:
             yield lambda: read(rules)
